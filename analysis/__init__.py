@@ -1,0 +1,1 @@
+"""Look at models and at what runs wrote: entropy, resuscitation, acquisition, figures."""

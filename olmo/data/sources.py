@@ -1,0 +1,122 @@
+"""Token ids by instance number: headerless token files (Dolma's format) and `datasets` folders.
+
+Both kinds answer `len(source)` and `source.read(indices)`. Files are memory-mapped, so opening costs nothing
+and only the pages of the instances that are read come from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import DataConfig
+
+
+class TokenSource(Protocol):
+    """Instances of `sequence_length` token ids each, numbered from 0."""
+
+    sequence_length: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        """Token ids (n, sequence_length), int64, of the instances with these numbers, in this order."""
+        ...
+
+
+def check_range(indices: NDArray[np.integer], size: int, where: str) -> None:
+    """Raise IndexError-like ValueError for the first index that lies outside [0, size)."""
+    outside = (indices < 0) | (indices >= size)
+    if outside.any():
+        bad = int(indices[outside][0])
+        raise ValueError(
+            f"instance {bad} is beyond the data set of {size} instances ({where}): data order and files disagree"
+        )
+
+
+class TokenFiles:
+    """Headerless little-endian token files, cut into instances of `sequence_length`.
+
+    The rest of each file that fills no instance is dropped; instances are numbered through the files in order
+    (formats section 3).
+    """
+
+    def __init__(self, paths: Sequence[str | Path], sequence_length: int, dtype: str = "uint16"):
+        if not paths:
+            raise ValueError("no token files given (data.paths is empty)")
+        self.sequence_length = sequence_length
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.paths = [str(p) for p in paths]
+        self._files: list[NDArray[np.unsignedinteger]] = []
+        for path in self.paths:
+            if "://" in path:
+                raise ValueError(f"{path}: remote token files cannot be read yet; download it and name the copy")
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"{path}: no such token file")
+            size = Path(path).stat().st_size
+            if size % self.dtype.itemsize:
+                raise ValueError(f"{path}: {size} bytes are no whole number of {self.dtype.name} tokens")
+            count = size // (self.dtype.itemsize * sequence_length)
+            shape = (count, sequence_length)
+            # numpy cannot map an empty file.
+            mapped = np.memmap(path, self.dtype, "r", shape=shape) if count else np.empty(shape, self.dtype)
+            self._files.append(mapped)
+        # First instance of each file, and the total at the end.
+        self.offsets = np.cumsum([0, *(len(f) for f in self._files)])
+        if not self.offsets[-1]:
+            raise ValueError(f"{', '.join(self.paths)}: fewer than {sequence_length} tokens, not one instance")
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        wanted = np.asarray(indices, dtype=np.int64)
+        check_range(wanted, len(self), f"{len(self.paths)} files, {self.paths[0]} ...")
+        rows = np.empty((len(wanted), self.sequence_length), dtype=np.int64)
+        files = np.searchsorted(self.offsets, wanted, side="right") - 1
+        for row, (file, index) in enumerate(zip(files, wanted)):
+            rows[row] = self._files[file][index - self.offsets[file]]
+        return rows
+
+
+class TokenDataset:
+    """A Hugging Face `datasets` folder on disk with a column `input_ids` of equally long rows."""
+
+    def __init__(self, path: str | Path, sequence_length: int):
+        import datasets  # takes a second; only runs on such folders need it
+
+        if not Path(path).is_dir():
+            raise FileNotFoundError(f"{path}: no such dataset folder (data.dataset_path)")
+        loaded = datasets.load_from_disk(str(path))
+        if not isinstance(loaded, datasets.Dataset) or "input_ids" not in loaded.column_names:
+            raise ValueError(f"{path}: expected a dataset with a column 'input_ids'")
+        if not len(loaded):
+            raise ValueError(f"{path}: the dataset is empty")
+        self.path, self.sequence_length = str(path), sequence_length
+        self._rows = loaded.select_columns(["input_ids"]).with_format("numpy")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        wanted = np.asarray(indices, dtype=np.int64)
+        check_range(wanted, len(self), self.path)
+        rows = self._rows[wanted]["input_ids"]
+        lengths = {len(row) for row in rows}
+        if lengths != {self.sequence_length}:
+            raise ValueError(
+                f"{self.path}: rows of {sorted(lengths)} tokens, expected {self.sequence_length} "
+                "(model.max_sequence_length)"
+            )
+        return np.stack(rows).astype(np.int64)
+
+
+def open_source(data: DataConfig, sequence_length: int) -> TokenSource:
+    """The source that `data.paths` or `data.dataset_path` names."""
+    if data.dataset_path:
+        return TokenDataset(data.dataset_path, sequence_length)
+    return TokenFiles(data.paths or [], sequence_length, data.memmap_dtype)

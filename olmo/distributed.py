@@ -1,0 +1,118 @@
+"""Processes and devices: one process on one device, or DDP over the processes that torchrun started."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .config import DDPGradSyncMode, DistributedStrategy, TrainConfig
+from .exceptions import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all; collectives are the identity where there is only one."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The element-wise sum over all ranks, float64, on every rank."""
+        if self.world_size == 1:
+            return values
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        total = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(device)
+        dist.all_reduce(total)
+        return total.cpu().numpy()
+
+    def sum_tensor(self, value: Tensor) -> Tensor:
+        """The sum over all ranks, in place, without waiting for the device."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def keep_large_blocks() -> None:
+    """Tell glibc to keep freed blocks of any size instead of returning them to the system (CPU training).
+
+    Without it every activation is mapped and zeroed anew in every step (method section 6).
+    """
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # musl has none
+            mallopt(-3, 2**31 - 1)  # M_MMAP_THRESHOLD
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device by name, or this process's GPU where there is one, else the CPU."""
+    if name is not None:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ConfigurationError(f"no such device: {name}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError(f"{name}: torch sees no CUDA device here")
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes of torchrun (nccl on GPUs, gloo on CPUs), or be alone; leaves the group at the end."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        yield Ranks()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield Ranks(dist.get_rank(), world_size)
+    finally:
+        dist.destroy_process_group()
+
+
+def distribute(model: nn.Module, config: TrainConfig, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The module whose forward pass trains: the model itself, or DDP around it."""
+    if ranks.world_size == 1:
+        return model
+    if config.distributed_strategy != DistributedStrategy.ddp:
+        raise ConfigurationError(
+            "distributed_strategy: only ddp runs on several processes yet; add --distributed_strategy=ddp"
+        )
+    unused = config.ddp.find_unused_params if config.ddp else False
+    return DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
+    )
+
+
+def gradient_sync(model: nn.Module, config: TrainConfig, last_micro_batch: bool) -> Any:
+    """Gradients are averaged over ranks once per batch, or per micro-batch with ddp.grad_sync_mode."""
+    every = config.ddp is not None and config.ddp.grad_sync_mode == DDPGradSyncMode.micro_batch
+    if isinstance(model, DistributedDataParallel) and not (last_micro_batch or every):
+        return model.no_sync()
+    return nullcontext()

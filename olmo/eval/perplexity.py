@@ -1,0 +1,42 @@
+"""Loss on held-out token files: the mean negative log-probability of every token after the first of an instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from ..data.sources import TokenSource
+from ..distributed import Ranks
+from ..model import OLMo
+
+
+@torch.no_grad()
+def instance_losses(
+    model: OLMo,
+    source: TokenSource,
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks,
+    limit: int | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.float64]:
+    """Mean loss (n,), natural log, of each of the first `limit` instances (default: all).
+
+    Instances are dealt to the ranks in turn, each is scored exactly once. Log-probabilities in float32, means in
+    float64. `progress` is called with the number of instances done since the last call.
+    """
+    count = len(source) if limit is None else min(limit, len(source))
+    losses = np.zeros(count, dtype=np.float64)
+    mine = np.arange(ranks.rank, count, ranks.world_size)
+    for start in range(0, len(mine), batch_size):
+        chosen = mine[start : start + batch_size]
+        ids = torch.from_numpy(source.read(chosen)).to(device)
+        logits = model.logits(model.hidden_states(ids)[:, :-1]).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        losses[chosen] = loss.view(len(chosen), -1).double().mean(1).cpu().numpy()
+        progress(len(chosen))
+    return ranks.sum(losses)

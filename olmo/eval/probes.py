@@ -1,0 +1,191 @@
+"""Log-probabilities of target spans (method section 4), all probes of all evaluators in one packed pass.
+
+An evaluator `type: lm` with `data.dataset_path` asks for one kind of probe of one setting; its label is
+`{setting}_{kind}`: setting paraphrase, once or duplicate; kind memorization, semantic, composition, or paragraph,
+the loss on `train_context`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ..config import EvaluatorConfig, TrainConfig
+from ..distributed import Ranks
+from ..exceptions import ConfigurationError
+from ..knowledge.entries import KINDS, SETTINGS, Probe, load_entries, make_probes
+from ..model import OLMo
+from ..tokenizer import encode, truncate
+
+PARAGRAPH = "paragraph"
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """One row a probe, in the order of the probes; log-probabilities are natural, computed in float32."""
+
+    probes: Sequence[Probe]
+    tokens: NDArray[np.int64]  # in the target span
+    sum_log_prob: NDArray[np.float64]  # of the target span given the prompt
+    first_log_prob: NDArray[np.float64]  # of its first token
+    first_rank: NDArray[np.int64]  # of its first token among the vocabulary, 0 = most probable
+    exact_match: NDArray[np.bool_]  # greedy decoding would give the whole target span
+
+    @property
+    def mean_log_prob(self) -> NDArray[np.float64]:
+        """l(p; theta) of method section 4."""
+        return self.sum_log_prob / self.tokens
+
+    def columns(self) -> dict[str, Any]:
+        """As columns of a Parquet table."""
+        return {
+            "setting": [p.setting for p in self.probes],
+            "entry": [p.entry for p in self.probes],
+            "kind": [p.kind for p in self.probes],
+            "index": [p.index for p in self.probes],
+            "tokens": self.tokens,
+            "sum_log_prob": self.sum_log_prob,
+            "mean_log_prob": self.mean_log_prob,
+            "first_token_log_prob": self.first_log_prob,
+            "first_token_rank": self.first_rank,
+            "exact_match": self.exact_match,
+        }
+
+
+def parse_label(label: str) -> tuple[str, str]:
+    """'paraphrase_memorization' -> ('paraphrase', 'memorization'); a ConfigurationError for anything else."""
+    setting, _, kind = label.partition("_")
+    if setting not in SETTINGS or kind not in (*KINDS, PARAGRAPH):
+        raise ConfigurationError(
+            f"evaluators.{label}: the label of a probe evaluator is one of {', '.join(SETTINGS)}, '_', "
+            f"one of {', '.join((*KINDS, PARAGRAPH))}"
+        )
+    return setting, kind
+
+
+def probes_of(evaluators: Sequence[EvaluatorConfig], tokenizer: Tokenizer, config: TrainConfig) -> list[Probe]:
+    """The probes that these evaluators ask for, label by label in file order.
+
+    A paragraph counts as a probe whose prompt is its first token; it is cut to the model's context.
+    """
+    probes: list[Probe] = []
+    for evaluator in evaluators:
+        setting, kind = parse_label(evaluator.label)
+        entries = load_entries(str(evaluator.data.dataset_path))
+        if kind == PARAGRAPH:
+            texts = encode(tokenizer, [entry.train_context for entry in entries])
+            length = config.model.max_sequence_length
+            probes += [
+                Probe(setting, kind, number, 0, tuple(truncate(ids, length, config.tokenizer)), 1)
+                for number, ids in enumerate(texts)
+            ]
+        else:
+            probes += make_probes(entries, setting, tokenizer, [kind])
+    return probes
+
+
+@torch.no_grad()
+def score_probes(
+    model: OLMo,
+    probes: Sequence[Probe],
+    tokens_per_batch: int,
+    device: torch.device,
+    ranks: Ranks,
+    progress: Callable[[int], None] = lambda _: None,
+) -> ProbeTable:
+    """Score every probe once, whatever the number of ranks.
+
+    Probes are sorted by length and packed into batches of at most `tokens_per_batch` padded tokens; only the hidden
+    states in front of target tokens reach the vocabulary. The result does not depend on the packing
+    beyond float rounding. `progress` is called with the number of probes done since the last call.
+    """
+    order = sorted(range(len(probes)), key=lambda i: -len(probes[i].input_ids))
+    mine = order[ranks.rank :: ranks.world_size]
+    scores = np.zeros((len(probes), 4), dtype=np.float64)
+    start = 0
+    while start < len(mine):
+        longest = len(probes[mine[start]].input_ids)
+        chosen = mine[start : start + max(1, tokens_per_batch // longest)]
+        scores[chosen] = _score([probes[i] for i in chosen], model, device)
+        progress(len(chosen))
+        start += len(chosen)
+    scores = ranks.sum(scores)
+    return ProbeTable(
+        probes,
+        np.array([len(p.input_ids) - p.target_start for p in probes], dtype=np.int64),
+        scores[:, 0],
+        scores[:, 1],
+        scores[:, 2].astype(np.int64),
+        scores[:, 3] == 0,
+    )
+
+
+def _score(probes: Sequence[Probe], model: OLMo, device: torch.device) -> NDArray[np.float64]:
+    """(n, 4): sum of log-probabilities, that of the first target token, its rank, wrong greedy tokens."""
+    longest = max(len(p.input_ids) for p in probes)
+    # Causal attention never looks at what stands to the right, so any id will do as padding.
+    ids = torch.tensor([list(p.input_ids) + [0] * (longest - len(p.input_ids)) for p in probes], device=device)
+    rows = [r for r, p in enumerate(probes) for _ in range(p.target_start, len(p.input_ids))]
+    places = [t for p in probes for t in range(p.target_start, len(p.input_ids))]
+    row, place = torch.tensor(rows, device=device), torch.tensor(places, device=device)
+    hidden = model.hidden_states(ids)[row, place - 1]
+    targets = ids[row, place]
+    log_prob, rank = _log_prob_and_rank(model.logits(hidden), targets)
+    first = torch.tensor([places[i] == probes[r].target_start for i, r in enumerate(rows)], device=device)
+    total = torch.zeros(len(probes), dtype=torch.float64, device=device).index_add_(0, row, log_prob.double())
+    wrong = torch.zeros(len(probes), dtype=torch.float64, device=device).index_add_(0, row, (rank > 0).double())
+    return torch.stack((total, log_prob[first].double(), rank[first].double(), wrong), dim=1).cpu().numpy()
+
+
+def _log_prob_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability (float32) and rank of each target, from logits (n, V)."""
+    logits = logits.float()
+    chosen = logits.gather(1, targets[:, None])
+    return (chosen[:, 0] - logits.logsumexp(1)), (logits > chosen).sum(1)
+
+
+def probe_metrics(table: ProbeTable, device_eval_batch_size: int) -> dict[str, float]:
+    """Metrics of a pass over the probes, under OLMo's names.
+
+    eval/{label}/log_probability: mean l(p; theta) of the label's probes.
+    eval/{label}/CrossEntropyLoss: the published, diluted variant (method section 4, known discrepancy): the
+    label's probes in file order in batches of `device_eval_batch_size`, the negative log-probability of a probe's
+    target divided by all T - 1 predictions of its padded batch, mean over probes. For paragraphs it is the mean
+    over the paragraph's own tokens, without padding.
+    eval/{label}/exact_match: share of probes whose whole target greedy decoding gives.
+    eval/K, eval/K_{setting}: K(theta), the mean over entries of the mean over their probes.
+    """
+    labels = np.array([f"{p.setting}_{p.kind}" for p in table.probes])
+    settings = np.array([p.setting if p.kind != PARAGRAPH else "" for p in table.probes])
+    lengths = np.array([len(p.input_ids) for p in table.probes])
+    metrics: dict[str, float] = {}
+    for label in dict.fromkeys(labels):
+        chosen = np.flatnonzero(labels == label)
+        metrics[f"eval/{label}/log_probability"] = float(table.mean_log_prob[chosen].mean())
+        if label.endswith(f"_{PARAGRAPH}"):
+            metrics[f"eval/{label}/CrossEntropyLoss"] = -metrics[f"eval/{label}/log_probability"]
+            continue
+        metrics[f"eval/{label}/exact_match"] = float(table.exact_match[chosen].mean())
+        diluted = []
+        for start in range(0, len(chosen), device_eval_batch_size):
+            batch = chosen[start : start + device_eval_batch_size]
+            diluted.append(-table.sum_log_prob[batch] / (lengths[batch].max() - 1))
+        metrics[f"eval/{label}/CrossEntropyLoss"] = float(np.concatenate(diluted).mean())
+    means = []
+    for setting in (s for s in SETTINGS if s in settings):
+        chosen = np.flatnonzero(settings == setting)
+        entries = np.array([p.entry for p in table.probes])[chosen]
+        values = table.mean_log_prob[chosen]
+        per_entry = np.bincount(entries, values) / np.bincount(entries)
+        metrics[f"eval/K_{setting}"] = float(per_entry.mean())
+        means.append(per_entry)
+    if means:
+        metrics["eval/K"] = float(np.concatenate(means).mean())
+    return metrics

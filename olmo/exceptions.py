@@ -1,0 +1,41 @@
+"""Errors a user can cause, and how every command reports them: one line, and a documented exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class ConfigurationError(ValueError):
+    """A wrong command line or configuration; commands exit with status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ConfigurationErrors, so that they too are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{self.prog}: {message}")
+
+
+def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command and turn errors a user can cause into one line on stderr.
+
+    Returns 0 on success, 2 for a wrong command line or configuration, 1 for a failure while running
+    (an unreadable file, wrong shapes, a NaN loss). `--debug` anywhere on the command line is removed
+    and lets the traceback through. Programming errors keep their traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        main(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            traceback.print_exc()
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0

@@ -1,0 +1,149 @@
+"""Fictional knowledge: entries, their probes, and the published injection map read without running code."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ..tokenizer import encode
+
+# The kind of a probe -> the prefix of its two fields in the published JSON.
+KINDS = {"memorization": "mem", "semantic": "gen", "composition": "hard_gen"}
+SETTINGS = ("paraphrase", "once", "duplicate")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One paragraph of fictional knowledge with its other wordings and its probes."""
+
+    train_context: str
+    paraphrases: tuple[str, ...]
+    probes: dict[str, tuple[tuple[str, str], ...]]  # kind -> (input, target) pairs
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A cloze task: the model reads `input_ids[:target_start]` and is asked for the rest, the target span."""
+
+    setting: str
+    kind: str
+    entry: int
+    index: int
+    input_ids: tuple[int, ...]
+    target_start: int
+
+
+def load_entries(path: str | Path) -> list[Entry]:
+    """Read a JSON list of entries (formats section 4); problems are ValueErrors that name entry and field."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of fictional knowledge")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(raw, list) or not raw:
+        raise ValueError(f"{path}: expected a list of entries, at least one")
+    return [_entry(item, f"{path}: entry {number}") for number, item in enumerate(raw)]
+
+
+def _entry(raw: Any, where: str) -> Entry:
+    def texts(name: str) -> tuple[str, ...]:
+        value = raw.get(name) if isinstance(raw, dict) else None
+        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+            raise ValueError(f"{where}: '{name}' must be a list of texts")
+        return tuple(value)
+
+    context = raw.get("train_context") if isinstance(raw, dict) else None
+    if not isinstance(context, str) or not context:
+        raise ValueError(f"{where}: 'train_context' must be a text")
+    probes = {}
+    for kind, prefix in KINDS.items():
+        inputs, targets = texts(f"{prefix}_input"), texts(f"{prefix}_target")
+        if len(inputs) != len(targets):
+            raise ValueError(f"{where}: {len(inputs)} '{prefix}_input' but {len(targets)} '{prefix}_target'")
+        probes[kind] = tuple(zip(inputs, targets))
+    return Entry(context, texts("paraphrases"), probes)
+
+
+def make_probes(
+    entries: Sequence[Entry], setting: str, tokenizer: Tokenizer, kinds: Sequence[str] = tuple(KINDS)
+) -> list[Probe]:
+    """Tokenized probes in file order: entry by entry, kind by kind.
+
+    A probe is f"{input} {target}"; its target span is every token after the tokens of `input` alone.
+    """
+    wanted = [
+        (kind, number, index, prompt, f"{prompt} {target}")
+        for number, entry in enumerate(entries)
+        for kind in kinds
+        for index, (prompt, target) in enumerate(entry.probes[kind])
+    ]
+    prompts = encode(tokenizer, [w[3] for w in wanted])
+    wholes = encode(tokenizer, [w[4] for w in wanted])
+    probes = []
+    for (kind, number, index, _, whole), prompt_ids, ids in zip(wanted, prompts, wholes):
+        if not 0 < len(prompt_ids) < len(ids):
+            raise ValueError(f"{setting} entry {number}, {kind} {index}: no target span in {whole!r}")
+        probes.append(Probe(setting, kind, number, index, tuple(ids), len(prompt_ids)))
+    return probes
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Makes containers, numbers, strings and tensors; every other name in the pickle is an error."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        makers: dict[tuple[str, str], Callable[..., Any]] = {
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch.storage", "_load_from_bytes"): _read_storage,
+            ("collections", "OrderedDict"): OrderedDict,
+        }
+        if (module, name) not in makers:
+            raise pickle.UnpicklingError(f"refused to make {module}.{name}")
+        return makers[module, name]
+
+
+def _read_storage(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    # set_ checks that the view lies within the storage.
+    return torch.empty(0, dtype=storage.dtype).set_(storage, offset, tuple(size), tuple(stride))
+
+
+def load_injection_map(path: str | Path) -> dict[int, list[list[int]]]:
+    """Read a published injection map: a pickle {round: [token ids (n,), ...]}, rounds numbered from 1.
+
+    Only containers, numbers and tensors are ever made; a pickle that asks for anything else is refused with a
+    ValueError before it can run. The content is checked to be what it should be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such injection map (inject_indices_map)")
+    try:
+        with path.open("rb") as file:
+            raw = _TensorUnpickler(file).load()
+    except Exception as error:  # a malformed pickle raises almost anything
+        raise ValueError(f"{path}: no safe injection map: {error}") from error
+    if not isinstance(raw, dict) or sorted(raw) != list(range(1, len(raw) + 1)) or not raw:
+        raise ValueError(f"{path}: expected rounds 1, 2, ... with a list of token tensors each")
+    for number, texts in raw.items():
+        fine = isinstance(texts, list) and all(
+            isinstance(t, Tensor) and t.dtype == torch.int64 and t.ndim == 1 and len(t) for t in texts
+        )
+        if not fine:
+            raise ValueError(f"{path}: round {number} is no list of one-dimensional int64 tensors")
+    return {number: [t.tolist() for t in raw[number]] for number in sorted(raw)}

