@@ -27,8 +27,6 @@ from torch import Tensor, nn
 
 from analysis.locations import add_checkpoint_flags, checkpoint_folders, step_of
 from olmo import checkpoint
-from olmo.config import load
-from olmo.data.order import load_order
 from olmo.data.sources import TokenDataset, TokenFiles
 from olmo.distributed import Ranks, keep_large_blocks, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
@@ -45,8 +43,6 @@ from olmo.reporting import Progress
 from olmo.tokenizer import encode, load_tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-OFFICIAL = {"1B": Path("configs/official/OLMo-1B.yaml"), "7B": Path("configs/official/OLMo-7B.yaml")}
-ORDERS = Path("data/global_indices")
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -55,8 +51,6 @@ ORDERS = Path("data/global_indices")
 def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[NDArray[np.int64]]:
     """The first `--data_size` instances, each a row of at most `length` token ids (ragged where the data is text)."""
     count = args.data_size
-    if args.data is None:
-        return list(_official_instances(args.model_size, count, length))
     path = Path(args.data)
     if path.suffix == ".npy":
         source = TokenFiles([path], length)
@@ -102,19 +96,6 @@ def _tokenizer_of(folder: Path) -> str:
         if named:
             return str(named)
     raise ConfigurationError(f"{folder}: names no tokenizer; give --tokenizer")
-
-
-def _official_instances(model_size: str, count: int, length: int) -> NDArray[np.int64]:
-    """The first instances of Dolma in the official run's own training order (paper, section 3.1)."""
-    path = OFFICIAL[model_size]
-    if not path.is_file():
-        raise ConfigurationError(f"{path}: missing; it names the token files of the official run. Or give --data")
-    config = load(path)
-    source = TokenFiles(config.data.paths or [], length, config.data.memmap_dtype)
-    order_file = ORDERS / model_size / "global_indices.npy"
-    if order_file.is_file():
-        return source.read(load_order(order_file)[:count])
-    raise ConfigurationError(f"{order_file}: missing; scripts/get_dataorder.sh fetches it. Or give --data")
 
 
 # --- measurement -------------------------------------------------------------------------------------------------
@@ -213,7 +194,7 @@ def _identity(args: argparse.Namespace, folder: Path, rows: Sequence[NDArray[np.
     named = fingerprint(checkpoint.read_state(folder)) if checkpoint.is_olmo(folder) else None
     return {
         "checkpoint": {"path": str(folder), "step": step_of(folder), "fingerprint": named},
-        "data": {"path": args.data or f"Dolma order of OLMo-{args.model_size}", "sha256": digest.hexdigest()},
+        "data": {"path": args.data, "sha256": digest.hexdigest()},
         "coefficient": args.coefficient,
         "precision": args.precision,
         "tolerance": args.tolerance,
@@ -270,7 +251,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m analysis.entropy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_checkpoint_flags(parser, several=True)
-    parser.add_argument("--data", help="token .npy, datasets folder, JSON with 'text', or plain text; default: Dolma")
+    parser.add_argument("--data", help="token .npy, datasets folder, JSON with 'text', or plain text")
     parser.add_argument("--tokenizer", help="for text; default: the checkpoint's")
     parser.add_argument("--data_size", type=int, default=2048, help="instances (default 2048)")
     parser.add_argument("--batch_size", type=int, default=4, help="instances a forward pass (default 4)")
@@ -281,6 +262,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
     args = parser.parse_args(argv)
+    if args.data is None:
+        raise ConfigurationError(
+            "--data is missing: the default, the first batch of Dolma in the official run's order, cannot be "
+            "fetched yet; name a token file, a datasets folder, JSON or plain text"
+        )
     for name in ("data_size", "batch_size", "sequence_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigurationError(f"--{name} must be at least 1")

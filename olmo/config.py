@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -268,6 +269,7 @@ class EvaluatorConfig:
     data: DataConfig = field(default_factory=DataConfig)
     device_eval_batch_size: Optional[int] = None
     subset_num_batches: Optional[int] = None  # of each evaluation; -1: all
+    eval_interval: Optional[int] = None  # steps between evaluations of this one; default: the run's
 
 
 @dataclass
@@ -419,6 +421,8 @@ WITHOUT_EFFECT = {
     "model.alibi_bias_max": "only read with alibi",
     "model.init_device": "parameters are made on meta where a checkpoint fills them",
     "model.precision": "the run's precision decides",
+    "model.temperature_decay": "only read with temperature_attention and temperature_MLP",
+    "optimizer.metrics_log_interval": "the gradient norm is logged whenever the loss is",
     "data.num_workers": "batches are read by one prefetching thread from memory maps",
     "data.pin_memory": "see data.num_workers",
     "data.prefetch_factor": "see data.num_workers",
@@ -482,20 +486,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     try:
         raw = _with_base(Path(path))
-        for override in overrides:
-            if not override.startswith("--"):
-                raise ConfigurationError(f"expected --key.sub=value, got {override!r}")
-        dotted = [o[2:] if "=" in o else f"{o[2:]}=true" for o in overrides]
-        merged = OmegaConf.merge(raw, OmegaConf.from_dotlist(dotted))
-        assert isinstance(merged, DictConfig)
-        _translate(merged)
-        problems = list(_unknown_keys(merged, TrainConfig))
+        _override(raw, overrides)
+        _translate(raw)
+        problems = list(_unknown_keys(raw, TrainConfig))
         if problems:
             raise ConfigurationError(f"{path}: " + "; ".join(problems))
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), merged))
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ConfigurationError(f"{path}: {key}{str(error).splitlines()[0]}") from error
+        for position, evaluator in enumerate(raw.get("evaluators") or []):
+            with _named(f"{path}: evaluators[{position}]."):  # OmegaConf forgets the place of a list's items
+                OmegaConf.merge(OmegaConf.structured(EvaluatorConfig), evaluator)
+        with _named(f"{path}: "):
+            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), raw))
+    except OmegaConfBaseException as error:  # of an interpolation that is read on the way
+        raise ConfigurationError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, TrainConfig)
     problems = list(_invalid(config))
     if problems:
@@ -512,15 +514,35 @@ def load_model_config(path: str | Path) -> ModelConfig:
     problems = list(_unknown_keys(section, ModelConfig, "model."))
     if problems:
         raise ConfigurationError(f"{path}: " + "; ".join(problems))
-    try:
+    with _named(f"{path}: model."):
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{path}: model.{str(error).splitlines()[0]}") from error
     assert isinstance(config, ModelConfig)
     problems = list(_invalid_model(config))
     if problems:
         raise ConfigurationError(f"{path}: " + "; ".join(problems))
     return config
+
+
+@contextmanager
+def _named(place: str) -> typing.Iterator[None]:
+    """Turn OmegaConf's errors into ConfigurationErrors that name the key, which lies in `place`."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ConfigurationError(f"{place}{key}{str(error).splitlines()[0]}") from error
+
+
+def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if not override.startswith("--"):
+            raise ConfigurationError(f"expected --key.sub=value, got {override!r}")
+        if override.startswith("--base="):
+            raise ConfigurationError(f"{override}: 'base' can only be named in the file")
+        try:
+            raw.merge_with_dotlist([override[2:] if "=" in override else f"{override[2:]}=true"])
+        except Exception as error:  # PyYAML's errors share no base with OmegaConf's
+            raise ConfigurationError(f"{override}: {str(error).splitlines()[0]}") from error
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -540,9 +562,13 @@ def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     if path in seen:
         raise ConfigurationError(f"{path}: 'base' goes round in a circle")
     raw = _read_yaml(path)
-    if not raw.get("base"):
+    # Taken out: the saved, resolved configuration stands alone, wherever it lies.
+    base = raw.pop("base", None)
+    if not base:
         return raw
-    parent = _with_base((path.parent / raw["base"]).resolve(), (*seen, path.resolve()))
+    if not isinstance(base, str):
+        raise ConfigurationError(f"{path}: base: expected the name of one file")
+    parent = _with_base((path.parent / base).resolve(), (*seen, path.resolve()))
     merged = OmegaConf.merge(parent, raw)
     assert isinstance(merged, DictConfig)
     return merged
@@ -551,13 +577,13 @@ def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
 def _translate(raw: DictConfig) -> None:
     """Bring the old spellings that OLMo itself still accepted to today's."""
     optimizer = raw.get("optimizer")
-    if optimizer is not None and optimizer.get("no_decay_norm_and_bias") is not None:
+    if OmegaConf.is_dict(optimizer) and optimizer.get("no_decay_norm_and_bias") is not None:
         optimizer["decay_norm_and_bias"] = not optimizer.pop("no_decay_norm_and_bias")
     if isinstance(raw.get("activation_checkpointing"), bool):
         raw["activation_checkpointing"] = "whole_layer" if raw["activation_checkpointing"] else None
     for name in ("compile", "ddp", "fsdp", "wandb"):
         # `compile: {}` in a file means all defaults; OmegaConf would merge it into a missing section.
-        if name in raw and raw[name] is not None and len(raw[name]) == 0:
+        if OmegaConf.is_dict(raw.get(name)) and len(raw[name]) == 0:
             raw[name] = OmegaConf.structured(_section_types()[name])
 
 
@@ -584,11 +610,17 @@ def _unknown_keys(raw: Any, schema: type, prefix: str = "") -> typing.Iterator[s
         value = raw._get_node(key)
         if inner is None or value is None or value._is_none() or value._is_interpolation():
             continue
-        if OmegaConf.is_list(value):
-            for position, item in enumerate(value):
-                yield from _unknown_keys(item, inner, f"{prefix}{key}[{position}].")
-        elif OmegaConf.is_dict(value):
-            yield from _unknown_keys(value, inner, f"{prefix}{key}.")
+        sections = {f"{prefix}{key}": value}
+        if typing.get_origin(types[key]) is list:
+            if not OmegaConf.is_list(value):
+                yield f"{prefix}{key}: expected a list"
+                continue
+            sections = {f"{prefix}{key}[{position}]": item for position, item in enumerate(value)}
+        for place, section in sections.items():
+            if OmegaConf.is_dict(section):
+                yield from _unknown_keys(section, inner, f"{place}.")
+            else:
+                yield f"{place}: expected keys and values"
 
 
 def _unsupported(config: Any, prefix: str = "") -> typing.Iterator[str]:
@@ -616,6 +648,11 @@ def _spelled(value: Any) -> str:
 
 def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
     yield from _unsupported(model, "model.")
+    counts = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_ratio", "mlp_hidden_size", "max_sequence_length")
+    wrong = {key: value for key in (*counts, "vocab_size") if (value := getattr(model, key)) is not None and value < 1}
+    yield from (f"model.{key}: {value} must be at least 1" for key, value in wrong.items())
+    if wrong:
+        return
     if model.d_model % model.n_heads:
         yield f"model.d_model: {model.d_model} does not divide into model.n_heads: {model.n_heads}"
     elif model.rope and (model.d_model // model.n_heads) % 2:
@@ -634,8 +671,10 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
     for evaluator in config.evaluators:
         data = evaluator.data
         given = [n for n in ("paths", "datasets", "dataset_path") if getattr(data, n)]
-        if evaluator.label in ("", "???"):
-            yield "evaluators: an evaluator without a label"
+        if evaluator.eval_interval is not None and evaluator.eval_interval < 1:
+            yield f"evaluators.{evaluator.label}: eval_interval {evaluator.eval_interval} must be at least 1"
+        for problem in _unsupported(dataclasses.replace(data, datasets=None), "data."):
+            yield f"evaluators.{evaluator.label}.{problem}"
         if evaluator.type == EvaluatorType.lm and len(given) != 1:
             yield (
                 f"evaluators.{evaluator.label}: needs exactly one of data.paths, data.datasets, "
@@ -643,6 +682,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
             )
     if config.data.paths and config.data.dataset_path:
         yield "data: give either data.paths or data.dataset_path, not both"
+    if config.eval_interval < 1:
+        yield f"eval_interval: {config.eval_interval} must be at least 1"
     if config.global_train_batch_size < 1 or config.device_train_microbatch_size < 1:
         yield "global_train_batch_size and device_train_microbatch_size must be at least 1"
     if config.inject_indices_map and config.injection:

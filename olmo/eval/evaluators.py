@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from ..config import EvaluatorConfig, EvaluatorType, TrainConfig
 from ..data.sources import TokenFiles
 from ..distributed import Ranks
+from ..knowledge.entries import Probe
 from ..model import OLMo
 from ..reporting import Progress
 from .downstream import DownstreamTask
@@ -34,23 +36,25 @@ class Evaluators:
     def __init__(self, config: TrainConfig, tokenizer: Tokenizer | None, device: torch.device, ranks: Ranks):
         self.config, self.device, self.ranks = config, device, ranks
         self.length = config.model.max_sequence_length
-        language = [e for e in config.evaluators if e.type == EvaluatorType.lm]
-        asking = [e for e in language if e.data.dataset_path]
-        self.probes = probes_of(asking, tokenizer, config) if asking and tokenizer is not None else []
-        self.sources: dict[str, tuple[TokenFiles, EvaluatorConfig]] = {}
-        for evaluator in language:
-            named = evaluator.data.datasets or {evaluator.label: evaluator.data.paths or []}
-            for name, paths in named.items() if not evaluator.data.dataset_path else ():
-                label = name if evaluator.data.datasets is None else f"{evaluator.label}/{name}"
-                self.sources[label] = (TokenFiles(paths, self.length, evaluator.data.memmap_dtype), evaluator)
-        self.tasks: list[tuple[DownstreamTask, EvaluatorConfig]] = []
+        self.probes: list[tuple[EvaluatorConfig, list[Probe]]] = []
+        self.sources: list[tuple[EvaluatorConfig, str, TokenFiles]] = []
+        self.tasks: list[tuple[EvaluatorConfig, DownstreamTask]] = []
         for evaluator in config.evaluators:
             if evaluator.type == EvaluatorType.downstream:
-                task = DownstreamTask(evaluator.label, config)
-                batches = self._batches(evaluator)
-                if batches is not None:
-                    task.limit(batches, self._batch_size(evaluator))
-                self.tasks.append((task, evaluator))
+                self.tasks.append((evaluator, self._task(evaluator)))
+            elif evaluator.data.dataset_path:
+                assert tokenizer is not None
+                self.probes.append((evaluator, probes_of(evaluator, tokenizer, config)))
+            else:
+                for label, paths in _token_files(evaluator).items():
+                    source = TokenFiles(paths, self.length, evaluator.data.memmap_dtype)
+                    self.sources.append((evaluator, label, source))
+
+    def _task(self, evaluator: EvaluatorConfig) -> DownstreamTask:
+        task, batches = DownstreamTask(evaluator.label, self.config), self._batches(evaluator)
+        if batches is not None:
+            task.limit(batches, self._batch_size(evaluator))
+        return task
 
     def _batch_size(self, evaluator: EvaluatorConfig) -> int:
         return evaluator.device_eval_batch_size or self.config.device_eval_batch_size
@@ -61,44 +65,49 @@ class Evaluators:
         batches = self.config.eval_subset_num_batches if batches is None else batches
         return None if batches < 0 else batches
 
-    def __bool__(self) -> bool:
-        return bool(self.probes or self.sources or self.tasks)
+    def _limit(self, evaluator: EvaluatorConfig, source: TokenFiles) -> int:
+        batches = self._batches(evaluator)
+        return len(source) if batches is None else min(len(source), batches * self._batch_size(evaluator))
 
-    def run(self, model: OLMo, description: str = "evaluating") -> Evaluation:
-        """Evaluate the model as it is; its training mode is restored afterwards.
+    def due(self, step: int) -> list[EvaluatorConfig]:
+        """The evaluators whose interval ends with this step."""
+        return [e for e in self.config.evaluators if step % (e.eval_interval or self.config.eval_interval) == 0]
+
+    def run(self, model: OLMo, chosen: Sequence[EvaluatorConfig], description: str = "evaluating") -> Evaluation:
+        """Evaluate the model as it is with the chosen evaluators; its training mode is restored afterwards.
 
         Log-probabilities in the precision of the run, reduced in float32 and float64.
         """
+        config, device, ranks = self.config, self.device, self.ranks
+        probes = [probe for evaluator, asked in self.probes if evaluator in chosen for probe in asked]
+        sources = [item for item in self.sources if item[0] in chosen]
+        tasks = [item for item in self.tasks if item[0] in chosen]
+        items = len(probes) + sum(self._limit(e, source) for e, _, source in sources)
+        items += sum(len(task) for _, task in tasks)
         result, training = Evaluation(), model.training
         model.eval()
-        pieces = len(self.probes) + sum(len(t.task.samples) for t, _ in self.tasks)
-        pieces += sum(self._limit(s, e) for s, e in self.sources.values())
-        each_rank = -(-pieces // self.ranks.world_size)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "amp_bf16")
-        with Progress(description, each_rank, "items", show=self.ranks.is_first) as progress, autocast:
-            tokens = self.config.device_eval_batch_size * self.length
-            if self.probes:
-                result.probes = score_probes(model, self.probes, tokens, self.device, self.ranks, progress.advance)
-                result.metrics.update(probe_metrics(result.probes, self.config.device_eval_batch_size))
-            for label, (source, evaluator) in self.sources.items():
-                losses = instance_losses(
-                    model,
-                    source,
-                    self._batch_size(evaluator),
-                    self.device,
-                    self.ranks,
-                    self._limit(source, evaluator),
-                    progress.advance,
-                )
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "amp_bf16")
+        share = -(-items // ranks.world_size)
+        with Progress(description, share, "items", show=ranks.is_first) as progress, autocast:
+            if probes:
+                room = config.device_eval_batch_size * self.length
+                result.probes = score_probes(model, probes, room, device, ranks, progress.advance)
+                result.metrics.update(probe_metrics(result.probes, config.device_eval_batch_size))
+            for evaluator, label, source in sources:
+                size, limit = self._batch_size(evaluator), self._limit(evaluator, source)
+                losses = instance_losses(model, source, size, device, ranks, limit, progress.advance)
                 result.losses[label] = losses
                 result.metrics[f"eval/{label}/CrossEntropyLoss"] = float(losses.mean())
                 result.metrics[f"eval/{label}/Perplexity"] = float(np.exp(losses.mean()))
-            for task, evaluator in self.tasks:
+            for evaluator, task in tasks:
                 room = self._batch_size(evaluator) * self.length
-                result.metrics.update(task.evaluate(model, room, self.device, self.ranks, progress.advance))
+                result.metrics.update(task.evaluate(model, room, device, ranks, progress.advance))
         model.train(training)
         return result
 
-    def _limit(self, source: TokenFiles, evaluator: EvaluatorConfig) -> int:
-        batches = self._batches(evaluator)
-        return len(source) if batches is None else min(len(source), batches * self._batch_size(evaluator))
+
+def _token_files(evaluator: EvaluatorConfig) -> dict[str, list[str]]:
+    """Label -> token files, one label for `data.paths`, one a source for `data.datasets`."""
+    if evaluator.data.datasets:
+        return {f"{evaluator.label}/{name}": paths for name, paths in evaluator.data.datasets.items()}
+    return {evaluator.label: evaluator.data.paths or []}

@@ -70,25 +70,21 @@ def parse_label(label: str) -> tuple[str, str]:
     return setting, kind
 
 
-def probes_of(evaluators: Sequence[EvaluatorConfig], tokenizer: Tokenizer, config: TrainConfig) -> list[Probe]:
-    """The probes that these evaluators ask for, label by label in file order.
+def probes_of(evaluator: EvaluatorConfig, tokenizer: Tokenizer, config: TrainConfig) -> list[Probe]:
+    """The probes that an evaluator asks for, in file order.
 
     A paragraph counts as a probe whose prompt is its first token; it is cut to the model's context.
     """
-    probes: list[Probe] = []
-    for evaluator in evaluators:
-        setting, kind = parse_label(evaluator.label)
-        entries = load_entries(str(evaluator.data.dataset_path))
-        if kind == PARAGRAPH:
-            texts = encode(tokenizer, [entry.train_context for entry in entries])
-            length = config.model.max_sequence_length
-            probes += [
-                Probe(setting, kind, number, 0, tuple(truncate(ids, length, config.tokenizer)), 1)
-                for number, ids in enumerate(texts)
-            ]
-        else:
-            probes += make_probes(entries, setting, tokenizer, [kind])
-    return probes
+    setting, kind = parse_label(evaluator.label)
+    entries = load_entries(str(evaluator.data.dataset_path))
+    if kind != PARAGRAPH:
+        return make_probes(entries, setting, tokenizer, [kind])
+    texts = encode(tokenizer, [entry.train_context for entry in entries])
+    length = config.model.max_sequence_length
+    return [
+        Probe(setting, kind, number, 0, tuple(truncate(ids, length, config.tokenizer)), 1)
+        for number, ids in enumerate(texts)
+    ]
 
 
 @torch.no_grad()

@@ -120,8 +120,12 @@ def _read_storage(data: bytes) -> Any:
 def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
     if not isinstance(storage, torch.storage.TypedStorage):
         raise pickle.UnpicklingError("a tensor without a storage")
-    # set_ checks that the view lies within the storage.
-    return torch.empty(0, dtype=storage.dtype).set_(storage, offset, tuple(size), tuple(stride))
+    whole = torch.empty(0, dtype=storage.dtype).set_(storage)
+    # as_strided refuses a view that leaves the storage; set_ would grow the storage by uninitialised memory.
+    view = whole.as_strided(tuple(size), tuple(stride), offset)
+    if view.numel() > whole.numel():
+        raise pickle.UnpicklingError("a tensor larger than its storage")
+    return view
 
 
 def load_injection_map(path: str | Path) -> dict[int, list[list[int]]]:

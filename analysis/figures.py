@@ -1,0 +1,148 @@
+"""Every figure, drawn from saved numbers only; nothing is computed here but positions on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUES = ("#9ecae1", "#4292c6", "#08306b")  # early, middle, last checkpoint
+ORANGES = ("#fdae6b", "#e6550d")  # resuscitated, q = 1 and q = 2
+GREY = "#7f7f7f"
+
+plt.rcParams.update(
+    {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+    }
+)
+
+
+def save(figure: Figure, stem: Path) -> Path:
+    """Write PNG and PDF beside each other; returns the PNG's path."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".pdf"):
+        figure.savefig(stem.with_suffix(suffix), dpi=160)
+    plt.close(figure)
+    return stem.with_suffix(".png")
+
+
+def entropy_over_steps(series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int] = ()) -> Figure:
+    """Knowledge entropy over pretraining, one line a seed, bars of two standard errors; `marked` steps stand out.
+
+    series: per seed the contents of the checkpoints' knowledge_entropy.json, ordered by step.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    for number, results in enumerate(series):
+        steps = [r["checkpoint"]["step"] for r in results]
+        values = [r["knowledge_entropy"] for r in results]
+        errors = [2 * (r["standard_error"] or 0.0) for r in results]
+        axes.errorbar(
+            steps, values, errors, color=BLUES[2], alpha=1 - 0.25 * number, marker="o", markersize=4, capsize=3
+        )
+        if number == 0:
+            for color, step in zip(BLUES, marked):
+                axes.plot(step, values[steps.index(step)], "o", color=color, markersize=11, zorder=5)
+                axes.annotate(
+                    f"step {step}",
+                    (step, values[steps.index(step)]),
+                    textcoords="offset points",
+                    xytext=(0, 13),
+                    ha="center",
+                )
+    axes.margins(y=0.2)
+    axes.set(xlabel="pretraining step", ylabel="knowledge entropy H (nats)", title="Knowledge entropy over pretraining")
+    return figure
+
+
+def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
+    """H of every layer over pretraining, bars of two standard errors."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    steps = [r["checkpoint"]["step"] for r in results]
+    layers = len(results[0]["layers"])
+    for layer in range(layers):
+        values = [r["layers"][layer] for r in results]
+        errors = [2 * (r["layer_standard_errors"][layer] or 0.0) for r in results]
+        color = plt.colormaps["viridis"](0.85 * layer / max(layers - 1, 1))
+        axes.errorbar(
+            steps, values, errors, color=color, marker="o", markersize=4, capsize=3, label=f"layer {layer + 1}"
+        )
+    axes.set(xlabel="pretraining step", ylabel="entropy of the layer (nats)", title="Knowledge entropy per layer")
+    axes.legend(ncols=2)
+    return figure
+
+
+def bars(
+    axes: Axes, names: Sequence[str], estimates: Sequence[dict[str, float]], colors: Sequence[str], label: str
+) -> None:
+    """Estimates with their intervals as bars."""
+    values = [e["value"] for e in estimates]
+    below = [max(e["value"] - e["low"], 0.0) for e in estimates]
+    above = [max(e["high"] - e["value"], 0.0) for e in estimates]
+    axes.bar(range(len(names)), values, yerr=[below, above], color=colors, capsize=4, width=0.7)
+    axes.set_xticks(range(len(names)), names)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel(label)
+
+
+def acquisition_and_forgetting(rows: Sequence[dict[str, Any]], loss_label: str) -> Figure:
+    """A and forgetting by starting point. rows: `name`, `color`, `A` and `loss_rise` estimates of each condition."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8))
+    names, colors = [r["name"] for r in rows], [r["color"] for r in rows]
+    bars(left, names, [r["A"] for r in rows], colors, "A, % (95 % interval over entries)")
+    left.set_title("Knowledge acquired")
+    bars(right, names, [r["loss_rise"] for r in rows], colors, f"rise of held-out {loss_label} loss, %")
+    right.set_title("Knowledge forgotten")
+    return figure
+
+
+def probes_over_steps(
+    curves: Sequence[dict[str, Any]], injections: Sequence[int], measure: str = "K", title: str = ""
+) -> Figure:
+    """Log-probability of the probes over training, with a mark at every injection.
+
+    curves: `name`, `color` and `curve`, a list of {step, K, K_paraphrase, K_once}.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    for number, step in enumerate(injections):
+        axes.axvline(step, color=GREY, linewidth=0.7, linestyle=":", label=None if number else "injection round")
+    for run in curves:
+        points = [p for p in run["curve"] if measure in p]
+        axes.plot(
+            [p["step"] for p in points],
+            [p[measure] for p in points],
+            marker="o",
+            markersize=3.5,
+            color=run["color"],
+            label=run["name"].replace("\n", " "),
+        )
+    axes.set(xlabel="step of continual training", ylabel="log-probability of the target span", title=title)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def save_acquisition(result: dict[str, Any], folder: Path) -> None:
+    """The figures of analysis.acquisition: A and loss rise of each run, and the log-probabilities over steps."""
+    runs, palette = result["runs"], plt.colormaps["viridis"]
+    colors = [palette(0.85 * i / max(len(runs) - 1, 1)) for i in range(len(runs))]
+    labels = [label for label in runs[0]["loss_rise"] if all(label in r["loss_rise"] for r in runs)]
+    if labels:
+        rows = [
+            {"name": r["run"], "color": c, "A": r["A"], "loss_rise": r["loss_rise"][labels[0]]}
+            for r, c in zip(runs, colors)
+        ]
+        save(acquisition_and_forgetting(rows, labels[0]), folder / "acquisition_and_forgetting")
+    curves = [{"name": r["run"], "color": c, "curve": r["curve"]} for r, c in zip(runs, colors)]
+    save(probes_over_steps(curves, runs[0]["injections"], "K", "Probes during training"), folder / "probes_over_steps")

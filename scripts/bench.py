@@ -1,0 +1,169 @@
+"""Timings as ratios of two things run in turn on the same machine.
+
+    python -m scripts.bench [--rounds 5] [--steps 20]
+
+training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop over the same
+model, batches and optimizer. entropy: `analysis.entropy` against the obvious script, transformers' model with logits
+and a hook that keeps the activations of every layer. Each line gives the median ratio of the rounds and their range.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from analysis.entropy import measure
+from olmo.config import TrainConfig, load
+from olmo.distributed import Ranks, keep_large_blocks, pick_device
+from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.model import OLMo
+from olmo.train import Trainer
+
+CONFIG = Path("configs/tiny/pretrain.yaml")
+
+
+def in_turn(rounds: int, ours: Callable[[], float], other: Callable[[], float]) -> list[float]:
+    """Ratios of rates, ours / other, one a round; which goes first alternates."""
+    ratios = []
+    for number in range(rounds):
+        first, second = (ours, other) if number % 2 else (other, ours)
+        rates = {id(f): f() for f in (first, second)}
+        ratios.append(rates[id(ours)] / rates[id(other)])
+    return ratios
+
+
+def report(name: str, ratios: Sequence[float], rates: Sequence[float]) -> None:
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} rounds"
+    print(f"{name}: {statistics.median(ratios):.2f} x ({spread}; ours {statistics.median(rates):,.0f} tokens/s)")
+
+
+def bench_training(folder: Path, rounds: int, steps: int) -> None:
+    """Trainer against a plain loop, tokens a second."""
+    tokens = folder / "tokens.npy"
+    config = load(CONFIG)
+    length, batch_size = config.model.max_sequence_length, config.global_train_batch_size
+    generator = np.random.default_rng(0)
+    generator.integers(0, config.model.vocab_size, 4 * steps * batch_size * length, dtype="<u2").tofile(tokens)
+    device, rates = pick_device(), []
+
+    def ours() -> float:
+        changed: TrainConfig = load(
+            CONFIG,
+            [
+                f"--data.paths=[{tokens}]",
+                f"--save_folder={folder / 'run'}",
+                "--save_overwrite",
+                "--evaluators=[]",
+                "--save_steps_unsharded=null",
+                f"--stop_after={steps}",
+            ],
+        )
+        trainer = Trainer(changed, device, Ranks())
+        started = time.perf_counter()
+        trainer.fit()
+        rates.append(steps * batch_size * length / (time.perf_counter() - started))
+        return rates[-1]
+
+    def plain() -> float:
+        torch.manual_seed(0)
+        model = OLMo(config.model).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+        data = torch.from_numpy(np.fromfile(tokens, "<u2").astype(np.int64)).view(-1, batch_size, length).to(device)
+        started = time.perf_counter()
+        for step in range(steps):
+            ids = data[step]
+            logits = model(ids)[:, :-1]
+            loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            loss.item()
+        return steps * batch_size * length / (time.perf_counter() - started)
+
+    in_turn(1, ours, plain)  # warm up
+    rates.clear()
+    report("training, Trainer / plain torch loop", in_turn(rounds, ours, plain), rates)
+
+
+def bench_entropy(rounds: int, steps: int) -> None:
+    """Our measurement against transformers with hooks that keep everything, tokens a second."""
+    from transformers import OlmoConfig, OlmoForCausalLM
+
+    config = load(CONFIG).model
+    device = pick_device()
+    model = OLMo(config).to(device).eval()
+    shape = OlmoConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.inner_size,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        eos_token_id=0,
+        pad_token_id=1,
+        tie_word_embeddings=True,
+    )
+    reference = OlmoForCausalLM(shape).to(device).eval()
+    count, length = 16 * steps, config.max_sequence_length
+    data = np.random.default_rng(0).integers(0, config.vocab_size, (count, length))
+    rates: list[float] = []
+
+    def ours() -> float:
+        started = time.perf_counter()
+        measure(model, list(data), 16, "abs", device, Ranks())
+        rates.append(count * length / (time.perf_counter() - started))
+        return rates[-1]
+
+    def obvious() -> float:
+        kept: dict[int, list[torch.Tensor]] = {}
+        handles = [
+            layer.mlp.down_proj.register_forward_pre_hook(
+                lambda module, args, number=number: kept.setdefault(number, []).append(args[0].abs())
+            )
+            for number, layer in enumerate(reference.model.layers)
+        ]
+        started = time.perf_counter()
+        with torch.no_grad():
+            total: dict[int, torch.Tensor] = {}
+            for start in range(0, count, 16):
+                reference(torch.from_numpy(data[start : start + 16]).to(device))
+                for number, batches in kept.items():
+                    total[number] = total.get(number, torch.zeros(())) + batches.pop().mean(1).sum(0)
+            for average in total.values():
+                p = average / average.sum()
+                (-(p * p.log()).sum()).item()
+        for handle in handles:
+            handle.remove()
+        return count * length / (time.perf_counter() - started)
+
+    in_turn(1, ours, obvious)  # warm up
+    rates.clear()
+    report("entropy, ours / transformers with kept activations", in_turn(rounds, ours, obvious), rates)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="python -m scripts.bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
+    parser.add_argument("--steps", type=int, default=20, help="batches a repetition")
+    args = parser.parse_args(argv)
+    if args.rounds < 1 or args.steps < 1:
+        raise ConfigurationError("--rounds and --steps must be at least 1")
+    keep_large_blocks()
+    device = pick_device()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__} on {device.type}, {where}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_training(Path(folder), args.rounds, args.steps)
+    bench_entropy(args.rounds, args.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

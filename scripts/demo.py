@@ -1,0 +1,200 @@
+"""The study, small and whole: text, pretraining, entropy, injection, resuscitation, acquisition, report.
+
+    python -m scripts.demo [--output runs/demo] [--seeds 1] [--contrast] [--published DIR]
+
+Runs the project's own commands one after the other, as a user would, and writes `report.html` and `report.json`.
+A stage that has finished is not run again; remove the output folder to start over. `--contrast` runs the second
+setting (configs/tiny/contrast_pretrain.yaml). `--published DIR` injects the published fictional knowledge that lies
+in DIR instead of our own: its texts are longer, so contexts of 1024 tokens are used, and 14 paraphrase and 20 once
+entries of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.reporting import clock, environment
+
+EARLY, MIDDLE, LAST = 90, 450, 720  # of the eleven steps that configs/tiny/pretrain.yaml saves
+KNOWLEDGE = {"paraphrase": 26, "once": 60}  # 32 texts a round: two a row, of the 256 tokens that a row has
+PUBLISHED = {
+    "paraphrase": ("fictional_knowledge_paraphrased_paraphrase70.json", 14),
+    "once": ("fictional_knowledge_paraphrased_once60.json", 20),
+}
+
+
+class Stages:
+    """Runs commands, remembers in demo.json which have finished, how long they took and how much memory."""
+
+    def __init__(self, folder: Path, total: int):
+        self.file, self.total, self.number = folder / "demo.json", total, 0
+        self.manifest: dict[str, Any] = {"stages": []}
+        if self.file.is_file():
+            self.manifest = json.loads(self.file.read_text(encoding="utf-8"))
+
+    def run(self, name: str, module: str, arguments: Sequence[str], output: Path) -> None:
+        """Run `python -m module arguments`, unless the same command has finished and `output` is there."""
+        self.number += 1
+        command = ["python", "-m", module, *arguments]
+        done = [s for s in self.manifest["stages"] if s["command"] == command and output.exists()]
+        head = f"[{self.number}/{self.total}] {name}"
+        if done:
+            print(f"{head}: done before, in {clock(done[0]['seconds'])}", flush=True)
+            return
+        print(f"{head}: {' '.join(command)}", flush=True)
+        started = time.monotonic()
+        process = subprocess.Popen([sys.executable, *command[1:]])
+        _, status, usage = os.wait4(process.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        process.returncode = code
+        if code:
+            raise ValueError(f"stage '{name}' failed with status {code}: {' '.join(command)}")
+        seconds = time.monotonic() - started
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+        kept = [s for s in self.manifest["stages"] if s["name"] != name]
+        peak = usage.ru_maxrss * unit / 2**20
+        stage = {"name": name, "command": command, "seconds": seconds, "peak_memory_mib": peak}
+        self.manifest["stages"] = [*kept, stage]
+        self.save()
+
+    def save(self) -> None:
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.manifest, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.file)
+
+
+def copy_published(source: Path, folder: Path) -> None:
+    """The first entries of the published data under the names that the configurations expect."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for setting, (name, count) in PUBLISHED.items():
+        path = source / name
+        if not path.is_file():
+            raise ConfigurationError(f"--published: {path} is missing")
+        entries = json.loads(path.read_text(encoding="utf-8"))[:count]
+        (folder / f"fictional_knowledge_{setting}.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
+def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespace, length: int) -> None:
+    """Everything that depends on the seed: pretraining, entropy, resuscitation, continual learning."""
+    base = folder if seed == 0 else folder / f"seed{seed}"
+    tag = "" if args.seeds == 1 else f", seed {seed}"
+    text, knowledge, pretrain = folder / "text", folder / "knowledge", base / "pretrain"
+    last = pretrain / f"step{LAST}-unsharded"
+    prefix = "contrast_" if args.contrast else ""
+    common = [
+        f"--seed={6198 + seed}",
+        "--save_overwrite",
+        f"--model.max_sequence_length={length}",
+        f"--tokenizer.identifier={text}/tokenizer.json",
+    ]
+    stages.run(
+        f"pretraining{tag}",
+        "scripts.train",
+        [
+            f"configs/tiny/{prefix}pretrain.yaml",
+            f"--save_folder={pretrain}",
+            *common,
+            f"--data.paths=[{text}/general_train.npy]",
+            f"--evaluators.0.data.paths=[{text}/general_heldout.npy]",
+            f"--global_train_batch_size={16 * 256 // length}",
+        ],
+        last,
+    )
+    stages.manifest.setdefault("pretraining", []).append(str(pretrain.relative_to(folder)))
+    data = ["--data", f"{text}/general_train.npy", "--data_size", str(512 * 256 // length), "--batch_size", "16"]
+    stages.run(
+        f"knowledge entropy of every checkpoint{tag}",
+        "analysis.entropy",
+        ["--checkpoint", f"{pretrain}/step*-unsharded", *data],
+        last / "knowledge_entropy.json",
+    )
+    edited = {}
+    for factor in (1.0, 2.0):
+        edited[factor] = last / f"resuscitation_ratio0.5_amplifying{factor}.safetensors"
+        stages.run(
+            f"resuscitation, q = {factor:g}{tag}",
+            "analysis.change_parameters",
+            ["--checkpoint", str(last), "--resuscitation_ratio", "0.5", "--amplifying_factor", f"{factor:g}"],
+            edited[factor],
+        )
+
+    def learn(key: str, name: str, start: int, *extra: str) -> None:
+        run = base / "continual" / key
+        paths = [
+            f"--save_folder={run}",
+            f"--load_path={pretrain}/step{start}-unsharded",
+            f"--data.dataset_path={text}/science_train",
+            f"--evaluators.0.data.dataset_path={knowledge}/fictional_knowledge_paraphrase.json",
+            f"--evaluators.3.data.dataset_path={knowledge}/fictional_knowledge_once.json",
+            f"--evaluators.6.data.paths=[{text}/general_heldout.npy]",
+            f"--evaluators.7.data.paths=[{text}/science_heldout.npy]",
+        ]
+        stages.run(
+            f"continual learning: {name}{tag}",
+            "scripts.train",
+            [f"configs/tiny/{prefix}continual.yaml", *common, *paths, *extra],
+            run / "probes" / "step150.parquet",
+        )
+        conditions = stages.manifest.setdefault("conditions", {})
+        condition = conditions.setdefault(key, {"name": name, "start": start, "runs": []})
+        condition["runs"].append(str(run.relative_to(folder)))
+
+    learn("early", "early", EARLY)
+    learn("middle", "middle", MIDDLE)
+    learn("last", "last", LAST)
+    learn("last_q1", "last, q = 1", LAST, f"--model.resuscitation={edited[1.0]}")
+    learn("last_q2", "last, q = 2", LAST, f"--model.resuscitation={edited[2.0]}")
+    learn("last_control", "last, no injection", LAST, "--injection=null")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="python -m scripts.demo", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, help="default: runs/demo, or runs/contrast with --contrast")
+    parser.add_argument("--seeds", type=int, default=1, help="repeat everything with so many seeds")
+    parser.add_argument("--contrast", action="store_true", help="the setting in which entropy rises")
+    parser.add_argument("--published", type=Path, help="folder with the published fictional knowledge")
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        raise ConfigurationError("--seeds must be at least 1")
+    folder = args.output or Path("runs/contrast" if args.contrast else "runs/demo")
+    folder.mkdir(parents=True, exist_ok=True)
+    length = 1024 if args.published else 256
+    stages = Stages(folder, total=(2 if args.published else 3) + args.seeds * 10)
+    for key in ("pretraining", "conditions"):
+        stages.manifest.pop(key, None)  # listed anew, as the stages are visited
+
+    text, knowledge = folder / "text", folder / "knowledge"
+    prepare = ["--output", str(text), "--vocab_size", "4096", "--sequence_length", str(length)]
+    stages.run("text and tokenizer", "scripts.prepare_demo_text", prepare, text / "sources.json")
+    if args.published:
+        copy_published(args.published, knowledge)
+    else:
+        make = ["--output", str(knowledge), *(x for k, n in KNOWLEDGE.items() for x in (f"--{k}", str(n)))]
+        stages.run("fictional knowledge", "scripts.make_fictional_knowledge", make, knowledge)
+    for seed in range(args.seeds):
+        seed_stages(stages, folder, seed, args, length)
+    stages.manifest.update(
+        setting="contrast" if args.contrast else "demo",
+        published=bool(args.published),
+        seeds=args.seeds,
+        environment=environment(),
+    )
+    stages.save()
+    # The report is cheap and tells of what is there now, so it is made every time.
+    (folder / "report.html").unlink(missing_ok=True)
+    stages.run("report", "analysis.report", [str(folder)], folder / "report.html")
+    total = sum(stage["seconds"] for stage in stages.manifest["stages"])
+    print(f"done: {folder}/report.html ({clock(total)} in all stages)")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
