@@ -30,7 +30,7 @@ demo-contrast: $(READY)
 	$(RUN) -m scripts.demo --contrast --seeds $(SEEDS)
 
 test: $(READY)
-	$(RUN) -m pytest -m 'not gpu'
+	$(RUN) -m pytest -m 'not gpu' --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-gpu: $(READY)
 	$(RUN) -m pytest -m gpu

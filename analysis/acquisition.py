@@ -48,20 +48,30 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """l(p; theta) of one evaluation, per entry: `values[setting, kind]` (entries,), mean over the entry's probes."""
+    """l(p; theta) of one evaluation: per [setting, kind] its sum over each entry's probes (entries,), and how many
+    probes these are. An entry may have more probes of one kind than of another; K weighs every probe alike."""
 
-    values: dict[tuple[str, str], Values]
+    sums: dict[tuple[str, str], Values]
+    counts: dict[tuple[str, str], NDArray[np.int64]]
 
     def entries(self, setting: str | None = None, kind: str | None = None) -> Values:
         """Means of the entries (n,) of one setting or all, over the probes of one kind or all."""
         found = []
         for name in SETTINGS if setting is None else (setting,):
-            kinds = [self.values[name, k] for k in ((kind,) if kind else KINDS) if (name, k) in self.values]
-            if kinds:
-                found.append(np.mean(kinds, axis=0))
+            keys = [(name, k) for k in ((kind,) if kind else KINDS) if (name, k) in self.sums]
+            if keys:
+                total = np.sum([self.sums[k] for k in keys], axis=0)
+                count = np.sum([self.counts[k] for k in keys], axis=0)
+                found.append(total[count > 0] / count[count > 0])
         if not found:
             raise ValueError(f"no probes of setting {setting or 'any'} and kind {kind or 'any'}")
         return np.concatenate(found)
+
+    def same_probes(self, other: Knowledge) -> bool:
+        """Whether both have the same numbers of probes of the same entries, settings and kinds."""
+        return self.counts.keys() == other.counts.keys() and all(
+            np.array_equal(self.counts[key], other.counts[key]) for key in self.counts
+        )
 
 
 @dataclass(frozen=True)
@@ -90,15 +100,18 @@ def read_knowledge(path: Path) -> Knowledge:
     table = pyarrow.parquet.read_table(path, columns=["setting", "entry", "kind", "mean_log_prob"]).to_pydict()
     settings, kinds = np.array(table["setting"]), np.array(table["kind"])
     entries, values = np.array(table["entry"]), np.array(table["mean_log_prob"])
-    grouped = {}
+    sums: dict[tuple[str, str], Values] = {}
+    counts: dict[tuple[str, str], NDArray[np.int64]] = {}
     for setting in SETTINGS:
+        size = entries[settings == setting].max(initial=-1) + 1
         for kind in KINDS:
             chosen = (settings == setting) & (kinds == kind)
             if chosen.any():
-                grouped[setting, kind] = np.bincount(entries[chosen], values[chosen]) / np.bincount(entries[chosen])
-    if not grouped:
+                sums[setting, kind] = np.bincount(entries[chosen], values[chosen], size).astype(np.float64)
+                counts[setting, kind] = np.bincount(entries[chosen], None, size)
+    if not sums:
         raise ValueError(f"{path}: no probes in this table")
-    return Knowledge(grouped)
+    return Knowledge(sums, counts)
 
 
 def _read_losses(path: Path) -> dict[str, Values]:
@@ -129,20 +142,33 @@ def read_run(folder: Path) -> Run:
     # The last line of a run that is still going may be half written.
     complete = [x for x in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if x.endswith("\n")]
     lines = [json.loads(x) for x in complete]
-    tables = {int(p.stem.removeprefix("step")): p for p in folder.glob("probes/step*.parquet")}
+    # An evaluation is whole once its line, written after its tables, is there.
+    whole = {line["step"] for line in lines if "eval/K" in line}
+    found = {int(p.stem.removeprefix("step")): p for p in folder.glob("probes/step*.parquet")}
+    tables = {step: path for step, path in found.items() if step in whole}
     if len(tables) < 2:
         raise ValueError(f"{folder}: {len(tables)} evaluation(s) with probes, before and after are needed")
-    first, last = min(tables), max(tables)
+    first, *later = sorted(tables)
+    before = read_knowledge(tables[first])
+    # Evaluators of different intervals: the newest evaluation may hold only some of the probes.
+    for last in reversed(later):
+        after = read_knowledge(tables[last])
+        if after.same_probes(before):
+            break
+    else:
+        raise ValueError(f"{folder}: no evaluation after step {first} has the same probes")
     original = folder / "probes" / "original.parquet"
+    losses_before, losses_after = (_read_losses(folder / "losses" / f"step{step}.parquet") for step in (first, last))
+    both = [label for label, losses in losses_before.items() if len(losses_after.get(label, ())) == len(losses)]
     accuracy_before, chance = _downstream(lines, first)
     return Run(
         folder.name,
         last,
-        read_knowledge(tables[first]),
-        read_knowledge(tables[last]),
+        before,
+        after,
         read_knowledge(original) if original.is_file() else None,
-        _read_losses(folder / "losses" / f"step{first}.parquet"),
-        _read_losses(folder / "losses" / f"step{last}.parquet"),
+        {label: losses_before[label] for label in both},
+        {label: losses_after[label] for label in both},
         accuracy_before,
         _downstream(lines, last)[0],
         chance,
@@ -189,7 +215,7 @@ def bootstrap(
 def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Estimate:
     """A in percent against the weights that training started from, over runs that differ in their seed only."""
     before, after = ([getattr(r, n).entries(setting, kind) for r in runs] for n in ("before", "after"))
-    return bootstrap([np.stack(before), np.stack(after)], percent_change, strata(runs[0], setting))
+    return bootstrap([np.stack(before), np.stack(after)], percent_change, strata(runs[0], setting, kind))
 
 
 def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
@@ -201,10 +227,10 @@ def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
     return bootstrap(columns, percent_change, strata(runs[0]))
 
 
-def strata(run: Run, setting: str | None = None) -> list[int]:
-    """Numbers of entries of the settings that a run probes."""
-    chosen = [s for s in SETTINGS if any(key[0] == s for key in run.before.values) and setting in (None, s)]
-    return [len(run.before.entries(s)) for s in chosen]
+def strata(run: Run, setting: str | None = None, kind: str | None = None) -> list[int]:
+    """Numbers of entries of the settings that a run probes, with probes of one kind or any."""
+    probed = {s for s, k in run.before.sums if setting in (None, s) and kind in (None, k)}
+    return [len(run.before.entries(s, kind)) for s in SETTINGS if s in probed]
 
 
 def loss_rise(runs: Sequence[Run], label: str) -> Estimate:
@@ -225,7 +251,7 @@ def forgotten(run: Run) -> dict[str, float] | None:
 def compare(one: Sequence[Run], other: Sequence[Run]) -> dict[str, Estimate]:
     """`other` minus `one`, paired over their common entries: A in points, and K(after)."""
     for run in (*one, *other):
-        if [len(v) for v in run.before.values.values()] != [len(v) for v in one[0].before.values.values()]:
+        if not run.before.same_probes(one[0].before):
             raise ValueError(f"{one[0].name} and {run.name} were probed with different entries")
     columns = [np.stack([getattr(r, n).entries() for r in runs]) for runs in (one, other) for n in ("before", "after")]
 
@@ -254,8 +280,8 @@ def compare_loss_rise(one: Sequence[Run], other: Sequence[Run], label: str) -> E
 
 def summarise(run: Run) -> dict[str, Any]:
     """Everything above for one run, ready for JSON."""
-    settings = [s for s in SETTINGS if any(key[0] == s for key in run.before.values)]
-    kinds = [k for k in KINDS if any(key[1] == k for key in run.before.values)]
+    settings = [s for s in SETTINGS if any(key[0] == s for key in run.before.sums)]
+    kinds = [k for k in KINDS if any(key[1] == k for key in run.before.sums)]
     against_original = acquired_against_original([run])
     return {
         "run": run.name,

@@ -16,6 +16,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,10 @@ def measure(
                     averages = CoefficientAverages(means.shape[1], means.shape[2])
                 averages.add(means, mine)
             progress.advance(stop - start)
-            if tolerance is not None and ranks.world_size == 1 and stop >= next_check and averages is not None:
-                error = float(jackknife_error(averages.leave_one_out().sum(1)))
+            if tolerance is not None and stop >= next_check and averages is not None:
+                seen = copy(averages)  # by all ranks: they decide alike
+                seen.reduce(ranks)
+                error = float(jackknife_error(seen.leave_one_out().sum(1)))
                 progress.note = f", standard error {error:.1e}"
                 if error < tolerance:
                     break
@@ -209,7 +212,8 @@ def measure_checkpoint(
     rows = read_instances(args, folder, length)
     identity = _identity(args, folder, rows)
     result_file = output / "knowledge_entropy.json"
-    if result_file.is_file():
+    coefficients = output / "mlp_average_coefficients.safetensors"
+    if result_file.is_file() and coefficients.is_file():
         done = json.loads(result_file.read_text(encoding="utf-8"))
         if all(done.get(key) == value for key, value in identity.items()):
             return done
@@ -225,7 +229,6 @@ def measure_checkpoint(
     }
     if ranks.is_first:
         output.mkdir(parents=True, exist_ok=True)
-        coefficients = output / "mlp_average_coefficients.safetensors"
         partial = coefficients.with_suffix(".partial")
         about = {"checkpoint_fingerprint": str(identity["checkpoint"]["fingerprint"]), "coefficient": args.coefficient}
         save_file({"mlp_average_coefficients": torch.from_numpy(averages.average).float()}, partial, metadata=about)
@@ -276,6 +279,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     folders = checkpoint_folders(args.step, args.model_size, args.checkpoint or [])
+    if args.output is not None and len({folder.name for folder in folders}) < len(folders):
+        raise ConfigurationError("--output: two checkpoint folders of one name; measure them beside the checkpoints")
     keep_large_blocks()
     device = pick_device(args.device)
     with process_group(device) as ranks:

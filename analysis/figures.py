@@ -45,26 +45,23 @@ def entropy_over_steps(series: Sequence[Sequence[dict[str, Any]]], marked: Seque
     series: per seed the contents of the checkpoints' knowledge_entropy.json, ordered by step.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    _entropy(axes, series, marked)
+    return figure
+
+
+def _entropy(axes: Axes, series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int]) -> None:
     for number, results in enumerate(series):
         steps = [r["checkpoint"]["step"] for r in results]
         values = [r["knowledge_entropy"] for r in results]
         errors = [2 * (r["standard_error"] or 0.0) for r in results]
-        axes.errorbar(
-            steps, values, errors, color=BLUES[2], alpha=1 - 0.25 * number, marker="o", markersize=4, capsize=3
-        )
-        if number == 0:
-            for color, step in zip(BLUES, marked):
-                axes.plot(step, values[steps.index(step)], "o", color=color, markersize=11, zorder=5)
-                axes.annotate(
-                    f"step {step}",
-                    (step, values[steps.index(step)]),
-                    textcoords="offset points",
-                    xytext=(0, 13),
-                    ha="center",
-                )
-    axes.margins(y=0.2)
+        alpha = max(1 - 0.25 * number, 0.25)
+        axes.errorbar(steps, values, errors, color=BLUES[2], alpha=alpha, marker="o", markersize=4, capsize=3)
+        for color, step in zip(BLUES, marked if number == 0 else ()):
+            height = values[steps.index(step)]
+            axes.plot(step, height, "o", color=color, markersize=11, zorder=5)
+            axes.annotate(f"step {step}", (step, height), textcoords="offset points", xytext=(0, 13), ha="center")
+    axes.margins(x=0.08, y=0.2)
     axes.set(xlabel="pretraining step", ylabel="knowledge entropy H (nats)", title="Knowledge entropy over pretraining")
-    return figure
 
 
 def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
@@ -97,15 +94,29 @@ def bars(
     axes.set_ylabel(label)
 
 
+def overview(
+    series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int], rows: Sequence[dict[str, Any]], loss_label: str
+) -> Figure:
+    """The study in one row: entropy over pretraining, and what each start acquires and forgets."""
+    figure, panels = plt.subplots(1, 3, figsize=(13.5, 3.7), width_ratios=(1.3, 1, 1))
+    _entropy(panels[0], series, marked)
+    _acquired_and_forgotten(panels[1], panels[2], rows, loss_label)
+    return figure
+
+
 def acquisition_and_forgetting(rows: Sequence[dict[str, Any]], loss_label: str) -> Figure:
     """A and forgetting by starting point. rows: `name`, `color`, `A` and `loss_rise` estimates of each condition."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8))
+    _acquired_and_forgotten(left, right, rows, loss_label)
+    return figure
+
+
+def _acquired_and_forgotten(left: Axes, right: Axes, rows: Sequence[dict[str, Any]], loss_label: str) -> None:
     names, colors = [r["name"] for r in rows], [r["color"] for r in rows]
     bars(left, names, [r["A"] for r in rows], colors, "A, % (95 % interval over entries)")
     left.set_title("Knowledge acquired")
     bars(right, names, [r["loss_rise"] for r in rows], colors, f"rise of held-out {loss_label} loss, %")
     right.set_title("Knowledge forgotten")
-    return figure
 
 
 def probes_over_steps(
@@ -145,4 +156,5 @@ def save_acquisition(result: dict[str, Any], folder: Path) -> None:
         ]
         save(acquisition_and_forgetting(rows, labels[0]), folder / "acquisition_and_forgetting")
     curves = [{"name": r["run"], "color": c, "curve": r["curve"]} for r, c in zip(runs, colors)]
-    save(probes_over_steps(curves, runs[0]["injections"], "K", "Probes during training"), folder / "probes_over_steps")
+    injections = sorted({step for r in runs for step in r["injections"]})  # a control has none
+    save(probes_over_steps(curves, injections, "K", "Probes during training"), folder / "probes_over_steps")

@@ -38,7 +38,7 @@ def checkpoint_folders(step: int | None, model_size: str, named: list[str]) -> l
     folders: list[Path] = []
     for name in named:
         if any(c in name for c in "*?["):
-            found = sorted((Path(p) for p in glob.glob(name) if Path(p).is_dir()), key=step_of)
+            found = sorted((Path(p) for p in glob.glob(name) if Path(p).is_dir()), key=lambda p: (step_of(p), p))
             if not found:
                 raise ConfigurationError(f"{name}: no folder matches")
             folders += found
@@ -49,5 +49,6 @@ def checkpoint_folders(step: int | None, model_size: str, named: list[str]) -> l
 
 def step_of(folder: Path) -> int:
     """The training step in a checkpoint's name (`step90-unsharded`, `738020-unsharded`), -1 where there is none."""
-    match = re.match(r"(?:step)?(\d+)", folder.name)
+    # All of the name up to a dash: a commit of the hub may begin with digits, and a model's name with its size.
+    match = re.match(r"(?:step)?(\d+)(?:-|$)", folder.name)
     return int(match[1]) if match else -1

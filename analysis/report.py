@@ -59,26 +59,26 @@ page says of one run. Run the contrast with <code>make demo-contrast</code>; wha
 def verdict(estimate: Estimate, expected: int) -> str:
     """seen: the 95 % interval lies wholly on the expected side of 0 (`expected` +1 or -1); not seen: wholly on the
     other side; within noise: it holds 0."""
-    if estimate.low <= 0 <= estimate.high:
-        return "within noise at this scale"
-    return "seen" if (estimate.value > 0) == (expected > 0) else "not seen: the opposite"
+    if estimate.low > 0 or estimate.high < 0:
+        return "seen" if (estimate.low > 0) == (expected > 0) else "not seen: the opposite"
+    return "within noise at this scale"
 
 
 def entropy_difference(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> Estimate:
     """H(second) - H(first), mean over seeds, each pair measured on the same instances.
 
     Interval: 1.96 standard errors, of the paired jackknife over instances and, with several seeds, of the spread of
-    the differences between them, added in quadrature.
+    the differences between them, added in quadrature. All seeds are measured on the same instances, so leaving a
+    group out concerns them together: their errors over instances do not average out.
     """
-    differences, errors = [], []
+    differences, left_out = [], []
     for one, other in zip(first, second):
-        if one["data"] != other["data"]:
+        if any(one[key] != other[key] for key in ("data", "number_of_instances", "coefficient")):
             raise ValueError("entropies measured on different data cannot be compared in pairs")
-        left_out = np.array(other["leave_one_group_out"]).sum(1) - np.array(one["leave_one_group_out"]).sum(1)
+        left_out.append(np.array(other["leave_one_group_out"]).sum(1) - np.array(one["leave_one_group_out"]).sum(1))
         differences.append(other["knowledge_entropy"] - one["knowledge_entropy"])
-        errors.append(float(jackknife_error(left_out)))
     seeds = len(differences)
-    variance = sum(e**2 for e in errors) / seeds**2
+    variance = float(jackknife_error(np.mean(left_out, axis=0))) ** 2
     if seeds > 1:
         variance += float(np.var(differences, ddof=1)) / seeds
     value, half = float(np.mean(differences)), 1.96 * math.sqrt(variance)
@@ -106,6 +106,9 @@ def gather(folder: Path) -> dict[str, Any]:
     if not manifest_file.is_file():
         raise FileNotFoundError(f"{manifest_file}: missing; run make demo first")
     manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+    missing = COLORS.keys() - manifest.get("conditions", {})
+    if missing or "environment" not in manifest:
+        raise ValueError(f"{manifest_file}: the demo has not finished; run it again, it goes on where it stopped")
     entropies = [read_entropies(folder / p) for p in manifest["pretraining"]]
     by_step = [{r["checkpoint"]["step"]: r for r in series} for series in entropies]
     runs = {
@@ -115,7 +118,7 @@ def gather(folder: Path) -> dict[str, Any]:
     conditions = {}
     for key, group in runs.items():
         original = acquired_against_original(group)
-        settings = [s for s in ("paraphrase", "once") if any(k[0] == s for k in group[0].before.values)]
+        settings = [s for s in ("paraphrase", "once") if any(k[0] == s for k in group[0].before.sums)]
         kinds = ("memorization", "semantic", "composition")
         conditions[key] = {
             "name": manifest["conditions"][key]["name"],
@@ -236,6 +239,12 @@ def draw(report: dict[str, Any], folder: Path) -> dict[str, Path]:
     curves = [{"name": c["name"], "color": COLORS[key], "curve": c["curve"]} for key, c in conditions.items()]
     injections = conditions["last"]["injections"]
     drawn = {
+        "overview": figures.overview(
+            report["entropy"],
+            marked,
+            [row for row, key in zip(rows, conditions) if key in ("early", "middle", "last")],
+            FORGETTING,
+        ),
         "entropy": figures.entropy_over_steps(report["entropy"], marked),
         "entropy_per_layer": figures.layer_entropy_over_steps(report["entropy"][0]),
         "acquisition_and_forgetting": figures.acquisition_and_forgetting(rows, FORGETTING),

@@ -36,7 +36,8 @@ def resuscitate(average: Tensor, ratio: float, factor: float, select: str = "low
         raise ValueError(f"amplifying factor {factor} is not a positive number")
     if select not in SELECTIONS:
         raise ValueError(f"selection {select!r} is none of {', '.join(SELECTIONS)}")
-    if average.ndim != 2 or not torch.isfinite(average).all() or (average < 0).any():
+    # The mean too, because that of huge values overflows and would make every memory look dead.
+    if average.ndim != 2 or not torch.isfinite(average.mean(-1)).all() or (average < 0).any():
         raise ValueError("average coefficients must be finite and not negative, one row a layer")
     if (average.amax(1) == 0).any():
         raise ValueError("a layer without a single active memory cannot be resuscitated")

@@ -15,8 +15,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import InitFnType, LayerNormType, ModelConfig, TrainConfig, load_model_config
+from .config import InitFnType, LayerNormType, ModelConfig, TrainConfig, load_model_config, make_model_config
+from .exceptions import ConfigurationError
 from .memory import fingerprint, load_multipliers, rescale
 from .model import OLMo
 
@@ -47,12 +47,14 @@ def encode_key(name: str) -> str:
 
 def decode_key(key: str) -> str:
     """The name behind a key of a safetensors file, OLMo's or plain. Makes nothing but strings and tuples."""
+    if "." in key:
+        return key  # base64 has no '.', but its decoder would skip it and the unpickler read on in what is left
     try:
         path, pickled_value = _KeyUnpickler(io.BytesIO(base64.urlsafe_b64decode(key))).load()
     except (binascii.Error, pickle.UnpicklingError, ValueError, EOFError, TypeError, IndexError, KeyError) as error:
         if "may not name" in str(error):
             raise ValueError(f"hostile key in a safetensors file: {error}") from error
-        return key  # plain names contain '.', which is no base64
+        return key
     if pickled_value or not isinstance(path, tuple) or not all(isinstance(p, str) for p in path):
         raise ValueError("a key of this safetensors file does not name a tensor")
     return ".".join(path)
@@ -81,15 +83,21 @@ def resolve(checkpoint: str) -> Path:
         return Path(checkpoint)
     if not _HUB_ID.match(checkpoint) or Path(checkpoint).parent.is_dir():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
 
     name, _, revision = checkpoint.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"{checkpoint}: no such folder, and not on the hub: {reason}") from error
+        files = HfApi().list_repo_files(name, revision=revision or None)
+        weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin"
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", weights]))
+    except Exception as error:  # the hub's client lets the errors of its HTTP library through
+        try:  # offline, an earlier download will do
+            return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+        except Exception:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FileNotFoundError(
+                f"{checkpoint}: no such folder, and not to be had from the hub: {reason}"
+            ) from error
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -120,7 +128,13 @@ def transformers_config(folder: Path) -> dict[str, Any] | None:
 def is_olmo(folder: Path) -> bool:
     """Whether the folder's weights fit our own model: OLMo's layout, or transformers' first OLMo."""
     config = transformers_config(folder)
-    return config is None or config.get("model_type") in ("olmo", "hf_olmo")
+    return config is None or _original_keys(config) or config.get("model_type") == "olmo"
+
+
+def _original_keys(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of allenai/OLMo-1B and its like: OLMo's own keys and names. Early revisions call
+    this model type `olmo`, later ones `hf_olmo`, so only the keys can tell it from transformers' own OLMo."""
+    return "d_model" in config and "mlp_ratio" in config
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -128,11 +142,14 @@ def read_config(folder: Path) -> ModelConfig:
     raw = transformers_config(folder)
     if raw is None:
         return load_model_config(folder / "config.yaml")
-    if raw.get("model_type") == "hf_olmo":
+    if _original_keys(raw):
         known = {k: v for k, v in raw.items() if k in ModelConfig.__dataclass_fields__}
-        return replace(ModelConfig(), **{**known, "init_fn": InitFnType.mitchell})
+        return make_model_config(known, str(folder / "config.json"))
     if raw.get("model_type") != "olmo":
         raise ValueError(f"{folder}: a {raw.get('model_type')} model; only OLMo can be trained")
+    unsupported = "; ".join(_unsupported_keys(raw))
+    if unsupported:
+        raise ConfigurationError(f"{folder / 'config.json'}: {unsupported}")
     return ModelConfig(
         d_model=raw["hidden_size"],
         n_heads=raw["num_attention_heads"],
@@ -159,6 +176,17 @@ def read_config(folder: Path) -> ModelConfig:
     )
 
 
+def _unsupported_keys(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What transformers' OLMo can be told and ours cannot do."""
+    for key, accepted in (("attention_bias", (None, False)), ("hidden_act", (None, "silu"))):
+        if raw.get(key) not in accepted:
+            yield f"{key}: {raw[key]} is not supported"
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = raw.get(key) or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            yield f"{key}: {rope} is not supported"
+
+
 # One row of the table: parameter of an OLMo block <- the transformers parameters whose rows it stacks.
 BLOCK_TABLE = {
     "att_proj.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
@@ -166,6 +194,15 @@ BLOCK_TABLE = {
     "ff_proj.weight": ("mlp.up_proj.weight", "mlp.gate_proj.weight"),
     "ff_out.weight": ("mlp.down_proj.weight",),
 }
+
+
+def _transformers_names(layers: int) -> set[str]:
+    """Every tensor a transformers folder may hold; early versions of transformers saved the rotary frequencies."""
+    rows = [name for names in BLOCK_TABLE.values() for name in names]
+    rows.append("self_attn.rotary_emb.inv_freq")
+    return {"model.embed_tokens.weight", "lm_head.weight"} | {
+        f"model.layers.{layer}.{name}" for layer in range(layers) for name in rows
+    }
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -176,8 +213,11 @@ def read_state(folder: Path) -> dict[str, Tensor]:
         state.update(read_tensors(path))
     if raw is None:
         return state
-    if raw.get("model_type") == "hf_olmo":
+    if _original_keys(raw):
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    foreign = state.keys() - _transformers_names(raw["num_hidden_layers"])
+    if foreign:
+        raise ValueError(f"{folder}: the weights hold {min(foreign)}, which OLMo has not")
     try:
         named = {"transformer.wte.weight": state["model.embed_tokens.weight"]}
         for layer in range(raw["num_hidden_layers"]):

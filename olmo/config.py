@@ -215,6 +215,9 @@ class OptimizerConfig:
     record_update_metrics: bool = False
     warmup_min_lr: Optional[float] = None  # published trainer's place for scheduler.warmup_min_lr
 
+    def __post_init__(self) -> None:
+        self.betas = tuple(self.betas)  # type: ignore[assignment]  # OmegaConf 2.3 hands over a list of any length
+
 
 @dataclass
 class SchedulerConfig:
@@ -507,19 +510,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def load_model_config(path: str | Path) -> ModelConfig:
     """Read the `model` section of a checkpoint's config.yaml, whatever trainer wrote the rest."""
-    raw = _read_yaml(Path(path))
-    section = raw.get("model")
+    section = _read_yaml(Path(path)).get("model")
     if not isinstance(section, DictConfig):
         raise ConfigurationError(f"{path}: no section 'model'")
-    problems = list(_unknown_keys(section, ModelConfig, "model."))
+    return make_model_config(section, str(path))
+
+
+def make_model_config(section: DictConfig | dict[str, Any], where: str) -> ModelConfig:
+    """Keys of a `model` section as a checked ModelConfig; errors name `where`."""
+    problems = list(_unknown_keys(OmegaConf.create(section), ModelConfig, "model."))
     if problems:
-        raise ConfigurationError(f"{path}: " + "; ".join(problems))
-    with _named(f"{path}: model."):
+        raise ConfigurationError(f"{where}: " + "; ".join(problems))
+    with _named(f"{where}: model."):
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
     assert isinstance(config, ModelConfig)
     problems = list(_invalid_model(config))
     if problems:
-        raise ConfigurationError(f"{path}: " + "; ".join(problems))
+        raise ConfigurationError(f"{where}: " + "; ".join(problems))
     return config
 
 
@@ -581,14 +588,6 @@ def _translate(raw: DictConfig) -> None:
         optimizer["decay_norm_and_bias"] = not optimizer.pop("no_decay_norm_and_bias")
     if isinstance(raw.get("activation_checkpointing"), bool):
         raw["activation_checkpointing"] = "whole_layer" if raw["activation_checkpointing"] else None
-    for name in ("compile", "ddp", "fsdp", "wandb"):
-        # `compile: {}` in a file means all defaults; OmegaConf would merge it into a missing section.
-        if OmegaConf.is_dict(raw.get(name)) and len(raw[name]) == 0:
-            raw[name] = OmegaConf.structured(_section_types()[name])
-
-
-def _section_types() -> dict[str, type]:
-    return {"compile": CompilerConfig, "ddp": DDPConfig, "fsdp": FSDPConfig, "wandb": WandbConfig}
 
 
 def _dataclass_in(annotation: Any) -> type | None:
@@ -680,6 +679,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
                 f"evaluators.{evaluator.label}: needs exactly one of data.paths, data.datasets, "
                 f"data.dataset_path (has {', '.join(given) or 'none'})"
             )
+    if len(config.optimizer.betas) != 2:
+        yield f"optimizer.betas: expected two numbers, got {list(config.optimizer.betas)}"
     if config.data.paths and config.data.dataset_path:
         yield "data: give either data.paths or data.dataset_path, not both"
     if config.eval_interval < 1:

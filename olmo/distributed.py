@@ -38,7 +38,7 @@ class Ranks:
         if self.world_size == 1:
             return values
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        total = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(device)
+        total = torch.from_numpy(np.array(values, dtype=np.float64)).to(device)  # a copy: all_reduce works in place
         dist.all_reduce(total)
         return total.cpu().numpy()
 

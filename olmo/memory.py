@@ -74,9 +74,9 @@ def find_memories(model: nn.Module) -> list[Memory]:
             found = ", ".join(down) or "none"
             raise ValueError(f"{where}: cannot tell the memory projection of this layer (candidates: {found})")
         siblings = {n.rsplit(".", 1)[-1]: m for n, m in linear.items()}
-        memories.append(
-            Memory(f"{where}.{down[0]}", linear[down[0]], siblings.get("up_proj"), siblings.get("gate_proj"))
-        )
+        fused = siblings.get("gate_up_proj")  # Phi-3, GLM
+        up, gate = siblings.get("up_proj", fused), siblings.get("gate_proj", fused)
+        memories.append(Memory(f"{where}.{down[0]}", linear[down[0]], up, gate))
     return memories
 
 
@@ -154,6 +154,7 @@ def _hooks(memory: Memory, layer: int, observation: Observation, coefficient: st
         signed = args[0]
         if coefficient == "relu":
             if "fused" in kept:
+                # In either order: relu(gate) * up with negatives set to 0 is relu(gate) * relu(up).
                 kept["up"], kept["gate"] = kept.pop("fused").chunk(2, dim=-1)
             if "up" in kept:
                 signed = kept.pop("gate").relu() * kept.pop("up")

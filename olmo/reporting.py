@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -110,17 +110,20 @@ class Reporter:
     """Writes a run's folder on rank 0; on other ranks every call does nothing.
 
     metrics.jsonl: one object a line, `step` and metric names. `probes/` and `losses/`: one Parquet table an
-    evaluation. A run that continues from step s first drops what an interrupted run wrote beyond s.
+    evaluation. A run that continues from step s first drops what an interrupted run wrote beyond s; a new run
+    drops all that an older one told. A dry run writes nothing.
     """
 
     def __init__(self, config: TrainConfig, active: bool, resume_step: int | None):
-        self.config, self.active = config, active
+        self.config, self.active = config, active and not config.dry_run
         self.folder = Path(config.save_folder)
         self._wandb: Any = None
-        if not active:
+        if active:
+            log.setLevel(logging.INFO)
+        if not self.active:
             return
         if resume_step is None:
-            for name in ("probes", "losses"):
+            for name in ("probes", "losses", "data-indices"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         else:
@@ -132,18 +135,13 @@ class Reporter:
         self._logfile = logging.FileHandler(self.folder / "train.log")
         self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._logfile)
-        log.setLevel(logging.INFO)
         if config.wandb is not None:
             self._wandb = _start_wandb(config, resume_step is not None)
 
     def _drop_beyond(self, step: int) -> None:
-        path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(path)
+        _drop_lines(self.folder / "metrics.jsonl", lambda line: json.loads(line)["step"] > step)
+        for path in self.folder.glob("data-indices/rank*.tsv"):
+            _drop_lines(path, lambda line: int(line.split("\t")[0]) > step)
         for table in (*self.folder.glob("probes/step*.parquet"), *self.folder.glob("losses/step*.parquet")):
             if int(table.stem.removeprefix("step")) > step:
                 table.unlink()
@@ -171,7 +169,8 @@ class Reporter:
         self.metrics(step, named)
         shown = ("K", "CrossEntropyLoss", "downstream")
         for name, value in named.items():
-            if any(part in shown or part.startswith("K_") for part in name.split("/")):
+            parts = name.split("/")
+            if any(p in shown or p.startswith("K_") for p in parts) and not name.endswith("_chance"):
                 log.info("  %s = %.4f", name, value)
 
     def close(self) -> None:
@@ -181,6 +180,16 @@ class Reporter:
             self._logfile.close()
             if self._wandb is not None:
                 self._wandb.finish()
+
+
+def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
+    """Keep the whole lines of a file that are not to be dropped."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and not drop(line)]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +54,13 @@ def language_model_loss(logits: Tensor, input_ids: Tensor, z_multiplier: float |
     return cross_entropy, z_multiplier * (flat.logsumexp(-1).square() * counted).sum()
 
 
+def _check_finite(step: int, loss: Tensor, norm: Tensor) -> None:
+    """Raise ValueError where the step's loss or gradient is not finite: then neither are the weights after it."""
+    for name, value in (("loss", loss.item()), ("gradient norm", norm.item())):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} {value} at step {step}; the checkpoints before it are intact")
+
+
 class Trainer:
     """A run from configuration to last checkpoint; `Trainer(config, device, ranks).fit()`."""
 
@@ -76,9 +85,9 @@ class Trainer:
         resumed = checkpoint.latest(self.folder) if config.try_load_latest_save else None
         used = (self.folder / "metrics.jsonl").is_file()
         if used and resumed is None and not config.save_overwrite:
-            raise ConfigurationError(
-                f"save_folder: {self.folder} holds a run; add --save_overwrite, or --try_load_latest_save to go on"
-            )
+            holds = "a run without a checkpoint to go on from" if config.try_load_latest_save else "a run"
+            otherwise = "" if config.try_load_latest_save else ", or --try_load_latest_save to go on"
+            raise ConfigurationError(f"save_folder: {self.folder} holds {holds}; add --save_overwrite{otherwise}")
         self.model = self._load(resumed)
         self.module = distribute(self.model, config, ranks, device)
         if config.compile is not None:
@@ -89,7 +98,7 @@ class Trainer:
         self._first_step = self.state.step
         self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
         self._resumed = resumed is not None
-        self._saved: dict[str, list[Path]] = {"": [], "-unsharded": []}
+        self._saved = {kind: self._saved_before(kind) if self._resumed else [] for kind in ("", "-unsharded")}
 
     # --- starting point ---
 
@@ -128,13 +137,11 @@ class Trainer:
             )
 
     def _warn_about_rounds_missed(self) -> None:
-        if self.plan is not None and self.last_step // self.plan.interval < len(self.plan.rounds):
-            log.warning(
-                "only %d of %d injection rounds fall within %d steps",
-                self.last_step // self.plan.interval,
-                len(self.plan.rounds),
-                self.last_step,
-            )
+        if self.plan is None or not self.ranks.is_first:
+            return
+        rounds, held = len(self.plan.rounds), self.last_step // self.plan.interval
+        if held < rounds:
+            log.warning("only %d of %d injection rounds fall within %d steps", held, rounds, self.last_step)
 
     # --- how long ---
 
@@ -167,16 +174,18 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last step. Raises ValueError on a loss that is not finite; checkpoints stay intact."""
-        config, state = self.config, self.state
         last_step, max_steps = self.last_step, self.max_steps
         self._announce(last_step)
+        with closing(self.reporter):
+            if not self.config.dry_run:
+                self._fit(last_step, max_steps)
+
+    def _fit(self, last_step: int, max_steps: int) -> None:
+        config, state = self.config, self.state
         if not self._resumed:
             self._evaluate_on_load()
-            if config.load_path is None and not config.no_pre_train_checkpoint and not config.dry_run:
-                self._save_where_due(final=False)
-        if config.dry_run:
-            self.reporter.close()
-            return
+            if config.load_path is None and not config.no_pre_train_checkpoint:
+                self._save(self._checkpoints_due(final=False))
 
         window: deque[float] = deque(maxlen=config.speed_monitor.window_size)
         batches = self.loader.batches(state.epoch, state.batch)
@@ -193,7 +202,8 @@ class Trainer:
                 state.epoch, state.batch = state.epoch + 1, 0
             if config.save_data_indices:
                 self._write_indices(step, batch)
-            if entered or step % config.console_log_interval == 0 or step == last_step:
+            injected = self.plan is not None and self.plan.round_of(step) is not None
+            if injected or step % config.console_log_interval == 0 or step == last_step:
                 self._log(step, last_step, loss, z_loss, norm, rate, window, entered)
             window.append(time.perf_counter() - started)
 
@@ -203,9 +213,11 @@ class Trainer:
                 self._evaluate(f"evaluating at step {step}", due)
 
             # Once in a while: save. After evaluating, so that a restart from here has all of its metrics.
-            self._save_where_due(final=step == last_step)
+            kinds = self._checkpoints_due(final=step == last_step)
+            if kinds:
+                _check_finite(step, loss, norm)
+                self._save(kinds)
         batches.close()  # type: ignore[attr-defined]
-        self.reporter.close()
 
     def _train_step(self, input_ids: Tensor, step: int, max_steps: int) -> tuple[Tensor, Tensor, Tensor, float]:
         """One optimizer step on this rank's rows (n, T); returns loss, z-loss, gradient norm, learning rate.
@@ -213,7 +225,7 @@ class Trainer:
         As in OLMo the loss is the sum over the T - 1 predictions of each row divided by n * T.
         """
         config = self.config
-        torch.manual_seed((config.seed * 1_000_003 + step) * 65_537 + self.ranks.rank)
+        torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self.ranks.rank) % 2**63)
         self.optimizer.zero_grad(set_to_none=True)
         input_ids = input_ids.to(self.device, non_blocking=True)
         tokens = input_ids.numel()
@@ -281,9 +293,8 @@ class Trainer:
         entered: list[tuple[int, Text]],
     ) -> None:
         """Read the step's numbers off the device (the only wait for it), check them, report them."""
+        _check_finite(step, loss, norm)
         value = loss.item()
-        if not math.isfinite(value):
-            raise ValueError(f"loss {value} at step {step}; the checkpoints before it are intact")
         metrics = {
             "train/CrossEntropyLoss": value,
             "train/Perplexity": math.exp(min(value, 700.0)),
@@ -318,16 +329,29 @@ class Trainer:
         with (folder / f"rank{self.ranks.rank}.tsv").open("a", encoding="utf-8") as file:
             file.write(f"{step}\t" + "\t".join(map(str, batch.instances.tolist())) + "\n")
 
-    def _save_where_due(self, final: bool) -> None:
+    def _checkpoints_due(self, final: bool) -> list[str]:
+        """The kinds of checkpoint, by the end of their names, that the step asks for."""
         config, step = self.config, self.state.step
-        keep = {"": config.save_num_checkpoints_to_keep, "-unsharded": config.save_num_unsharded_checkpoints_to_keep}
         due = {
             "": config.save_interval is not None and (final or step % config.save_interval == 0),
             "-unsharded": step in (config.save_steps_unsharded or ())
             or (final and config.force_save_unsharded)
             or (config.save_interval_unsharded is not None and (final or step % config.save_interval_unsharded == 0)),
         }
-        for kind in (kind for kind, wanted in due.items() if wanted):
+        return [kind for kind, wanted in due.items() if wanted]
+
+    def _saved_before(self, kind: str) -> list[Path]:
+        """The run's checkpoints of a kind up to the step from which it goes on, oldest first."""
+        found = (re.fullmatch(rf"step(\d+){kind}", path.name) for path in self.folder.glob("step*"))
+        steps = sorted(int(match[1]) for match in found if match)
+        return [self.folder / f"step{step}{kind}" for step in steps if step <= self.state.step]
+
+    def _save(self, kinds: Sequence[str]) -> None:
+        config, step = self.config, self.state.step
+        keep = {"": config.save_num_checkpoints_to_keep, "-unsharded": config.save_num_unsharded_checkpoints_to_keep}
+        # These weights have been edited and trained since; who loads them must not edit them again.
+        written = replace(config, model=replace(config.model, resuscitation=None))
+        for kind in kinds:
             path = self.folder / f"step{step}{kind}"
             if self.ranks.is_first:
                 trainer = {
@@ -337,11 +361,12 @@ class Trainer:
                     "global_train_tokens_seen": self.state.tokens,
                     "world_size": self.ranks.world_size,
                 }
-                checkpoint.save(path, self.model, config, self.optimizer, trainer)
+                checkpoint.save(path, self.model, written, self.optimizer, trainer)
                 log.info("saved %s", path)
             self._saved[kind].append(path)
             while keep[kind] >= 0 and len(self._saved[kind]) > max(keep[kind], 1):
                 oldest = self._saved[kind].pop(0)
                 if self.ranks.is_first:
                     checkpoint.remove(oldest)
-        self.ranks.barrier()
+        if kinds:
+            self.ranks.barrier()

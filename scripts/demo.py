@@ -25,6 +25,7 @@ from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.reporting import clock, environment
 
 EARLY, MIDDLE, LAST = 90, 450, 720  # of the eleven steps that configs/tiny/pretrain.yaml saves
+LEARNED = 150  # steps of configs/tiny/continual.yaml
 KNOWLEDGE = {"paraphrase": 26, "once": 60}  # 32 texts a round: two a row, of the 256 tokens that a row has
 PUBLISHED = {
     "paraphrase": ("fictional_knowledge_paraphrased_paraphrase70.json", 14),
@@ -51,6 +52,10 @@ class Stages:
             print(f"{head}: done before, in {clock(done[0]['seconds'])}", flush=True)
             return
         print(f"{head}: {' '.join(command)}", flush=True)
+        # From here on `output` is this command's work or nobody's: another command that wrote it has not finished.
+        kept = [s for s in self.manifest["stages"] if s["name"] != name and s.get("output") != str(output)]
+        self.manifest["stages"] = kept
+        self.save()
         started = time.monotonic()
         process = subprocess.Popen([sys.executable, *command[1:]])
         _, status, usage = os.wait4(process.pid, 0)
@@ -60,10 +65,9 @@ class Stages:
             raise ValueError(f"stage '{name}' failed with status {code}: {' '.join(command)}")
         seconds = time.monotonic() - started
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-        kept = [s for s in self.manifest["stages"] if s["name"] != name]
         peak = usage.ru_maxrss * unit / 2**20
         stage = {"name": name, "command": command, "seconds": seconds, "peak_memory_mib": peak}
-        self.manifest["stages"] = [*kept, stage]
+        self.manifest["stages"] = [*kept, {**stage, "output": str(output)}]
         self.save()
 
     def save(self) -> None:
@@ -76,10 +80,7 @@ def copy_published(source: Path, folder: Path) -> None:
     """The first entries of the published data under the names that the configurations expect."""
     folder.mkdir(parents=True, exist_ok=True)
     for setting, (name, count) in PUBLISHED.items():
-        path = source / name
-        if not path.is_file():
-            raise ConfigurationError(f"--published: {path} is missing")
-        entries = json.loads(path.read_text(encoding="utf-8"))[:count]
+        entries = json.loads((source / name).read_text(encoding="utf-8"))[:count]
         (folder / f"fictional_knowledge_{setting}.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
@@ -142,7 +143,7 @@ def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespac
             f"continual learning: {name}{tag}",
             "scripts.train",
             [f"configs/tiny/{prefix}continual.yaml", *common, *paths, *extra],
-            run / "probes" / "step150.parquet",
+            run / "probes" / f"step{LEARNED}.parquet",
         )
         conditions = stages.manifest.setdefault("conditions", {})
         condition = conditions.setdefault(key, {"name": name, "start": start, "runs": []})
@@ -158,14 +159,18 @@ def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespac
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m scripts.demo", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--output", type=Path, help="default: runs/demo, or runs/contrast with --contrast")
+    parser.add_argument("--output", type=Path, help="default: runs/demo, runs/contrast or runs/published")
     parser.add_argument("--seeds", type=int, default=1, help="repeat everything with so many seeds")
     parser.add_argument("--contrast", action="store_true", help="the setting in which entropy rises")
     parser.add_argument("--published", type=Path, help="folder with the published fictional knowledge")
     args = parser.parse_args(argv)
     if args.seeds < 1:
         raise ConfigurationError("--seeds must be at least 1")
-    folder = args.output or Path("runs/contrast" if args.contrast else "runs/demo")
+    for name, _ in PUBLISHED.values() if args.published else ():
+        if not (args.published / name).is_file():
+            raise ConfigurationError(f"--published: {args.published / name} is missing")
+    setting = "contrast" if args.contrast else "demo"
+    folder = args.output or Path("runs/published" if args.published else f"runs/{setting}")
     folder.mkdir(parents=True, exist_ok=True)
     length = 1024 if args.published else 256
     stages = Stages(folder, total=(2 if args.published else 3) + args.seeds * 10)
@@ -183,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
     for seed in range(args.seeds):
         seed_stages(stages, folder, seed, args, length)
     stages.manifest.update(
-        setting="contrast" if args.contrast else "demo",
+        setting=setting,
         published=bool(args.published),
         seeds=args.seeds,
         environment=environment(),

@@ -74,12 +74,14 @@ class Loader:
         rows = np.arange(self.rank, self.global_batch_size, self.world_size)
         instances = self.order(epoch)[number * self.global_batch_size + rows]
         tokens = self.source.read(instances)
-        if self.vocabulary is not None and tokens.max() >= self.vocabulary:
-            row = int(tokens.max(axis=1).argmax())
-            raise ValueError(
-                f"instance {instances[row]} holds token {tokens[row].max()}, the model knows {self.vocabulary}: "
-                "tokenizer and model disagree"
-            )
+        if self.vocabulary is not None:
+            foreign = (tokens < 0) | (tokens >= self.vocabulary)
+            if foreign.any():
+                row = int(foreign.any(axis=1).argmax())
+                raise ValueError(
+                    f"instance {instances[row]} holds token {tokens[row][foreign[row]][0]}, the model knows "
+                    f"{self.vocabulary}: tokenizer and model disagree"
+                )
         return Batch(torch.from_numpy(tokens), instances, rows)
 
     def batches(self, epoch: int = 0, number: int = 0) -> Iterator[Batch]:

@@ -39,16 +39,23 @@ class Evaluators:
         self.probes: list[tuple[EvaluatorConfig, list[Probe]]] = []
         self.sources: list[tuple[EvaluatorConfig, str, TokenFiles]] = []
         self.tasks: list[tuple[EvaluatorConfig, DownstreamTask]] = []
-        for evaluator in config.evaluators:
-            if evaluator.type == EvaluatorType.downstream:
-                self.tasks.append((evaluator, self._task(evaluator)))
-            elif evaluator.data.dataset_path:
-                assert tokenizer is not None
-                self.probes.append((evaluator, probes_of(evaluator, tokenizer, config)))
-            else:
-                for label, paths in _token_files(evaluator).items():
-                    source = TokenFiles(paths, self.length, evaluator.data.memmap_dtype)
-                    self.sources.append((evaluator, label, source))
+        with Progress("preparing", len(config.evaluators), "evaluators", show=ranks.is_first) as progress:
+            for evaluator in config.evaluators:
+                self._prepare(evaluator, tokenizer)
+                progress.advance()
+
+    def _prepare(self, evaluator: EvaluatorConfig, tokenizer: Tokenizer | None) -> None:
+        if evaluator.type == EvaluatorType.downstream:
+            self.tasks.append((evaluator, self._task(evaluator)))
+        elif evaluator.data.dataset_path:
+            assert tokenizer is not None
+            probes, batches = probes_of(evaluator, tokenizer, self.config), self._batches(evaluator)
+            limit = None if batches is None else batches * self._batch_size(evaluator)
+            self.probes.append((evaluator, probes[:limit]))
+        else:
+            for label, paths in _token_files(evaluator).items():
+                source = TokenFiles(paths, self.length, evaluator.data.memmap_dtype)
+                self.sources.append((evaluator, label, source))
 
     def _task(self, evaluator: EvaluatorConfig) -> DownstreamTask:
         task, batches = DownstreamTask(evaluator.label, self.config), self._batches(evaluator)

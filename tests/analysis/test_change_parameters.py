@@ -1,0 +1,362 @@
+"""`python -m analysis.change_parameters` against the published algorithm, and what it does to a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from analysis import change_parameters, entropy
+from olmo import checkpoint
+from olmo.config import OptimizerType, TrainConfig
+from olmo.exceptions import exit_status
+from olmo.memory import load_multipliers
+from olmo.model import OLMo
+from olmo.optim import build_optimizer
+from tests.reference import tiny_config, to_transformers
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+LENGTH, MEMORIES = 16, 48
+
+
+def uneven_model(seed: int = 0) -> OLMo:
+    """A model some of whose memories are far more active than others, as in a trained one."""
+    torch.manual_seed(seed)
+    model = OLMo(tiny_config(max_sequence_length=LENGTH)).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.ff_proj.weight[:MEMORIES] *= torch.logspace(-1, 1, MEMORIES)[torch.randperm(MEMORIES), None]
+    return model
+
+
+def write(folder: Path, model: OLMo) -> Path:
+    config = TrainConfig(model=model.config)
+    config.optimizer.name = OptimizerType.adamw
+    checkpoint.save(folder, model, config, build_optimizer(config.optimizer, model), {})
+    return folder
+
+
+def measure(folder: Path, tokens: Path, *more: object) -> float:
+    argv = ["--checkpoint", folder, "--data", tokens, "--data_size", 40, *more]
+    entropy.main([str(a) for a in argv])
+    return json.loads((folder / "knowledge_entropy.json").read_text())["knowledge_entropy"]
+
+
+def change(folder: Path, p: float, q: float, *more: object) -> None:
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", p, "--amplifying_factor", q, *more]
+    change_parameters.main([str(a) for a in argv])
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "tokens.npy"
+    np.random.default_rng(0).integers(2, 128, 40 * LENGTH).astype("<u2").tofile(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
+    folder = write(tmp_path_factory.mktemp("measured") / "step90-unsharded", uneven_model())
+    measure(folder, tokens)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, measured: Path) -> Iterator[Path]:
+    """A measured checkpoint of the test's own."""
+    yield Path(shutil.copytree(measured, tmp_path / "step90-unsharded"))
+
+
+def coefficients(folder: Path) -> Tensor:
+    return load_file(folder / "mlp_average_coefficients.safetensors")["mlp_average_coefficients"]
+
+
+def published(state: dict[str, Tensor], average: Tensor, p: float, q: float) -> dict[str, Tensor]:
+    """The published script, line by line: quantile, mask, multiply the masked rows of the first half of ff_proj."""
+    edited = {name: tensor.clone() for name, tensor in state.items()}
+    for layer in range(average.shape[0]):
+        weight = edited[f"transformer.blocks.{layer}.ff_proj.weight"]
+        up_projection = weight[: weight.shape[0] // 2]
+        threshold = torch.quantile(average[layer], p)
+        mask = average[layer] <= threshold
+        multiplier = average[layer].mean() / average[layer] * q
+        up_projection[mask] = up_projection[mask] * multiplier[mask].unsqueeze(1)
+    return edited
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+# --- what is written ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.5, 2.0), (0.5, 1.0), (0.25, 0.5), (1.0, 3.0)])
+def test_the_full_state_dict_is_the_published_one_bit_for_bit(folder: Path, p: float, q: float) -> None:
+    change(folder, p, q, "--format", "full")
+    found = torch.load(folder / f"resuscitation_ratio{p}_amplifying{q}.pt", weights_only=True)
+    wanted = published(dict(uneven_model().state_dict()), coefficients(folder), p, q)
+    same(found, wanted)
+    changed = {name for name in found if not torch.equal(found[name], uneven_model().state_dict()[name])}
+    assert changed == {f"transformer.blocks.{layer}.ff_proj.weight" for layer in (0, 1)}
+
+
+def test_the_default_is_a_small_file_of_the_published_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name for path in folder.iterdir()}
+    argv = ["--checkpoint", str(folder), "--resuscitation_ratio", "0.5", "--amplifying_factor", "2"]
+    change_parameters.main(argv)
+    name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    assert {path.name for path in folder.iterdir()} == before | {name}
+    made = load_multipliers(folder / name)
+    assert made.values.shape == (2, MEMORIES) and made.values.dtype == torch.float32
+    assert made.about["resuscitation_ratio"] == 0.5 and made.about["amplifying_factor"] == 2.0
+    assert made.about["select"] == "lowest"
+    assert (folder / name).stat().st_size < 2000
+    assert capsys.readouterr().out == f"{folder / name}: 48 of 96 up-projection rows multiplied\n"
+
+
+@pytest.mark.parametrize("select", ["lowest", "random", "highest"])
+def test_both_formats_make_the_same_model(folder: Path, select: str) -> None:
+    change(folder, 0.5, 2.0, "--select", select, "--seed", 3)
+    change(folder, 0.5, 2.0, "--select", select, "--seed", 3, "--format", "full")
+    stem = "resuscitation_ratio0.5_amplifying2.0" + ("" if select == "lowest" else f"_{select}")
+    models = []
+    for suffix in (".safetensors", ".pt"):
+        assert (folder / (stem + suffix)).is_file()
+        config = tiny_config(max_sequence_length=LENGTH, resuscitation=stem + suffix)
+        models.append(checkpoint.load_model(folder, CPU, config=config).state_dict())
+    same(*models)
+
+
+def test_the_controls_multiply_as_many_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for select in ("lowest", "random", "highest"):
+        change(folder, 0.3, 1.0, "--select", select)
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.split(": ")[1] for line in lines}) == 1
+    change(folder, 0.3, 1.0, "--select", "random", "--seed", 1, "--output", folder / "other.safetensors")
+    first = load_multipliers(folder / "resuscitation_ratio0.3_amplifying1.0_random.safetensors").values
+    assert not torch.equal(first, load_multipliers(folder / "other.safetensors").values)
+
+
+def test_an_output_elsewhere_and_a_step_of_the_published_layout(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Path("checkpoints/pretrained_1B/738020-unsharded")
+    place.parent.mkdir(parents=True)
+    folder.rename(place)
+    argv = ["--step", "738020", "--resuscitation_ratio", "0.5", "--amplifying_factor", "2"]
+    change_parameters.main(argv)
+    assert (place / "resuscitation_ratio0.5_amplifying2.0.safetensors").is_file()
+    change_parameters.main([*argv, "--output", "new/folder/edit.safetensors"])
+    first = load_multipliers(place / "resuscitation_ratio0.5_amplifying2.0.safetensors")
+    assert torch.equal(first.values, load_multipliers(Path("new/folder/edit.safetensors")).values)
+
+
+def test_the_published_coefficients_are_read(folder: Path) -> None:
+    """`mlp_average_coefficients.pt` says nothing about its checkpoint; it is trusted."""
+    average = coefficients(folder) * 2
+    (folder / "mlp_average_coefficients.safetensors").unlink()
+    torch.save(average, folder / "mlp_average_coefficients.pt")
+    change(folder, 0.5, 2.0, "--format", "full")
+    found = torch.load(folder / "resuscitation_ratio0.5_amplifying2.0.pt", weights_only=True)
+    same(found, published(dict(uneven_model().state_dict()), average, 0.5, 2.0))
+
+
+def test_coefficients_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere.safetensors"
+    (folder / "mlp_average_coefficients.safetensors").rename(moved)
+    change(folder, 0.5, 2.0, "--coefficients", moved)
+    assert (folder / "resuscitation_ratio0.5_amplifying2.0.safetensors").is_file()
+
+
+def test_a_dead_memory_keeps_its_row_and_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    average = coefficients(folder)
+    average[1, 7] = 0.0
+    torch.save(average, folder / "mlp_average_coefficients.pt")
+    change(folder, 0.5, 2.0, "--coefficients", folder / "mlp_average_coefficients.pt", "--format", "full")
+    shown = capsys.readouterr()
+    assert "47 of 96" in shown.out or "48 of 96" in shown.out
+    assert "1 dead memories (coefficient 0) keep their rows" in shown.out + shown.err
+    found = torch.load(folder / "resuscitation_ratio0.5_amplifying2.0.pt", weights_only=True)
+    name = "transformer.blocks.1.ff_proj.weight"
+    assert torch.equal(found[name][7], uneven_model().state_dict()[name][7])
+    assert all(torch.isfinite(tensor).all() for tensor in found.values())
+
+
+def test_transformers_layout_of_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    to_transformers(uneven_model()).save_pretrained(tmp_path / "hf")
+    given = folder / "mlp_average_coefficients.safetensors"
+    change(tmp_path / "hf", 0.5, 2.0, "--coefficients", given)
+    change(folder, 0.5, 2.0)
+    name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    assert torch.equal(load_multipliers(tmp_path / "hf" / name).values, load_multipliers(folder / name).values)
+
+
+# --- what it does ------------------------------------------------------------------------------------------------
+
+
+def test_entropy_rises_when_the_least_active_memories_are_raised_to_the_mean(
+    folder: Path, tmp_path: Path, tokens: Path
+) -> None:
+    before = json.loads((folder / "knowledge_entropy.json").read_text())["knowledge_entropy"]
+    after = {}
+    for select in ("lowest", "highest"):
+        change(folder, 0.5, 1.0, "--select", select)
+        name = "resuscitation_ratio0.5_amplifying1.0" + ("" if select == "lowest" else "_highest") + ".safetensors"
+        config = tiny_config(max_sequence_length=LENGTH, resuscitation=name)
+        edited = checkpoint.load_model(folder, CPU, config=config)
+        edited.config.resuscitation = None
+        after[select] = measure(write(tmp_path / select, edited), tokens)
+    assert after["lowest"] > before + 0.1
+    # Raising to the mean what is below it, or lowering to it what is above, both even the layer out.
+    assert after["highest"] > before + 0.1
+    assert after["lowest"] != after["highest"]
+
+
+def test_in_the_first_layer_edited_rows_come_to_the_mean_times_the_factor(
+    folder: Path, tmp_path: Path, tokens: Path
+) -> None:
+    """Later layers see changed inputs; the first one does not."""
+    average = coefficients(folder)
+    change(folder, 0.5, 2.0)
+    name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    edited = checkpoint.load_model(folder, CPU, config=tiny_config(max_sequence_length=LENGTH, resuscitation=name))
+    edited.config.resuscitation = None
+    measure(write(tmp_path / "edited", edited), tokens)
+    again = coefficients(tmp_path / "edited")
+    chosen = load_multipliers(folder / name).values[0] != 1
+    assert chosen.sum() == MEMORIES // 2
+    torch.testing.assert_close(again[0][chosen], (2 * average[0].mean()).expand(MEMORIES // 2), rtol=1e-5, atol=0)
+    torch.testing.assert_close(again[0][~chosen], average[0][~chosen], rtol=1e-6, atol=0)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def failing(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str]:
+    status = exit_status(change_parameters.main, [str(a) for a in argv])
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1 and not shown.out
+    return status, shown.err
+
+
+def test_coefficients_of_another_checkpoint_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write(tmp_path / "other", uneven_model(1))
+    argv = ["--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    given = folder / "mlp_average_coefficients.safetensors"
+    status, said = failing(capsys, "--checkpoint", other, *argv, "--coefficients", given)
+    assert status == 1 and f"{given}: measured on another checkpoint than {other}" in said
+    assert not list(other.glob("resuscitation*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["--amplifying_factor", "2"], 2, "required: --resuscitation_ratio"),
+        (["--resuscitation_ratio", "0.5"], 2, "required: --amplifying_factor"),
+        (["--resuscitation_ratio", "0", "--amplifying_factor", "2"], 2, "ratio 0.0 is not in (0, 1]"),
+        (["--resuscitation_ratio", "1.5", "--amplifying_factor", "2"], 2, "ratio 1.5 is not in (0, 1]"),
+        (["--resuscitation_ratio", "half", "--amplifying_factor", "2"], 2, "invalid float value: 'half'"),
+        (["--resuscitation_ratio", "0.5", "--amplifying_factor", "0"], 2, "factor 0.0 is not a positive number"),
+        (["--resuscitation_ratio", "0.5", "--amplifying_factor", "nan"], 2, "factor nan is not a positive number"),
+        (["--resuscitation_ratio", "0.5", "--amplifying_factor", "2", "--select", "best"], 2, "invalid choice: 'best'"),
+        (["--resuscitation_ratio", "0.5", "--amplifying_factor", "2", "--format", "csv"], 2, "invalid choice: 'csv'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(
+    folder: Path, argv: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, shown = failing(capsys, "--checkpoint", folder, *argv)
+    assert found == status and said in shown
+
+
+def test_an_unmeasured_checkpoint_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mlp_average_coefficients.safetensors").unlink()
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    status, said = failing(capsys, *argv)
+    assert status == 1 and "run python -m analysis.entropy on it first" in said
+
+
+@pytest.mark.parametrize("kind", ["shape", "layers", "dict", "vector", "damaged"])
+def test_coefficients_that_do_not_fit_are_named(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "given.pt"
+    average = coefficients(folder)
+    content: Any = {
+        "shape": average[:, :24].clone(),
+        "layers": average[:1].clone(),
+        "dict": {"a": average},
+        "vector": average[0].clone(),
+        "damaged": average,
+    }[kind]
+    torch.save(content, path)
+    if kind == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--coefficients", path]
+    status, said = failing(capsys, *argv)
+    assert status == 1
+    assert ("given.pt" in said) if kind in ("dict", "vector", "damaged") else ("multipliers for" in said)
+    assert not list(folder.glob("resuscitation*"))
+
+
+class Bomb:
+    def __init__(self, touched: Path):
+        self.touched = touched
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch '{self.touched}'",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("plain", [True, False])
+def test_hostile_coefficients_are_refused_and_run_nothing(
+    folder: Path, tmp_path: Path, plain: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, touched = folder / "given.pt", tmp_path / "touched"
+    if plain:
+        path.write_bytes(pickle.dumps(Bomb(touched)))
+    else:
+        torch.save([coefficients(folder), Bomb(touched)], path)
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--coefficients", path]
+    status, said = failing(capsys, *argv)
+    assert status == 1 and "given.pt: cannot be read safely" in said
+    assert not touched.exists()
+
+
+def test_a_safetensors_file_of_something_else_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"else": torch.ones(2, 48)}, folder / "given.safetensors")
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    status, said = failing(capsys, *argv, "--coefficients", folder / "given.safetensors")
+    assert status == 1 and "given.safetensors: no file of average coefficients" in said
+
+
+def test_a_foreign_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
+    argv = ["--checkpoint", tmp_path, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    status, said = failing(capsys, *argv)
+    assert status == 2 and "only OLMo checkpoints can be resuscitated yet" in said
+
+
+def test_the_command_itself_ends_with_status_and_one_line(folder: Path) -> None:
+    command = [sys.executable, "-m", "analysis.change_parameters", "--checkpoint", str(folder)]
+    command += ["--resuscitation_ratio", "2", "--amplifying_factor", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines() == ["error: resuscitation ratio 2.0 is not in (0, 1]"]

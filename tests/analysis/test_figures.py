@@ -1,0 +1,219 @@
+"""Every figure draws the numbers that it is given, and nothing else."""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from analysis import figures
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def entropy_result(step: int, layers: list[float], errors: list[float | None]) -> dict:
+    known = [e for e in errors if e is not None]
+    return {
+        "checkpoint": {"step": step},
+        "knowledge_entropy": sum(layers),
+        "standard_error": sum(known) if known else None,
+        "layers": layers,
+        "layer_standard_errors": errors,
+    }
+
+
+SERIES = [
+    entropy_result(90, [6.0, 6.5], [0.01, 0.02]),
+    entropy_result(450, [5.8, 6.6], [0.03, 0.04]),
+    entropy_result(720, [5.5, 6.4], [None, None]),  # measured on one instance
+]
+
+
+def estimate(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+ROWS = [
+    {"name": "early", "color": "#9ecae1", "A": estimate(20, 18, 23), "loss_rise": estimate(-1, -2, 0.5)},
+    {"name": "last", "color": "#08306b", "A": estimate(-5, -6, -1), "loss_rise": estimate(3, 2.5, 3.25)},
+]
+CURVES = [
+    {"name": "early", "color": "#9ecae1", "curve": [{"step": 0, "K": -6.0, "K_once": -7.0}, {"step": 15, "K": -5.0}]},
+    {"name": "last,\nq = 1", "color": "#08306b", "curve": [{"step": 0, "K": -6.5}, {"step": 30, "K": -4.0}]},
+]
+
+
+def bars_with_errors(container) -> list[tuple]:
+    """(low, data line) of an errorbar container: points, and the ends of every bar."""
+    line, _, (segments,) = container
+    ends = [segment[:, 1].tolist() for segment in segments.get_segments()]
+    return list(zip(line.get_xdata(), line.get_ydata(), ends))
+
+
+def check_entropy(axes, results: list[dict], number: int = 0) -> None:
+    points = bars_with_errors(axes.containers[number])
+    assert [p[0] for p in points] == [r["checkpoint"]["step"] for r in results]
+    assert [p[1] for p in points] == [r["knowledge_entropy"] for r in results]
+    for (_, height, ends), r in zip(points, results):
+        error = 2 * (r["standard_error"] or 0)
+        assert ends == pytest.approx([height - error, height + error])
+
+
+def check_bars(axes, estimates: list[dict], colors: list[str]) -> None:
+    [container] = [c for c in axes.containers if hasattr(c, "errorbar") and c.errorbar is not None]
+    assert [bar.get_height() for bar in container] == [e["value"] for e in estimates]
+    assert [to_hex(bar.get_facecolor()) for bar in container] == colors
+    _, _, (segments,) = container.errorbar
+    for segment, e in zip(segments.get_segments(), estimates, strict=True):
+        assert segment[:, 1].tolist() == pytest.approx([e["low"], e["high"]])
+
+
+def test_entropy_over_steps_draws_every_checkpoint_with_two_standard_errors():
+    figure = figures.entropy_over_steps([SERIES])
+    check_entropy(figure.axes[0], SERIES)
+
+
+def test_marked_checkpoints_stand_where_they_were_measured():
+    figure = figures.entropy_over_steps([SERIES], [90, 720])
+    [axes] = figure.axes
+    marks = [line for line in axes.lines if line.get_markersize() > 10]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [(90, 12.5), (720, 11.9)]
+    assert [to_hex(line.get_color()) for line in marks] == list(figures.BLUES[:2])
+    assert [text.get_text() for text in axes.texts] == ["step 90", "step 720"]
+
+
+def test_any_number_of_seeds_can_be_seen():
+    """One line a seed, the later ones fainter, none invisible."""
+    shifted = [[{**r, "knowledge_entropy": r["knowledge_entropy"] + s} for r in SERIES] for s in range(7)]
+    figure = figures.entropy_over_steps(shifted, [90])
+    assert len(figure.axes[0].containers) == 7
+    for number, results in enumerate(shifted):
+        check_entropy(figure.axes[0], results, number)
+    alphas = [c[0].get_alpha() for c in figure.axes[0].containers]
+    assert alphas == sorted(alphas, reverse=True) and alphas[0] == 1 and alphas[-1] >= 0.2
+
+
+def test_entropy_of_every_layer():
+    figure = figures.layer_entropy_over_steps(SERIES)
+    [axes] = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["layer 1", "layer 2"]
+    for layer, container in enumerate(axes.containers):
+        points = bars_with_errors(container)
+        assert [p[1] for p in points] == [r["layers"][layer] for r in SERIES]
+        for (_, height, ends), r in zip(points, SERIES):
+            error = 2 * (r["layer_standard_errors"][layer] or 0)
+            assert ends == pytest.approx([height - error, height + error])
+    assert len({to_hex(c[0].get_color()) for c in axes.containers}) == 2
+
+
+def test_one_layer_is_enough():
+    [axes] = figures.layer_entropy_over_steps([entropy_result(1, [3.0], [0.1])]).axes
+    assert len(axes.containers) == 1
+
+
+def test_acquisition_and_forgetting_draws_estimates_with_their_intervals():
+    left, right = figures.acquisition_and_forgetting(ROWS, "general").axes
+    colors = [r["color"] for r in ROWS]
+    check_bars(left, [r["A"] for r in ROWS], colors)
+    check_bars(right, [r["loss_rise"] for r in ROWS], colors)
+    assert [text.get_text() for text in left.get_xticklabels()] == ["early", "last"]
+    assert "general" in right.get_ylabel()
+
+
+def test_an_interval_that_leaves_its_value_out_is_drawn_all_the_same():
+    """A percentile interval may; matplotlib refuses bars of negative length."""
+    axes = plt.figure().subplots()
+    figures.bars(axes, ["a"], [estimate(1.0, 1.2, 1.5)], ["red"], "x")
+    [[low, high]] = [s[:, 1].tolist() for s in axes.containers[-1].errorbar[2][0].get_segments()]
+    assert (low, high) == (1.0, 1.5)
+
+
+def test_the_overview_shows_the_same_numbers():
+    entropy, left, right = figures.overview([SERIES], [90], ROWS, "general").axes
+    check_entropy(entropy, SERIES)
+    check_bars(left, [r["A"] for r in ROWS], [r["color"] for r in ROWS])
+    check_bars(right, [r["loss_rise"] for r in ROWS], [r["color"] for r in ROWS])
+
+
+@pytest.mark.parametrize("measure", ["K", "K_once"])
+def test_probes_over_steps_draws_the_curves_and_the_injections(measure):
+    """Evaluations without the measure leave no point."""
+    [axes] = figures.probes_over_steps(CURVES, [10, 20], measure, "A title").axes
+    rounds = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in rounds] == [10, 20]
+    curves = [line for line in axes.lines if line not in rounds]
+    for line, curve in zip(curves, CURVES, strict=True):
+        wanted = [(p["step"], p[measure]) for p in curve["curve"] if measure in p]
+        assert list(zip(line.get_xdata(), line.get_ydata())) == wanted
+        assert to_hex(line.get_color()) == curve["color"]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(legend) == ["early", "injection round", "last, q = 1"]  # the rounds once, names on one line
+    assert axes.get_title() == "A title"
+
+
+def test_probes_over_steps_without_an_injection():
+    [axes] = figures.probes_over_steps(CURVES, []).axes
+    assert len(axes.lines) == 2
+
+
+def test_a_figure_is_saved_as_png_and_pdf_and_let_go(tmp_path):
+    figure = figures.probes_over_steps(CURVES, [10])
+    path = figures.save(figure, tmp_path / "new" / "probes")
+    assert path == tmp_path / "new" / "probes.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert figure.number not in plt.get_fignums()
+    assert plt.imread(path).std() > 0.01  # not blank
+
+
+def run_summary(name: str, injections: list[int], labels: tuple[str, ...] = ("general", "science")) -> dict:
+    return {
+        "run": name,
+        "A": estimate(10, 8, 12),
+        "loss_rise": {label: estimate(3, 2, 4) for label in labels},
+        "curve": CURVES[0]["curve"],
+        "injections": injections,
+    }
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict:
+    """The figures that save_acquisition saves, by the name of their file."""
+    found = {}
+    monkeypatch.setattr(figures, "save", lambda figure, stem: found.update({stem.name: figure}))
+    return found
+
+
+def test_save_acquisition_draws_every_run(tmp_path, drawn):
+    runs = [run_summary("one", [10, 20]), run_summary("two", [10, 20])]
+    figures.save_acquisition({"runs": runs}, tmp_path)
+    left, right = drawn["acquisition_and_forgetting"].axes
+    assert [bar.get_height() for bar in left.containers[-1]] == [10, 10]
+    assert [bar.get_height() for bar in right.containers[-1]] == [3, 3]
+    [axes] = drawn["probes_over_steps"].axes
+    assert sum(line.get_linestyle() == ":" for line in axes.lines) == 2
+
+
+def test_save_acquisition_draws_a_loss_that_all_runs_have(tmp_path, drawn):
+    """`general` only one of them has."""
+    runs = [run_summary("one", []), run_summary("two", [], ("science",))]
+    figures.save_acquisition({"runs": runs}, tmp_path)
+    assert re.search("science", drawn["acquisition_and_forgetting"].axes[1].get_ylabel())
+
+
+def test_save_acquisition_without_a_common_loss_draws_the_probes_alone(tmp_path, drawn):
+    figures.save_acquisition({"runs": [run_summary("one", [], ())]}, tmp_path)
+    assert set(drawn) == {"probes_over_steps"}
+
+
+def test_injections_are_marked_when_the_first_run_has_none(tmp_path, drawn):
+    """A control without injection may stand first."""
+    figures.save_acquisition({"runs": [run_summary("control", []), run_summary("two", [10, 20])]}, tmp_path)
+    [axes] = drawn["probes_over_steps"].axes
+    marked = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert np.array_equal(marked, [10, 20])

@@ -1,0 +1,159 @@
+"""Algorithm 1 against its transcription (method section 2)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from analysis.resuscitation import resuscitate
+
+
+def transcribed(average: np.ndarray, p: float, q: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(selected, multiplier, dead) row by row, in float64."""
+    selected, multipliers = np.zeros(average.shape, bool), np.ones(average.shape)
+    dead = np.zeros(average.shape, bool)
+    for layer, row in enumerate(average):
+        t = np.quantile(row, p)  # linear interpolation
+        for i, coefficient in enumerate(row.tolist()):
+            if coefficient <= t:
+                selected[layer, i] = True
+                u = float(np.mean(row)) / coefficient * q if coefficient else math.inf
+                if math.isfinite(u):
+                    multipliers[layer, i] = u
+                else:
+                    dead[layer, i] = True
+    return selected, multipliers, dead
+
+
+# Few different values make ties at the quantile; the others reach from almost nothing to huge.
+coefficients = st.one_of(
+    st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]),
+    st.floats(1e-300, 1e300),
+)
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 33))
+ratios = st.one_of(st.sampled_from([1 / 16, 0.25, 0.5, 0.75, 1.0]), st.floats(1e-6, 1.0))
+
+
+@settings(max_examples=400)
+@given(hnp.arrays(np.float64, shapes, elements=coefficients), ratios, st.sampled_from([0.5, 1.0, 2.0, 3.0]))
+def test_it_is_algorithm_1(average: np.ndarray, p: float, q: float) -> None:
+    assume((average.max(1) > 0).all())
+    found = resuscitate(torch.from_numpy(average), p, q)
+    selected, multipliers, dead = transcribed(average, p, q)
+    np.testing.assert_array_equal(found.selected.numpy(), selected)
+    np.testing.assert_array_equal(found.dead.numpy(), dead)
+    np.testing.assert_allclose(found.multipliers.numpy(), multipliers, rtol=1e-12)
+    assert torch.isfinite(found.multipliers).all()
+
+
+@settings(max_examples=200)
+@given(
+    hnp.arrays(np.float32, shapes, elements=st.one_of(st.just(0.0), st.floats(2**-149, 2**120, width=32))),
+    ratios,
+    st.sampled_from(["lowest", "random", "highest"]),
+)
+def test_nothing_infinite_ever_leaves_it(average: np.ndarray, p: float, select: str) -> None:
+    assume((average.max(1) > 0).all())
+    found = resuscitate(torch.from_numpy(average), p, 3.0, select)
+    assert found.multipliers.dtype == torch.float32
+    assert torch.isfinite(found.multipliers).all()
+    assert (found.multipliers[~found.selected] == 1).all() and (found.multipliers[found.dead] == 1).all()
+    assert not (found.dead & ~found.selected).any()
+
+
+def test_a_case_by_hand() -> None:
+    average = torch.tensor([[4.0, 1.0, 3.0, 2.0], [1.0, 1.0, 1.0, 5.0]])
+    found = resuscitate(average, 0.5, 2.0)
+    # Layer 0: t = 2.5, mean 2.5. Layer 1: t = 1, ties at the quantile are all selected, mean 2.
+    assert found.selected.tolist() == [[False, True, False, True], [True, True, True, False]]
+    assert found.multipliers.tolist() == [[1.0, 5.0, 1.0, 2.5], [4.0, 4.0, 4.0, 1.0]]
+    assert not found.dead.any()
+
+
+def test_the_whole_layer_with_ratio_1() -> None:
+    average = torch.tensor([[4.0, 1.0, 3.0]])
+    found = resuscitate(average, 1.0, 1.0)
+    assert found.selected.all()
+    torch.testing.assert_close(found.multipliers * average, torch.full((1, 3), 8 / 3))
+
+
+def test_a_dead_memory_keeps_its_row_and_is_reported() -> None:
+    found = resuscitate(torch.tensor([[0.0, 1.0, 2.0, 5.0]]), 0.5, 1.0)
+    assert found.selected.tolist() == [[True, True, False, False]]
+    assert found.dead.tolist() == [[True, False, False, False]]
+    assert found.multipliers.tolist() == [[1.0, 2.0, 1.0, 1.0]]
+
+
+def test_a_memory_too_weak_for_a_finite_multiplier_is_dead() -> None:
+    found = resuscitate(torch.tensor([[1e-45, 1.0, 2.0, 5.0]]), 0.5, 1.0)
+    assert found.dead.tolist() == [[True, False, False, False]] and found.multipliers[0, 0] == 1
+
+
+@settings(max_examples=100)
+@given(
+    hnp.arrays(np.float64, shapes, elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 3.0])),
+    ratios,
+    st.integers(0, 2**31),
+)
+def test_the_controls_take_as_many_rows_of_each_layer(average: np.ndarray, p: float, seed: int) -> None:
+    assume((average.max(1) > 0).all())
+    table = torch.from_numpy(average)
+    lowest = resuscitate(table, p, 1.0)
+    for select in ("random", "highest"):
+        control = resuscitate(table, p, 1.0, select, seed)
+        assert torch.equal(control.selected.sum(1), lowest.selected.sum(1))
+        again = resuscitate(table, p, 1.0, select, seed)
+        assert torch.equal(control.selected, again.selected)
+        wanted = table.mean(1, keepdim=True) / table
+        alive = control.selected & ~control.dead
+        torch.testing.assert_close(control.multipliers[alive], wanted[alive], rtol=1e-12, atol=0)
+
+
+def test_highest_takes_the_most_active_rows() -> None:
+    average = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
+    selected = resuscitate(average, 0.25, 1.0, "highest").selected
+    for layer in range(3):
+        weakest = average[layer][selected[layer]].min()
+        assert (average[layer][~selected[layer]] < weakest).all()
+
+
+def test_random_rows_depend_on_the_seed_and_not_on_the_activity() -> None:
+    average = torch.rand(2, 64, generator=torch.Generator().manual_seed(0))
+    draws = torch.stack([resuscitate(average, 0.5, 1.0, "random", seed).selected for seed in range(400)]).double()
+    share = draws.mean(0)
+    # 0.5 with a standard error of 0.025, 128 rows at once
+    assert ((share - 0.5).abs() < 0.11).all()
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0][0], draws[0][1]), "the layers share one draw"
+
+
+@pytest.mark.parametrize(
+    ("average", "ratio", "factor", "select", "said"),
+    [
+        ([[1.0]], 0.0, 1.0, "lowest", r"resuscitation ratio 0.0 is not in \(0, 1\]"),
+        ([[1.0]], 1.01, 1.0, "lowest", "resuscitation ratio 1.01"),
+        ([[1.0]], math.nan, 1.0, "lowest", "resuscitation ratio nan"),
+        ([[1.0]], 0.5, 0.0, "lowest", "amplifying factor 0.0 is not a positive number"),
+        ([[1.0]], 0.5, -1.0, "lowest", "amplifying factor -1.0"),
+        ([[1.0]], 0.5, math.inf, "lowest", "amplifying factor inf"),
+        ([[1.0]], 0.5, math.nan, "lowest", "amplifying factor nan"),
+        ([[1.0]], 0.5, 1.0, "middle", "selection 'middle' is none of lowest, random, highest"),
+        ([1.0], 0.5, 1.0, "lowest", "average coefficients must be"),
+        ([[1.0, -1.0]], 0.5, 1.0, "lowest", "average coefficients must be finite and not negative"),
+        ([[1.0, math.nan]], 0.5, 1.0, "lowest", "average coefficients must be finite and not negative"),
+        ([[1.0, math.inf]], 0.5, 1.0, "lowest", "average coefficients must be finite and not negative"),
+        ([[3e38] * 4], 0.5, 1.0, "lowest", "average coefficients must be finite"),
+        ([[1.0, 2.0], [0.0, 0.0]], 0.5, 1.0, "lowest", "a layer without a single active memory"),
+    ],
+)
+def test_what_cannot_be_resuscitated_is_refused(
+    average: list, ratio: float, factor: float, select: str, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        resuscitate(torch.tensor(average), ratio, factor, select)

@@ -1,0 +1,231 @@
+"""Who gets what, and where a restart goes on."""
+
+import itertools
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from olmo.data.loader import Batch, Loader
+from olmo.data.order import build_order
+
+
+class Counting:
+    """Instance i holds i, i + 1, i + 2; remembers what was read."""
+
+    sequence_length = 3
+
+    def __init__(self, count: int):
+        self.count = count
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        self.reads += 1
+        return np.asarray(indices, dtype=np.int64)[:, None] + np.arange(3)
+
+
+@st.composite
+def setups(draw: st.DrawFn) -> dict:
+    """A data set, a batch size and a number of ranks that fit together."""
+    world_size = draw(st.integers(1, 5))
+    batch_size = world_size * draw(st.integers(1, 4))
+    return {
+        "count": draw(st.integers(batch_size, 60)),
+        "batch_size": batch_size,
+        "world_size": world_size,
+        "seed": draw(st.integers(0, 2**16)),
+        "shuffle": draw(st.booleans()),
+        "drop_last": draw(st.booleans()),
+    }
+
+
+def loader(setup: dict, rank: int, world_size: int | None = None) -> Loader:
+    return Loader(
+        Counting(setup["count"]),
+        setup["batch_size"],
+        setup["seed"],
+        shuffle=setup["shuffle"],
+        drop_last=setup["drop_last"],
+        rank=rank,
+        world_size=world_size or setup["world_size"],
+    )
+
+
+def together(parts: list[Batch], size: int) -> list[int]:
+    """The instances of a global batch from the parts of its ranks, each row given exactly once."""
+    placed: dict[int, int] = {}
+    for part in parts:
+        assert part.input_ids.tolist() == [[i, i + 1, i + 2] for i in part.instances.tolist()]
+        assert len(part.rows) == size // len(parts)
+        for row, instance in zip(part.rows.tolist(), part.instances.tolist(), strict=True):
+            assert row not in placed
+            placed[row] = instance
+    assert sorted(placed) == list(range(size))
+    return [placed[row] for row in range(size)]
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return (
+        a.input_ids.equal(b.input_ids) and np.array_equal(a.instances, b.instances) and np.array_equal(a.rows, b.rows)
+    )
+
+
+# --- laws ---
+
+
+@given(setup=setups(), epoch=st.integers(0, 3))
+def test_the_ranks_together_see_the_global_order(setup: dict, epoch: int) -> None:
+    ranks = [loader(setup, rank) for rank in range(setup["world_size"])]
+    order = build_order(
+        setup["count"], setup["seed"], epoch, setup["world_size"], setup["drop_last"], setup["shuffle"]
+    ).tolist()
+    assert all(rank.order(epoch).tolist() == order for rank in ranks)
+    batches = {rank.batches_per_epoch for rank in ranks}
+    assert batches == {len(order) // setup["batch_size"]}
+    seen = []
+    for number in range(batches.pop()):
+        seen += together([rank.batch(epoch, number) for rank in ranks], setup["batch_size"])
+    assert seen == order[: len(seen)]
+    assert len(order) - len(seen) < setup["batch_size"]
+
+
+@given(setup=setups())
+def test_rows_go_to_the_ranks_in_turn(setup: dict) -> None:
+    for rank in range(setup["world_size"]):
+        rows = loader(setup, rank).batch(0, 0).rows
+        assert rows.tolist() == list(range(rank, setup["batch_size"], setup["world_size"]))
+
+
+@settings(max_examples=30)
+@given(setup=setups(), epoch=st.integers(0, 2), number=st.integers(0, 60))
+def test_a_restart_replays_and_skips_nothing(setup: dict, epoch: int, number: int) -> None:
+    """The batches from any position on are those of an uninterrupted run, across the ends of epochs."""
+    rank = setup["world_size"] - 1
+    uninterrupted = loader(setup, rank)
+    per_epoch = uninterrupted.batches_per_epoch
+    number %= per_epoch
+    skipped = epoch * per_epoch + number
+    whole = uninterrupted.batches()
+    restarted = loader(setup, rank).batches(epoch, number)
+    for expected, batch in zip(itertools.islice(whole, skipped, skipped + per_epoch + 2), restarted):
+        assert same(expected, batch)
+    whole.close()  # type: ignore[attr-defined]
+    restarted.close()  # type: ignore[attr-defined]
+
+
+@settings(max_examples=30)
+@given(setup=setups(), other=st.integers(1, 5))
+def test_a_restart_may_have_another_number_of_ranks(setup: dict, other: int) -> None:
+    """Where nothing is padded, global batches do not depend on how many ranks share them."""
+    setup = {**setup, "drop_last": True, "batch_size": setup["world_size"] * other}
+    if setup["count"] < setup["batch_size"]:
+        return
+    for epoch, number in ((0, 0), (1, setup["count"] // setup["batch_size"] - 1)):
+        before, after = (
+            together([loader(setup, rank, size).batch(epoch, number) for rank in range(size)], setup["batch_size"])
+            for size in (setup["world_size"], other)
+        )
+        assert before == after
+
+
+@given(setup=setups(), epochs=st.lists(st.integers(0, 3), min_size=1, max_size=4))
+def test_batches_do_not_depend_on_what_was_asked_before(setup: dict, epochs: list[int]) -> None:
+    used = loader(setup, 0)
+    for epoch in epochs:
+        assert same(used.batch(epoch, 0), loader(setup, 0).batch(epoch, 0))
+
+
+# --- epochs ---
+
+
+def test_each_epoch_is_shuffled_anew() -> None:
+    shuffled = Loader(Counting(40), 4, seed=7)
+    epochs = [shuffled.order(epoch).tolist() for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert epochs[1] == Loader(Counting(40), 4, seed=8).order(0).tolist()  # seed + epoch, as in OLMo
+
+
+def test_without_shuffling_every_epoch_is_in_the_order_of_the_files() -> None:
+    plain = Loader(Counting(7), 3, seed=7, shuffle=False)
+    taken = [batch.instances.tolist() for batch in itertools.islice(plain.batches(), 4)]
+    assert taken == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
+
+
+def test_padding_can_fill_the_last_batch() -> None:
+    padded = Loader(Counting(7), 4, seed=0, shuffle=False, drop_last=False, rank=3, world_size=4)
+    cut = Loader(Counting(7), 4, seed=0, shuffle=False, drop_last=True, rank=3, world_size=4)
+    assert (padded.batches_per_epoch, cut.batches_per_epoch) == (2, 1)
+    assert padded.batch(0, 1).instances.tolist() == [0]  # the front again
+
+
+# --- the iterator ---
+
+
+def loader_threads() -> int:
+    return sum(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+def test_the_next_batch_is_read_ahead_and_no_more() -> None:
+    source = Counting(40)
+    batches = Loader(source, 4, seed=0).batches()
+    for taken in range(1, 25):  # two epochs and a half
+        next(batches)
+        assert taken <= source.reads <= taken + 1
+    assert loader_threads() == 1
+    batches.close()  # type: ignore[attr-defined]
+    assert loader_threads() == 0
+
+
+def test_an_error_comes_with_its_batch_and_not_before() -> None:
+    class Damaged(Counting):
+        def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+            if 9 in indices:
+                raise ValueError("instance 9 is damaged")
+            return super().read(indices)
+
+    batches = Loader(Damaged(12), 2, seed=0, shuffle=False).batches()
+    assert [next(batches).instances.tolist() for _ in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    with pytest.raises(ValueError, match="instance 9 is damaged"):
+        next(batches)
+    assert loader_threads() == 0
+
+
+# --- mistakes ---
+
+
+def test_token_beyond_the_vocabulary_names_the_instance() -> None:
+    fits = Loader(Counting(8), 4, seed=0, shuffle=False, vocabulary=10)  # instance 7 holds 7, 8, 9
+    assert fits.batch(0, 1).input_ids.max() == 9
+    short = Loader(Counting(8), 4, seed=0, shuffle=False, vocabulary=9)
+    assert short.batch(0, 0).input_ids.max() == 5
+    with pytest.raises(ValueError) as caught:
+        short.batch(0, 1)
+    assert str(caught.value) == "instance 7 holds token 9, the model knows 9: tokenizer and model disagree"
+
+
+def test_batch_that_the_ranks_cannot_share() -> None:
+    with pytest.raises(ValueError, match="global_train_batch_size 6 is no multiple of 4 ranks"):
+        Loader(Counting(20), 6, seed=0, world_size=4)
+
+
+def test_fewer_instances_than_a_batch() -> None:
+    with pytest.raises(ValueError, match="5 instances are fewer than one global batch of 6"):
+        Loader(Counting(5), 6, seed=0)
+    with pytest.raises(ValueError, match="3 instances are fewer than one global batch of 4"):
+        Loader(Counting(3), 4, seed=0, world_size=2, drop_last=True)
+    assert Loader(Counting(3), 4, seed=0, world_size=2, drop_last=False).batches_per_epoch == 1
+
+
+def test_batches_are_int64_tensors() -> None:
+    batch = Loader(Counting(8), 4, seed=0).batch(0, 0)
+    assert str(batch.input_ids.dtype) == "torch.int64"
+    assert batch.input_ids.shape == (4, 3)
+    assert batch.instances.dtype == np.uint32

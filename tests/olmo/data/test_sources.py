@@ -1,0 +1,191 @@
+"""Token ids by instance number: files end to end, remainders dropped, and every way a source can be wrong."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from olmo.config import DataConfig
+from olmo.data.sources import TokenDataset, TokenFiles, open_source
+
+DTYPES = ["uint8", "uint16", "uint32", "uint64"]
+
+
+def write(path: Path, tokens: Sequence[int], dtype: str = "uint16") -> Path:
+    np.asarray(tokens, dtype=np.dtype(dtype).newbyteorder("<")).tofile(path)
+    return path
+
+
+def dataset(path: Path, **columns: list) -> Path:
+    datasets.Dataset.from_dict(columns).save_to_disk(path)
+    return path
+
+
+# --- token files ---
+
+
+@given(
+    counts=st.lists(st.integers(0, 23), min_size=1, max_size=4),
+    length=st.integers(1, 6),
+    dtype=st.sampled_from(DTYPES),
+    data=st.data(),
+)
+def test_instances_are_numbered_through_the_files(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], length: int, dtype: str, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("tokens")
+    values = np.random.default_rng(0).integers(0, 256, sum(counts)).tolist()
+    files, expected = [], []
+    for number, count in enumerate(counts):
+        tokens, values = values[:count], values[count:]
+        files.append(write(folder / f"{number}.npy", tokens, dtype))
+        while len(tokens) >= length:  # the rest is dropped
+            expected.append(tokens[:length])
+            tokens = tokens[length:]
+    if not expected:
+        with pytest.raises(ValueError, match=f"fewer than {length} tokens, not one instance"):
+            TokenFiles(files, length, dtype)
+        return
+    source = TokenFiles(files, length, dtype)
+    assert len(source) == len(expected)
+    assert source.sequence_length == length
+    wanted = data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=10))
+    rows = source.read(wanted)
+    assert rows.dtype == np.int64 and rows.shape == (len(wanted), length)
+    assert rows.tolist() == [expected[number] for number in wanted]
+
+
+def test_files_keep_the_order_of_the_configuration(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "z.npy", [1, 2, 3]), write(tmp_path / "a.npy", [4, 5, 6, 7])
+    assert TokenFiles([first, second], 2).read([0, 1, 2]).tolist() == [[1, 2], [4, 5], [6, 7]]
+    assert TokenFiles([second, first], 2).read([0, 1, 2]).tolist() == [[4, 5], [6, 7], [1, 2]]
+
+
+def test_bytes_are_little_endian_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes([1, 2, 3, 4, 5, 6, 7, 8]))
+    assert TokenFiles([tmp_path / "a"], 2).read([1]).tolist() == [[0x0605, 0x0807]]
+    assert TokenFiles([tmp_path / "a"], 1, "uint32").read([1]).tolist() == [[0x08070605]]
+
+
+def test_large_token_ids_survive(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", [65535, 0, 2**32 - 1, 70000], "uint32")
+    assert TokenFiles([path], 4, "uint32").read([0]).tolist() == [[65535, 0, 2**32 - 1, 70000]]
+
+
+def test_indices_of_any_integer_kind(tmp_path: Path) -> None:
+    source = TokenFiles([write(tmp_path / "a", range(10))], 2)
+    for dtype in (np.uint32, np.int64, np.uint8):
+        assert source.read(np.array([3, 0], dtype=dtype)).tolist() == [[6, 7], [0, 1]]
+
+
+def test_rows_belong_to_the_caller(tmp_path: Path) -> None:
+    source = TokenFiles([write(tmp_path / "a", range(4))], 4)
+    source.read([0])[:] = 9
+    assert source.read([0]).tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("index", [-1, 5, 2**31])
+def test_index_beyond_the_files(tmp_path: Path, index: int) -> None:
+    path = write(tmp_path / "a", range(10))
+    with pytest.raises(
+        ValueError, match=rf"^instance {index} is beyond the data set of 5 instances .*{path}.*disagree"
+    ):
+        TokenFiles([path], 2).read([0, index, 1])
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npy: no such token file"):
+        TokenFiles([write(tmp_path / "a", range(4)), tmp_path / "nowhere.npy"], 2)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no such token file"):
+        TokenFiles([tmp_path], 2)
+
+
+@pytest.mark.parametrize("size, dtype", [(3, "uint16"), (6, "uint32"), (12, "uint64")])
+def test_size_that_fits_no_whole_token(tmp_path: Path, size: int, dtype: str) -> None:
+    (tmp_path / "a").write_bytes(bytes(size))
+    with pytest.raises(ValueError, match=f"a: {size} bytes are no whole number of {dtype} tokens"):
+        TokenFiles([tmp_path / "a"], 1, dtype)
+
+
+def test_no_instances_at_all(tmp_path: Path) -> None:
+    short, empty = write(tmp_path / "short", range(3)), write(tmp_path / "empty", [])
+    with pytest.raises(ValueError, match=r"empty, .*short: fewer than 4 tokens, not one instance"):
+        TokenFiles([empty, short], 4)
+    with pytest.raises(ValueError, match=r"data\.paths is empty"):
+        TokenFiles([], 4)
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/a.npy", "https://host/a.npy"])
+def test_remote_path_is_refused_by_name(path: str) -> None:
+    with pytest.raises(ValueError, match=f"^{path}: remote"):
+        TokenFiles([path], 4)
+
+
+@pytest.mark.parametrize("dtype", ["word", "float32", "int16", ">u2", ""])
+def test_wrong_type_of_token(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(ValueError, match=rf"^data\.memmap_dtype: '{dtype}' is none of uint8, uint16, uint32, uint64$"):
+        TokenFiles([write(tmp_path / "a", range(4))], 2, dtype)
+
+
+# --- datasets folders ---
+
+
+def test_dataset_rows(tmp_path: Path) -> None:
+    rows = [[1, 2, 3], [4, 5, 6], [70000, 8, 9]]
+    source = TokenDataset(dataset(tmp_path / "d", input_ids=rows, text=["a", "b", "c"]), 3)
+    assert len(source) == 3
+    assert source.sequence_length == 3
+    read = source.read(np.array([2, 0, 2], dtype=np.uint32))
+    assert read.dtype == np.int64
+    assert read.tolist() == [rows[2], rows[0], rows[2]]
+
+
+@pytest.mark.parametrize("length, rows", [(4, [[1, 2, 3]] * 2), (3, [[1, 2, 3], [1, 2]]), (3, [[1, 2, 3], []])])
+def test_dataset_rows_of_another_length(tmp_path: Path, length: int, rows: list[list[int]]) -> None:
+    source = TokenDataset(dataset(tmp_path / "d", input_ids=rows), length)
+    found = sorted({len(row) for row in rows})
+    with pytest.raises(ValueError) as caught:
+        source.read([0, 1])
+    assert str(caught.value) == (
+        f"{tmp_path / 'd'}: rows of {found} tokens, expected {length} (model.max_sequence_length)"
+    )
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_index_beyond_the_dataset(tmp_path: Path, index: int) -> None:
+    source = TokenDataset(dataset(tmp_path / "d", input_ids=[[1], [2]]), 1)
+    with pytest.raises(ValueError, match=f"^instance {index} is beyond the data set of 2 instances"):
+        source.read([index])
+
+
+def test_folders_that_are_no_such_dataset(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such dataset folder \(data\.dataset_path\)"):
+        TokenDataset(tmp_path / "nowhere", 3)
+    with pytest.raises(ValueError, match=r"d: expected a dataset with a column 'input_ids'"):
+        TokenDataset(dataset(tmp_path / "d", tokens=[[1]]), 1)
+    with pytest.raises(ValueError, match=r"empty: not a dataset folder, damaged or empty"):
+        TokenDataset(dataset(tmp_path / "empty", input_ids=[]), 1)
+    split = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"input_ids": [[1]]})})
+    split.save_to_disk(tmp_path / "split")
+    with pytest.raises(ValueError, match=r"split: expected a dataset with a column 'input_ids'"):
+        TokenDataset(tmp_path / "split", 1)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"folder: not a dataset folder, damaged or empty"):
+        TokenDataset(tmp_path / "folder", 1)
+
+
+def test_open_source(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", range(6), "uint32")
+    files = open_source(DataConfig(paths=[str(path)], memmap_dtype="uint32"), 3)
+    assert isinstance(files, TokenFiles)
+    assert files.read([1]).tolist() == [[3, 4, 5]]
+    folder = dataset(tmp_path / "d", input_ids=[[7, 8]])
+    opened = open_source(DataConfig(dataset_path=str(folder)), 2)
+    assert isinstance(opened, TokenDataset)
+    assert opened.read([0]).tolist() == [[7, 8]]
+    with pytest.raises(ValueError, match=r"data\.paths is empty"):
+        open_source(DataConfig(), 2)

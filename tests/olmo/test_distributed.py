@@ -1,0 +1,207 @@
+"""Processes and devices. What needs two processes runs once, in a torchrun of this very file; tests read its report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
+from olmo.distributed import Ranks, distribute, gradient_sync, pick_device, process_group
+from olmo.exceptions import ConfigurationError
+from tests.running import CPU, command, configure, metrics, train, write_world
+
+# One short text a round: the second process has nothing to inject, and still takes part in the count.
+LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100")
+
+
+def one_text(folder: Path) -> list[str]:
+    entries = json.loads((folder / "once.json").read_text(encoding="utf-8"))
+    (folder / "one.json").write_text(json.dumps(entries[:3]), encoding="utf-8")
+    return ["--injection.paraphrase=null", f"--injection.once={folder / 'one.json'}"]
+
+
+# --- one process ---
+
+
+def test_alone_every_collective_is_the_identity() -> None:
+    ranks = Ranks()
+    values = np.array([1.5, -2.0])
+    assert ranks.is_first and ranks.sum(values).tolist() == [1.5, -2.0]
+    assert ranks.sum_tensor(torch.tensor([3])).tolist() == [3]
+    ranks.barrier()
+
+
+def test_alone_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with process_group(CPU) as ranks:
+        assert ranks == Ranks(0, 1) and not torch.distributed.is_initialized()
+
+
+def test_alone_the_model_trains_as_it_is_whatever_the_strategy() -> None:
+    model = nn.Linear(2, 2)
+    for strategy in (DistributedStrategy.ddp, DistributedStrategy.fsdp, None):
+        assert distribute(model, TrainConfig(distributed_strategy=strategy), Ranks(), CPU) is model
+    with gradient_sync(model, TrainConfig(), last_micro_batch=False):
+        pass
+
+
+def test_fsdp_on_several_processes_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"distributed_strategy: only ddp .* add --distributed_strategy=ddp"):
+        distribute(nn.Linear(2, 2), TrainConfig(), Ranks(0, 2), CPU)
+
+
+def test_device_by_name() -> None:
+    assert pick_device("cpu") == CPU
+    with pytest.raises(ConfigurationError, match="no such device: gpu"):
+        pick_device("gpu")
+
+
+def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device() == CPU
+    with pytest.raises(ConfigurationError, match="cuda:0: torch sees no CUDA device here"):
+        pick_device("cuda:0")
+
+
+def test_with_gpus_each_process_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device() == torch.device("cuda", 3)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert pick_device() == torch.device("cuda", 0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told to keep blocks")
+def test_freed_blocks_are_kept(tmp_path: Path) -> None:
+    """Memory that was freed is still there, without page faults, when it is asked for again."""
+    program = """
+import resource, torch
+from olmo.distributed import keep_large_blocks
+
+def faults():
+    torch.ones(2**24)  # 64 MiB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+returned = faults()
+keep_large_blocks()
+print(returned, faults())
+"""
+    done = command(["-c", program], tmp_path)
+    assert done.returncode == 0, done.stderr
+    returned, kept = map(int, done.stdout.split())
+    if returned < 100:
+        pytest.skip("this C library keeps large blocks of its own accord")
+    assert kept < returned / 5
+
+
+# --- two processes ---
+
+
+def count_and_average(state, bucket):  # without annotations: DDP compares them, and ours are strings
+    state.append(1)
+    return allreduce_hook(None, bucket)
+
+
+def two_processes(folder: Path) -> None:
+    """What each of two processes of torchrun does; the first writes `report.json`."""
+    with process_group(CPU) as ranks:
+        report: dict[str, Any] = {"backend": torch.distributed.get_backend(), "world_size": ranks.world_size}
+        mine = np.array([[1.0, 2.0]]) if ranks.is_first else np.array([[10.0, 1e-12]])
+        report["sum"] = ranks.sum(mine.T).tolist()  # transposed: not contiguous
+        report["sum_tensor"] = ranks.sum_tensor(torch.tensor([ranks.rank + 1, 5])).tolist()
+        ranks.barrier()
+        for mode in DDPGradSyncMode:
+            torch.manual_seed(ranks.rank)  # DDP spreads the first process's weights
+            config = TrainConfig(distributed_strategy=DistributedStrategy.ddp, ddp=DDPConfig(mode))
+            model = nn.Linear(2, 1, bias=False)
+            module = distribute(model, config, ranks, CPU)
+            averaged: list[int] = []
+            assert isinstance(module, DistributedDataParallel)
+            module.register_comm_hook(averaged, count_and_average)
+            for number, value in enumerate((1.0, 10.0, 100.0)):
+                with gradient_sync(module, config, last_micro_batch=number == 2):
+                    module(torch.full((1, 2), value * (1 + ranks.rank))).sum().backward()
+            assert model.weight.grad is not None
+            report[mode.value] = [len(averaged), model.weight.grad.tolist(), model.weight.tolist()]
+        torch.manual_seed(0)
+        report["first_weights"] = nn.Linear(2, 1, bias=False).weight.tolist()
+        try:
+            distribute(nn.Linear(2, 2), replace(config, distributed_strategy=DistributedStrategy.fsdp), ranks, CPU)
+        except ConfigurationError as error:
+            report["fsdp"] = str(error)
+        if ranks.is_first:
+            (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+        from olmo.train import Trainer
+
+        trainer = Trainer(configure(folder / "config.yaml", folder / "two", *LONELY, *one_text(folder)), CPU, ranks)
+        trainer.fit()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> subprocess.CompletedProcess[str]:
+    return command([str(Path(__file__).resolve()), str(folder)], folder, processes=2)
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path, done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert (folder / "report.json").is_file(), done.stderr[-3000:]
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def test_two_processes_on_cpus_speak_gloo(report: dict[str, Any]) -> None:
+    assert (report["backend"], report["world_size"]) == ("gloo", 2)
+
+
+def test_sums_over_two_processes(report: dict[str, Any]) -> None:
+    assert report["sum"] == [[11.0], [2.0 + 1e-12]]  # float64
+    assert report["sum_tensor"] == [3, 10]
+
+
+@pytest.mark.parametrize(("mode", "times"), [("batch", 1), ("micro_batch", 3)])
+def test_gradients_are_averaged_once_a_batch_or_once_a_micro_batch(
+    report: dict[str, Any], mode: str, times: int
+) -> None:
+    seen, gradient, weights = report[mode]
+    assert seen == times
+    assert gradient == [[166.5, 166.5]]  # the mean of 111 and 222 either way
+    assert weights == report["first_weights"]
+
+
+def test_fsdp_in_two_processes_is_refused(report: dict[str, Any]) -> None:
+    assert "add --distributed_strategy=ddp" in report["fsdp"]
+
+
+def test_a_round_that_only_one_process_injects(
+    folder: Path, done: subprocess.CompletedProcess[str], report: dict[str, Any]
+) -> None:
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(folder / "config.yaml", folder / "one", *LONELY, *one_text(folder))
+    one, two = metrics(folder / "one"), metrics(folder / "two")
+    assert [line["injection/texts"] for line in two] == [1, 1] and [line["step"] for line in two] == [2, 4]
+    for alone, together in zip(one, two, strict=True):
+        # Means of the same float32 terms over three rows and three rows, or over six.
+        assert together == pytest.approx(alone, rel=1e-5)
+
+
+if __name__ == "__main__":
+    two_processes(Path(sys.argv[1]))

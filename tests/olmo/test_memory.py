@@ -1,0 +1,564 @@
+"""Memory coefficients, their entropy and its error, and rescaling, each against a direct computation.
+
+The direct computation reads transformers' own modules, one instance at a time, without padding, in float64.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from analysis.resuscitation import resuscitate
+from olmo.checkpoint import encode_key, read_state
+from olmo.config import ActivationType
+from olmo.distributed import Ranks
+from olmo.memory import (
+    CoefficientAverages,
+    Multipliers,
+    find_memories,
+    fingerprint,
+    instance_means,
+    jackknife_error,
+    layer_entropy,
+    load_multipliers,
+    observe,
+    rescale,
+    up_projection_name,
+)
+from olmo.model import OLMo
+from tests.reference import scatter_, tiny_config, tiny_olmo2_config, to_transformers
+
+LENGTHS = (9, 4, 1, 13, 13)
+
+
+def ragged(vocabulary: int = 128) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(2, vocabulary, (n,), generator=generator) for n in LENGTHS]
+
+
+def pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+
+
+def direct_means(model: nn.Module, rows: list[Tensor], coefficients: Any) -> Tensor:
+    """1/T sum_j C of every instance and layer, (B, L, M): each instance alone through the whole model.
+
+    `coefficients(l)` gives for layer l ({name: (module, "input" or "output")}, function of what is heard there -> C).
+    """
+    layers = model.config.n_layers if isinstance(model, OLMo) else model.config.num_hidden_layers
+    asked = [coefficients(layer) for layer in range(layers)]
+    heard: dict[tuple[int, str], Tensor] = {}
+
+    def listen(key: tuple[int, str], side: str) -> Any:
+        def hook(_: Any, args: Any, output: Tensor) -> None:
+            heard[key] = (args[0] if side == "input" else output).double()
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(listen((layer, name), side))
+        for layer, (sources, _) in enumerate(asked)
+        for name, (module, side) in sources.items()
+    ]
+    means = []
+    for row in rows:
+        with torch.no_grad():
+            model(row[None])
+        means.append(
+            torch.stack(
+                [
+                    formula(*(heard[layer, name].flatten(0, -2) for name in sources)).mean(0)
+                    for layer, (sources, formula) in enumerate(asked)
+                ]
+            )
+        )
+    for handle in handles:
+        handle.remove()
+    return torch.stack(means)
+
+
+def swiglu_abs(gate: Tensor, up: Tensor) -> Tensor:
+    return (F.silu(gate) * up).abs()
+
+
+def swiglu_relu(gate: Tensor, up: Tensor) -> Tensor:
+    return (gate.clamp(min=0) * up).clamp(min=0)
+
+
+def observed(model: nn.Module, rows: list[Tensor], coefficient: str = "abs") -> Tensor:
+    """The same with our own code: all instances in one padded batch."""
+    ids, mask = pad(rows)
+    with observe(model, coefficient) as observation:
+        return instance_means(model, observation, ids, mask)
+
+
+def entropy_by_definition(average: Tensor) -> list[float]:
+    """Method section 1, term by term."""
+    result = []
+    for layer in average.double().tolist():
+        total = sum(layer)
+        result.append(-sum(c / total * math.log(c / total) for c in layer if c > 0))
+    return result
+
+
+# --- coefficients of our own model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [tiny_config, tiny_olmo2_config], ids=["OLMo", "OLMo 2"])
+@pytest.mark.parametrize(("coefficient", "formula"), [("abs", swiglu_abs), ("relu", swiglu_relu)])
+def test_coefficients_and_entropy_are_those_of_transformers(make: Any, coefficient: str, formula: Any) -> None:
+    torch.manual_seed(0)
+    model = scatter_(OLMo(make(n_kv_heads=2)).double().eval())
+    theirs = to_transformers(model).double()
+
+    def coefficients(layer: int) -> Any:
+        mlp = theirs.model.layers[layer].mlp
+        return {"gate": (mlp.gate_proj, "output"), "up": (mlp.up_proj, "output")}, formula
+
+    wanted = direct_means(theirs, ragged(), coefficients)
+    found = observed(model, ragged(), coefficient)
+    assert found.dtype == torch.float32 and found.shape == (len(LENGTHS), 2, 48)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-7)
+
+    # Mean over the tokens of an instance first, then over instances: here that is another number.
+    average = wanted.mean(0)
+    by_token = (wanted * torch.tensor(LENGTHS)[:, None, None]).sum(0) / sum(LENGTHS)
+    assert abs(sum(entropy_by_definition(average)) - sum(entropy_by_definition(by_token))) > 1e-3
+    averages = CoefficientAverages(2, 48)
+    averages.add(found, np.arange(len(LENGTHS)))
+    np.testing.assert_allclose(averages.average, average, rtol=1e-5)
+    np.testing.assert_allclose(layer_entropy(averages.average), entropy_by_definition(average), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "function"), [(ActivationType.gelu, F.gelu), (ActivationType.relu, F.relu)])
+@pytest.mark.parametrize("coefficient", ["abs", "relu"])
+def test_coefficients_of_a_plain_mlp(kind: ActivationType, function: Any, coefficient: str) -> None:
+    torch.manual_seed(0)
+    model = scatter_(OLMo(tiny_config(activation_type=kind, include_bias=True)).double().eval())
+
+    def coefficients(layer: int) -> Any:
+        def formula(projected: Tensor) -> Tensor:
+            signed = function(projected)
+            return signed.abs() if coefficient == "abs" else signed.clamp(min=0)
+
+        return {"up": (model.blocks[layer].ff_proj, "output")}, formula
+
+    found = observed(model, ragged(), coefficient)
+    assert found.shape == (len(LENGTHS), 2, 96)
+    torch.testing.assert_close(found.double(), direct_means(model, ragged(), coefficients), rtol=1e-5, atol=1e-7)
+
+
+def test_without_a_mask_every_position_counts() -> None:
+    torch.manual_seed(0)
+    model = OLMo(tiny_config()).eval()
+    rows = [row for row in ragged() if len(row) == 13]
+    with observe(model) as observation:
+        plain = instance_means(model, observation, torch.stack(rows))
+        masked = instance_means(model, observation, torch.stack(rows), torch.ones(2, 13))
+    torch.testing.assert_close(plain, masked, rtol=1e-5, atol=1e-7)
+
+
+def test_padding_is_no_token_whatever_it_holds() -> None:
+    torch.manual_seed(0)
+    model = OLMo(tiny_config()).eval()
+    ids, mask = pad(ragged())
+    other = torch.where(mask.bool(), ids, 77)
+    with observe(model) as observation:
+        assert torch.equal(
+            instance_means(model, observation, ids, mask), instance_means(model, observation, other, mask)
+        )
+
+
+def test_bfloat16_coefficients_are_reduced_in_float32() -> None:
+    torch.manual_seed(0)
+    model = OLMo(tiny_config()).eval()
+    wanted = observed(model, ragged())
+    found = observed(model.bfloat16(), ragged())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.mean(0), wanted.mean(0), rtol=0.05, atol=0.01)
+
+
+# --- other families ----------------------------------------------------------------------------------------------
+
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+GATED = {"intermediate_size": 48}
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {  # name -> class, configuration, where the coefficients enter
+    "Olmo": ("Olmo", {**SMALL, **GATED}, "model.layers.{}.mlp.down_proj"),
+    "Olmo2": ("Olmo2", {**SMALL, **GATED}, "model.layers.{}.mlp.down_proj"),
+    "Llama": ("Llama", {**SMALL, **GATED, "num_key_value_heads": 2}, "model.layers.{}.mlp.down_proj"),
+    "Mistral": ("Mistral", {**SMALL, **GATED, "num_key_value_heads": 2}, "model.layers.{}.mlp.down_proj"),
+    "Qwen2": ("Qwen2", {**SMALL, **GATED, "num_key_value_heads": 2}, "model.layers.{}.mlp.down_proj"),
+    "Gemma": ("Gemma", {**SMALL, **GATED, "num_key_value_heads": 1, "head_dim": 16}, "model.layers.{}.mlp.down_proj"),
+    "GPTNeoX": ("GPTNeoX", {**SMALL, "intermediate_size": 80}, "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
+    "GPT2": ("GPT2", {**SMALL, "n_inner": 80}, "transformer.h.{}.mlp.c_proj"),
+    "OPT": ("OPT", {**SMALL, "ffn_dim": 80, "word_embed_proj_dim": 32}, "model.decoder.layers.{}.fc2"),
+    "Phi": ("Phi", {**SMALL, "intermediate_size": 80}, "model.layers.{}.mlp.fc2"),
+    "Falcon": ("Falcon", {**SMALL, "ffn_hidden_size": 80}, "transformer.h.{}.mlp.dense_4h_to_h"),
+    "Phi3": ("Phi3", {**SMALL, **GATED}, "model.layers.{}.mlp.down_proj"),
+    "narrow": ("Llama", {**SMALL, "intermediate_size": 20}, "model.layers.{}.mlp.down_proj"),
+}
+
+
+def family(name: str, **overrides: Any) -> tuple[transformers.PreTrainedModel, str]:
+    kind, shape, place = FAMILIES[name]
+    cls = getattr(transformers, f"{kind}ForCausalLM", None) or getattr(transformers, f"{kind}LMHeadModel", None)
+    if cls is None:
+        pytest.skip(f"this transformers has no {kind}; a version that has it would run this test")
+    torch.manual_seed(0)
+    return cls(getattr(transformers, f"{kind}Config")(**{**shape, **overrides})).eval(), place
+
+
+@pytest.mark.parametrize("coefficient", ["abs", "relu"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_coefficients_of_another_family(name: str, coefficient: str) -> None:
+    model, place = family(name)
+    memories = find_memories(model)
+    assert [memory.name for memory in memories] == [place.format(layer) for layer in range(3)]
+    for memory in memories:
+        assert memory.down is model.get_submodule(memory.name)
+
+    gated = "intermediate_size" in FAMILIES[name][1] and name not in ("GPTNeoX", "Phi")
+
+    def coefficients(layer: int) -> Any:
+        down = model.get_submodule(place.format(layer))
+        if coefficient == "abs":
+            return {"down": (down, "input")}, torch.abs
+        if not gated:
+            return {"down": (down, "input")}, lambda signed: signed.clamp(min=0)
+        mlp = model.get_submodule(place.format(layer).removesuffix(".down_proj"))
+        if name == "Phi3":  # fused, the gate in front
+            return {"both": (mlp.gate_up_proj, "output")}, lambda both: swiglu_relu(*both.chunk(2, -1))
+        return {"gate": (mlp.gate_proj, "output"), "up": (mlp.up_proj, "output")}, swiglu_relu
+
+    wanted = direct_means(model, ragged(), coefficients)
+    torch.testing.assert_close(observed(model, ragged(), coefficient).double(), wanted, rtol=1e-4, atol=1e-6)
+    even = [row for row in ragged() if len(row) == 13]
+    with observe(model, coefficient) as observation:
+        found = instance_means(model, observation, torch.stack(even))
+    torch.testing.assert_close(found.double(), wanted[3:], rtol=1e-4, atol=1e-6)
+
+
+def test_a_mixture_of_experts_is_refused_with_its_place() -> None:
+    config = transformers.MixtralConfig(**SMALL, **GATED, num_key_value_heads=2, num_local_experts=3)
+    with pytest.raises(ValueError, match=r"^model\.layers\.0: cannot tell the memory projection of this layer"):
+        find_memories(transformers.MixtralForCausalLM(config))
+
+
+def test_memories_as_many_as_the_width_cannot_be_told() -> None:
+    model, _ = family("Llama", intermediate_size=32)
+    with pytest.raises(ValueError, match=r"model\.layers\.0: .* \(candidates: none\)"):
+        find_memories(model)
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear: no list of layers"):
+        find_memories(nn.Linear(2, 2))
+
+
+# --- hooks -------------------------------------------------------------------------------------------------------
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("coefficient", ["abs", "relu"])
+@pytest.mark.parametrize("name", ["ours", "Llama", "GPT2"])
+def test_hooks_are_there_inside_the_block_only(name: str, coefficient: str) -> None:
+    model = OLMo(tiny_config()).eval() if name == "ours" else family(name)[0]
+    ids, mask = pad(ragged())
+    before = model(ids) if name == "ours" else model(ids).logits
+    with observe(model, coefficient) as observation:
+        assert hooks(model) > 0
+        instance_means(model, observation, ids, mask)
+    assert hooks(model) == 0
+    assert torch.equal(before, model(ids) if name == "ours" else model(ids).logits)
+
+
+def test_hooks_go_when_the_block_fails() -> None:
+    model = OLMo(tiny_config())
+    with pytest.raises(KeyError, match="failed"), observe(model, "relu"):
+        raise KeyError("failed")
+    assert hooks(model) == 0
+
+
+def test_hooks_go_when_the_forward_pass_fails() -> None:
+    model = OLMo(tiny_config())
+    with pytest.raises(IndexError), observe(model) as observation:
+        instance_means(model, observation, torch.tensor([[500]]))  # beyond the vocabulary
+    assert hooks(model) == 0
+
+
+def test_hooks_go_when_they_cannot_all_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = OLMo(tiny_config())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no more hooks")
+
+    monkeypatch.setattr(model.blocks[1].ff_out, "register_forward_pre_hook", fail)
+    with pytest.raises(RuntimeError, match="no more hooks"), observe(model):
+        raise AssertionError("never reached")
+    assert hooks(model) == 0
+
+
+def test_the_pass_ends_at_the_last_coefficient() -> None:
+    model = OLMo(tiny_config())
+    model.blocks[-1].ff_out.forward = model.logits = lambda *_: pytest.fail("computed for nothing")  # type: ignore
+    with observe(model) as observation:
+        instance_means(model, observation, torch.tensor([[1, 2, 3]]))
+
+
+def test_another_coefficient_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="coefficient 'square' is none of abs, relu"),
+        observe(OLMo(tiny_config()), "square"),
+    ):
+        pass
+
+
+# --- entropy -----------------------------------------------------------------------------------------------------
+
+averages_of_a_layer = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 3), st.integers(1, 40)),
+    elements=st.one_of(st.just(0.0), st.floats(1e-12, 1e6)),
+).filter(lambda a: (a.sum(-1) > 0).all())
+
+
+@given(averages_of_a_layer)
+def test_entropy_lies_between_0_and_log_m(average: np.ndarray) -> None:
+    entropy = layer_entropy(average)
+    assert (entropy >= -1e-12).all() and (entropy <= math.log(average.shape[1]) + 1e-12).all()
+    np.testing.assert_allclose(entropy, entropy_by_definition(torch.from_numpy(average)), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(layer_entropy(average * 7.0), entropy, rtol=0, atol=1e-9)
+
+
+def test_entropy_of_known_cases() -> None:
+    known = np.array([[1.0, 1, 1, 1], [5, 0, 0, 0], [1, 1, 0, 0], [3, 1, 0, 0]])
+    quarter = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    np.testing.assert_allclose(layer_entropy(known), [math.log(4), 0, math.log(2), quarter], rtol=1e-12, atol=1e-15)
+    assert layer_entropy(np.ones((16, 8192))).sum() == pytest.approx(16 * 13 * math.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [[0.0, 0.0], [1.0, -0.1], [1.0, math.nan], [1.0, math.inf]])
+def test_coefficients_that_make_no_distribution_are_refused(bad: list[float]) -> None:
+    with pytest.raises(ValueError, match="must be finite, not negative and not all 0 in a layer"):
+        layer_entropy(np.array([[1.0, 2.0], bad]))
+
+
+# --- standard errors ---------------------------------------------------------------------------------------------
+
+
+def test_averages_and_left_out_groups_by_definition() -> None:
+    random = np.random.default_rng(0)
+    means = random.gamma(1.0, size=(150, 2, 6)).astype(np.float32)
+    averages = CoefficientAverages(2, 6)
+    for start in range(0, 150, 7):  # batches that straddle groups
+        numbers = np.arange(start, min(start + 7, 150))
+        averages.add(torch.from_numpy(means[numbers]), numbers)
+    assert averages.instances == 150
+    np.testing.assert_allclose(averages.average, means.astype(np.float64).mean(0), rtol=1e-12)
+    left_out = averages.leave_one_out()
+    assert left_out.shape == (64, 2)
+    for group in range(64):
+        kept = means[np.arange(150) % 64 != group].astype(np.float64).mean(0)
+        np.testing.assert_allclose(left_out[group], entropy_by_definition(torch.from_numpy(kept)), rtol=1e-9)
+
+
+def test_several_instances_of_a_group_in_one_batch_all_count() -> None:
+    averages = CoefficientAverages(1, 2)
+    averages.add(torch.tensor([[[1.0, 2.0]], [[3.0, 6.0]], [[5.0, 1.0]]]), np.array([0, 64, 128]))
+    assert averages.average.tolist() == [[3.0, 3.0]] and averages.instances == 3
+
+
+def test_the_jackknife_of_a_mean_is_the_formula() -> None:
+    values = np.random.default_rng(0).normal(size=(40, 3))
+    left_out = (values.sum(0) - values) / 39
+    np.testing.assert_allclose(jackknife_error(left_out), values.std(0, ddof=1) / math.sqrt(40), rtol=1e-12)
+
+
+def test_few_instances_give_few_groups_and_one_gives_no_error() -> None:
+    averages = CoefficientAverages(2, 3)
+    averages.add(torch.rand(1, 2, 3) + 0.1, np.array([5]))
+    assert averages.leave_one_out().shape == (0, 2)
+    assert np.isnan(jackknife_error(averages.leave_one_out())).all()
+    averages.add(torch.rand(2, 2, 3) + 0.1, np.array([6, 7]))
+    assert averages.leave_one_out().shape == (3, 2)
+    assert (jackknife_error(averages.leave_one_out()) > 0).all()
+
+
+def test_the_interval_of_two_errors_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    base = random.gamma(1.0, size=(2, 12)) + 0.2
+    noise = 0.5
+    # E[exp(noise * z)] is the same for every memory, so the true average is proportional to `base`.
+    truth = sum(entropy_by_definition(torch.from_numpy(base)))
+    covered = 0
+    for _ in range(200):
+        sample = base * np.exp(noise * random.normal(size=(256, 2, 12)))
+        averages = CoefficientAverages(2, 12)
+        averages.add(torch.from_numpy(sample), np.arange(256))
+        error = float(jackknife_error(averages.leave_one_out().sum(1)))
+        covered += abs(layer_entropy(averages.average).sum() - truth) < 1.96 * error
+    assert 180 <= covered <= 198
+
+
+def test_ranks_add_up() -> None:
+    class Doubled(Ranks):
+        """Another rank that has seen exactly the same."""
+
+        def sum(self, values: np.ndarray) -> np.ndarray:
+            return 2 * values
+
+    averages = CoefficientAverages(1, 3)
+    averages.add(torch.tensor([[[1.0, 2.0, 3.0]]]), np.array([0]))
+    averages.reduce(Doubled(0, 2))
+    assert averages.instances == 2 and averages.average.tolist() == [[1.0, 2.0, 3.0]]
+
+
+# --- rescaling ---------------------------------------------------------------------------------------------------
+
+
+def test_only_up_rows_change_and_they_change_exactly() -> None:
+    torch.manual_seed(0)
+    state = OLMo(tiny_config(include_bias=True)).state_dict()
+    state = {name: torch.randn_like(tensor) for name, tensor in state.items()}
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    multipliers = torch.ones(2, 48)
+    multipliers[0, [0, 5, 47]] = torch.tensor([2.5, 0.3, 7.0])
+    multipliers[1, 11] = 3.0
+    edited = rescale(state, multipliers)
+    assert edited.keys() == before.keys()
+    for name, tensor in before.items():
+        wanted = tensor.clone()
+        for layer in range(2):
+            if name in (f"transformer.blocks.{layer}.ff_proj.weight", f"transformer.blocks.{layer}.ff_proj.bias"):
+                for row in range(48):
+                    wanted[row] = tensor[row] * multipliers[layer, row]
+        assert torch.equal(edited[name], wanted), name
+        assert torch.equal(state[name], tensor), "the state that came in was changed"
+    changed = {name for name in before if not torch.equal(edited[name], before[name])}
+    assert changed == {f"transformer.blocks.{layer}.ff_proj.{p}" for layer in (0, 1) for p in ("weight", "bias")}
+    # Rows of multiplier 1 and the whole gate keep every bit, and what is untouched is not copied.
+    assert torch.equal(edited[up_projection_name(0)][48:], before[up_projection_name(0)][48:])
+    assert edited["transformer.wte.weight"] is state["transformer.wte.weight"]
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_edited_rows_reach_the_mean_times_the_factor_in_the_edited_layer(layer: int, factor: float) -> None:
+    torch.manual_seed(0)
+    model = OLMo(tiny_config(n_layers=3)).eval()
+    with torch.no_grad():
+        for block in model.blocks:  # uneven rows: some memories are much stronger than others
+            block.ff_proj.weight[:48] *= torch.logspace(-1, 1, 48)[:, None]
+    average = observed(model, ragged()).double().mean(0)
+    chosen = resuscitate(average.float(), 0.5, factor)
+    multipliers = torch.ones(3, 48)
+    multipliers[layer] = chosen.multipliers[layer]
+    model.load_state_dict(rescale(model.state_dict(), multipliers))
+    after = observed(model, ragged()).double().mean(0)
+    rows = chosen.selected[layer]
+    assert rows.sum() == 24
+    wanted = (factor * average[layer].mean()).expand(24)
+    torch.testing.assert_close(after[layer][rows], wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(after[layer][~rows], average[layer][~rows], rtol=1e-5, atol=0)
+    torch.testing.assert_close(after[:layer], average[:layer], rtol=1e-5, atol=0)
+
+
+def test_multipliers_of_another_shape_are_refused() -> None:
+    state = OLMo(tiny_config()).state_dict()
+    with pytest.raises(ValueError, match="multipliers for 3 layers, the model has 2"):
+        rescale(state, torch.ones(3, 48))
+    # Anything but half the rows of a swiglu layer would edit gate rows or leave up rows out.
+    for memories in (24, 47, 49, 96, 97):
+        said = rf"blocks\.0\.ff_proj\.weight: multipliers for {memories} memories, the layer has 48"
+        with pytest.raises(ValueError, match=said):
+            rescale(state, torch.ones(2, memories))
+
+
+# --- multiplier files --------------------------------------------------------------------------------------------
+
+
+def test_multiplier_files_round_trip(tmp_path: Path) -> None:
+    values = torch.rand(2, 48) + 0.5
+    Multipliers(values, {"resuscitation_ratio": 0.5, "checkpoint_fingerprint": "f"}).save(tmp_path / "m.safetensors")
+    loaded = load_multipliers(tmp_path / "m.safetensors")
+    assert torch.equal(loaded.values, values)
+    assert loaded.about == {"resuscitation_ratio": 0.5, "checkpoint_fingerprint": "f"}
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_files_that_hold_no_multipliers_are_refused(tmp_path: Path) -> None:
+    path, about = tmp_path / "m.safetensors", {"resuscitation": json.dumps({})}
+    with pytest.raises(FileNotFoundError, match=r"m\.safetensors: no such multiplier file"):
+        load_multipliers(path)
+    for tensors, metadata in (
+        ({"multipliers": torch.ones(2, 3)}, None),
+        ({"else": torch.ones(2, 3)}, about),
+        ({"multipliers": torch.ones(3)}, about),
+        ({"multipliers": torch.tensor([[1.0, math.inf]])}, about),
+        ({"multipliers": torch.tensor([[1.0, math.nan]])}, about),
+    ):
+        save_file(tensors, path, metadata=metadata)
+        with pytest.raises(ValueError, match=r"m\.safetensors: "):
+            load_multipliers(path)
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match=r"m\.safetensors: no multiplier file"):
+        load_multipliers(path)
+
+
+# --- identity ----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_has_one_fingerprint_in_every_layout(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = OLMo(tiny_config(weight_tying=False))
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for name in ("pt", "plain", "encoded"):
+        (tmp_path / name).mkdir()
+    torch.save(dict(reversed(state.items())), tmp_path / "pt/model.pt")
+    save_file(state, tmp_path / "plain/model.safetensors")
+    save_file({encode_key(name): tensor for name, tensor in state.items()}, tmp_path / "encoded/model.safetensors")
+    to_transformers(model).save_pretrained(tmp_path / "transformers")
+    prints = {path.name: fingerprint(read_state(path)) for path in tmp_path.iterdir()}
+    assert set(prints) == {"pt", "plain", "encoded", "transformers"}
+    assert set(prints.values()) == {fingerprint(state)}
+
+
+def test_other_weights_names_or_shapes_have_another_fingerprint() -> None:
+    state = {"a": torch.arange(300.0), "b": torch.ones(2, 3)}
+    others = [
+        {**state, "a": state["a"] + 1e-3},
+        {**state, "a": state["a"].index_fill(0, torch.tensor(299), 0)},
+        {**state, "b": torch.ones(3, 2)},
+        {"a": state["a"], "c": state["b"]},
+        {"a": state["a"]},
+    ]
+    prints = {fingerprint(s) for s in (state, *others)}
+    assert len(prints) == 6 and all(len(p) == 64 for p in prints)
+    assert fingerprint({"b": state["b"], "a": state["a"].clone()}) == fingerprint(state)

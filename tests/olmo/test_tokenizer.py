@@ -1,0 +1,107 @@
+"""Where a tokenizer is found, what it makes of text, and truncation."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from olmo.config import TokenizerConfig, TruncationDirection
+from olmo.tokenizer import encode, load_tokenizer, packaged_tokenizer, tokenizer_file, truncate
+from tests.reference import END_OF_TEXT, tiny_tokenizer
+
+DOLMA = "allenai_gpt-neox-olmo-dolma-v1_5.json"
+PII = "allenai_eleuther-ai-gpt-neox-20b-pii-special.json"
+
+
+@pytest.mark.parametrize("name", [DOLMA, PII])
+@pytest.mark.parametrize("folder", ["", "tokenizers/", "olmo/tokenizers/", "olmo_data/tokenizers/"])
+def test_published_names_are_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = packaged_tokenizer(folder + name)
+    assert path is not None and path.name == name and path.is_file()
+    assert tokenizer_file(folder + name) == str(path)
+
+
+@pytest.mark.parametrize("name, end", [(DOLMA, 50279), (PII, 0)])
+def test_packaged_tokenizers_are_olmos(name: str, end: int) -> None:
+    tokenizer = load_tokenizer(f"tokenizers/{name}")
+    assert tokenizer.get_vocab_size() == 50280
+    assert tokenizer.token_to_id("<|endoftext|>") == end
+    # GPT-NeoX' ids of a well-known sentence.
+    assert encode(tokenizer, ["Hello world"]) == [[12092, 1533]]
+
+
+def test_a_file_on_disk_comes_before_the_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizers").mkdir()
+    tiny_tokenizer(tmp_path / "tokenizers" / DOLMA)
+    monkeypatch.chdir(tmp_path)
+    assert load_tokenizer(f"tokenizers/{DOLMA}").get_vocab_size() == 128
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"^no/such\.json: no such tokenizer file \(tokenizer\.identifier\)$"):
+        load_tokenizer("no/such.json")
+
+
+def test_other_names_are_left_to_the_hub() -> None:
+    assert tokenizer_file("gpt2") == "gpt2"
+    assert tokenizer_file("owner/name") == "owner/name"
+    assert packaged_tokenizer("gpt2") is None
+
+
+def test_without_the_package_nothing_is_packaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert packaged_tokenizer(DOLMA) is None
+    with pytest.raises(FileNotFoundError, match=DOLMA):
+        tokenizer_file(DOLMA)
+
+
+def test_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"version": "1.0"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: cannot load this tokenizer: "):
+        load_tokenizer(str(path))
+
+
+def test_hub_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Offline:
+        @staticmethod
+        def from_pretrained(name: str) -> None:
+            raise Exception(f"no network for {name}")  # the library raises bare Exceptions
+
+    monkeypatch.setattr("olmo.tokenizer.Tokenizer", Offline)
+    with pytest.raises(ValueError, match=r"^owner/name: cannot load this tokenizer: no network for owner/name$"):
+        load_tokenizer("owner/name")
+
+
+def test_no_special_token_is_added(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    path = tiny_tokenizer(tmp_path / "tokenizer.json")
+    plain = load_tokenizer(str(path))
+    plain.post_processor = TemplateProcessing(single=f"$A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, 0)])
+    plain.save(str(path))
+    tokenizer = load_tokenizer(str(path))
+    assert tokenizer.encode("the end").ids[-1] == 0  # it would be, were it asked for
+    ids = encode(tokenizer, ["the end", "", "the end"])
+    assert ids[0] == ids[2] and ids[1] == [] and 0 not in ids[0]
+    assert tokenizer.decode(ids[0]) == "the end"
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_the_tiny_tokenizer_loses_nothing(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "tiny-tokenizer.json"
+    if not path.is_file():
+        tiny_tokenizer(path)
+    tokenizer = load_tokenizer(str(path))
+    assert tokenizer.decode(encode(tokenizer, [text])[0]) == text
+
+
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(0, 10))
+def test_truncate(ids: list[int], length: int) -> None:
+    right = truncate(ids, length, TokenizerConfig())
+    left = truncate(ids, length, TokenizerConfig(truncate_direction=TruncationDirection.left))
+    dropped = max(len(ids) - length, 0)
+    assert right == [x for place, x in enumerate(ids) if place < length]
+    assert left == [x for place, x in enumerate(ids) if place >= dropped]

@@ -1,0 +1,779 @@
+"""The Trainer: its arithmetic against a loop written by hand, restarts bit for bit, checkpoints, and its errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import torch
+import torch.nn.functional as F
+
+from olmo import checkpoint
+from olmo.config import TrainConfig
+from olmo.distributed import Ranks
+from olmo.exceptions import ConfigurationError
+from olmo.knowledge.injection import inject
+from olmo.memory import Multipliers, fingerprint, rescale
+from olmo.model import OLMo
+from olmo.reporting import Progress, clock
+from olmo.tokenizer import load_tokenizer
+from olmo.train import Trainer, language_model_loss
+from tests.reference import tiny_config, to_transformers
+from tests.running import (
+    BATCH,
+    CPU,
+    LENGTH,
+    SHORT,
+    checkpoints,
+    configure,
+    indices,
+    instances,
+    metrics,
+    order,
+    series,
+    train,
+    write_world,
+)
+
+DROPOUT = tuple(f"--model.{place}_dropout=0.1" for place in ("attention", "residual", "embedding"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def world(folder: Path) -> Path:
+    """The configuration with knowledge and evaluators."""
+    return folder / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Path:
+    """The configuration with neither: the least that trains."""
+    return folder / "plain.yaml"
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- the loss ---
+
+
+@pytest.mark.parametrize("z_multiplier", [None, 1e-2])
+def test_loss_is_the_sum_over_the_predictions_of_every_row(z_multiplier: float | None) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = (3 * torch.randn(3, 7, 11, generator=generator)).requires_grad_()
+    ids = torch.randint(11, (3, 7), generator=generator)
+    total = sum(F.cross_entropy(logits[r, t], ids[r, t + 1]) for r in range(3) for t in range(6))
+    squares = sum(math.log(sum(math.exp(v) for v in logits[r, t].tolist())) ** 2 for r in range(3) for t in range(6))
+    loss, z_loss = language_model_loss(logits, ids, z_multiplier)
+    # 18 terms of float32, each rounded once: a few parts in ten million.
+    assert loss.item() == pytest.approx(total.item(), rel=1e-6)  # type: ignore[union-attr]
+    assert z_loss.item() == pytest.approx((z_multiplier or 0.0) * squares, rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None and not logits.grad[:, -1].any() and logits.grad[:, :-1].all()
+
+
+def test_loss_of_half_precision_logits_is_float32() -> None:
+    logits = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(2)).bfloat16()
+    ids = torch.tensor([[1, 2, 3, 4, 5], [8, 7, 6, 5, 4]])
+    loss, z_loss = language_model_loss(logits, ids, 1e-4)
+    assert loss.dtype == z_loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(language_model_loss(logits.float(), ids, 1e-4)[0].item(), rel=1e-6)
+
+
+# --- one step, and several ---
+
+
+def next_token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """As in OLMo: the sum over the T - 1 predictions of every row, divided by rows x T."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum") / ids.numel()
+
+
+def by_hand(config: TrainConfig, model: OLMo, folder: Path, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same run in transformers and plain torch: losses, and weights under transformers' names."""
+    theirs = to_transformers(model).train()
+    theirs.model.embed_tokens.padding_idx = None  # OLMo trains the embedding of every token
+    named = dict(theirs.named_parameters())
+    embedding = {name for name in named if "embed" in name or "lm_head" in name}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in named.items() if n not in embedding], "weight_decay": 0.1},
+            {"params": [p for n, p in named.items() if n in embedding], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        foreach=False,
+    )
+    texts, losses = instances(folder, SHORT), []
+    for step in range(1, steps + 1):
+        epoch, place = divmod(step - 1, 4)
+        chosen = order(config.seed, epoch)[place * BATCH : (place + 1) * BATCH]
+        ids = torch.from_numpy(texts[chosen])
+        logits = theirs(ids).logits
+        loss = next_token_loss(logits, ids)
+        z_loss = logits[:, :-1].logsumexp(-1).square().sum() / ids.numel()
+        optimizer.zero_grad()
+        (loss + (1e-4 * z_loss if config.softmax_auxiliary_loss else 0.0)).backward()
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in named.values() if p.grad is not None))
+        for parameter in named.values():
+            assert parameter.grad is not None
+            parameter.grad *= min(1.0, 0.5 / (norm + 1e-6))
+        peak, warm, last = 0.01, 2, 7
+        rate = 0.1 * peak + 0.9 * peak * (1 + math.cos(math.pi * (step - warm) / (last - warm))) / 2
+        if step < warm:
+            rate = 0.1 * peak + 0.9 * peak * step / warm
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {name: p.detach() for name, p in named.items()}
+
+
+@pytest.mark.parametrize("z_loss", ["false", "true"])
+def test_five_steps_equal_transformers_and_plain_torch(plain: Path, tmp_path: Path, z_loss: str) -> None:
+    overrides = ("--stop_at=5", f"--softmax_auxiliary_loss={z_loss}", "--device_train_microbatch_size=6")
+    config = configure(plain, tmp_path, *overrides)
+    trainer = Trainer(config, CPU, Ranks())
+    losses, expected = by_hand(config, trainer.model, plain.parent, 5)
+    trainer.fit()
+    # Both add float32 numbers, in another order: 1e-7 was seen. One embedding row without gradient makes it 1e-4.
+    assert list(series(tmp_path).values()) == pytest.approx(losses, rel=1e-6)
+    ours = {n: p.detach() for n, p in to_transformers(trainer.model).named_parameters()}
+    for name, tensor in expected.items():
+        # Adam divides by root second moments, so that rounding counts most where gradients are almost 0: 1.5e-6 was
+        # seen after five updates of up to 0.01.
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=2e-5, msg=name)
+    assert ("train/ZLoss" in metrics(tmp_path)[0]) == (z_loss == "true")
+
+
+def test_size_of_micro_batches_changes_no_more_than_rounding(plain: Path, tmp_path: Path) -> None:
+    found = {}
+    for size in (6, 4, 2, 1):  # 4 leaves a smaller last one
+        folder = tmp_path / str(size)
+        trainer = train(plain, folder, "--stop_at=3", f"--device_train_microbatch_size={size}")
+        found[size] = series(folder), series(folder, "optim/total_grad_norm"), weights(trainer)
+    for size in (4, 2, 1):
+        for mine, whole in zip(found[size][:2], found[6][:2]):
+            # Sums of the same float32 terms in another order; weights as above.
+            assert mine == pytest.approx(whole, rel=1e-6)
+        for name, tensor in found[6][2].items():
+            torch.testing.assert_close(found[size][2][name], tensor, rtol=0, atol=2e-5, msg=name)
+
+
+def test_compiled_training_gives_the_same_loss(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "plain", "--stop_at=2")
+    train(plain, tmp_path / "compiled", "--stop_at=2", "--compile.backend=eager")
+    # The same kernels on the same numbers; `eager` only traces. Rounding alone is allowed.
+    assert series(tmp_path / "compiled") == pytest.approx(series(tmp_path / "plain"), rel=1e-6)
+
+
+def test_bfloat16_changes_the_loss_a_little(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "full", "--stop_at=2")
+    train(plain, tmp_path / "half", "--stop_at=2", "--precision=amp_bf16")
+    full, half = series(tmp_path / "full"), series(tmp_path / "half")
+    assert half != full
+    assert half == pytest.approx(full, rel=2**-7)  # bfloat16 has 8 significant bits
+
+
+def test_a_large_seed_trains(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path, *DROPOUT, "--seed=4294967295", "--stop_at=1")
+    assert series(tmp_path).keys() == {1}
+
+
+# --- injected knowledge ---
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 8, 3])
+def test_injected_batch_is_json_and_tokenizer_in_front_of_the_data(world: Path, tmp_path: Path, step: int) -> None:
+    config = configure(world, tmp_path, "--evaluators=[]", "--dry_run")
+    trainer = Trainer(config, CPU, Ranks())
+    batch = trainer.loader.batch(*divmod(step - 1, 4))
+    found, entered = inject(batch.input_ids, batch.rows, step, trainer.plan, BATCH)
+
+    epoch, place = divmod(step - 1, 4)
+    expected = instances(world.parent, LENGTH)[order(config.seed, epoch)[place * BATCH : (place + 1) * BATCH]]
+    paraphrase, once = (json.loads((world.parent / f"{n}.json").read_text()) for n in ("paraphrase", "once"))
+    tokenizer = load_tokenizer(config.tokenizer.identifier)
+    if step % 2 == 0:
+        number = (step // 2 - 1) % 3  # three rounds, then the first again
+        texts = [[e["train_context"], *e["paraphrases"]][number] for e in paraphrase] + [once[number]["train_context"]]
+        for row, text in enumerate(texts):
+            ids = [*tokenizer.encode(text, add_special_tokens=False).ids, 0]
+            expected[row] = (ids + expected[row].tolist())[:LENGTH]
+    assert found.tolist() == expected.tolist()
+    assert [row for row, _ in entered] == ([0, 1, 2, 3] if step % 2 == 0 else [])
+
+
+def test_the_model_trains_on_the_injected_batch(world: Path, tmp_path: Path) -> None:
+    trainer = Trainer(configure(world, tmp_path, "--evaluators=[]", "--stop_at=4"), CPU, Ranks())
+    seen: list[torch.Tensor] = []
+    trainer.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    trainer.fit()
+    assert len(seen) == 12  # 4 steps of 3 micro-batches
+    for step in range(1, 5):
+        batch = trainer.loader.batch(0, step - 1)
+        expected, _ = inject(batch.input_ids, batch.rows, step, trainer.plan, BATCH)
+        assert torch.equal(torch.cat(seen[3 * step - 3 : 3 * step]), expected)
+        changed = (expected != batch.input_ids).any(1).tolist()
+        assert changed == ([True] * 4 + [False] * 2 if step % 2 == 0 else [False] * 6)
+
+
+def test_injections_are_reported_whatever_the_log_interval(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = train(world, tmp_path, "--evaluators=[]", "--console_log_interval=5")
+    rounds = [len(texts) for texts in trainer.plan.rounds] if trainer.plan else []
+    tokens = [sum(len(t.input_ids) for t in texts) for texts in trainer.plan.rounds] if trainer.plan else []
+    assert series(tmp_path).keys() == {2, 4, 5, 6, 7}
+    assert series(tmp_path, "injection/round") == {2: 1, 4: 2, 6: 3}
+    assert series(tmp_path, "injection/texts") == dict(zip((2, 4, 6), rounds))
+    assert series(tmp_path, "injection/tokens") == dict(zip((2, 4, 6), tokens))
+    assert "step 4: injection round 2, 4 texts" in caplog.messages
+    assert not any("step 4/7" in message for message in caplog.messages)  # the console keeps to its interval
+
+
+def test_rounds_that_never_come_are_announced(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(world, tmp_path, "--evaluators=[]", "--stop_at=5")
+    assert "only 2 of 3 injection rounds fall within 5 steps" in caplog.messages
+
+
+# --- stop and start again ---
+
+
+@pytest.fixture(scope="module")
+def unbroken(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run of 9 steps (2 epochs and a bit) with dropout, knowledge and evaluators, never stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, weights(train(world, folder, *DROPOUT, "--max_duration=9", "--save_interval=3"))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])  # before and after an injection step, at the border of an epoch
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    world: Path, tmp_path: Path, unbroken: tuple[Path, dict[str, torch.Tensor]], stop: int
+) -> None:
+    whole, final = unbroken
+    settings = (*DROPOUT, "--max_duration=9", "--save_interval=3")
+    train(world, tmp_path, *settings, f"--stop_after={stop}")
+    assert max(series(tmp_path)) == stop
+    trainer = train(world, tmp_path, *settings, "--try_load_latest_save")
+    assert same(weights(trainer), final)
+    for name in ("train/CrossEntropyLoss", "optim/total_grad_norm", "optim/learning_rate", "throughput/total_tokens"):
+        assert series(tmp_path, name) == series(whole, name)
+    assert series(tmp_path, "injection/tokens") == series(whole, "injection/tokens")
+    assert indices(tmp_path) == indices(whole)
+    # The last step of every process is evaluated, so the stopped run has one evaluation more.
+    expected = [line for line in metrics(whole) if "eval/K" in line]
+    found = [line for line in metrics(tmp_path) if "eval/K" in line and line["step"] in (3, 6, 9)]
+    assert found == expected
+    steps = {3, 6, 9, stop}
+    assert {p.name for p in tmp_path.glob("probes/*")} == {f"step{step}.parquet" for step in steps}
+
+
+@pytest.mark.parametrize("at_save", [False, True])
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
+    world: Path, tmp_path: Path, unbroken: tuple[Path, dict[str, torch.Tensor]], at_save: bool
+) -> None:
+    whole, final = unbroken
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "step9")  # killed before the last checkpoint: step 6 is the newest
+    if at_save:  # killed while it wrote that checkpoint
+        (folder / ".step9.partial").mkdir()
+        (folder / ".step9.partial" / "train.pt").write_bytes(b"half")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "train/Cro')  # and in the middle of a line
+    trainer = train(world, folder, *DROPOUT, "--max_duration=9", "--save_interval=3", "--try_load_latest_save")
+    assert same(weights(trainer), final)
+    assert metrics(folder) == metrics(whole)  # series() would find a step twice, this finds anything
+    assert indices(folder) == indices(whole)
+    for table in whole.glob("*/*.parquet"):
+        mine = pyarrow.parquet.read_table(folder / table.parent.name / table.name)
+        assert mine.equals(pyarrow.parquet.read_table(table))
+    assert checkpoints(folder) == {"step3", "step6", "step9"}
+
+
+def test_dropout_differs_from_step_to_step_and_matters(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "a", "--stop_at=2")
+    train(plain, tmp_path / "b", *DROPOUT, "--stop_at=2")
+    assert series(tmp_path / "a")[1] != series(tmp_path / "b")[1]
+    # The same weights and the same rows would give the same masks twice if the seed forgot the step.
+    config = configure(plain, tmp_path / "d", *DROPOUT)
+    trainer = Trainer(config, CPU, Ranks())
+    ids = trainer.loader.batch(0, 0).input_ids
+    before = weights(trainer)
+    first = trainer._train_step(ids, 1, 7)[0].item()
+    trainer.model.load_state_dict(before)
+    second = trainer._train_step(ids, 2, 7)[0].item()
+    trainer.model.load_state_dict(before)
+    assert first != second and first == trainer._train_step(ids, 1, 7)[0].item()
+    trainer.reporter.close()
+
+
+def test_a_finished_run_has_nothing_left_to_do(
+    world: Path, tmp_path: Path, unbroken: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken[0], folder)
+    before = {p.name: p.stat().st_mtime_ns for p in folder.glob("step*")}
+    trainer = train(world, folder, *DROPOUT, "--max_duration=9", "--save_interval=3", "--try_load_latest_save")
+    assert trainer.state.step == 9 and same(weights(trainer), unbroken[1])
+    assert metrics(folder) == metrics(unbroken[0])
+    assert {p.name: p.stat().st_mtime_ns for p in folder.glob("step*")} == before
+
+
+def test_every_epoch_has_an_order_of_its_own(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path, "--max_duration=2ep")
+    found = indices(tmp_path)
+    for epoch in (0, 1):
+        expected = order(11, epoch)[: 4 * BATCH].reshape(4, BATCH)
+        assert [found[4 * epoch + i] for i in range(1, 5)] == [sorted(row) for row in expected.tolist()]
+    assert found[1] != found[5]
+
+
+def test_data_in_the_order_of_the_files(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path, "--data_shuffling=false", "--max_duration=5")
+    assert indices(tmp_path)[1] == indices(tmp_path)[5] == list(range(6))
+    assert indices(tmp_path)[4] == list(range(18, 24))
+
+
+def test_data_seed_decides_the_order_alone(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "a", "--data.seed=5", "--stop_at=1")
+    train(plain, tmp_path / "b", "--data.seed=5", "--stop_at=1", "--seed=12")
+    expected = sorted(order(5, 0)[:BATCH].tolist())
+    assert indices(tmp_path / "a")[1] == indices(tmp_path / "b")[1] == expected
+    assert series(tmp_path / "a") != series(tmp_path / "b")  # other weights
+
+
+def test_restore_dataloader_false_starts_the_epoch_again(plain: Path, tmp_path: Path) -> None:
+    settings = ("--save_interval=2", "--max_duration=3")
+    train(plain, tmp_path, *settings, "--stop_after=2")
+    train(plain, tmp_path, *settings, "--try_load_latest_save", "--restore_dataloader=false")
+    assert indices(tmp_path)[3] == indices(tmp_path)[1]
+
+
+# --- how long ---
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [("3", 3), ("1ep", 4), ("1.5ep", 6), (f"{3 * BATCH * SHORT}T", 3), (f"{3 * BATCH * SHORT + 1}T", 4), ("1e3T", 6)],
+)
+def test_duration_in_steps_epochs_and_tokens(plain: Path, tmp_path: Path, duration: str, steps: int) -> None:
+    trainer = Trainer(configure(plain, tmp_path, "--dry_run", f"--max_duration={duration}"), CPU, Ranks())
+    assert trainer.max_steps == trainer.last_step == steps
+
+
+def test_duration_in_tokens_counts_what_was_seen_before_a_restart(plain: Path, tmp_path: Path) -> None:
+    settings = (f"--max_duration={3 * BATCH * SHORT}T", "--save_interval=100")
+    train(plain, tmp_path, *settings, "--stop_after=2")
+    trainer = train(plain, tmp_path, *settings, "--try_load_latest_save")
+    assert trainer.state.step == 3 and series(tmp_path).keys() == {1, 2, 3}
+
+
+def test_stop_at_and_stop_after_leave_the_schedule_alone(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "whole")
+    train(plain, tmp_path / "at", "--stop_at=3")
+    train(plain, tmp_path / "after", "--stop_after=3", "--stop_at=5")
+    rates = series(tmp_path / "whole", "optim/learning_rate")
+    for name in ("at", "after"):
+        assert series(tmp_path / name, "optim/learning_rate") == {step: rates[step] for step in (1, 2, 3)}
+
+
+def test_schedule_in_tokens_is_the_same_schedule(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "steps")
+    warm = 2 * BATCH * SHORT
+    train(plain, tmp_path / "tokens", "--scheduler.units=tokens", f"--scheduler.t_warmup={warm}")
+    steps, tokens = (series(tmp_path / name, "optim/learning_rate") for name in ("steps", "tokens"))
+    assert tokens == pytest.approx(steps, rel=1e-12)  # the same fractions of other numbers, in float64
+
+
+# --- checkpoints ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("--no_pre_train_checkpoint=false", "--save_interval=3"), "step0 step3 step6 step7"),
+        (("--save_interval=3",), "step3 step6 step7"),
+        (("--save_interval=3", "--save_num_checkpoints_to_keep=1"), "step7"),
+        (("--save_interval=3", "--save_num_checkpoints_to_keep=2"), "step6 step7"),
+        (("--save_interval_unsharded=4",), "step4-unsharded step7-unsharded"),
+        (("--save_interval_unsharded=2", "--save_num_unsharded_checkpoints_to_keep=1"), "step7-unsharded"),
+        (("--save_steps_unsharded=[2,5]",), "step2-unsharded step5-unsharded"),
+        (("--save_steps_unsharded=[0,2]", "--no_pre_train_checkpoint=false"), "step0-unsharded step2-unsharded"),
+        (("--force_save_unsharded",), "step7-unsharded"),
+        (
+            ("--save_interval=3", "--save_num_checkpoints_to_keep=1", "--save_interval_unsharded=6"),
+            "step7 step6-unsharded step7-unsharded",
+        ),
+        (("--save_interval=3", "--save_interval_unsharded=3", "--dry_run", "--no_pre_train_checkpoint=false"), ""),
+        ((), ""),
+    ],
+)  # fmt: skip
+def test_which_checkpoints_a_run_leaves(plain: Path, tmp_path: Path, overrides: tuple[str, ...], expected: str) -> None:
+    train(plain, tmp_path / "run", *overrides)
+    assert checkpoints(tmp_path / "run") == set(expected.split())
+
+
+def test_a_restart_still_counts_the_checkpoints_to_keep(plain: Path, tmp_path: Path) -> None:
+    settings = ("--save_interval=2", "--save_num_checkpoints_to_keep=2", "--save_steps_unsharded=[1]")
+    train(plain, tmp_path, *settings, "--stop_after=4")
+    assert checkpoints(tmp_path) == {"step2", "step4", "step1-unsharded"}
+    train(plain, tmp_path, *settings, "--try_load_latest_save")
+    assert checkpoints(tmp_path) == {"step6", "step7", "step1-unsharded"}
+
+
+def test_a_checkpoint_holds_the_weights_of_its_step_and_the_position(plain: Path, tmp_path: Path) -> None:
+    trainer = train(plain, tmp_path, "--save_interval=5")
+    assert same(weights(trainer), checkpoint.read_state(tmp_path / "step7"))
+    state = checkpoint.read_training_state(tmp_path / "step5" / "train.pt")
+    assert state == {
+        "epoch": 1,
+        "global_step": 5,
+        "global_train_examples_seen_this_epoch": BATCH,
+        "global_train_tokens_seen": 5 * BATCH * SHORT,
+        "world_size": 1,
+    }
+
+
+def test_load_path_with_trainer_state_goes_on_in_another_folder(plain: Path, tmp_path: Path) -> None:
+    whole = train(plain, tmp_path / "a", "--save_interval=3")
+    other = train(plain, tmp_path / "b", f"--load_path={tmp_path / 'a' / 'step3'}", "--save_interval=100")
+    assert same(weights(whole), weights(other))
+    assert series(tmp_path / "b") == {s: v for s, v in series(tmp_path / "a").items() if s > 3}
+    assert checkpoints(tmp_path / "b") == {"step7"}
+
+
+def test_load_path_reset_starts_at_step_1_with_these_weights(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "a", "--save_interval=3")
+    folder = tmp_path / "a" / "step3"
+    for name in ("optim.pt", "train.pt"):
+        (folder / name).unlink()  # not needed
+    reset = ("--reset_optimizer_state", "--reset_trainer_state", f"--load_path={folder}")
+    trainer = Trainer(configure(plain, tmp_path / "b", *reset), CPU, Ranks())
+    assert trainer.state.step == 0 and not trainer.optimizer.state
+    assert same(weights(trainer), checkpoint.read_state(folder))
+    trainer.fit()
+    assert indices(tmp_path / "b")[1] == sorted(order(11, 0)[:BATCH].tolist())
+
+
+@pytest.mark.parametrize("missing", ["train.pt", "optim.pt"])
+def test_load_path_without_its_state_says_to_reset(plain: Path, tmp_path: Path, missing: str) -> None:
+    train(plain, tmp_path / "a", "--save_interval=3", "--stop_at=3")
+    (tmp_path / "a" / "step3" / missing).unlink()
+    config = configure(plain, tmp_path / "b", f"--load_path={tmp_path / 'a' / 'step3'}")
+    with pytest.raises(FileNotFoundError, match=rf"{missing}: missing; set reset_optimizer_state") as caught:
+        Trainer(config, CPU, Ranks())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_with_a_run_is_only_overwritten_when_told(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(plain, tmp_path, "--save_interval=2", "--stop_at=4")
+    before = metrics(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"holds a run; add --save_overwrite, or --try_load_latest_save"):
+        Trainer(configure(plain, tmp_path), CPU, Ranks())
+    assert metrics(tmp_path) == before
+    train(plain, tmp_path, "--save_overwrite", "--stop_at=2", "--seed=12")
+    assert series(tmp_path).keys() == indices(tmp_path).keys() == {1, 2}
+    assert metrics(tmp_path) != before[:2]
+    # With both flags it goes on where it can.
+    train(plain, tmp_path / "new", "--save_overwrite", "--try_load_latest_save", "--stop_at=1")
+    assert series(tmp_path / "new").keys() == {1}
+
+
+def test_a_run_without_checkpoint_cannot_go_on_and_says_so(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path, "--stop_at=1")
+    with pytest.raises(ConfigurationError, match=r"holds a run without a checkpoint to go on from; add --save_over"):
+        Trainer(configure(plain, tmp_path, "--try_load_latest_save"), CPU, Ranks())
+    assert series(tmp_path).keys() == {1}
+
+
+def test_a_dry_run_leaves_the_folder_as_it_is(plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(plain, tmp_path / "new", "--dry_run", "--eval_on_load", "--no_pre_train_checkpoint=false")
+    assert not (tmp_path / "new").exists()
+    assert any("steps 1 to 7" in message for message in caplog.messages)  # and says what would be done
+    train(plain, tmp_path / "old", "--stop_at=2", "--save_interval=1")
+    before = metrics(tmp_path / "old")
+    train(plain, tmp_path / "old", "--dry_run", "--save_overwrite")
+    assert metrics(tmp_path / "old") == before
+
+
+# --- resuscitation ---
+
+
+@pytest.fixture(scope="module")
+def edited(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A checkpoint and an edit of it, as multiplier file and as full state dict."""
+    folder = tmp_path_factory.mktemp("edited")
+    train(plain, folder, "--save_interval=3", "--stop_at=3")
+    state = checkpoint.read_state(folder / "step3")
+    factors = 1 + 4 * torch.rand(2, 48, generator=torch.Generator().manual_seed(4)).round()
+    Multipliers(factors, {"checkpoint_fingerprint": fingerprint(state)}).save(folder / "edit.safetensors")
+    edit = rescale(state, factors)
+    torch.save(edit, folder / "edit.pt")
+    return {"folder": folder / "step3", "state": state, "edit": edit}
+
+
+RESET = ("--reset_optimizer_state", "--reset_trainer_state", "--eval_on_load", "--save_interval=100")
+
+
+@pytest.fixture(scope="module")
+def resuscitated(world: Path, edited: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of 2 steps from that checkpoint: as it is, with the multiplier file, with the state dict."""
+    folder, source = tmp_path_factory.mktemp("resuscitated"), edited["folder"]
+    settings = (*RESET, f"--load_path={source}", "--stop_at=2")
+    train(world, folder / "none", *settings)
+    for suffix in ("safetensors", "pt"):
+        train(world, folder / suffix, *settings, f"--model.resuscitation={source.parent / 'edit'}.{suffix}")
+    return {name: folder / name for name in ("none", "safetensors", "pt")}
+
+
+def test_resuscitation_evaluates_the_original_and_the_edited_weights(resuscitated: dict[str, Path]) -> None:
+    none, mine = metrics(resuscitated["none"]), metrics(resuscitated["pt"])
+    original = {k.removeprefix("original/"): v for k, v in mine[0].items()}
+    assert mine[0]["step"] == 0 and any(k.startswith("original/eval/once_semantic/") for k in mine[0])
+    assert original == none[0]
+    assert mine[1].keys() == none[0].keys() and mine[1]["eval/K"] != none[0]["eval/K"]
+    for table in ("probes", "losses"):
+        read = pyarrow.parquet.read_table
+        assert read(resuscitated["pt"] / table / "original.parquet").equals(
+            read(resuscitated["none"] / table / "step0.parquet")
+        )
+        assert not (resuscitated["none"] / table / "original.parquet").exists()
+    assert pyarrow.parquet.read_table(resuscitated["pt"] / "probes" / "step0.parquet").num_rows == 6 * 15 + 6
+
+
+def test_training_starts_from_exactly_the_edited_weights(
+    world: Path, edited: dict[str, Any], resuscitated: dict[str, Path]
+) -> None:
+    losses = {}
+    for name, state in (("none", edited["state"]), ("pt", edited["edit"])):
+        model = OLMo(tiny_config(max_sequence_length=LENGTH))
+        model.load_state_dict(state)
+        ids = torch.from_numpy(instances(world.parent, LENGTH)[order(11, 0)[:BATCH]])
+        with torch.no_grad():
+            losses[name] = next_token_loss(model(ids), ids).item()
+        # A sum over 1,530 float32 terms, in three micro-batches or at once.
+        assert series(resuscitated[name])[1] == pytest.approx(losses[name], rel=1e-6)
+    assert abs(losses["none"] - losses["pt"]) > 1e-3
+    assert metrics(resuscitated["pt"]) == metrics(resuscitated["safetensors"])
+
+
+def test_what_is_saved_after_resuscitation_is_not_edited_again(
+    world: Path, edited: dict[str, Any], resuscitated: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("pt", "safetensors"):
+        saved = resuscitated[name] / "step2"
+        loaded = checkpoint.load_model(saved, CPU).state_dict()  # as analysis.entropy does
+        assert same(dict(loaded), checkpoint.read_state(saved))
+    edit = f"--model.resuscitation={edited['folder'].parent / 'edit.pt'}"
+    settings = (*RESET, f"--load_path={edited['folder']}", edit)
+    whole = train(world, tmp_path / "whole", *settings, "--stop_at=3")
+    shutil.copytree(resuscitated["pt"], tmp_path / "again")
+    again = train(world, tmp_path / "again", *settings, "--stop_at=3", "--try_load_latest_save")
+    assert same(weights(again), weights(whole))
+    assert (tmp_path / "again" / "probes" / "original.parquet").is_file()
+
+
+def test_resuscitation_needs_a_checkpoint(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"model\.resuscitation: needs load_path"):
+        Trainer(configure(plain, tmp_path, "--model.resuscitation=edit.pt"), CPU, Ranks())
+
+
+# --- a loss that is not finite ---
+
+
+@pytest.mark.parametrize("console", [1, 100])
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(plain: Path, tmp_path: Path, console: int) -> None:
+    settings = ("--save_interval=1", f"--console_log_interval={console}", "--scheduler.name=constant")
+    train(plain, tmp_path, *settings, "--stop_at=2")
+    final = checkpoint.read_state(tmp_path / "step2")
+    # Weights near the largest float: the step itself is finite, the next forward pass is not.
+    with pytest.raises(ValueError, match=r"loss nan at step 4; the checkpoints before it are intact"):
+        train(plain, tmp_path, *settings, "--try_load_latest_save", "--optimizer.learning_rate=1e37")
+    assert checkpoints(tmp_path) == {"step1", "step2", "step3"}
+    assert same(final, checkpoint.read_state(tmp_path / "step2"))
+    assert all(tensor.isfinite().all() for tensor in checkpoint.read_state(tmp_path / "step3").values())
+    assert all(math.isfinite(loss) for loss in series(tmp_path).values())
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(plain: Path, tmp_path: Path) -> None:
+    trainer = Trainer(configure(plain, tmp_path, "--save_interval=2"), CPU, Ranks())
+    weight = trainer.model.blocks[0].ff_out.weight
+    steps = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        steps.append(0)
+        return gradient * math.inf if len(steps) > 3 else gradient  # from the second step on: 3 micro-batches each
+
+    weight.register_hook(spoil)
+    with pytest.raises(ValueError, match=r"gradient norm (nan|inf) at step 2"):
+        trainer.fit()
+    assert checkpoints(tmp_path) == set() and series(tmp_path).keys() == {1}
+
+
+def test_a_run_that_fails_lets_go_of_its_log_file(plain: Path, tmp_path: Path) -> None:
+    before = list(logging.getLogger("olmo").handlers)
+    with pytest.raises(ValueError):
+        train(plain, tmp_path, "--scheduler.name=constant", "--optimizer.learning_rate=1e37")
+    assert logging.getLogger("olmo").handlers == before
+
+
+# --- what a run tells ---
+
+
+def test_metrics_are_one_object_a_line(world: Path, tmp_path: Path) -> None:
+    train(world, tmp_path, "--eval_on_load", "--stop_at=3")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    kinds = [(line["step"], "eval/K" in line) for line in lines]
+    assert kinds == [(0, True), (1, False), (2, False), (3, False), (3, True)]
+    assert all(isinstance(value, (int, float)) for line in lines for value in line.values())
+    for line in lines[1:4]:
+        step, loss = line["step"], line["train/CrossEntropyLoss"]
+        assert line["train/Perplexity"] == pytest.approx(math.exp(loss))
+        assert line["throughput/total_tokens"] == step * BATCH * LENGTH
+        assert line["optim/total_grad_norm"] > 0
+        # There is no speed before the first step has ended.
+        speed = line.get("throughput/device/tokens_per_second")
+        assert speed is None if step == 1 else speed > 0
+        if step > 1:
+            assert speed == pytest.approx(line["throughput/device/batches_per_second"] * BATCH * LENGTH)
+    assert json.loads((tmp_path / "environment.json").read_text())["versions"]["torch"] == torch.__version__
+    log = (tmp_path / "train.log").read_text()
+    assert "step 2/3: loss" in log and "steps 1 to 3, 1,536 tokens a step" in log
+    assert "step 3/3: loss" in log and "eval/K = -" in log
+
+
+def test_the_configuration_of_a_run_is_saved_and_repeats_it(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "a", "--stop_at=2", "--optimizer.learning_rate=0.005")
+    train(tmp_path / "a" / "config.yaml", tmp_path / "b")
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("olmo.reporting.time.monotonic", clock)
+    return clock
+
+
+def test_progress_is_plain_lines_every_ten_seconds_where_there_is_no_terminal(
+    time: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("evaluating", 100, "items") as progress:
+        for _ in range(30):
+            time.now += 1.0
+            progress.advance(2)
+            progress.note = f", note {progress.done}"
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "evaluating: 20/100 items, 2.0/s, 0:40 left, note 18\n"
+        "evaluating: 40/100 items, 2.0/s, 0:30 left, note 38\n"
+        "evaluating: 60/100 items, 2.0/s, 0:20 left, note 58\n"
+    )
+
+
+def test_progress_rewrites_one_line_on_a_terminal_and_erases_it(
+    time: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress("evaluating", 10, "items") as progress:
+        for _ in range(4):
+            time.now += 0.5
+            progress.advance()
+    shown = capsys.readouterr().err
+    assert shown.startswith("\r\x1b[Kevaluating: 2/10 items, 2.0/s, 0:04 left\r\x1b[K") and shown.endswith("\r\x1b[K")
+    assert "\n" not in shown
+
+
+def test_progress_of_short_or_silent_work_shows_nothing(time: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("short", 10, "items") as progress:
+        time.now += 0.9
+        progress.advance(10)
+    with Progress("silent", 10, "items", show=False) as progress:
+        time.now += 99
+        progress.advance(10)
+    assert capsys.readouterr().err == ""
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0, 59.4, 61, 3661, math.inf)] == ["0:00", "0:59", "1:01", "1:01:01", "?"]
+
+
+def test_wandb_gets_the_metrics(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Fake:
+        def init(self, **settings: Any) -> Fake:
+            assert settings["project"] == "demo" and settings["name"] == "tiny" and settings["dir"] == str(tmp_path)
+            json.dumps(settings["config"])
+            return self
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            logged.append((step, values))
+
+        def finish(self) -> None:
+            logged.append((-1, {}))
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", Fake())
+    train(plain, tmp_path, "--wandb.project=demo", "--wandb.log_interval=2", "--stop_at=4")
+    assert [step for step, _ in logged] == [2, 4, -1]
+    assert logged[0][1]["train/CrossEntropyLoss"] == series(tmp_path)[2]
+
+
+def test_wandb_that_is_not_installed_is_named(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ConfigurationError, match=r"wandb: is configured but not installed; pip install wandb"):
+        Trainer(configure(plain, tmp_path, "--wandb.project=demo"), CPU, Ranks())
+
+
+def test_wandb_offline(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="pip install wandb to run its test")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train(plain, tmp_path / "run", "--wandb.project=demo", "--stop_at=2")
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+# --- what cannot be trained ---
+
+
+def test_tokens_beyond_the_vocabulary_are_named(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"instance \d+ holds token 1\d\d, the model knows 100: tokenizer and model"):
+        train(plain, tmp_path, "--model.vocab_size=100", "--model.embedding_size=100")
+
+
+def test_a_row_that_overflows_is_an_error_before_anything_is_written(world: Path, tmp_path: Path) -> None:
+    crowded = ("--global_train_batch_size=2", "--evaluators=[]")
+    with pytest.raises(ValueError, match=r"injection round 1, row 0: \d+ tokens \(paraphrase/0, paraphrase/1\) exceed"):
+        train(world, tmp_path / "run", *crowded)
+    assert not (tmp_path / "run").exists()

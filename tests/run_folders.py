@@ -1,0 +1,72 @@
+"""Folders of runs with numbers of our choice, in the formats that the trainer writes (formats.md, section 5)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas
+from numpy.typing import NDArray
+
+KINDS = ("memorization", "semantic", "composition")
+TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P
+
+
+def probe_table(
+    levels: Mapping[str, Sequence[float] | NDArray], per_kind: int = 5, spread: float = 0.0, seed: int = 0
+) -> pandas.DataFrame:
+    """Probes of each setting's entries: `levels[setting]` is the log-probability of each entry, `spread` the standard
+    deviation of its probes around it. Target spans of 1 to 4 tokens."""
+    generator = np.random.default_rng(seed)
+    rows = [
+        (setting, entry, kind, index, level + spread * generator.normal(), int(generator.integers(1, 5)))
+        for setting, entries in levels.items()
+        for entry, level in enumerate(entries)
+        for kind in KINDS
+        for index in range(per_kind)
+    ]
+    table = pandas.DataFrame(rows, columns=["setting", "entry", "kind", "index", "mean_log_prob", "tokens"])
+    return table.assign(sum_log_prob=table.mean_log_prob * table.tokens)
+
+
+def direct_k(table: pandas.DataFrame) -> float:
+    """K of method.md, section 4, with the weights written out."""
+    total, weights = 0.0, 0
+    for _, of_setting in table.groupby("setting"):
+        entries = of_setting.entry.nunique()
+        k_of_setting = of_setting.groupby("entry").mean_log_prob.mean().mean()
+        total, weights = total + entries * k_of_setting, weights + entries
+    return total / weights
+
+
+def write_run(
+    folder: Path,
+    evaluations: Mapping[int, pandas.DataFrame],
+    losses: Mapping[int, Mapping[str, Sequence[float] | NDArray]] | None = None,
+    accuracy: Mapping[int, Mapping[str, float]] | None = None,
+    original: pandas.DataFrame | None = None,
+    injections: Sequence[int] = (),
+) -> Path:
+    """A run's folder: probes, losses of held-out instances and accuracies by step; chance is 0.25 in every task."""
+    (folder / "probes").mkdir(parents=True)
+    (folder / "losses").mkdir()
+    lines: list[dict] = [{"step": step, "injection/round": i + 1.0} for i, step in enumerate(injections)]
+    for step, table in evaluations.items():
+        table.assign(step=step).to_parquet(folder / "probes" / f"step{step}.parquet")
+        line = {"step": step, "eval/K": direct_k(table)}
+        line.update({f"eval/K_{s}": direct_k(part) for s, part in table.groupby("setting")})
+        for task, value in (accuracy or {}).get(step, {}).items():
+            metric = "len_norm" if task in ("piqa", "hellaswag", "openbook_qa") else "acc"
+            line.update({f"eval/downstream/{task}_{metric}": value, f"eval/downstream/{task}_chance": 0.25})
+        lines.append(line)
+    for step, by_label in (losses or {}).items():
+        rows = [(label, i, float(v)) for label, values in by_label.items() for i, v in enumerate(values)]
+        table = pandas.DataFrame(rows, columns=["label", "instance", "loss"])
+        table.assign(step=step).to_parquet(folder / "losses" / f"step{step}.parquet")
+    if original is not None:
+        original.assign(step=0).to_parquet(folder / "probes" / "original.parquet")
+    lines.sort(key=lambda line: line["step"])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

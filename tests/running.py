@@ -1,0 +1,156 @@
+"""A tiny run for the tests of the trainer: real files in a folder, its configuration, and reading what it wrote.
+
+25 instances in two files and batches of 6 make 4 steps an epoch. `config.yaml` has 256 tokens an instance, evaluators
+and 4 texts that enter at every second step; `plain.yaml` has 32 tokens and nothing but training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+from olmo.config import TrainConfig, load
+from olmo.distributed import Ranks
+from olmo.train import Trainer
+from scripts.make_fictional_knowledge import make_entries
+from tests.reference import tiny_config, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+LENGTH = 256
+SHORT = 32  # of plain.yaml
+BATCH = 6
+FILES = {"a": 14, "b": 11}  # instances; the 7 tokens more in each file are dropped
+
+
+def write_world(folder: Path) -> Path:
+    """Write token files, tokenizer, fictional knowledge, `config.yaml` and `plain.yaml` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(3)
+    for length in (LENGTH, SHORT):
+        for name, count in {**FILES, "heldout": 5, "other": 3}.items():
+            walk = rng.integers(-2, 5, count * length + 7).cumsum() % 128  # something to learn within a few steps
+            walk.astype("<u2").tofile(folder / f"{name}{length}.npy")
+    tiny_tokenizer(folder / "tokenizer.json")
+    entries = make_entries(6, paraphrases=2, seed=5, max_words=55)
+    (folder / "paraphrase.json").write_text(json.dumps(entries[:3]), encoding="utf-8")
+    (folder / "once.json").write_text(json.dumps(entries[3:]), encoding="utf-8")
+    knowledge = {"paraphrase": str(folder / "paraphrase.json"), "once": str(folder / "once.json")}
+    asked = [(s, k) for s in knowledge for k in ("memorization", "semantic", "composition", "paragraph")]
+    evaluators: list[dict[str, Any]] = [
+        {"label": f"{setting}_{kind}", "data": {"dataset_path": knowledge[setting]}} for setting, kind in asked
+    ]
+    heldout = {name: [str(folder / f"{name}{LENGTH}.npy")] for name in ("heldout", "other")}
+    evaluators.append({"label": "walk", "data": {"datasets": heldout}, "device_eval_batch_size": 2})
+    settings: dict[str, Any] = {
+        "run_name": "tiny",
+        "seed": 11,
+        "model": dict(OmegaConf.structured(tiny_config(max_sequence_length=LENGTH))),
+        "tokenizer": {"identifier": str(folder / "tokenizer.json")},
+        "data": {"paths": [str(folder / f"{name}{LENGTH}.npy") for name in FILES], "drop_last": True},
+        "optimizer": {"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, "eps": 1e-8},
+        "scheduler": {"name": "cosine_with_warmup", "t_warmup": 2, "alpha_f": 0.1},
+        "max_grad_norm": 0.5,
+        "max_duration": 7,
+        "global_train_batch_size": BATCH,
+        "device_train_microbatch_size": 2,
+        "device_eval_batch_size": 4,
+        "inject_interval": 2,
+        "injection": {**knowledge, "rounds": 3},
+        "evaluators": evaluators,
+        "eval_interval": 3,
+        "distributed_strategy": "ddp",
+        "precision": "fp32",
+        "save_folder": str(folder / "run"),
+        "save_interval": None,
+        "no_pre_train_checkpoint": True,
+    }
+    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+    plain = {**settings, "evaluators": [], "injection": None}
+    plain["model"] = {**settings["model"], "max_sequence_length": SHORT}
+    plain["data"] = {**settings["data"], "paths": [str(folder / f"{name}{SHORT}.npy") for name in FILES]}
+    OmegaConf.save(OmegaConf.create(plain), folder / "plain.yaml")
+    return folder
+
+
+def configure(config: Path, folder: Path, *overrides: str) -> TrainConfig:
+    """The configuration of a run that saves to `folder`."""
+    return load(config, [f"--save_folder={folder}", *overrides])
+
+
+def train(config: Path, folder: Path, *overrides: str) -> Trainer:
+    """Run it in this process; returns the trainer after its last step."""
+    trainer = Trainer(configure(config, folder, *overrides), CPU, Ranks())
+    trainer.fit()
+    return trainer
+
+
+def command(arguments: list[str], cwd: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS`, or torchrun with as many processes, from `cwd`; the code is found wherever that is."""
+    launcher = [sys.executable]
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    environment = {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*launcher, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without what a clock decided."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if "_per_second" not in k} for line in lines]
+
+
+def series(folder: Path, name: str = "train/CrossEntropyLoss") -> dict[int, float]:
+    """Step -> metric; an AssertionError where a step has it twice."""
+    found: dict[int, float] = {}
+    for line in metrics(folder):
+        if name in line:
+            assert line["step"] not in found, f"step {line['step']} has {name} twice"
+            found[line["step"]] = line[name]
+    return found
+
+
+def indices(folder: Path) -> dict[int, list[int]]:
+    """Step -> sorted instance numbers of all ranks, from data-indices/rank*.tsv."""
+    found: dict[int, list[int]] = {}
+    for path in sorted((folder / "data-indices").glob("rank*.tsv")):
+        seen = set()
+        for line in path.read_text(encoding="utf-8").splitlines():
+            step, *numbers = map(int, line.split("\t"))
+            assert step not in seen, f"{path.name} has step {step} twice"
+            seen.add(step)
+            found.setdefault(step, []).extend(numbers)
+    return {step: sorted(numbers) for step, numbers in sorted(found.items())}
+
+
+def instances(world: Path, length: int) -> NDArray[np.int64]:
+    """All training instances (25, length), read by hand."""
+    parts = [np.fromfile(world / f"{name}{length}.npy", "<u2")[:-7] for name in FILES]
+    return np.concatenate(parts).reshape(25, length).astype(np.int64)
+
+
+def order(seed: int, epoch: int, count: int = 25) -> NDArray[np.int64]:
+    """The shuffled instance numbers of an epoch, by hand."""
+    numbers = np.arange(count)
+    np.random.Generator(np.random.PCG64(seed + epoch)).shuffle(numbers)
+    return numbers
+
+
+def checkpoints(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*step*")}

@@ -1,0 +1,263 @@
+"""`python -m scripts.train` with real files: one process and two, stopped and started again, and its exit statuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from olmo import checkpoint
+from olmo.config import load
+from olmo.distributed import Ranks
+from olmo.exceptions import exit_status
+from scripts.train import main
+from tests.running import BATCH, ROOT, checkpoints, command, indices, metrics, order, series, write_world
+
+TASK = "{label: copa, type: downstream, subset_num_batches: 3, eval_interval: 100}"
+# Adding float32 numbers in another order moves a sum by 1e-7; Adam and 7 steps make 1e-6 of it at most.
+ROUNDING = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("olmo_eval", reason="pip install ai2-olmo-eval to run a downstream task")
+    folder = write_world(tmp_path_factory.mktemp("world"))
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "task.yaml").write_text(text.replace("evaluators:\n", f"evaluators:\n- {TASK}\n"), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> Path:
+    """The run of one process."""
+    arguments = ["task.yaml", "--save_folder=one", "--force_save_unsharded", "--eval_on_load"]
+    done = command(["-m", "scripts.train", *arguments], folder)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "step 7/7: loss" in done.stdout and "step 2: injection round 1, 4 texts" in done.stdout
+    return folder / "one"
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Path:
+    """The run of two processes under torchrun; three rows each, so two micro-batches of unequal size."""
+    arguments = ["task.yaml", "--save_folder=two", "--force_save_unsharded", "--eval_on_load", "--save_interval=4"]
+    done = command(["-m", "scripts.train", *arguments], folder, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout and done.stdout.count("step 7/7: loss") == 1
+    return folder / "two"
+
+
+def test_one_process_sees_every_instance_of_the_epoch_in_order(one: Path) -> None:
+    expected = [order(11, epoch)[start : start + BATCH] for epoch in (0, 1) for start in range(0, 4 * BATCH, BATCH)]
+    assert indices(one) == {step: sorted(rows.tolist()) for step, rows in enumerate(expected[:7], start=1)}
+    assert [p.name for p in (one / "data-indices").iterdir()] == ["rank0.tsv"]
+
+
+def test_two_processes_have_the_same_losses_at_every_step(one: Path, two: Path) -> None:
+    for name in ("train/CrossEntropyLoss", "optim/total_grad_norm"):
+        assert series(one, name).keys() == set(range(1, 8))
+        assert series(two, name) == pytest.approx(series(one, name), rel=ROUNDING)
+    for name in ("optim/learning_rate", "throughput/total_tokens"):
+        assert series(two, name) == series(one, name)
+
+
+def test_two_processes_see_the_same_instances_and_share_them(one: Path, two: Path) -> None:
+    assert indices(two) == indices(one)
+    for rank in (0, 1):
+        lines = (two / "data-indices" / f"rank{rank}.tsv").read_text(encoding="utf-8").splitlines()
+        rows = order(11, 0)[rank:BATCH:2]  # rank r holds rows r, r + 2, r + 4, as OLMo's loader deals them
+        assert len(lines) == 7 and lines[0].split("\t") == ["1", *map(str, rows)]
+
+
+def test_two_processes_inject_the_same_knowledge(one: Path, two: Path) -> None:
+    for name in ("injection/round", "injection/texts", "injection/tokens"):
+        assert series(two, name) == series(one, name)
+    assert series(one, "injection/round") == {2: 1, 4: 2, 6: 3}
+    assert set(series(one, "injection/texts").values()) == {4}
+
+
+def test_two_processes_measure_the_same(one: Path, two: Path) -> None:
+    evaluations = {folder: [line for line in metrics(folder) if "eval/K" in line] for folder in (one, two)}
+    assert [line["step"] for line in evaluations[one]] == [0, 3, 6, 7]
+    for mine, theirs in zip(evaluations[two], evaluations[one], strict=True):
+        assert mine == pytest.approx(theirs, rel=ROUNDING)
+    # The downstream task is asked at the start and at the end.
+    for folder in (one, two):
+        assert series(folder, "eval/downstream/copa_acc").keys() == {0, 7}
+        assert set(series(folder, "eval/downstream/copa_chance").values()) == {0.5}
+
+
+@pytest.mark.parametrize("kind", ["probes", "losses"])
+def test_two_processes_write_the_same_tables(one: Path, two: Path, kind: str) -> None:
+    names = sorted(path.name for path in (one / kind).iterdir())
+    assert names == sorted(path.name for path in (two / kind).iterdir())
+    assert names == [f"step{step}.parquet" for step in (0, 3, 6, 7)]
+    for name in names:
+        mine, theirs = (pyarrow.parquet.read_table(folder / kind / name).to_pydict() for folder in (two, one))
+        assert mine.keys() == theirs.keys()
+        for column, values in theirs.items():
+            if isinstance(values[0], float):
+                assert mine[column] == pytest.approx(values, rel=ROUNDING), (name, column)
+            elif column == "first_token_rank":  # two tokens may be as good as equal
+                assert sum(abs(a - b) for a, b in zip(mine[column], values)) <= 2
+            else:
+                assert mine[column] == values, (name, column)
+
+
+def test_probe_table_agrees_with_the_metrics(one: Path) -> None:
+    table = pyarrow.parquet.read_table(one / "probes" / "step7.parquet").to_pylist()
+    probes = [row for row in table if row["kind"] != "paragraph"]
+    assert len(probes) == 6 * 15 and {row["step"] for row in table} == {7}
+    final = [line for line in metrics(one) if "eval/K" in line][-1]
+    # Every entry has as many probes, so the mean over entries is the mean over probes.
+    for setting in ("paraphrase", "once"):
+        values = [row["mean_log_prob"] for row in probes if row["setting"] == setting]
+        assert final[f"eval/K_{setting}"] == pytest.approx(sum(values) / len(values), rel=1e-12)
+
+
+def test_two_processes_end_with_the_same_weights(one: Path, two: Path) -> None:
+    mine, theirs = (checkpoint.read_state(folder / "step7-unsharded") for folder in (two, one))
+    for name, tensor in theirs.items():
+        assert mine[name].sub(tensor).abs().max() < 2e-5, name  # as between micro-batches of different sizes
+    state = checkpoint.read_training_state(two / "step7-unsharded" / "train.pt")
+    assert (state["world_size"], state["global_step"], state["epoch"]) == (2, 7, 1)
+
+
+def test_two_processes_that_were_killed_go_on_with_the_same_bits(folder: Path, two: Path) -> None:
+    again = folder / "again"
+    shutil.copytree(two, again)
+    for name in ("step7", "step7-unsharded"):
+        shutil.rmtree(again / name)  # killed after step 4, the border of an epoch
+    # Without the downstream task, whose library takes seconds to start.
+    arguments = ["config.yaml", "--save_folder=again", "--try_load_latest_save", "--eval_on_load", "--save_interval=4"]
+    done = command(["-m", "scripts.train", *arguments, "--force_save_unsharded"], folder, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "steps 5 to 7" in done.stdout
+    for mine, theirs in zip(metrics(again), metrics(two), strict=True):
+        after = theirs["step"] > 4
+        assert mine == {name: value for name, value in theirs.items() if not (after and "downstream" in name)}
+    assert indices(again) == indices(two)
+    mine, theirs = (checkpoint.read_state(folder / "step7-unsharded") for folder in (again, two))
+    assert all(mine[name].equal(theirs[name]) for name in theirs)
+    assert checkpoints(again) == {"step4", "step7", "step7-unsharded"}
+
+
+def test_what_a_run_leaves_in_its_folder(one: Path) -> None:
+    names = {path.name for path in one.iterdir()}
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "train.log"}
+    assert names == files | {"data-indices", "losses", "probes", "step7-unsharded"}
+    assert {p.name for p in (one / "step7-unsharded").iterdir()} == {
+        "config.yaml", "model.safetensors", "optim.pt", "train.pt",
+    }  # fmt: skip
+    assert load(one / "config.yaml").evaluators[0].label == "copa"
+    environment = json.loads((one / "environment.json").read_text(encoding="utf-8"))
+    assert environment.keys() == {"python", "platform", "processor_count", "versions", "git"}
+
+
+# --- exit statuses ---
+
+
+def one_line(text: str) -> str:
+    """The only line of a command's stderr."""
+    assert text.startswith("error: ") and text.count("\n") == 1 and text.endswith("\n"), text
+    return text.removeprefix("error: ").rstrip("\n")
+
+
+def test_unknown_key_is_status_2_and_names_the_nearest(folder: Path) -> None:
+    done = command(["-m", "scripts.train", "plain.yaml", "--optimizer.learning_rat=1"], folder)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "unknown key 'optimizer.learning_rat', did you mean 'optimizer.learning_rate'?" in one_line(done.stderr)
+
+
+def test_missing_data_file_is_status_1(folder: Path) -> None:
+    done = command(["-m", "scripts.train", "plain.yaml", "--data.paths=[nowhere.npy]", "--save_folder=none"], folder)
+    assert done.returncode == 1
+    assert one_line(done.stderr) == "nowhere.npy: no such token file"
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ((), 2, r"no configuration given"),
+        (("nowhere.yaml",), 2, r"nowhere\.yaml: no such configuration file"),
+        (("{world}/plain.yaml", "seed=3"), 2, r"expected --key\.sub=value, got 'seed=3'"),
+        (("{world}/plain.yaml", "--max_duration=2yr"), 2, r"max_duration: '2yr' is neither steps, epochs"),
+        (("{world}/plain.yaml", "--model.resuscitation=a.pt"), 2, r"model\.resuscitation: needs load_path"),
+        (("{world}/plain.yaml", "--load_path={tmp}/nowhere"), 1, r"/nowhere: no such checkpoint folder"),
+        (("{world}/plain.yaml", "--global_train_batch_size=99"), 1, r"25 instances are fewer than one global batch"),
+        (("{world}/config.yaml", "--tokenizer.identifier=nowhere.json"), 1, r"nowhere\.json: no such tokenizer file"),
+        (("{world}/config.yaml", "--injection.rounds=4", "--evaluators=[]"), 1, r"has 2 paraphrases, 4 rounds need 3"),
+        (("{world}/config.yaml", "--injection.once=nowhere.json", "--evaluators=[]"), 1, r"no such file of fictional"),
+        (("{world}/plain.yaml", "--optimizer.learning_rate=1e37", "--scheduler.name=constant"), 1, r"loss nan at step"),
+    ],
+)
+def test_exit_status_and_one_line(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    status: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [argument.format(world=folder, tmp=tmp_path) for argument in arguments]
+    assert exit_status(main, [*filled, "--save_folder=run"] if filled else filled) == status
+    assert re.search(message, one_line(capsys.readouterr().err))
+
+
+def test_nan_leaves_one_line_and_the_traceback_to_debug(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(folder / "plain.yaml"), "--optimizer.learning_rate=1e37", "--scheduler.name=constant"]
+    assert exit_status(main, [*arguments, f"--save_folder={tmp_path}", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_run_is_status_2(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(folder / "plain.yaml"), f"--save_folder={tmp_path}", "--stop_at=1"]
+    assert exit_status(main, arguments) == 0
+    capsys.readouterr()
+    assert exit_status(main, arguments) == 2
+    assert one_line(capsys.readouterr().err).startswith(f"save_folder: {tmp_path} holds a run; add --save_overwrite")
+    assert exit_status(main, [*arguments, "--save_overwrite"]) == 0
+
+
+def test_help_is_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(main, ["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert "python -m scripts.train CONFIG" in out and err == ""
+
+
+def test_what_several_processes_cannot_do_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both come to light before the processes speak to each other, so one alone can show it.
+    monkeypatch.setattr("scripts.train.process_group", lambda device: nullcontext(Ranks(0, 4)))
+    arguments = [str(folder / "plain.yaml"), f"--save_folder={tmp_path / 'run'}"]
+    assert exit_status(main, arguments) == 1
+    assert "global_train_batch_size 6 is no multiple of 4 ranks" in one_line(capsys.readouterr().err)
+    monkeypatch.setattr("scripts.train.process_group", lambda device: nullcontext(Ranks(0, 2)))
+    assert exit_status(main, [*arguments, "--distributed_strategy=fsdp"]) == 2
+    assert "add --distributed_strategy=ddp" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+# --- the configurations that come with the project ---
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tiny").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_tiny_configuration_loads(path: Path) -> None:
+    config = load(path)
+    assert config.run_name and config.model.d_model == 64
+    assert (config.injection is not None) == ("continual" in path.stem)
+
+
+def test_the_tiny_configurations_are_there() -> None:
+    assert len(list((ROOT / "configs" / "tiny").glob("*.yaml"))) >= 4
