@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from olmo.knowledge.entries import KINDS, SETTINGS
 
 TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P, paper B.2
 RESAMPLES = 10_000
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the last one they hardly fall.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 Values = NDArray[np.float64]
 
@@ -79,6 +82,7 @@ class Run:
     """What a run's folder says about its first and its newest evaluation."""
 
     name: str
+    first_step: int  # of the evaluation before
     step: int  # of the newest evaluation
     before: Knowledge
     after: Knowledge
@@ -163,6 +167,7 @@ def read_run(folder: Path) -> Run:
     accuracy_before, chance = _downstream(lines, first)
     return Run(
         folder.name,
+        first,
         last,
         before,
         after,
@@ -196,20 +201,37 @@ def bootstrap(
 
     columns: arrays (seeds, n), all of one shape: values of the same n entries (or instances) under several
     conditions. Entries are drawn with replacement, within strata of the given sizes, the same draw for every
-    condition; runs of several seeds are drawn as well. statistic: takes one mean a column (float64, vectorised).
+    condition and seed. statistic: takes one mean a column (float64, vectorised). With several seeds the interval is
+    widened by what they differ by (`widen`).
     """
     stacked = np.stack(columns)  # (conditions, seeds, n)
-    count = stacked.shape[2]
+    over_seeds, count = stacked.mean(axis=1), stacked.shape[2]
     sizes = list(strata) or [count]
     assert sum(sizes) == count
     generator = np.random.default_rng(seed)
-    draws = [generator.multinomial(size, np.full(size, 1 / size), RESAMPLES) for size in sizes]
-    weights = np.concatenate(draws, axis=1) / count  # (resamples, n)
-    seeds = stacked.shape[1]
-    seed_weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    means = np.einsum("bs,bn,csn->cb", seed_weights, weights, stacked, optimize=True)
-    low, high = np.quantile(statistic(*means), [0.025, 0.975])
-    return Estimate(float(statistic(*stacked.mean(axis=(1, 2)))), float(low), float(high))
+    found = []
+    block = max(1, 2_000_000 // count)  # resamples at a time, to bound memory
+    for start in range(0, RESAMPLES, block):
+        number = min(block, RESAMPLES - start)
+        draws = [generator.multinomial(size, np.full(size, 1 / size), number) for size in sizes]
+        found.append(statistic(*(over_seeds @ (np.concatenate(draws, axis=1) / count).T)))
+    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
+    estimate = Estimate(float(statistic(*over_seeds.mean(axis=1))), float(low), float(high))
+    return widen(estimate, np.array([statistic(*stacked[:, s].mean(axis=1)) for s in range(stacked.shape[1])]))
+
+
+def widen(estimate: Estimate, per_seed: Values) -> Estimate:
+    """Add the uncertainty of a mean over few seeds to an interval, in quadrature.
+
+    per_seed: the estimate of every seed (seeds,). Its part is Student's t with seeds - 1 degrees of freedom times the
+    standard error of their mean; a single seed tells nothing of it and leaves the interval as it is.
+    """
+    seeds = len(per_seed)
+    if seeds < 2:
+        return estimate
+    half = STUDENT[min(seeds - 2, len(STUDENT) - 1)] * float(np.std(per_seed, ddof=1)) / math.sqrt(seeds)
+    below, above = math.hypot(estimate.value - estimate.low, half), math.hypot(estimate.high - estimate.value, half)
+    return Estimate(estimate.value, estimate.value - below, estimate.value + above)
 
 
 def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Estimate:
@@ -278,6 +300,20 @@ def compare_loss_rise(one: Sequence[Run], other: Sequence[Run], label: str) -> E
     return bootstrap(columns, lambda a, b, c, d: percent_change(c, d) - percent_change(a, b))
 
 
+def compare_loss_after(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
+    """Held-out loss after training, `other` minus `one`, in percent of the loss from which `one` started; paired over
+    instances. Unlike the rise of each from its own start, it does not favour a start that an edit made worse."""
+    columns = [
+        np.stack([values[label] for values in group])
+        for group in (
+            [r.losses_before for r in one],
+            [r.losses_after for r in one],
+            [r.losses_after for r in other],
+        )
+    ]
+    return bootstrap(columns, lambda before, after, other_after: 100 * (other_after - after) / before)
+
+
 def summarise(run: Run) -> dict[str, Any]:
     """Everything above for one run, ready for JSON."""
     settings = [s for s in SETTINGS if any(key[0] == s for key in run.before.sums)]
@@ -285,6 +321,7 @@ def summarise(run: Run) -> dict[str, Any]:
     against_original = acquired_against_original([run])
     return {
         "run": run.name,
+        "first_step": run.first_step,
         "step": run.step,
         "K_before": float(run.before.entries().mean()),
         "K_after": float(run.after.entries().mean()),
@@ -332,8 +369,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     runs = [read_run(folder) for folder in args.runs]
+    if len({run.name for run in runs}) < len(runs):  # runs of several seeds, say, in folders of one name
+        runs = [replace(run, name=str(folder)) for run, folder in zip(runs, args.runs)]
     summaries = [summarise(run) for run in runs]
     print(table(summaries))
+    for run in runs:
+        if run.first_step > 0:
+            print(f"note: {run.name} was first evaluated at step {run.first_step}; eval_on_load gives the start itself")
     comparisons = []
     for run in runs[1:]:
         found = compare(runs[:1], [run])

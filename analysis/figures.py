@@ -113,7 +113,7 @@ def acquisition_and_forgetting(rows: Sequence[dict[str, Any]], loss_label: str) 
 
 def _acquired_and_forgotten(left: Axes, right: Axes, rows: Sequence[dict[str, Any]], loss_label: str) -> None:
     names, colors = [r["name"] for r in rows], [r["color"] for r in rows]
-    bars(left, names, [r["A"] for r in rows], colors, "A, % (95 % interval over entries)")
+    bars(left, names, [r["A"] for r in rows], colors, "A, % (95 % interval)")
     left.set_title("Knowledge acquired")
     bars(right, names, [r["loss_rise"] for r in rows], colors, f"rise of held-out {loss_label} loss, %")
     right.set_title("Knowledge forgotten")

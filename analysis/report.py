@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +25,13 @@ from analysis.acquisition import (
     acquired,
     acquired_against_original,
     compare,
+    compare_loss_after,
     compare_loss_rise,
     forgotten,
     loss_rise,
     read_run,
     strata,
+    widen,
 )
 from olmo.exceptions import Parser, exit_status
 from olmo.memory import jackknife_error
@@ -43,14 +44,14 @@ COLORS = {
     "last_control": figures.GREY,
 }
 
-TRIED = """The setting was not tuned for its result here. It was chosen before this program existed, in a trial of about
-eight settings on a machine of two processor cores (three seeds of the one that was chosen): 2 layers of inner
-dimension 1024 at learning rate 2e-2 without weight decay, because entropy and acquisition have room to move in about
-six minutes. In the same trial the contrast, 4 layers of inner dimension 256 at learning rate 3e-3 with weight decay
-0.1, showed entropy and acquisition <em>rising</em> together; and 2 layers at learning rate 1e-2 with weight decay 1.0
-showed entropy falling while acquisition rose. So at this scale the link between the two is not causal, whatever this
-page says of one run. Run the contrast with <code>make demo-contrast</code>; what it gave is recorded in
-<code>docs/contrast.md</code>."""
+SETTINGS_TRIED = """The demo's setting was not tuned until its result looked right. It was chosen before this program
+existed, in a trial of about eight settings on a machine of two processor cores (three seeds of the one that was
+chosen): 2 layers of inner dimension 1024 at learning rate 2e-2 without weight decay, because entropy and
+acquisition have room to move in about six minutes. In the same trial a contrast, 4 layers of inner dimension 256 at
+learning rate 3e-3 with weight decay 0.1, showed entropy and acquisition <em>rising</em> together, and 2 layers at
+learning rate 1e-2 with weight decay 1.0 showed entropy falling while acquisition rose. At this scale the two do not
+go together in every setting, so no page of one setting shows that one causes the other. <code>make demo</code> runs
+the chosen setting, <code>make demo-contrast</code> the contrast; <code>docs/contrast.md</code> records what it gave."""
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -67,9 +68,9 @@ def verdict(estimate: Estimate, expected: int) -> str:
 def entropy_difference(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> Estimate:
     """H(second) - H(first), mean over seeds, each pair measured on the same instances.
 
-    Interval: 1.96 standard errors, of the paired jackknife over instances and, with several seeds, of the spread of
-    the differences between them, added in quadrature. All seeds are measured on the same instances, so leaving a
-    group out concerns them together: their errors over instances do not average out.
+    Interval: 1.96 standard errors of the paired jackknife over instances, widened by what several seeds differ by. All
+    seeds are measured on the same instances, so leaving a group out concerns them together: their errors over
+    instances do not average out.
     """
     differences, left_out = [], []
     for one, other in zip(first, second):
@@ -77,12 +78,8 @@ def entropy_difference(first: Sequence[dict[str, Any]], second: Sequence[dict[st
             raise ValueError("entropies measured on different data cannot be compared in pairs")
         left_out.append(np.array(other["leave_one_group_out"]).sum(1) - np.array(one["leave_one_group_out"]).sum(1))
         differences.append(other["knowledge_entropy"] - one["knowledge_entropy"])
-    seeds = len(differences)
-    variance = float(jackknife_error(np.mean(left_out, axis=0))) ** 2
-    if seeds > 1:
-        variance += float(np.var(differences, ddof=1)) / seeds
-    value, half = float(np.mean(differences)), 1.96 * math.sqrt(variance)
-    return Estimate(value, value - half, value + half)
+    value, half = float(np.mean(differences)), 1.96 * float(jackknife_error(np.mean(left_out, axis=0)))
+    return widen(Estimate(value, value - half, value + half), np.array(differences))
 
 
 def read_entropies(pretrain: Path) -> list[dict[str, Any]]:
@@ -172,20 +169,27 @@ def gather(folder: Path) -> dict[str, Any]:
                 +1,
             )
         )
+    for other in ("early", "last"):
+        directions.append(
+            _direction(
+                f"The middle checkpoint ends with more knowledge than the {other} one",
+                f"K after training from step {starts['middle']} minus from step {starts[other]}",
+                compare(runs[other], runs["middle"])["K_after"],
+                +1,
+            )
+        )
     for key, factor in (("last_q1", 1), ("last_q2", 2)):
-        found = compare(runs["last"], runs[key])
-        about = f"resuscitated, q = {factor}, minus as it was"
         directions += [
             _direction(
                 f"Resuscitation (q = {factor}) ends with more knowledge",
-                f"K after training, {about}",
-                found["K_after"],
+                f"K after training, resuscitated, q = {factor}, minus as it was",
+                compare(runs["last"], runs[key])["K_after"],
                 +1,
             ),
             _direction(
-                f"Resuscitation (q = {factor}) forgets less",
-                f"rise of held-out loss, {about} (points, each from its own start)",
-                compare_loss_rise(runs["last"], runs[key], FORGETTING),
+                f"Resuscitation (q = {factor}) ends having forgotten less",
+                f"held-out loss after training, resuscitated, q = {factor}, minus as it was (% of the common start)",
+                compare_loss_after(runs["last"], runs[key], FORGETTING),
                 -1,
             ),
         ]
@@ -283,8 +287,9 @@ h1{font-size:1.7rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.4rem;bo
 table{border-collapse:collapse;font-size:.88rem;margin:.8rem 0}
 th,td{padding:.3rem .7rem;text-align:left;vertical-align:top}
 th{border-bottom:2px solid #57606a}td{border-bottom:1px solid #e4e8ec}.scroll{overflow-x:auto}
-.numbers td:not(:first-child){font-variant-numeric:tabular-nums;white-space:nowrap}
-.i{color:#57606a;font-size:.82rem}img{max-width:100%;height:auto;display:block;margin:.6rem 0}
+.numbers td{font-variant-numeric:tabular-nums;white-space:nowrap}
+.i{color:#57606a;font-size:.82rem;white-space:nowrap}
+img{max-width:100%;width:40rem;height:auto;display:block;margin:.6rem 0}.wide img{width:60rem}
 .seen{color:#116329;font-weight:600}.opposite{color:#a40e26;font-weight:600}.noise{color:#7d4e00;font-weight:600}
 .note{color:#57606a;font-size:.9rem}code{font-size:.82rem;background:#f3f5f7;padding:.1em .3em;border-radius:3px;
 overflow-wrap:anywhere}.pair{display:flex;flex-wrap:wrap}.pair img{flex:1 1 20rem;min-width:0;max-width:30rem}
@@ -316,62 +321,45 @@ def _entropy_table(report: dict[str, Any]) -> str:
 
 
 def _condition_tables(report: dict[str, Any]) -> str:
-    rows, detail, accuracy = [], [], []
-    for c in report["conditions"].values():
+    conditions = report["conditions"].values()
+    first = next(iter(conditions))
+    rows, detail = [], []
+    for c in conditions:
         original = "" if c["A_against_original"] is None else _interval(c["A_against_original"])
-        rows.append(
-            (
-                c["name"],
-                f"{c['start']}",
-                f"{c['entropy']:.3f}",
-                f"{c['K_before']:.3f}",
-                f"{c['K_after']:.3f}",
-                _interval(c["A"]),
-                original,
-                _interval(c["loss_rise"][FORGETTING]),
-            )
-        )
+        numbers = (f"{c['entropy']:.3f}", f"{c['K_before']:.3f}", f"{c['K_after']:.3f}")
+        rise = _interval(c["loss_rise"][FORGETTING])
+        rows.append((c["name"], str(c["start"]), *numbers, _interval(c["A"]), original, rise))
         parts = [*c["A_by_setting"].values(), *c["A_by_kind"].values()]
         detail.append((c["name"], *(_interval(e, 1) for e in parts)))
-        found = [d for d in c["downstream"] if d is not None]
-        if found:
-            p = {k: float(np.mean([d[k] for d in found])) for k in found[0]}
-            each = [
-                f"{a['before'] - a['chance']:+.3f} → {a['after'] - a['chance']:+.3f}" for a in c["accuracy"].values()
-            ]
-            accuracy.append(
-                (
-                    c["name"],
-                    f"{p['P_before']:.3f} → {p['P_after']:.3f}",
-                    _above_chance(p["P_before"], p["P_after"], p["P_chance"]),
-                    f"{p['F']:+.2f}",
-                    *each,
-                )
-            )
-    first = next(iter(report["conditions"].values()))
-    main = _table(
-        (
-            "start",
-            "step",
-            "H there",
-            "K before",
-            "K after",
-            "A, %",
-            "A against the original weights, %",
-            f"rise of {FORGETTING} loss, %",
-        ),
-        rows,
-        "numbers",
-    )
+    head = ("start", "step", "H of the checkpoint", "K before", "K after", "A, %", "A against the original weights, %")
+    main = _table((*head, f"rise of {FORGETTING} loss, %"), rows, "numbers")
     by_part = _table(("A, %", *first["A_by_setting"], *first["A_by_kind"]), detail, "numbers")
-    tasks = _table(("start", "P", "P minus chance", "F, %", *first["accuracy"]), accuracy, "numbers")
+    seeds = ""
+    if report["seeds"] > 1:
+        each = [(c["name"], *(f"{a:+.2f}" for a in c["A_per_seed"])) for c in conditions]
+        seeds = _table(("A, %", *(f"seed {number}" for number in range(report["seeds"]))), each, "numbers")
+    return f"{main}{seeds}<p>By setting and by kind of probe:</p>{by_part}{_downstream_table(report)}"
+
+
+def _downstream_table(report: dict[str, Any]) -> str:
+    """Accuracies as distance from chance, a row a task, a column a start; empty where no task was evaluated."""
+    conditions = report["conditions"].values()
+    first = next(iter(conditions))
+    if not first["accuracy"]:
+        return ""
+    rows = []
+    for task in first["accuracy"]:
+        accuracies = [c["accuracy"][task] for c in conditions]
+        rows.append((task, *(_above_chance(a["before"], a["after"], a["chance"]) for a in accuracies)))
+    if all(d is not None for c in conditions for d in c["downstream"]):
+        means = [{k: float(np.mean([d[k] for d in c["downstream"]])) for k in c["downstream"][0]} for c in conditions]
+        rows.append(("<b>P</b>", *(_above_chance(m["P_before"], m["P_after"], m["P_chance"]) for m in means)))
+        rows.append(("<b>F, %</b>", *(f"{m['F']:+.2f}" for m in means)))
+    table = _table(("accuracy minus chance", *(c["name"] for c in conditions)), rows, "numbers")
     return (
-        main
-        + "<p>By setting and by kind of probe:</p>"
-        + by_part
-        + "<p>Downstream accuracy: P is the mean of six tasks, 200 questions each; the single tasks are shown as "
-        "distance from chance, before → after. A model of this size guesses on most of them, which is why the held-out "
-        "loss measures forgetting here.</p>" + tasks
+        "<p>Downstream accuracy minus that of guessing, before → after; P is the mean of the six tasks, 200 questions "
+        "each. A model this small may only guess, so the held-out loss measures forgetting here.</p>"
+        f"{table}"
     )
 
 
@@ -401,7 +389,7 @@ def render(report: dict[str, Any], drawn: dict[str, Path]) -> str:
     environment = report["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
     title = "Knowledge entropy, small and whole" + (": the contrast" if report["setting"] == "contrast" else "")
-    first = report["entropy"][0][0]
+    first, final = report["entropy"][0][0], report["entropy"][0][-1]
     start = {k: c["start"] for k, c in report["conditions"].items()}
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
@@ -415,26 +403,30 @@ Definitions: Kim et al., arXiv 2410.01380, and Chang et al., arXiv 2406.11813.</
 <h2>What the paper found, and what was seen here</h2>
 {_directions_table(report)}
 <p class="note"><b>seen</b>: the 95 % interval lies wholly on the paper's side of 0; <b>not seen</b>: wholly on the
-other side; <b>within noise</b>: it holds 0. {spread}</p>
+other side; <b>within noise</b>: it holds 0. {spread}
+Of so many directions at 95 %, one in twenty leaves 0 by chance.</p>
 <h2>Knowledge entropy over pretraining</h2>
 {_image(drawn["entropy"], "Knowledge entropy H over pretraining steps with error bars")}
 {_image(drawn["entropy_per_layer"], "Entropy of every layer over pretraining steps")}
 {_entropy_table(report)}
 <p class="note">H is the entropy, summed over layers, of how the model spreads its memory coefficients
 ({first["number_of_instances"]} instances of the pretraining text, at most {first["maximum"]:.2f} nats).
-Standard errors by jackknife over groups of instances; bars are two of them.</p>
+Standard errors by jackknife over groups of instances; bars are two of them. H of a new model starts high, dips while it
+learns which words are frequent, and rebounds; the early start was chosen after that. From the first checkpoint shown
+(step {first["checkpoint"]["step"]}) to the last H changes by
+{final["knowledge_entropy"] - first["knowledge_entropy"]:+.3f}.</p>
 <h2>Acquisition and forgetting</h2>
-{_image(drawn["acquisition_and_forgetting"], "Acquisition and forgetting by starting checkpoint")}
+<div class="wide">{_image(drawn["acquisition_and_forgetting"], "Acquisition and forgetting by starting point")}</div>
 {_condition_tables(report)}
 <p class="note">K: mean log-probability of the probes' target spans ({report["entries"]["paraphrase"]} paraphrase and
 {report["entries"]["once"]} once entries, 15 probes each). A = (K after - K before) / |K before|. Resuscitation
-lowers K before training starts, so A against the edited weights looks like a gain by construction; A against the
-original weights and K after training do not.</p>
+changes K and the held-out loss before training starts, so A and the rise of the loss count from another start
+there; A against the original weights, and K and the loss after training, compare like with like.</p>
 <h2>Probes during training</h2>
 <div class="pair">{_image(drawn["probes_paraphrase"], "Log-probability of paraphrase probes over steps")}
 {_image(drawn["probes_once"], "Log-probability of once probes over steps")}</div>
-<h2>How this setting was chosen</h2>
-<p>{TRIED}</p>
+<h2>How the settings were chosen</h2>
+<p>{SETTINGS_TRIED}</p>
 <h2>The commands behind every number</h2>
 <p class="note">{clock(seconds)} in all, at most {peak:,.0f} MiB. {html.escape(environment["platform"])},
 {environment["processor_count"]} processor cores, Python {environment["python"]}, {html.escape(versions)};

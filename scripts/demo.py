@@ -12,6 +12,7 @@ entries of it.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -41,17 +42,26 @@ class Stages:
         self.manifest: dict[str, Any] = {"stages": []}
         if self.file.is_file():
             self.manifest = json.loads(self.file.read_text(encoding="utf-8"))
+        files = sorted(Path("configs/tiny").glob("*.yaml"))
+        self.configs = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+        self.stale = False
 
     def run(self, name: str, module: str, arguments: Sequence[str], output: Path) -> None:
-        """Run `python -m module arguments`, unless the same command has finished and `output` is there."""
+        """Run `python -m module arguments`, unless the same command has finished and `output` is there.
+
+        A stage runs again when a configuration has changed or an earlier stage had to run, because it may use
+        what that one made.
+        """
         self.number += 1
         command = ["python", "-m", module, *arguments]
-        done = [s for s in self.manifest["stages"] if s["command"] == command and output.exists()]
+        same = {"command": command, "configs": self.configs}
+        done = [s for s in self.manifest["stages"] if same.items() <= s.items() and output.exists() and not self.stale]
         head = f"[{self.number}/{self.total}] {name}"
         if done:
             print(f"{head}: done before, in {clock(done[0]['seconds'])}", flush=True)
             return
         print(f"{head}: {' '.join(command)}", flush=True)
+        self.stale = True
         # From here on `output` is this command's work or nobody's: another command that wrote it has not finished.
         kept = [s for s in self.manifest["stages"] if s["name"] != name and s.get("output") != str(output)]
         self.manifest["stages"] = kept
@@ -66,8 +76,8 @@ class Stages:
         seconds = time.monotonic() - started
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
         peak = usage.ru_maxrss * unit / 2**20
-        stage = {"name": name, "command": command, "seconds": seconds, "peak_memory_mib": peak}
-        self.manifest["stages"] = [*kept, {**stage, "output": str(output)}]
+        stage = {"name": name, **same, "output": str(output), "seconds": seconds, "peak_memory_mib": peak}
+        self.manifest["stages"] = [*kept, stage]
         self.save()
 
     def save(self) -> None:

@@ -17,6 +17,7 @@ from analysis.acquisition import (
     acquired_against_original,
     bootstrap,
     compare,
+    compare_loss_after,
     compare_loss_rise,
     forgotten,
     loss_rise,
@@ -296,6 +297,21 @@ def test_a_comparison_of_loss_rises_is_paired_over_instances(tmp_path):
     assert found.high - found.low < 0.1 * found.value
 
 
+def test_losses_after_training_do_not_favour_a_start_that_was_made_worse(tmp_path):
+    """The edited one starts at 6 instead of 5 and ends where the other does: it rose less, and is no better."""
+    tables, first = {0: probe_table(BEFORE), 20: probe_table(AFTER)}, varied(100, 5, 1, 0)
+    runs = []
+    for name, start, end in (("one", 0.0, 0.5), ("edited", 1.0, 0.5), ("better", 1.0, 0.25)):
+        losses = {0: {"general": first + start}, 20: {"general": first + end}}
+        runs.append(read_run(write_run(tmp_path / name, tables, losses)))
+    one, edited, better = ([run] for run in runs)
+    assert compare_loss_rise(one, edited, "general").high < 0
+    assert compare_loss_after(one, edited, "general") == acquisition.Estimate(0.0, 0.0, 0.0)
+    found = compare_loss_after(one, better, "general")
+    assert found.value == pytest.approx(-100 * 0.25 / first.mean())
+    assert found.low < found.value < found.high < 0
+
+
 def test_runs_with_other_entries_are_not_compared(tmp_path):
     one = knowledge_run(tmp_path / "one", BEFORE, AFTER)
     fewer = knowledge_run(tmp_path / "fewer", *({**x, "once": x["once"][:4]} for x in (BEFORE, AFTER)))
@@ -450,3 +466,14 @@ def test_tables_of_pandas_are_tables_of_the_trainer(tmp_path):
     written = pandas.read_parquet(folder / "probes" / "step0.parquet")
     table = ProbeTable([], *(np.zeros(0, dtype=np.int64) for _ in range(5)))
     assert set(written.columns) <= {"step", *table.columns()}
+
+
+def test_a_few_seeds_are_covered_as_often_as_the_interval_says():
+    """What seeds share is not resampled; what they differ by has Student's t, so three seeds are wide enough."""
+    generator = np.random.default_rng(5)
+    hits = 0
+    for _ in range(300):
+        values = generator.normal(0.0, 1.0, (3, 1)) + generator.normal(0.0, 0.05, (3, 40))
+        estimate = bootstrap([values], lambda mean: mean)
+        hits += estimate.low <= 0.0 <= estimate.high
+    assert 0.90 <= hits / 300 <= 0.99
