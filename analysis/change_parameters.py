@@ -91,7 +91,10 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigurationError(str(error)) from error
     suffix = "" if args.select == "lowest" else f"_{args.select}"
     name = f"resuscitation_ratio{args.resuscitation_ratio}_amplifying{args.amplifying_factor}{suffix}"
-    output = args.output or folder / (name + (".pt" if args.format == "full" else ".safetensors"))
+    suffix = ".pt" if args.format == "full" else ".safetensors"
+    output = args.output or folder / (name + suffix)
+    if output.suffix != suffix:
+        raise ConfigurationError(f"--output {output}: --format {args.format} is written as {suffix}")
     # Also for multipliers: it shows now, not when training starts, that they fit the checkpoint.
     edited = rescale(state, chosen.multipliers)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -279,6 +279,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     folders = checkpoint_folders(args.step, args.model_size, args.checkpoint or [])
+    if args.output is None and any(not Path(name).exists() and "*" not in name for name in args.checkpoint or []):
+        raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
     if args.output is not None and len({folder.name for folder in folders}) < len(folders):
         raise ConfigurationError("--output: two checkpoint folders of one name; measure them beside the checkpoints")
     keep_large_blocks()

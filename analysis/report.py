@@ -61,7 +61,7 @@ def verdict(estimate: Estimate, expected: int) -> str:
     """seen: the 95 % interval lies wholly on the expected side of 0 (`expected` +1 or -1); not seen: wholly on the
     other side; within noise: it holds 0."""
     if estimate.low > 0 or estimate.high < 0:
-        return "seen" if (estimate.low > 0) == (expected > 0) else "not seen: the opposite"
+        return "seen" if (estimate.low > 0) == (expected > 0) else "not seen (the opposite)"
     return "within noise at this scale"
 
 
@@ -195,7 +195,7 @@ def gather(folder: Path) -> dict[str, Any]:
         ]
     directions.append(
         _direction(
-            "Injection, not the science text alone, brings the knowledge",
+            "Our control: injection, not the science text alone, brings the knowledge",
             "A with injection minus A without (points)",
             compare(runs["last_control"], runs["last"])["A"],
             +1,
@@ -295,7 +295,7 @@ img{max-width:100%;width:40rem;height:auto;display:block;margin:.6rem 0}.wide im
 overflow-wrap:anywhere}.pair{display:flex;flex-wrap:wrap}.pair img{flex:1 1 20rem;min-width:0;max-width:30rem}
 """
 
-CLASSES = {"seen": "seen", "not seen: the opposite": "opposite", "within noise at this scale": "noise"}
+CLASSES = {"seen": "seen", "not seen (the opposite)": "opposite", "within noise at this scale": "noise"}
 
 
 def _directions_table(report: dict[str, Any]) -> str:
@@ -308,7 +308,7 @@ def _directions_table(report: dict[str, Any]) -> str:
         )
         for d in report["directions"]
     ]
-    return _table(("the paper's direction", "measured [95 %]", "verdict"), rows)
+    return _table(("direction", "measured [95 %]", "verdict"), rows)
 
 
 def _entropy_table(report: dict[str, Any]) -> str:
@@ -357,8 +357,9 @@ def _downstream_table(report: dict[str, Any]) -> str:
         rows.append(("<b>F, %</b>", *(f"{m['F']:+.2f}" for m in means)))
     table = _table(("accuracy minus chance", *(c["name"] for c in conditions)), rows, "numbers")
     return (
-        "<p>Downstream accuracy minus that of guessing, before → after; P is the mean of the six tasks, 200 questions "
-        "each. A model this small may only guess, so the held-out loss measures forgetting here.</p>"
+        "<p>Downstream accuracy minus that of guessing, before → after; P is the mean of the six tasks, a few "
+        "hundred questions each, so differences of some points are noise. A model this small may only guess, so the "
+        "held-out loss measures forgetting here.</p>"
         f"{table}"
     )
 
@@ -403,7 +404,7 @@ Definitions: Kim et al., arXiv 2410.01380, and Chang et al., arXiv 2406.11813.</
 <h2>What the paper found, and what was seen here</h2>
 {_directions_table(report)}
 <p class="note"><b>seen</b>: the 95 % interval lies wholly on the paper's side of 0; <b>not seen</b>: wholly on the
-other side; <b>within noise</b>: it holds 0. {spread}
+other side; <b>within noise</b>: it holds 0. This is about the sign, not the size. {spread}
 Of so many directions at 95 %, one in twenty leaves 0 by chance.</p>
 <h2>Knowledge entropy over pretraining</h2>
 {_image(drawn["entropy"], "Knowledge entropy H over pretraining steps with error bars")}
@@ -448,7 +449,7 @@ def main(argv: Sequence[str]) -> None:
         partial.replace(args.folder / name)
     for direction in report["directions"]:
         interval = f"{direction['value']:+.3f} [{direction['low']:+.3f}, {direction['high']:+.3f}]"
-        print(f"{direction['claim']}: {direction['verdict']} ({direction['measured']} {interval})")
+        print(f"{direction['verdict']}: {direction['claim']}; {direction['measured']} {interval}")
     print(f"wrote {args.folder}/report.html and report.json")
 
 

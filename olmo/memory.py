@@ -41,6 +41,7 @@ class Memory:
     down: nn.Module  # second projection; its input holds the M coefficients
     up: nn.Module | None = None
     gate: nn.Module | None = None
+    gated: bool = False  # also where up and gate cannot be told apart
 
 
 def find_memories(model: nn.Module) -> list[Memory]:
@@ -76,7 +77,10 @@ def find_memories(model: nn.Module) -> list[Memory]:
         siblings = {n.rsplit(".", 1)[-1]: m for n, m in linear.items()}
         fused = siblings.get("gate_up_proj")  # Phi-3, GLM
         up, gate = siblings.get("up_proj", fused), siblings.get("gate_proj", fused)
-        memories.append(Memory(f"{where}.{down[0]}", linear[down[0]], up, gate))
+        inner = _sizes(linear[down[0]])[0]
+        written = [_sizes(m)[1] for n, m in linear.items() if n != down[0]]
+        gated = written.count(inner) > 1 or 2 * inner in written
+        memories.append(Memory(f"{where}.{down[0]}", linear[down[0]], up, gate, gated))
     return memories
 
 
@@ -163,6 +167,8 @@ def _hooks(memory: Memory, layer: int, observation: Observation, coefficient: st
         if last:
             raise _LastCoefficientSeen
 
+    if coefficient == "relu" and memory.gated and (memory.up is None or memory.gate is None):
+        raise ValueError(f"{memory.name}: cannot tell up projection and gate of this layer, which relu needs")
     if coefficient == "relu" and memory.up is not None:
         inner = _sizes(memory.down)[0]
         if memory.up is memory.gate and _sizes(memory.up)[1] == 2 * inner:
@@ -206,8 +212,9 @@ def layer_entropy(average: NDArray[np.float64]) -> NDArray[np.float64]:
 class CoefficientAverages:
     """Average coefficients over instances, in float64, with what their standard errors need.
 
-    Instance k belongs to group k mod 64. The groups are independent samples of the data, so leaving one out at a
-    time (delete-a-group jackknife) gives the sampling error of H, which is no mean but a function of one.
+    Instance k belongs to group k mod 64. Leaving one group out at a time (delete-a-group jackknife) gives the sampling
+    error of H, which is no mean but a function of one, as far as instances are independent samples: neighbours that
+    share a document, as in packed text, make it a little too small.
     """
 
     def __init__(self, layers: int, memories: int):

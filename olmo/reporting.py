@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,7 @@ class Reporter:
 
     metrics.jsonl: one object a line, `step` and metric names. `probes/` and `losses/`: one Parquet table an
     evaluation. A run that continues from step s first drops what an interrupted run wrote beyond s; a new run
-    drops all that an older one told. A dry run writes nothing.
+    drops all that an older one told and saved (`save_overwrite`). A dry run writes nothing.
     """
 
     def __init__(self, config: TrainConfig, active: bool, resume_step: int | None):
@@ -125,7 +126,11 @@ class Reporter:
         if resume_step is None:
             for name in ("probes", "losses", "data-indices"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            if (self.folder / "metrics.jsonl").is_file():  # a run that this one replaces, checkpoints and all
+                for path in self.folder.glob("step*"):
+                    if re.fullmatch(r"step\d+(-unsharded)?", path.name):
+                        shutil.rmtree(path)
+                (self.folder / "metrics.jsonl").unlink()
         else:
             self._drop_beyond(resume_step)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +141,7 @@ class Reporter:
         self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._logfile)
         if config.wandb is not None:
-            self._wandb = _start_wandb(config, resume_step is not None)
+            self._wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
 
     def _drop_beyond(self, step: int) -> None:
         _drop_lines(self.folder / "metrics.jsonl", lambda line: json.loads(line)["step"] > step)
@@ -167,10 +172,8 @@ class Reporter:
             columns = {"step": step, "label": labels, "instance": numbers, "loss": values}
             _write_parquet(self.folder / "losses" / f"{stem}.parquet", columns)
         self.metrics(step, named)
-        shown = ("K", "CrossEntropyLoss", "downstream")
         for name, value in named.items():
-            parts = name.split("/")
-            if any(p in shown or p.startswith("K_") for p in parts) and not name.endswith("_chance"):
+            if _is_shown(name, named):
                 log.info("  %s = %.4f", name, value)
 
     def close(self) -> None:
@@ -192,6 +195,16 @@ def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
         partial.replace(path)
 
 
+def _is_shown(name: str, metrics: Mapping[str, float]) -> bool:
+    """Whether the console shows a metric: losses, accuracies, K, and of probes the log-probability, not its diluted
+    variant, which is logged for comparison with published figures alone."""
+    label, _, last = name.rpartition("/")
+    if last == "CrossEntropyLoss":
+        return f"{label}/log_probability" not in metrics
+    accuracy = "/downstream/" in name and not last.endswith("_chance")
+    return accuracy or last in ("K", "log_probability") or last.startswith("K_")
+
+
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
     """Write a table, whole or not at all; a scalar column is repeated."""
     import pyarrow
@@ -205,14 +218,16 @@ def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _start_wandb(config: TrainConfig, resumed: bool) -> Any:
+def _start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
+    """A new Weights & Biases run, or the one that the run's folder remembers where it continues."""
     try:
         import wandb
     except ImportError as error:
         raise ConfigurationError("wandb: is configured but not installed; pip install wandb") from error
     chosen = config.wandb
     assert chosen is not None
-    return wandb.init(
+    known = id_file.read_text(encoding="utf-8") if resumed and id_file.is_file() else None
+    run = wandb.init(
         project=chosen.project,
         entity=chosen.entity,
         group=chosen.group,
@@ -220,5 +235,8 @@ def _start_wandb(config: TrainConfig, resumed: bool) -> Any:
         tags=list(chosen.tags or []),
         dir=config.save_folder,
         config=json.loads(json.dumps(asdict(config))),
-        resume="allow" if resumed else None,
+        id=known,
+        resume="allow" if known else None,
     )
+    id_file.write_text(run.id, encoding="utf-8")
+    return run

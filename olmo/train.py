@@ -61,6 +61,10 @@ def _check_finite(step: int, loss: Tensor, norm: Tensor) -> None:
             raise ValueError(f"{name} {value} at step {step}; the checkpoints before it are intact")
 
 
+def _inside(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
 class Trainer:
     """A run from configuration to last checkpoint; `Trainer(config, device, ranks).fit()`."""
 
@@ -88,6 +92,10 @@ class Trainer:
             holds = "a run without a checkpoint to go on from" if config.try_load_latest_save else "a run"
             otherwise = "" if config.try_load_latest_save else ", or --try_load_latest_save to go on"
             raise ConfigurationError(f"save_folder: {self.folder} holds {holds}; add --save_overwrite{otherwise}")
+        if used and resumed is None and config.load_path and _inside(Path(config.load_path), self.folder):
+            raise ConfigurationError(
+                f"load_path: {config.load_path} lies in save_folder, which save_overwrite clears; choose another folder"
+            )
         self.model = self._load(resumed)
         self.module = distribute(self.model, config, ranks, device)
         if config.compile is not None:
@@ -129,6 +137,11 @@ class Trainer:
         if resumed is not None or not config.reset_trainer_state:
             saved = checkpoint.read_training_state(folder / "train.pt")
             seen = saved.get("global_train_examples_seen_this_epoch", 0) if config.restore_dataloader else 0
+            if seen % config.global_train_batch_size:
+                raise ConfigurationError(
+                    f"global_train_batch_size: {seen} instances of this epoch are done, no multiple of "
+                    f"{config.global_train_batch_size}; keep the batch size, or set --restore_dataloader=false"
+                )
             self.state = TrainState(
                 saved["global_step"],
                 saved.get("epoch") or 0,

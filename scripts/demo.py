@@ -144,8 +144,8 @@ def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespac
             f"--save_folder={run}",
             f"--load_path={pretrain}/step{start}-unsharded",
             f"--data.dataset_path={text}/science_train",
-            f"--evaluators.0.data.dataset_path={knowledge}/fictional_knowledge_paraphrase.json",
-            f"--evaluators.3.data.dataset_path={knowledge}/fictional_knowledge_once.json",
+            f"--injection.paraphrase={knowledge}/fictional_knowledge_paraphrase.json",
+            f"--injection.once={knowledge}/fictional_knowledge_once.json",
             f"--evaluators.6.data.paths=[{text}/general_heldout.npy]",
             f"--evaluators.7.data.paths=[{text}/science_heldout.npy]",
         ]
@@ -164,7 +164,7 @@ def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespac
     learn("last", "last", LAST)
     learn("last_q1", "last, q = 1", LAST, f"--model.resuscitation={edited[1.0]}")
     learn("last_q2", "last, q = 2", LAST, f"--model.resuscitation={edited[2.0]}")
-    learn("last_control", "last, no injection", LAST, "--injection=null")
+    learn("last_control", "last, no injection", LAST, "--injection.rounds=0")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -174,6 +174,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--contrast", action="store_true", help="the setting in which entropy rises")
     parser.add_argument("--published", type=Path, help="folder with the published fictional knowledge")
     args = parser.parse_args(argv)
+    if args.contrast and args.published:
+        raise ConfigurationError("--contrast and --published: choose one of them")
     if args.seeds < 1:
         raise ConfigurationError("--seeds must be at least 1")
     for name, _ in PUBLISHED.values() if args.published else ():

@@ -217,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
                 args.output / "fictional_knowledge_once.json": entries[args.paraphrase :],
             }
         )
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ConfigurationError(f"make_fictional_knowledge: {error}") from error
     lengths = [len(t.split()) for e in entries for t in (e["train_context"], *e["paraphrases"])]
     print(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from olmo.config import load
-from olmo.distributed import keep_large_blocks, pick_device, process_group
+from olmo.distributed import keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.train import Trainer
 
@@ -33,4 +33,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    leave(exit_status(main))

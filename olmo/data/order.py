@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +24,3 @@ def build_order(
     if drop_last:
         return order[: instances // world_size * world_size]
     return np.resize(order, math.ceil(instances / world_size) * world_size)
-
-
-def load_order(path: str | Path) -> NDArray[np.uint32]:
-    """Map a `global_indices.npy`: headerless little-endian uint32, position k holds the instance at place k."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such data order; scripts/get_dataorder.sh fetches or rebuilds it")
-    size = path.stat().st_size
-    if size == 0 or size % 4:
-        raise ValueError(f"{path}: {size} bytes are no whole number of 32-bit instance numbers")
-    return np.memmap(path, np.dtype("<u4"), "r")

@@ -29,7 +29,7 @@ class TokenSource(Protocol):
 
 
 def check_range(indices: NDArray[np.integer], size: int, where: str) -> None:
-    """Raise IndexError-like ValueError for the first index that lies outside [0, size)."""
+    """Raise ValueError for the first index that lies outside [0, size)."""
     outside = (indices < 0) | (indices >= size)
     if outside.any():
         bad = int(indices[outside][0])

@@ -179,7 +179,8 @@ def probe_metrics(table: ProbeTable, device_eval_batch_size: int) -> dict[str, f
         chosen = np.flatnonzero(settings == setting)
         entries = np.array([p.entry for p in table.probes])[chosen]
         values = table.mean_log_prob[chosen]
-        per_entry = np.bincount(entries, values) / np.bincount(entries)
+        count = np.bincount(entries)  # 0 for an entry that asks nothing
+        per_entry = np.bincount(entries, values)[count > 0] / count[count > 0]
         metrics[f"eval/K_{setting}"] = float(per_entry.mean())
         means.append(per_entry)
     if means:

@@ -115,7 +115,7 @@ def plan_from_config(config: TrainConfig, encode: Callable[[list[str]], list[lis
             ),
             interval,
         )
-    elif config.injection:
+    elif config.injection and config.injection.rounds:
         chosen = config.injection
         files = {"paraphrase": chosen.paraphrase, "duplicate": chosen.duplicate, "once": chosen.once}
         settings = {setting: load_entries(path) for setting, path in files.items() if path}

@@ -193,7 +193,7 @@ def test_wrong_override(tmp_path: Path, override: str, told: str) -> None:
     name=st.none() | st.text(st.characters(categories=("L", "N", "P", "Zs")), min_size=1).filter(str.strip),
     duration=st.integers(1, 10**6) | st.sampled_from(["1ep", "2e9T"]),
     paths=st.none() | st.lists(st.sampled_from(["a.npy", "b/c.npy", "d: e"]), min_size=1),
-    labels=st.lists(st.sampled_from(["piqa", "sciq"]), max_size=2),
+    labels=st.lists(st.sampled_from(["piqa", "sciq"]), max_size=2, unique=True),
 )
 def test_a_saved_configuration_loads_as_itself(
     tmp_path_factory: pytest.TempPathFactory, seed, rate, factor, kind, name, duration, paths, labels
@@ -429,7 +429,10 @@ def test_keys_without_effect_load(tmp_path: Path, key: str) -> None:
         ("evaluators: [{label: a}]", "evaluators.a: needs exactly one of"),
         ("evaluators: [{label: a, data: {paths: [b], dataset_path: c}}]", "evaluators.a: needs exactly one of"),
         ("data: {paths: [a], dataset_path: b}", "data: give either data.paths or data.dataset_path"),
-        ("global_train_batch_size: 0", "global_train_batch_size and device_train_microbatch_size must be"),
+        ("global_train_batch_size: 0", "global_train_batch_size: 0 must be at least 1"),
+        ("save_interval: 0", "save_interval: 0 must be at least 1"),
+        ("console_log_interval: 0", "console_log_interval: 0 must be at least 1"),
+        ("injection: {once: a, rounds: -1}\ninject_interval: 1", "injection.rounds: -1 is negative"),
         ("eval_interval: 0", "eval_interval: 0 must be at least 1"),
         ("inject_interval: 0", "inject_interval: 0 must be at least 1"),
         ("injection: {once: a}", "inject_interval: missing"),

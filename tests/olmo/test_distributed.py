@@ -17,8 +17,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
-from olmo.distributed import Ranks, distribute, gradient_sync, pick_device, process_group
+from olmo.distributed import Ranks, distribute, gradient_sync, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError
+from olmo.train import Trainer
 from tests.running import CPU, command, configure, metrics, train, write_world
 
 # One short text a round: the second process has nothing to inject, and still takes part in the count.
@@ -116,40 +117,42 @@ def count_and_average(state, bucket):  # without annotations: DDP compares them,
     return allreduce_hook(None, bucket)
 
 
+def together(ranks: Ranks) -> dict[str, Any]:
+    """What two processes find out about sums and gradients."""
+    report: dict[str, Any] = {"backend": torch.distributed.get_backend(), "world_size": ranks.world_size}
+    mine = np.array([[1.0, 2.0]]) if ranks.is_first else np.array([[10.0, 1e-12]])
+    report["sum"] = ranks.sum(mine.T).tolist()  # transposed: not contiguous
+    report["sum_tensor"] = ranks.sum_tensor(torch.tensor([ranks.rank + 1, 5])).tolist()
+    ranks.barrier()
+    for mode in DDPGradSyncMode:
+        torch.manual_seed(ranks.rank)  # DDP spreads the first process's weights
+        config = TrainConfig(distributed_strategy=DistributedStrategy.ddp, ddp=DDPConfig(mode))
+        model = nn.Linear(2, 1, bias=False)
+        module = distribute(model, config, ranks, CPU)
+        averaged: list[int] = []
+        assert isinstance(module, DistributedDataParallel)
+        module.register_comm_hook(averaged, count_and_average)
+        for number, value in enumerate((1.0, 10.0, 100.0)):
+            with gradient_sync(module, config, last_micro_batch=number == 2):
+                module(torch.full((1, 2), value * (1 + ranks.rank))).sum().backward()
+        assert model.weight.grad is not None
+        report[mode.value] = [len(averaged), model.weight.grad.tolist(), model.weight.tolist()]
+    torch.manual_seed(0)
+    report["first_weights"] = nn.Linear(2, 1, bias=False).weight.tolist()
+    try:
+        distribute(nn.Linear(2, 2), replace(config, distributed_strategy=DistributedStrategy.fsdp), ranks, CPU)
+    except ConfigurationError as error:
+        report["fsdp"] = str(error)
+    return report
+
+
 def two_processes(folder: Path) -> None:
     """What each of two processes of torchrun does; the first writes `report.json`."""
     with process_group(CPU) as ranks:
-        report: dict[str, Any] = {"backend": torch.distributed.get_backend(), "world_size": ranks.world_size}
-        mine = np.array([[1.0, 2.0]]) if ranks.is_first else np.array([[10.0, 1e-12]])
-        report["sum"] = ranks.sum(mine.T).tolist()  # transposed: not contiguous
-        report["sum_tensor"] = ranks.sum_tensor(torch.tensor([ranks.rank + 1, 5])).tolist()
-        ranks.barrier()
-        for mode in DDPGradSyncMode:
-            torch.manual_seed(ranks.rank)  # DDP spreads the first process's weights
-            config = TrainConfig(distributed_strategy=DistributedStrategy.ddp, ddp=DDPConfig(mode))
-            model = nn.Linear(2, 1, bias=False)
-            module = distribute(model, config, ranks, CPU)
-            averaged: list[int] = []
-            assert isinstance(module, DistributedDataParallel)
-            module.register_comm_hook(averaged, count_and_average)
-            for number, value in enumerate((1.0, 10.0, 100.0)):
-                with gradient_sync(module, config, last_micro_batch=number == 2):
-                    module(torch.full((1, 2), value * (1 + ranks.rank))).sum().backward()
-            assert model.weight.grad is not None
-            report[mode.value] = [len(averaged), model.weight.grad.tolist(), model.weight.tolist()]
-        torch.manual_seed(0)
-        report["first_weights"] = nn.Linear(2, 1, bias=False).weight.tolist()
-        try:
-            distribute(nn.Linear(2, 2), replace(config, distributed_strategy=DistributedStrategy.fsdp), ranks, CPU)
-        except ConfigurationError as error:
-            report["fsdp"] = str(error)
+        report = together(ranks)
         if ranks.is_first:
             (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
-
-        from olmo.train import Trainer
-
-        trainer = Trainer(configure(folder / "config.yaml", folder / "two", *LONELY, *one_text(folder)), CPU, ranks)
-        trainer.fit()
+        Trainer(configure(folder / "config.yaml", folder / "two", *LONELY, *one_text(folder)), CPU, ranks).fit()
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +194,20 @@ def test_fsdp_in_two_processes_is_refused(report: dict[str, Any]) -> None:
     assert "add --distributed_strategy=ddp" in report["fsdp"]
 
 
+@pytest.mark.parametrize(("processes", "shut_down"), [("1", True), ("2", False)])
+def test_leaving_skips_the_shutdown_of_one_of_several(
+    monkeypatch: pytest.MonkeyPatch, processes: str, shut_down: bool
+) -> None:
+    def ended(status: int) -> None:
+        raise KeyboardInterrupt(status)
+
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr("olmo.distributed.os._exit", ended)
+    with pytest.raises(SystemExit if shut_down else KeyboardInterrupt) as caught:
+        leave(3)
+    assert caught.value.args == (3,)
+
+
 def test_a_round_that_only_one_process_injects(
     folder: Path, done: subprocess.CompletedProcess[str], report: dict[str, Any]
 ) -> None:
@@ -205,3 +222,4 @@ def test_a_round_that_only_one_process_injects(
 
 if __name__ == "__main__":
     two_processes(Path(sys.argv[1]))
+    leave(0)

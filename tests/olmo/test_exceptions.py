@@ -67,12 +67,23 @@ def test_debug_shows_the_traceback_and_is_not_passed_on(
     assert err.endswith("error: sed: unknown\n")
 
 
-@pytest.mark.parametrize(
-    "error", [TypeError, KeyError, AttributeError, AssertionError, RuntimeError, KeyboardInterrupt]
-)
+@pytest.mark.parametrize("error", [TypeError, KeyError, AttributeError, AssertionError, SystemExit])
 def test_programming_errors_and_exits_pass_through(error: type[BaseException]) -> None:
     with pytest.raises(error):
         exit_status(failing(error("ours")), [])
+
+
+def test_an_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(failing(KeyboardInterrupt()), []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate 1 GiB"), MemoryError()])
+def test_no_memory_left_is_one_line_with_advice(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(failing(error), []) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "use a smaller device_train_microbatch_size" in message
 
 
 def test_arguments_come_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

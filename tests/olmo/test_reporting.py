@@ -181,7 +181,7 @@ def test_wandb_that_is_not_installed_is_a_configuration_error(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigurationError, match="wandb: is configured but not installed; pip install wandb"):
-        reporting._start_wandb(TrainConfig(wandb=WandbConfig()), resumed=False)
+        reporting._start_wandb(TrainConfig(wandb=WandbConfig()), Path("wandb-id.txt"), resumed=False)
 
 
 def test_the_evaluations_that_matter_are_told(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:

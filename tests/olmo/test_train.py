@@ -737,6 +737,8 @@ def test_wandb_gets_the_metrics(plain: Path, tmp_path: Path, monkeypatch: pytest
     logged: list[tuple[int, dict[str, float]]] = []
 
     class Fake:
+        id = "abc"
+
         def init(self, **settings: Any) -> Fake:
             assert settings["project"] == "demo" and settings["name"] == "tiny" and settings["dir"] == str(tmp_path)
             json.dumps(settings["config"])

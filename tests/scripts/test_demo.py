@@ -245,10 +245,10 @@ def test_every_training_configuration_loads_and_hangs_together(variant):
         assert config.reset_optimizer_state and config.reset_trainer_state and config.eval_on_load
         assert config.max_duration == demo.LEARNED and result.name == f"step{demo.LEARNED}.parquet"
         assert config.data.dataset_path == f"{output}/text/science_train" and config.data.paths is None
-        assert (config.injection is None) == (key == "last_control")
         files = {s: f"{output}/knowledge/fictional_knowledge_{s}.json" for s in ("paraphrase", "once")}
-        if config.injection is not None:
-            assert (config.injection.paraphrase, config.injection.once) == (files["paraphrase"], files["once"])
+        assert (config.injection.paraphrase, config.injection.once) == (files["paraphrase"], files["once"])
+        assert (config.injection.rounds == 0) == (key == "last_control")
+        if config.injection.rounds:
             assert config.inject_interval * config.injection.rounds == config.max_duration
         factor = {"last_q1": "1.0", "last_q2": "2.0"}.get(key)
         edited = f"{saved}/step720-unsharded/resuscitation_ratio0.5_amplifying{factor}.safetensors"

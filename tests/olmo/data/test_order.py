@@ -1,13 +1,11 @@
-"""The order in which a run sees its instances: OLMo's rule, and its headerless file."""
-
-from pathlib import Path
+"""The order in which a run sees its instances: OLMo's rule."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from olmo.data.order import build_order, load_order
+from olmo.data.order import build_order
 
 
 def by_the_rule(count: int, seed: int, world_size: int, drop_last: bool, shuffle: bool) -> list[int]:
@@ -61,38 +59,3 @@ def test_too_many_instances_for_32_bits() -> None:
 
 
 # --- the file ---
-
-
-def test_file_is_headerless_and_little_endian(tmp_path: Path) -> None:
-    path = tmp_path / "global_indices.npy"
-    path.write_bytes(bytes([1, 0, 0, 0, 0, 1, 0, 0, 255, 255, 255, 255]))
-    order = load_order(path)
-    assert order.dtype == np.uint32
-    assert order.tolist() == [1, 256, 2**32 - 1]
-
-
-def test_file_round_trip(tmp_path: Path) -> None:
-    order = build_order(1000, 1, 2, world_size=3)
-    order.astype("<u4").tofile(tmp_path / "a.npy")
-    assert np.array_equal(load_order(tmp_path / "a.npy"), order)
-    assert np.array_equal(load_order(str(tmp_path / "a.npy")), order)
-
-
-def test_file_is_mapped_and_read_only(tmp_path: Path) -> None:
-    np.arange(4, dtype="<u4").tofile(tmp_path / "a.npy")
-    order = load_order(tmp_path / "a.npy")
-    assert isinstance(order, np.memmap)
-    with pytest.raises(ValueError, match="read-only"):
-        order[0] = 1
-
-
-@pytest.mark.parametrize("size", [0, 3, 5, 4095])
-def test_size_that_fits_no_whole_number(tmp_path: Path, size: int) -> None:
-    (tmp_path / "a.npy").write_bytes(bytes(size))
-    with pytest.raises(ValueError, match=rf"a\.npy: {size} bytes are no whole number of 32-bit instance numbers"):
-        load_order(tmp_path / "a.npy")
-
-
-def test_missing_file_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"a\.npy: no such data order; scripts/get_dataorder\.sh"):
-        load_order(tmp_path / "a.npy")
