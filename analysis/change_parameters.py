@@ -75,6 +75,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
+    suffix = ".pt" if args.format == "full" else ".safetensors"
+    if args.output is not None and args.output.suffix != suffix:
+        raise ConfigurationError(f"--output {args.output}: --format {args.format} is written as {suffix}")
     named = [args.checkpoint] if args.checkpoint else []
     folder = checkpoint_folders(args.step, args.model_size, named)[0]
     if not checkpoint.is_olmo(folder):
@@ -89,12 +92,9 @@ def main(argv: Sequence[str]) -> None:
         chosen = resuscitate(average, args.resuscitation_ratio, args.amplifying_factor, args.select, args.seed)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    suffix = "" if args.select == "lowest" else f"_{args.select}"
-    name = f"resuscitation_ratio{args.resuscitation_ratio}_amplifying{args.amplifying_factor}{suffix}"
-    suffix = ".pt" if args.format == "full" else ".safetensors"
+    control = "" if args.select == "lowest" else f"_{args.select}"
+    name = f"resuscitation_ratio{args.resuscitation_ratio}_amplifying{args.amplifying_factor}{control}"
     output = args.output or folder / (name + suffix)
-    if output.suffix != suffix:
-        raise ConfigurationError(f"--output {output}: --format {args.format} is written as {suffix}")
     # Also for multipliers: it shows now, not when training starts, that they fit the checkpoint.
     edited = rescale(state, chosen.multipliers)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -360,3 +360,13 @@ def test_the_command_itself_ends_with_status_and_one_line(folder: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines() == ["error: resuscitation ratio 2.0 is not in (0, 1]"]
+
+
+def test_a_file_of_the_wrong_kind_is_refused_before_it_is_written(tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for form, name in (("full", "x.safetensors"), ("multipliers", "x.pt")):
+        argv = ["--checkpoint", str(folder), "--resuscitation_ratio", "0.5", "--amplifying_factor", "1"]
+        assert exit_status(change_parameters.main, [*argv, "--format", form, "--output", str(tmp_path / name)]) == 2
+        assert f"--format {form} is written as" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()

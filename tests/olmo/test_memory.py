@@ -562,3 +562,24 @@ def test_other_weights_names_or_shapes_have_another_fingerprint() -> None:
     prints = {fingerprint(s) for s in (state, *others)}
     assert len(prints) == 6 and all(len(p) == 64 for p in prints)
     assert fingerprint({"b": state["b"], "a": state["a"].clone()}) == fingerprint(state)
+
+
+def test_relu_needs_to_know_up_and_gate() -> None:
+    """Two projections of unknown names: which is the gate cannot be told, and abs needs not know."""
+    layer = torch.nn.ModuleDict(
+        {"w1": torch.nn.Linear(8, 12), "w3": torch.nn.Linear(8, 12), "w2": torch.nn.Linear(12, 8)}
+    )
+
+    class Gated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList([layer])
+            self.embedding = torch.nn.Embedding(5, 8)
+
+        def get_input_embeddings(self) -> torch.nn.Embedding:
+            return self.embedding
+
+    with observe(Gated(), "abs"):
+        pass
+    with pytest.raises(ValueError, match="cannot tell up projection and gate"), observe(Gated(), "relu"):
+        pass

@@ -785,3 +785,47 @@ def test_a_row_that_overflows_is_an_error_before_anything_is_written(world: Path
     with pytest.raises(ValueError, match=r"injection round 1, row 0: \d+ tokens \(paraphrase/0, paraphrase/1\) exceed"):
         train(world, tmp_path / "run", *crowded)
     assert not (tmp_path / "run").exists()
+
+
+# --- what an older run, or another model, left ---
+
+
+def test_a_run_that_overwrites_another_never_goes_on_from_its_checkpoints(plain: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(plain, run, "--save_interval=2", "--stop_at=6")
+    assert checkpoint.latest(run) == run / "step6"
+    train(plain, run, "--save_interval=2", "--stop_at=2", "--save_overwrite", "--seed=99")
+    assert checkpoint.latest(run) == run / "step2"
+    assert sorted(series(run)) == [1, 2]
+
+
+def test_a_run_does_not_clear_the_checkpoint_it_starts_from(plain: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(plain, run, "--save_interval=2", "--stop_at=2")
+    with pytest.raises(ConfigurationError, match="lies in save_folder, which save_overwrite clears"):
+        train(plain, run, f"--load_path={run / 'step2'}", "--save_overwrite")
+    assert (run / "step2" / "model.safetensors").is_file()
+
+
+def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(plain: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(plain, run, "--save_interval=3", "--stop_at=3")
+    with pytest.raises(ConfigurationError, match="global_train_batch_size: 18 instances of this epoch are done"):
+        train(plain, run, "--try_load_latest_save", "--global_train_batch_size=4")
+
+
+def test_a_model_that_would_compute_something_else_is_refused(plain: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(plain, run, "--save_interval=1", "--stop_at=1")
+    reset = ("--reset_optimizer_state", "--reset_trainer_state", f"--load_path={run / 'step1'}")
+    for key, value in (("n_heads", "2"), ("rope_theta", "500"), ("clip_qkv", "1.0"), ("layer_norm_eps", "0.1")):
+        with pytest.raises(ConfigurationError, match=rf"model\.{key}: .* but the checkpoint .* was made with"):
+            train(plain, tmp_path / "other", *reset, f"--model.{key}={value}")
+
+
+def test_a_checkpoint_is_not_resuscitated_again_by_its_own_config(plain: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer = train(plain, run, "--save_interval=1", "--stop_at=1")
+    path = run / "step1" / "config.yaml"
+    path.write_text(path.read_text().replace("resuscitation: null", "resuscitation: gone.pt"))
+    assert same(checkpoint.load_model(run / "step1", CPU).state_dict(), weights(trainer))

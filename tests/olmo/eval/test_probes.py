@@ -280,3 +280,9 @@ def test_another_label_is_an_error_that_lists_what_there_is(label: str) -> None:
     said = str(caught.value)
     assert said.startswith(f"evaluators.{label}: ")
     assert all(word in said for word in ("paraphrase", "once", "duplicate", *KINDS, "paragraph"))
+
+
+def test_an_entry_without_probes_counts_for_nothing(model: OLMo) -> None:
+    probes = [Probe("once", "semantic", entry, 0, (1, 2, 3), 1) for entry in (0, 2)]
+    table = score_probes(model, probes, 64, CPU, Ranks())
+    assert probe_metrics(table, 4)["eval/K"] == pytest.approx(table.mean_log_prob.mean())
