@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from analysis.locations import add_checkpoint_flags, checkpoint_folders, step_of
 from olmo import checkpoint
 from olmo.data.sources import TokenDataset, TokenFiles
-from olmo.distributed import Ranks, keep_large_blocks, pick_device, process_group
+from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import (
     COEFFICIENTS,
@@ -299,4 +298,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    leave(exit_status(main))

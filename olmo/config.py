@@ -695,6 +695,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield f"optimizer.betas: expected two numbers, got {list(config.optimizer.betas)}"
     if config.data.paths and config.data.dataset_path:
         yield "data: give either data.paths or data.dataset_path, not both"
+    if config.eval_subset_num_batches == 0 or any(e.subset_num_batches == 0 for e in config.evaluators):
+        yield "eval_subset_num_batches and subset_num_batches: 0 batches evaluate nothing; -1 means all"
     labels = [e.label for e in config.evaluators]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
         yield f"evaluators.{label}: two evaluators of one label"

@@ -430,6 +430,7 @@ def test_keys_without_effect_load(tmp_path: Path, key: str) -> None:
         ("evaluators: [{label: a, data: {paths: [b], dataset_path: c}}]", "evaluators.a: needs exactly one of"),
         ("data: {paths: [a], dataset_path: b}", "data: give either data.paths or data.dataset_path"),
         ("global_train_batch_size: 0", "global_train_batch_size: 0 must be at least 1"),
+        ("eval_subset_num_batches: 0", "eval_subset_num_batches and subset_num_batches: 0 batches"),
         ("save_interval: 0", "save_interval: 0 must be at least 1"),
         ("console_log_interval: 0", "console_log_interval: 0 must be at least 1"),
         ("injection: {once: a, rounds: -1}\ninject_interval: 1", "injection.rounds: -1 is negative"),
