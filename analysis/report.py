@@ -282,17 +282,18 @@ def _image(path: Path, alt: str) -> str:
 
 
 STYLE = """
-body{font:16px/1.55 system-ui,sans-serif;color:#1b1f24;max-width:60rem;margin:2.5rem auto;padding:0 1.2rem}
+body{font:16px/1.55 system-ui,sans-serif;color:#1b1f24;max-width:68rem;margin:2.5rem auto;padding:0 1.2rem}
 h1{font-size:1.7rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.4rem;border-bottom:1px solid #d8dee4}
-table{border-collapse:collapse;font-size:.88rem;margin:.8rem 0}
-th,td{padding:.3rem .7rem;text-align:left;vertical-align:top}
+table{border-collapse:collapse;font-size:.84rem;margin:.8rem 0}
+th,td{padding:.3rem .5rem;text-align:left;vertical-align:top}
 th{border-bottom:2px solid #57606a}td{border-bottom:1px solid #e4e8ec}.scroll{overflow-x:auto}
 .numbers td{font-variant-numeric:tabular-nums;white-space:nowrap}
-.i{color:#57606a;font-size:.82rem;white-space:nowrap}
-img{max-width:100%;width:40rem;height:auto;display:block;margin:.6rem 0}.wide img{width:60rem}
+.sub{color:#57606a}.i{color:#57606a;font-size:.78rem;white-space:nowrap}
+img{max-width:100%;width:40rem;height:auto;display:block;margin:.6rem 0}.wide img{width:66rem}
+.seen,.opposite,.noise{white-space:nowrap}
 .seen{color:#116329;font-weight:600}.opposite{color:#a40e26;font-weight:600}.noise{color:#7d4e00;font-weight:600}
 .note{color:#57606a;font-size:.9rem}code{font-size:.82rem;background:#f3f5f7;padding:.1em .3em;border-radius:3px;
-overflow-wrap:anywhere}.pair{display:flex;flex-wrap:wrap}.pair img{flex:1 1 20rem;min-width:0;max-width:30rem}
+overflow-wrap:anywhere}.pair{display:flex;flex-wrap:wrap}.pair img{flex:1 1 20rem;min-width:0;max-width:33rem}
 """
 
 CLASSES = {"seen": "seen", "not seen (the opposite)": "opposite", "within noise at this scale": "noise"}
@@ -302,7 +303,7 @@ def _directions_table(report: dict[str, Any]) -> str:
     rows = [
         (
             html.escape(d["claim"])
-            + f"<br><span class=i>{html.escape(d['measured'])}, expected {d['expected']}</span>",
+            + f"<br><span class=sub>{html.escape(d['measured'])}, expected {d['expected']}</span>",
             _interval(d, 3 if abs(d["value"]) < 1 else 2),
             f'<span class="{CLASSES[d["verdict"]]}">{d["verdict"]}</span>',
         )
