@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import glob
+import re
 import typing
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -168,7 +170,7 @@ class ModelConfig:
     weight_tying: bool = True
     eos_token_id: int = 50256
     pad_token_id: int = 50256
-    init_device: Optional[str] = None
+    init_device: Optional[str] = None  # meta: new weights are made on the device that trains them
     init_fn: InitFnType = InitFnType.normal
     init_std: float = 0.02
     init_cutoff_factor: Optional[float] = None  # truncate the normal at this many standard deviations
@@ -176,9 +178,9 @@ class ModelConfig:
     scale_emb_init: bool = False
     emb_init_std: Optional[float] = None
     norm_after: bool = False  # OLMo 2: norm the output of attention and feed-forward, not their input
-    temperature_attention: Optional[float] = None
-    temperature_MLP: Optional[str] = None
-    temperature_decay: Optional[bool] = True
+    temperature_attention: Optional[float] = None  # divides the attention scores
+    temperature_MLP: Optional[str] = None  # file of divisors of the memory coefficients, (n_layers, m)
+    temperature_decay: Optional[bool] = True  # both go linearly to 1 over the run
     resuscitation: Optional[str] = None  # multiplier file or full state dict to apply when the model is loaded
     save_grad_: Optional[bool] = False
 
@@ -414,17 +416,47 @@ class TrainConfig:
         return self.seed if self.data.seed is None else self.data.seed
 
     def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML."""
-        path.write_text(OmegaConf.to_yaml(OmegaConf.structured(self), resolve=True), encoding="utf-8")
+        """Write the resolved configuration as YAML, without keys of _NEWER that stand at their defaults."""
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(_plain(self))), encoding="utf-8")
+
+
+# Keys that ai2-olmo 0.6.0 or the published trainer (a fork of 0.4) refuse to read, by dataclass.
+_NEWER = {
+    "ModelConfig": (
+        *("rope_theta", "embedding_layer_norm", "scale_emb_init", "emb_init_std", "norm_after"),
+        *("temperature_attention", "temperature_MLP", "temperature_decay", "resuscitation", "save_grad_"),
+    ),
+    "OptimizerConfig": ("warmup_min_lr",),
+    "DataConfig": ("generate_doc_lengths", "dataset_path"),
+    "EvaluatorConfig": ("eval_interval",),
+    "CompilerConfig": ("dynamic",),
+    "TrainConfig": (
+        *("auxiliary_loss_multiplier", "module_outputs_save_steps", "try_load_latest_save", "base", "injection"),
+        *("save_steps_unsharded", "inject_indices_map", "base_step", "data_shuffling", "inject_interval"),
+        "probe_dataset",
+    ),
+}
+
+
+def _plain(value: Any) -> Any:
+    """A configuration as the dictionaries, lists and scalars of its YAML."""
+    if dataclasses.is_dataclass(value):
+        newer = _NEWER.get(type(value).__name__, ())
+        kept = (f for f in dataclasses.fields(value) if f.name not in newer or getattr(value, f.name) != f.default)
+        return {f.name: _plain(getattr(value, f.name)) for f in kept}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.value if isinstance(value, Enum) else value
 
 
 # Keys that OLMo's configurations carry and that change neither numbers nor memory here, with the reason.
 WITHOUT_EFFECT = {
     "model.flash_attention": "scaled_dot_product_attention picks the kernel",
     "model.alibi_bias_max": "only read with alibi",
-    "model.init_device": "parameters are made on meta where a checkpoint fills them",
+    "model.block_group_size": "blocks are named one by one; grouped checkpoints load as well",
     "model.precision": "the run's precision decides",
-    "model.temperature_decay": "only read with temperature_attention and temperature_MLP",
     "optimizer.metrics_log_interval": "the gradient norm is logged whenever the loss is",
     "data.num_workers": "batches are read by one prefetching thread from memory maps",
     "data.pin_memory": "see data.num_workers",
@@ -449,17 +481,10 @@ WITHOUT_EFFECT = {
 # Keys we know and do not support: (key, values that leave a run as it is, what to do instead).
 _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("model.block_type", (BlockType.sequential,), "convert the checkpoint's q, k, v to a fused att_proj"),
-    ("model.block_group_size", (1,), "use 1; it only changes the names of the weights"),
     ("model.alibi", (False,), "use rope or learned positions"),
-    ("model.init_fn", (InitFnType.normal, InitFnType.mitchell, InitFnType.full_megatron), "use one of those"),
-    ("model.temperature_attention", (None, 1.0), "leave it out"),
-    ("model.temperature_MLP", (None,), "leave it out"),
     ("model.save_grad_", (None, False), "leave it out"),
-    ("optimizer.name", (OptimizerType.adamw,), "use adamw"),
     ("optimizer.selective_updates", (False,), "leave it out"),
     ("optimizer.record_update_metrics", (False,), "leave it out"),
-    ("scheduler.grad_clip_warmup_steps", (None,), "leave it out"),
-    ("scheduler.grad_clip_warmup_factor", (None,), "leave it out"),
     ("data.datasets", (None,), "name the files in data.paths"),
     ("data.label_mask_paths", (None,), "leave it out"),
     ("data.pad_direction", (PaddingDirection.right,), "use right; causal attention then needs no mask"),
@@ -469,7 +494,6 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("fast_forward_batches", (None,), "leave it out"),
     ("remote_save_folder", (None,), "copy save_folder afterwards"),
     ("save_interval_ephemeral", (None,), "use save_interval with save_num_checkpoints_to_keep: 1"),
-    ("max_grad_norm_ratio", (None,), "use max_grad_norm"),
     ("precision", (None, "fp32", "amp_bf16"), "use fp32 or amp_bf16"),
     ("wandb.log_artifacts", (False,), "leave it out"),
     ("speed_monitor.gpu_flops_available", (None,), "leave it out"),
@@ -564,6 +588,40 @@ def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
             raise ConfigurationError(f"{override}: {str(error).splitlines()[0]}") from error
 
 
+def _register_resolvers() -> None:
+    """The interpolations of OLMo's configurations: `${path.choose:A,B}`, `${path.glob:PATTERN}`,
+    `${path.last_checkpoint:FOLDER}`."""
+
+    def choose(*paths: str) -> str:
+        for path in paths:
+            if "://" in path or Path(path).exists():
+                return path
+        raise FileNotFoundError(f"path.choose: none of {', '.join(paths)} exists")
+
+    def expand(*patterns: str) -> list[str]:
+        found = [sorted(glob.glob(pattern)) for pattern in patterns]
+        for pattern, matches in zip(patterns, found):
+            if not matches:
+                raise FileNotFoundError(f"path.glob: nothing matches {pattern}")
+        return [path for matches in found for path in matches]
+
+    def last_checkpoint(folder: str) -> str:
+        steps = {}
+        for path in Path(folder).glob("step*"):
+            match = re.fullmatch(r"step(\d+)(-unsharded)?", path.name)
+            if match:
+                steps[int(match[1])] = path
+        if not steps:
+            raise FileNotFoundError(f"path.last_checkpoint: no checkpoint in {folder}")
+        return str(steps[max(steps)])
+
+    for name, resolver in (("choose", choose), ("glob", expand), ("last_checkpoint", last_checkpoint)):
+        OmegaConf.register_resolver(f"path.{name}", resolver, replace=True)
+
+
+_register_resolvers()
+
+
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such configuration file")
@@ -598,6 +656,9 @@ def _translate(raw: DictConfig) -> None:
     optimizer = raw.get("optimizer")
     if OmegaConf.is_dict(optimizer) and optimizer.get("no_decay_norm_and_bias") is not None:
         optimizer["decay_norm_and_bias"] = not optimizer.pop("no_decay_norm_and_bias")
+    if OmegaConf.is_dict(optimizer) and optimizer.get("name") == "decoupled_lionw":
+        optimizer["name"] = "lionw"
+        optimizer.pop("eps", None)
     if isinstance(raw.get("activation_checkpointing"), bool):
         raw["activation_checkpointing"] = "whole_layer" if raw["activation_checkpointing"] else None
 
@@ -664,6 +725,12 @@ def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
     yield from (f"model.{key}: {value} must be at least 1" for key, value in wrong.items())
     if wrong:
         return
+    if model.n_kv_heads is not None and model.multi_query_attention is not None:
+        expected = 1 if model.multi_query_attention else model.n_heads
+        if model.n_kv_heads != expected:
+            yield f"model.multi_query_attention: contradicts model.n_kv_heads: {model.n_kv_heads}; give one of them"
+    if model.clip_qkv is not None and not model.clip_qkv > 0:
+        yield f"model.clip_qkv: {model.clip_qkv} must be positive"
     if model.d_model % model.n_heads:
         yield f"model.d_model: {model.d_model} does not divide into model.n_heads: {model.n_heads}"
     elif model.rope and (model.d_model // model.n_heads) % 2:

@@ -102,6 +102,9 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(d, config.projection_size, bias=bias)
         self.act = Activation(config.activation_type)
         self.ff_out = nn.Linear(config.inner_size, d, bias=bias)
+        # What `olmo/temperature.py` sets: () divides the attention scores, (M,) the memory coefficients.
+        self.attention_temperature: Tensor | None = None
+        self.memory_temperature: Tensor | None = None
 
     def dropout(self, x: Tensor) -> Tensor:
         p = self.config.residual_dropout
@@ -119,13 +122,18 @@ class Block(nn.Module):
         q, k, v = (t.view(batch, length, -1, size).transpose(1, 2) for t in (q, k, v))  # (B, H or K, T, C)
         if table is not None:
             q, k = (rotate(t, table, config.rope_full_precision) for t in (q, k))
+        if self.attention_temperature is not None:
+            q = q / self.attention_temperature
         dropout = config.attention_dropout if self.training else 0.0
         grouped = config.effective_n_kv_heads != config.n_heads
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
         return self.attn_out(out.transpose(1, 2).reshape(batch, length, d))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.ff_out(self.act(self.ff_proj(x)))
+        coefficients = self.act(self.ff_proj(x))
+        if self.memory_temperature is not None:
+            coefficients = coefficients / self.memory_temperature.to(coefficients.dtype)
+        return self.ff_out(coefficients)
 
     def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
         if self.config.norm_after:
@@ -198,42 +206,56 @@ class OLMo(nn.Module):
         return self.logits(self.hidden_states(input_ids))
 
     def reset_parameters(self) -> None:
-        """Initialise as OLMo does: truncated normals whose deviations depend on `init_fn` and, for the two
-        projections that write to the residual stream, on the depth of the block."""
+        """Initialise as OLMo does: normals, truncated or not, whose deviations depend on `init_fn` and, for the two
+        projections that write to the residual stream, on the depth of the block.
+
+        `normal`, `mitchell` and `full_megatron` as in OLMo 0.6.0; `kaiming_normal` and `fan_in`, which it has dropped,
+        as in OLMo 0.2: deviations sqrt(2 / fan-in) and 1 / sqrt(fan-in).
+        """
         config, parts = self.config, self.transformer
         wide = math.sqrt(config.d_model)
         megatron = config.init_fn == InitFnType.full_megatron
         mitchell = config.init_fn == InitFnType.mitchell
+        by_fan_in = config.init_fn in (InitFnType.kaiming_normal, InitFnType.fan_in)
         cutoff = config.init_cutoff_factor or (3.0 if mitchell or megatron else None)
         std = 1 / wide if mitchell else config.init_std
 
         def fill(module: nn.Module, deviation: float) -> None:
             weight, bias = module.weight, getattr(module, "bias", None)
             assert isinstance(weight, Tensor)
-            if cutoff is None:
+            if cutoff is None or by_fan_in:
                 nn.init.normal_(weight, std=deviation)
             else:
                 nn.init.trunc_normal_(weight, std=deviation, a=-cutoff * deviation, b=cutoff * deviation)
             if bias is not None:
                 nn.init.zeros_(bias)
 
+        def deviation_of(module: nn.Module, otherwise: float) -> float:
+            """The deviation by fan-in (columns of the weight), or what the other functions say."""
+            if not by_fan_in:
+                return otherwise
+            assert isinstance(module.weight, Tensor)
+            gain = 2.0 if config.init_fn == InitFnType.kaiming_normal else 1.0
+            return math.sqrt(gain / module.weight.shape[1])
+
         scaled = megatron and config.scale_emb_init
-        fill(parts["wte"], config.emb_init_std or (std * wide if scaled else std))
+        embedding = deviation_of(parts["wte"], std * wide if scaled else std)
+        fill(parts["wte"], config.emb_init_std or embedding)
         if "wpe" in parts:
-            fill(parts["wpe"], std)
+            fill(parts["wpe"], deviation_of(parts["wpe"], std))
         if "ff_out" in parts:
-            fill(parts["ff_out"], 1 / wide if mitchell or megatron else std)
+            fill(parts["ff_out"], deviation_of(parts["ff_out"], 1 / wide if mitchell or megatron else std))
         for module in self.modules():
             if isinstance(module, LayerNorm):
                 module.reset_parameters()
         for depth, block in enumerate(self.blocks, start=1):
-            fill(block.att_proj, std)
-            fill(block.ff_proj, std)
             attn_out = ff_out = std
             if mitchell:
                 attn_out = 1 / math.sqrt(2 * config.d_model * depth)
                 ff_out = 1 / math.sqrt(2 * config.inner_size * depth)
             elif megatron:
                 attn_out = ff_out = std / math.sqrt(2.0 * config.n_layers)
-            fill(block.attn_out, attn_out)
-            fill(block.ff_out, ff_out)
+            fill(block.att_proj, deviation_of(block.att_proj, std))
+            fill(block.ff_proj, deviation_of(block.ff_proj, std))
+            fill(block.attn_out, deviation_of(block.attn_out, attn_out))
+            fill(block.ff_out, deviation_of(block.ff_out, ff_out))

@@ -1,13 +1,14 @@
-"""Parameter groups, AdamW, learning-rate schedules and gradient clipping, as OLMo 0.6.0 has them."""
+"""Parameter groups, AdamW and LionW, learning-rate schedules and gradient clipping, as OLMo 0.6.0 has them."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import OptimizerConfig, SchedulerConfig, SchedulerType, TrainConfig
+from .config import OptimizerConfig, OptimizerType, SchedulerConfig, SchedulerType, TrainConfig
 from .model import LayerNorm
 
 
@@ -42,21 +43,62 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
     return groups
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW, fused where the device has such a kernel (CPU and CUDA do)."""
+class LionW(torch.optim.Optimizer):
+    """Lion (arXiv 2302.06675) with decoupled weight decay, as OLMo has it.
+
+    A step moves every weight by the learning rate against the sign of beta_1 m + (1 - beta_1) g, then
+    m <- beta_2 m + (1 - beta_2) g; m, of the weight's dtype, is kept as `exp_avg`.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update from the gradients; returns what `closure`, called first, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta_1, beta_2 = group["betas"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "exp_avg" not in state:
+                    state["exp_avg"] = torch.zeros_like(weight)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                direction = torch.sign(state["exp_avg"] * beta_1 + weight.grad * (1 - beta_1))
+                weight.add_(direction, alpha=-group["lr"])
+                state["exp_avg"].mul_(beta_2).add_(weight.grad, alpha=1 - beta_2)
+        return loss
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """LionW, or AdamW, fused where the device has such a kernel (CPU and CUDA do)."""
     groups = parameter_groups(config, model)
+    if config.name == OptimizerType.lionw:
+        return LionW(groups, config.learning_rate, config.betas, config.weight_decay)
     fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused, foreach=None
     )
 
 
-def learning_rate(config: TrainConfig, current: int, total: int) -> float:
+def learning_rate(config: TrainConfig, current: int, total: int, restarted_at: int | None = None) -> float:
     """The learning rate of the optimizer step that ends step `current` (1-based) of `total`.
 
-    `current` and `total` are counted in `scheduler.units`: steps or tokens.
+    `current`, `total` and `restarted_at` are counted in `scheduler.units`: steps or tokens. `restarted_at` is where a
+    run went on without the optimizer's state: from there the rate rises once more from 0, over `t_warmup`, to where
+    the schedule then is (OLMo's bolt-on warm-up).
     """
     scheduler = config.scheduler
+    if restarted_at is not None:
+        warm = restarted_at + int(scheduler.t_warmup)
+        if current < warm:
+            share = max(current - restarted_at, 0) / (warm - restarted_at)
+            return learning_rate(config, warm, total) * share
     if scheduler.name == SchedulerType.max_scheduler:
         inner = (SchedulerType.cosine_with_warmup, SchedulerType.inverse_sqrt_with_warmup)
         return max(_schedule(scheduler, name, config, current, total) for name in inner)
@@ -89,6 +131,18 @@ def _schedule(scheduler: SchedulerConfig, name: SchedulerType, config: TrainConf
     return final + (cosine * (1 - done) if name == SchedulerType.cosine_linear_envelope else cosine)
 
 
+def clip_limit(config: TrainConfig, limit: float | None, current: int) -> float | None:
+    """A limit (`max_grad_norm` or `max_grad_norm_ratio`), times `grad_clip_warmup_factor` while clipping warms up.
+
+    `current` counts steps or tokens, by `scheduler.units`; the warm-up ends after `grad_clip_warmup_steps` of them.
+    """
+    scheduler = config.scheduler
+    steps, factor = scheduler.grad_clip_warmup_steps, scheduler.grad_clip_warmup_factor
+    if limit is None or steps is None or factor is None or current > int(steps):
+        return limit
+    return factor * limit
+
+
 def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     """Scale all gradients so that their joint 2-norm is at most `max_norm`; returns the norm before (float32).
 
@@ -96,3 +150,29 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     """
     limit = math.inf if max_norm is None else max_norm
     return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+
+@torch.no_grad()
+def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Tensor:
+    """Scale every parameter's gradient by itself where its 2-norm has risen; returns the joint norm before (float32).
+
+    The limit is `max_ratio` times a running average of the parameter's clipped norm, with the larger of the betas, kept
+    in the optimizer's state as `grad_norm_exp_avg`; the factor is limit / (norm + 1e-6), at most 1, as in OLMo.
+    """
+    norms = []
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is None:
+                continue
+            norm = torch.linalg.vector_norm(weight.grad, dtype=torch.float32)
+            norms.append(norm)
+            state = optimizer.state.get(weight)
+            average = state.get("grad_norm_exp_avg") if state else None
+            if average is None:
+                average = norm.clone()
+                if state:  # not before the first step: optimizers take any state for a sign that theirs is there
+                    state["grad_norm_exp_avg"] = average
+            factor = (max_ratio * average / (norm + 1e-6)).clamp(max=1.0)
+            weight.grad.mul_(factor.to(weight.grad.dtype))
+            average.lerp_(norm * factor, 1 - max(group["betas"]))
+    return torch.linalg.vector_norm(torch.stack(norms))

@@ -25,8 +25,10 @@ from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
 from .knowledge.injection import Text, inject, plan_from_config
 from .model import OLMo
-from .optim import build_optimizer, clip_gradients, learning_rate
+from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
 from .reporting import Reporter, clock, log
+from .temperature import Temperatures
+from .tensors import read_training_state
 from .tokenizer import encode, load_tokenizer
 
 
@@ -38,6 +40,7 @@ class TrainState:
     epoch: int = 0
     batch: int = 0  # global batches of this epoch done
     tokens: int = 0  # tokens seen by all ranks
+    restarted_at: int | None = None  # steps (or tokens) when the optimizer's state was reset in mid-run
 
 
 def language_model_loss(logits: Tensor, input_ids: Tensor, z_multiplier: float | None) -> tuple[Tensor, Tensor]:
@@ -97,6 +100,7 @@ class Trainer:
                 f"load_path: {config.load_path} lies in save_folder, which save_overwrite clears; choose another folder"
             )
         self.model = self._load(resumed)
+        self.temperatures = Temperatures.from_config(config.model, Path(config.load_path) if config.load_path else None)
         self.module = distribute(self.model, config, ranks, device)
         if config.compile is not None:
             self.module.compile(**asdict(config.compile))
@@ -115,13 +119,19 @@ class Trainer:
         config = self.config
         if resumed is not None:
             # What was resuscitated at the start has been trained since; it must not be edited again.
-            return checkpoint.load_model(resumed, self.device, config=replace(config.model, resuscitation=None))
+            unedited = replace(config.model, resuscitation=None)
+            return checkpoint.load_model(resumed, self.device, config=unedited, mapped=False)
         if config.load_path is not None:
-            return checkpoint.load_model(checkpoint.resolve(config.load_path), self.device, config=config.model)
+            folder = checkpoint.resolve(config.load_path)
+            return checkpoint.load_model(folder, self.device, config=config.model, mapped=False)
         if config.model.resuscitation:
             raise ConfigurationError("model.resuscitation: needs load_path, the checkpoint that it edits")
         torch.manual_seed(config.seed)
-        return OLMo(config.model).to(self.device)
+        if config.model.init_device != "meta":
+            return OLMo(config.model).to(self.device)
+        model = OLMo.empty(config.model).to_empty(device=self.device)
+        model.reset_parameters()
+        return model
 
     def _restore(self, resumed: Path | None) -> None:
         """Optimizer and trainer state, unless they are to be reset."""
@@ -132,10 +142,10 @@ class Trainer:
         if folder is None:
             return
         if resumed is not None or not config.reset_optimizer_state:
-            saved = checkpoint.read_training_state(folder / "optim.pt")
+            saved = read_training_state(folder, "optim")
             checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
         if resumed is not None or not config.reset_trainer_state:
-            saved = checkpoint.read_training_state(folder / "train.pt")
+            saved = read_training_state(folder, "train", "other")
             seen = saved.get("global_train_examples_seen_this_epoch", 0) if config.restore_dataloader else 0
             if seen % config.global_train_batch_size:
                 raise ConfigurationError(
@@ -147,7 +157,10 @@ class Trainer:
                 saved.get("epoch") or 0,
                 seen // config.global_train_batch_size,
                 saved.get("global_train_tokens_seen", 0),
+                saved.get("restarted_at"),
             )
+        if resumed is None and config.reset_optimizer_state and not config.reset_trainer_state:
+            self.state.restarted_at = self.state.tokens if self._by_tokens else self.state.step
 
     def _warn_about_rounds_missed(self) -> None:
         if self.plan is None or not self.ranks.is_first:
@@ -163,6 +176,10 @@ class Trainer:
         return self.config.global_train_batch_size * self.config.model.max_sequence_length
 
     @property
+    def _by_tokens(self) -> bool:
+        return self.config.scheduler.units == SchedulerUnits.tokens
+
+    @property
     def max_steps(self) -> int:
         """Steps of the whole schedule, from `max_duration` in steps, epochs ('1ep') or tokens ('2e9T')."""
         duration = str(self.config.max_duration)
@@ -172,6 +189,16 @@ class Trainer:
             left = max(int(float(duration[:-1])) - self.state.tokens, 0)
             return self.state.step + math.ceil(left / self.tokens_per_batch)
         return int(float(duration))
+
+    @property
+    def schedule_length(self) -> int:
+        """Length of the whole schedule in `scheduler.units`."""
+        if not self._by_tokens:
+            return self.max_steps
+        duration = str(self.config.max_duration)
+        if duration.endswith("T"):
+            return int(float(duration[:-1]))
+        return self.state.tokens + (self.max_steps - self.state.step) * self.tokens_per_batch
 
     @property
     def last_step(self) -> int:
@@ -194,7 +221,7 @@ class Trainer:
                 self._fit(last_step, max_steps)
 
     def _fit(self, last_step: int, max_steps: int) -> None:
-        config, state = self.config, self.state
+        config, state, schedule_length = self.config, self.state, self.schedule_length
         if not self._resumed:
             self._evaluate_on_load()
             if config.load_path is None and not config.no_pre_train_checkpoint:
@@ -208,7 +235,8 @@ class Trainer:
             batch = next(batches)
             step = state.step + 1
             input_ids, entered = inject(batch.input_ids, batch.rows, step, self.plan, config.global_train_batch_size)
-            loss, z_loss, norm, rate = self._train_step(input_ids, step, max_steps)
+            self.temperatures.at(step / max_steps).apply(self.model)
+            loss, z_loss, norm, rate = self._train_step(input_ids, step, schedule_length)
             state.step, state.batch = step, state.batch + 1
             state.tokens += self.tokens_per_batch
             if state.batch == self.loader.batches_per_epoch:
@@ -232,7 +260,7 @@ class Trainer:
                 self._save(kinds)
         batches.close()  # type: ignore[attr-defined]
 
-    def _train_step(self, input_ids: Tensor, step: int, max_steps: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    def _train_step(self, input_ids: Tensor, step: int, schedule_length: int) -> tuple[Tensor, Tensor, Tensor, float]:
         """One optimizer step on this rank's rows (n, T); returns loss, z-loss, gradient norm, learning rate.
 
         As in OLMo the loss is the sum over the T - 1 predictions of each row divided by n * T.
@@ -252,16 +280,25 @@ class Trainer:
                 ((cross_entropy + z_loss) / tokens).backward()
             total += cross_entropy.detach() / tokens
             total_z += z_loss.detach() / tokens
-        norm = clip_gradients(self.model, config.max_grad_norm)
-        by_tokens = config.scheduler.units == SchedulerUnits.tokens
-        scale = self.tokens_per_batch if by_tokens else 1
-        current = self.state.tokens + scale if by_tokens else step
-        rate = learning_rate(config, current, max_steps * scale)
+        scale = self.tokens_per_batch if self._by_tokens else 1
+        before = self.state.tokens if self._by_tokens else step - 1
+        norm = self._clip_gradients(step, before)
+        rate = learning_rate(config, before + scale, schedule_length, self.state.restarted_at)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         both = self.ranks.sum_tensor(torch.stack((total, total_z))) / self.ranks.world_size
         return both[0], both[1], norm, rate
+
+    def _clip_gradients(self, step: int, before: int) -> Tensor:
+        """Clip by `max_grad_norm_ratio` or else `max_grad_norm`; returns the norm before.
+
+        OLMo sets the limits of a step at the end of the one before, and the first step has the plain ones.
+        """
+        config, ratio, limit = self.config, self.config.max_grad_norm_ratio, self.config.max_grad_norm
+        if step > 1:
+            ratio, limit = clip_limit(config, ratio, before), clip_limit(config, limit, before)
+        return clip_gradients(self.model, limit) if ratio is None else clip_each_gradient(self.optimizer, ratio)
 
     # --- rare work ---
 
@@ -373,8 +410,10 @@ class Trainer:
                     "global_train_examples_seen_this_epoch": self.state.batch * config.global_train_batch_size,
                     "global_train_tokens_seen": self.state.tokens,
                     "world_size": self.ranks.world_size,
+                    "restarted_at": self.state.restarted_at,
                 }
-                checkpoint.save(path, self.model, written, self.optimizer, trainer)
+                temperatures = self.temperatures.at(step / max(self.max_steps, 1))
+                checkpoint.save(path, self.model, written, self.optimizer, trainer, temperatures)
                 log.info("saved %s", path)
             self._saved[kind].append(path)
             while keep[kind] >= 0 and len(self._saved[kind]) > max(keep[kind], 1):

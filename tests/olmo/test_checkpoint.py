@@ -23,6 +23,7 @@ from olmo.config import ModelConfig, OptimizerConfig, OptimizerType, TrainConfig
 from olmo.memory import Multipliers, fingerprint, rescale
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
+from olmo.tensors import decode_key, encode_key, read_tensors, read_training_state
 from tests.reference import tiny_config, tiny_olmo2_config, to_transformers
 
 CPU = torch.device("cpu")
@@ -91,12 +92,12 @@ def test_a_saved_run_comes_back_bit_for_bit(tmp_path: Path) -> None:
     ]
     assert [path.name for path in folder.parent.iterdir()] == ["step2"]
     assert asdict(load(folder / "config.yaml")) == asdict(config)
-    assert checkpoint.read_training_state(folder / "train.pt") == trainer
+    assert read_training_state(folder, "train") == trainer
 
     loaded = checkpoint.load_model(folder, CPU)
     same_weights(loaded, model)
     again = build_optimizer(config.optimizer, loaded)
-    checkpoint.load_optimizer_state(again, checkpoint.read_training_state(folder / "optim.pt"), "here")
+    checkpoint.load_optimizer_state(again, read_training_state(folder, "optim"), "here")
     step(model, optimizer)
     step(loaded, again)
     same_weights(loaded, model)
@@ -148,7 +149,7 @@ def test_a_folder_is_whole_or_not_there(
     real = torch.save
     broken = {
         "the first file": (TrainConfig, "save", fail),
-        "the weights": (checkpoint, "save_file", fail),
+        "the weights": (checkpoint, "write_tensors", fail),
         "the last file": (torch, "save", lambda o, p: fail() if Path(p).name == "train.pt" else real(o, p)),
         "the rename": (Path, "rename", fail),
     }[fails]
@@ -159,7 +160,7 @@ def test_a_folder_is_whole_or_not_there(
     if folder.exists():  # then it is the older one, whole
         assert older
         same_weights(checkpoint.load_model(folder, CPU), made_model(1, include_bias=True))
-        assert checkpoint.read_training_state(folder / "train.pt") == {"step": 1}
+        assert read_training_state(folder, "train") == {"step": 1}
     # What was left over is in nobody's way.
     assert checkpoint.latest(tmp_path) in (None, folder)
     checkpoint.save(folder, model, config, optimizer, {"step": 2})
@@ -183,7 +184,7 @@ def test_latest_is_the_highest_step_that_can_restart(tmp_path: Path) -> None:
 
 def test_missing_training_state_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"optim\.pt: missing; set reset_optimizer_state"):
-        checkpoint.read_training_state(tmp_path / "optim.pt")
+        read_training_state(tmp_path, "optim")
 
 
 # --- keys of OLMo's safetensors ----------------------------------------------------------------------------------
@@ -195,16 +196,16 @@ names = st.lists(part, min_size=1, max_size=5).map(".".join)
 @settings(max_examples=300)
 @given(names)
 def test_keys_decode_to_the_name_that_olmo_encoded(name: str) -> None:
-    assert checkpoint.decode_key(olmo_key(name)) == name
-    assert checkpoint.decode_key(checkpoint.encode_key(name)) == name
+    assert decode_key(olmo_key(name)) == name
+    assert decode_key(encode_key(name)) == name
     path = base64.urlsafe_b64encode(pickle.dumps((tuple(name.split(".")), False))).decode()
-    assert checkpoint.decode_key(path) == name
+    assert decode_key(path) == name
 
 
 @settings(max_examples=500)
 @given(st.lists(part, min_size=2, max_size=5).map(".".join))
 def test_plain_keys_stay_as_they_are(name: str) -> None:
-    assert checkpoint.decode_key(name) == name
+    assert decode_key(name) == name
 
 
 def test_the_keys_of_a_saved_model_are_olmos(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
 def test_a_hostile_training_state_is_refused_and_runs_nothing(tmp_path: Path, name: str) -> None:
     torch.save({"step": 1, "extra": Bomb(tmp_path / "touched")}, tmp_path / name)
     with pytest.raises(ValueError, match=rf"{name}: cannot be read safely \(.*\); reset that state to go on"):
-        checkpoint.read_training_state(tmp_path / name)
+        read_training_state(tmp_path, Path(name).stem)
     assert not (tmp_path / "touched").exists()
 
 
@@ -306,7 +307,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, weights: str, kept: int) -> N
 def test_a_torch_file_of_something_else_is_named(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt: expected a flat dictionary of tensors"):
-        checkpoint.read_tensors(tmp_path / "model.pt")
+        read_tensors(tmp_path / "model.pt")
 
 
 # --- weights and configuration disagree --------------------------------------------------------------------------
@@ -495,7 +496,7 @@ def test_its_revisions_call_it_by_two_names_and_have_files_of_two_kinds(tmp_path
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("alibi", True), ("block_type", "llama"), ("block_group_size", 2), ("temperature_attention", 2.0)],
+    [("alibi", True), ("block_type", "llama"), ("save_grad_", True)],
 )
 def test_what_the_first_transformers_layout_asks_for_and_we_lack_is_named(tmp_path: Path, key: str, value: Any) -> None:
     folder = write_hf_olmo(tmp_path / "OLMo-1B", made_model(), **{key: value})
@@ -506,7 +507,7 @@ def test_what_the_first_transformers_layout_asks_for_and_we_lack_is_named(tmp_pa
 def test_another_family_is_no_olmo(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
     assert not checkpoint.is_olmo(tmp_path)
-    with pytest.raises(ValueError, match="a gpt_neox model; only OLMo can be trained"):
+    with pytest.raises(ValueError, match="a gpt_neox model; only OLMo and OLMo 2 can be trained"):
         checkpoint.read_config(tmp_path)
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analysis.resuscitation import resuscitate
-from olmo.checkpoint import encode_key, read_state
+from olmo.checkpoint import read_state
 from olmo.config import ActivationType
 from olmo.distributed import Ranks
 from olmo.memory import (
@@ -39,6 +39,7 @@ from olmo.memory import (
     up_projection_name,
 )
 from olmo.model import OLMo
+from olmo.tensors import encode_key
 from tests.reference import scatter_, tiny_config, tiny_olmo2_config, to_transformers
 
 LENGTHS = (9, 4, 1, 13, 13)

@@ -22,6 +22,7 @@ from olmo.knowledge.injection import inject
 from olmo.memory import Multipliers, fingerprint, rescale
 from olmo.model import OLMo
 from olmo.reporting import Progress, clock
+from olmo.tensors import read_training_state
 from olmo.tokenizer import load_tokenizer
 from olmo.train import Trainer, language_model_loss
 from tests.reference import tiny_config, to_transformers
@@ -447,13 +448,14 @@ def test_a_restart_still_counts_the_checkpoints_to_keep(plain: Path, tmp_path: P
 def test_a_checkpoint_holds_the_weights_of_its_step_and_the_position(plain: Path, tmp_path: Path) -> None:
     trainer = train(plain, tmp_path, "--save_interval=5")
     assert same(weights(trainer), checkpoint.read_state(tmp_path / "step7"))
-    state = checkpoint.read_training_state(tmp_path / "step5" / "train.pt")
+    state = read_training_state(tmp_path / "step5", "train")
     assert state == {
         "epoch": 1,
         "global_step": 5,
         "global_train_examples_seen_this_epoch": BATCH,
         "global_train_tokens_seen": 5 * BATCH * SHORT,
         "world_size": 1,
+        "restarted_at": None,
     }
 
 

@@ -15,6 +15,7 @@ from olmo import checkpoint
 from olmo.config import load
 from olmo.distributed import Ranks
 from olmo.exceptions import exit_status
+from olmo.tensors import read_training_state
 from scripts.train import main
 from tests.running import BATCH, ROOT, checkpoints, command, indices, metrics, order, series, write_world
 
@@ -124,7 +125,7 @@ def test_two_processes_end_with_the_same_weights(one: Path, two: Path) -> None:
     mine, theirs = (checkpoint.read_state(folder / "step7-unsharded") for folder in (two, one))
     for name, tensor in theirs.items():
         assert mine[name].sub(tensor).abs().max() < 2e-5, name  # as between micro-batches of different sizes
-    state = checkpoint.read_training_state(two / "step7-unsharded" / "train.pt")
+    state = read_training_state(two / "step7-unsharded", "train")
     assert (state["world_size"], state["global_step"], state["epoch"]) == (2, 7, 1)
 
 

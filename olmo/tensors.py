@@ -1,0 +1,158 @@
+"""Files of tensors, read without running anything they hold: safetensors with OLMo's spelling of keys, and torch's.
+
+OLMo's safetensors spell each key as base64 of a pickled (path, flag); they are read by an unpickler that can make
+nothing but strings, booleans, numbers and tuples.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import pathlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_multiarray = getattr(np, "_core", None) or np.core  # numpy 2 has moved it
+# Beside torch's own list: what train.pt of OLMo's trainer holds, the state of numpy's generator and paths of
+# checkpoints. All of it is data: arrays, dtypes and names.
+_SAFE_IN_TRAINING_STATE: list[Any] = [
+    (_multiarray.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_multiarray.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+    (pathlib.PurePosixPath, "pathlib.PosixPath"),  # a path of the machine it was written on, whatever system this is
+    (pathlib.PureWindowsPath, "pathlib.WindowsPath"),
+]
+
+
+class _KeyUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"a key may not name {module}.{name}")
+
+
+def encode_key(*path: str) -> str:
+    """A name, or a path through nested dictionaries, as OLMo's safetensors spell it."""
+    return base64.urlsafe_b64encode(pickle.dumps((path, False), protocol=4)).decode("ascii")
+
+
+def decode_path(key: str) -> tuple[str | int, ...] | None:
+    """The path behind a key of a safetensors file, OLMo's or plain; None where it leads to a pickled value.
+
+    Makes nothing but strings, numbers and tuples. Raises ValueError for a key that would make more.
+    """
+    if "." in key:
+        return (key,)  # base64 has no '.', but its decoder would skip it and the unpickler read on in what is left
+    try:
+        path, pickled_value = _KeyUnpickler(io.BytesIO(base64.urlsafe_b64decode(key))).load()
+    except (binascii.Error, pickle.UnpicklingError, ValueError, EOFError, TypeError, IndexError, KeyError) as error:
+        if "may not name" in str(error):
+            raise ValueError(f"hostile key in a safetensors file: {error}") from error
+        return (key,)
+    if not isinstance(path, tuple) or not all(isinstance(part, (str, int)) for part in path):
+        raise ValueError("a key of this safetensors file does not name a tensor")
+    return None if pickled_value else path
+
+
+def decode_key(key: str) -> str:
+    """The name behind a key of a file that holds nothing but tensors; ValueError for another key."""
+    path = decode_path(key)
+    if path is None or not all(isinstance(part, str) for part in path):
+        raise ValueError("a key of this safetensors file does not name a tensor")
+    return ".".join(map(str, path))
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _torch_load(path: Path) -> Any:
+    """What a torch file holds, memory-mapped; files from before torch 1.6 are read into memory."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file, memory-mapped, by name; ValueError where it holds anything else."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {decode_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state = _torch_load(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except Exception as error:  # each library has its own errors for damaged and hostile files
+        raise ValueError(f"{path}: damaged or no file of tensors: {_reason(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected a flat dictionary of tensors")
+    return state
+
+
+def read_tensor(path: Path) -> Tensor:
+    """The only tensor of a file: a safetensors file of one, or what `torch.save` makes of one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        tensors = list(read_tensors(path).values())
+    else:
+        try:
+            tensors = [_torch_load(path)]
+        except Exception as error:
+            raise ValueError(f"{path}: damaged or no file of tensors: {_reason(error)}") from error
+    if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+        raise ValueError(f"{path}: expected one tensor")
+    return tensors[0]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file with OLMo's spelling of names, as ai2-olmo and the published code read it."""
+    save_file({encode_key(name): tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def read_training_state(folder: Path, *stems: str) -> dict[str, Any]:
+    """Optimizer or trainer state: the first of `{stem}.safetensors` and `{stem}.pt` that a checkpoint folder has.
+
+    Nothing but numbers, strings, containers, arrays and tensors is made of it. Values that OLMo pickled into a
+    safetensors file are left out (they repeat the optimizer's settings). Raises FileNotFoundError or ValueError.
+    """
+    candidates = [folder / f"{stem}.{suffix}" for stem in stems for suffix in ("safetensors", "pt")]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"{folder / stems[0]}.pt: missing; "
+            "set reset_optimizer_state and reset_trainer_state to start from the weights alone"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return _read_nested(path)
+        with torch.serialization.safe_globals(_SAFE_IN_TRAINING_STATE):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several types for damaged and refused files
+        raise ValueError(f"{path}: cannot be read safely ({_reason(error)}); reset that state to go on") from error
+
+
+def _read_nested(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            place = decode_path(key)
+            if place is None:
+                continue
+            inner: Any = result
+            for part in place[:-1]:
+                inner = inner.setdefault(part, {})
+            inner[place[-1]] = file.get_tensor(key)
+    return result
