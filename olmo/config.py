@@ -552,6 +552,11 @@ def load_model_config(path: str | Path) -> ModelConfig:
     return make_model_config(section, str(path))
 
 
+def save_model_config(path: Path, model: ModelConfig) -> None:
+    """Write a config.yaml that says what a model is and nothing of how it was trained."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create({"model": _plain(model)})), encoding="utf-8")
+
+
 def make_model_config(section: DictConfig | dict[str, Any], where: str) -> ModelConfig:
     """Keys of a `model` section as a checked ModelConfig; errors name `where`."""
     problems = list(_unknown_keys(OmegaConf.create(section), ModelConfig, "model."))

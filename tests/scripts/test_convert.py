@@ -1,0 +1,162 @@
+"""Conversion to transformers' layout and back, by the command line, against transformers itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from analysis.change_parameters import main as change_parameters
+from olmo import checkpoint
+from olmo.config import ActivationType, LayerNormType, ModelConfig, TokenizerConfig, TrainConfig
+from olmo.exceptions import exit_status
+from olmo.memory import rescale
+from olmo.model import OLMo
+from olmo.optim import build_optimizer
+from scripts.convert import main
+from tests.reference import tiny_config, tiny_olmo2_config
+
+CPU = torch.device("cpu")
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [100, 50, 25, 12, 6, 3, 1, 0]])
+SHAPES = {
+    "olmo": tiny_config(),
+    "untied, vocabulary padded": tiny_config(weight_tying=False, vocab_size=120),
+    "grouped queries, clipped": tiny_config(n_kv_heads=2, clip_qkv=0.5),
+    "one key head": tiny_config(multi_query_attention=True, rope_theta=500_000),
+    "olmo 2": tiny_olmo2_config(layer_norm_eps=1e-6, rope_theta=500_000),
+    "olmo 2, grouped, tied": tiny_olmo2_config(n_kv_heads=2, weight_tying=True),
+}
+
+
+def saved(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> OLMo:
+    """A model of random weights, norms included, saved by our own code with a tokenizer of OLMo's named."""
+    torch.manual_seed(0)
+    model = OLMo(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=0.1, std=0.3)
+    run = TrainConfig(model=config, tokenizer=TokenizerConfig("tokenizers/none.json"))
+    checkpoint.save(folder, model.to(dtype), run, build_optimizer(run.optimizer, model), {})
+    return model.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_there_and_back_is_bit_exact(tmp_path: Path, shape: str, dtype: torch.dtype) -> None:
+    config = SHAPES[shape]
+    model = saved(tmp_path / "ours", config, dtype)
+    identifier = ["--tokenizer", str(tokenizer(tmp_path))]
+    main([str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf", *identifier])
+    main([str(tmp_path / "hf"), str(tmp_path / "back"), "--to", "olmo"])
+    ours, back = checkpoint.read_state(tmp_path / "ours"), checkpoint.read_state(tmp_path / "back")
+    assert ours.keys() == back.keys()
+    assert all(torch.equal(ours[name], back[name]) and back[name].dtype == dtype for name in ours)
+    assert checkpoint.read_config(tmp_path / "back") == config
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").eval()
+    assert theirs.dtype == dtype
+    if dtype == torch.float32:
+        with torch.no_grad():
+            torch.testing.assert_close(model(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_transformers_saves_becomes_ours(tmp_path: Path, shape: str) -> None:
+    """The other way round: no file of ours beside, the folder written by transformers alone."""
+    saved(tmp_path / "ours", SHAPES[shape])
+    main([str(tmp_path / "ours"), str(tmp_path / "first"), "--to", "hf", "--tokenizer", str(tokenizer(tmp_path))])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "first").eval()
+    del theirs.config.olmo_config
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert "olmo_config" not in json.loads((tmp_path / "theirs/config.json").read_text())
+    main([str(tmp_path / "theirs"), str(tmp_path / "back"), "--to", "olmo"])
+    with torch.no_grad():
+        loaded = checkpoint.load_model(tmp_path / "back", CPU).eval()
+        torch.testing.assert_close(loaded(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def tokenizer(folder: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"<eos>": 0, "<pad>": 1, "water": 2, "boils": 3}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    words.save(str(folder / "words.json"))
+    return folder / "words.json"
+
+
+def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
+    saved(tmp_path / "ours", tiny_config())
+    config = (tmp_path / "ours/config.yaml").read_text().replace("tokenizers/none.json", str(tokenizer(tmp_path)))
+    (tmp_path / "ours/config.yaml").write_text(config)
+    main([str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf"])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs("water boils").input_ids == [2, 3]
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (0, 1)
+
+
+def test_resuscitation_is_applied_on_the_way(tmp_path: Path) -> None:
+    saved(tmp_path / "ours", tiny_config())
+    coefficients = torch.rand(2, 48)
+    torch.save(coefficients, tmp_path / "ours/mlp_average_coefficients.pt")
+    flags = ["--resuscitation_ratio", "0.5", "--amplifying_factor", "2"]
+    change_parameters(["--checkpoint", str(tmp_path / "ours"), *flags])
+    name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    words = ["--tokenizer", str(tokenizer(tmp_path))]
+    main([str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf", "--resuscitation", name, *words])
+    multipliers = load_file(tmp_path / "ours" / name)["multipliers"]
+    edited = rescale(checkpoint.read_state(tmp_path / "ours"), multipliers)
+    found = load_file(tmp_path / "hf/model.safetensors")
+    for layer in range(2):
+        up, gate = edited[f"transformer.blocks.{layer}.ff_proj.weight"].chunk(2)
+        assert torch.equal(found[f"model.layers.{layer}.mlp.up_proj.weight"], up)
+        assert torch.equal(found[f"model.layers.{layer}.mlp.gate_proj.weight"], gate)
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"include_bias": True}, "model.include_bias: transformers' OlmoForCausalLM has no True (only False)"),
+        ({"rope": False}, "model.rope: transformers' OlmoForCausalLM has no False (only True)"),
+        ({"activation_type": ActivationType.gelu}, "model.activation_type: "),
+        ({"layer_norm_with_affine": True}, "model.layer_norm_with_affine: "),
+        ({"layer_norm_eps": 1e-6}, "model.layer_norm_eps: "),
+        ({"layer_norm_type": LayerNormType.rms}, "model.layer_norm_type: "),
+        ({"scale_logits": True}, "model.scale_logits: "),
+    ],
+    ids=str,
+)
+def test_what_transformers_has_not_is_named(
+    tmp_path: Path, changed: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "ours", tiny_config(**changed))
+    assert exit_status(main, [str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {told}")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "ours", tiny_config())
+    assert exit_status(main, [str(tmp_path / "ours"), str(tmp_path / "ours"), "--to", "hf"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'ours'}: exists; name a new folder\n"
+
+
+def test_nothing_half_written_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "ours", tiny_config())
+    arguments = [str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf", "--tokenizer", "nowhere.json"]
+    assert exit_status(main, arguments) == 1
+    assert "nowhere.json: no such tokenizer file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_a_config_that_contradicts_itself_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "ours", tiny_config())
+    main([str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf", "--tokenizer", str(tokenizer(tmp_path))])
+    raw = json.loads((tmp_path / "hf/config.json").read_text())
+    raw["rope_theta"] = 500000.0
+    (tmp_path / "hf/config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=r"olmo_config\.rope_theta is 10000, beside 500000"):
+        checkpoint.read_config(tmp_path / "hf")
