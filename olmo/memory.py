@@ -42,6 +42,7 @@ class Memory:
     up: nn.Module | None = None
     gate: nn.Module | None = None
     gated: bool = False  # also where up and gate cannot be told apart
+    temperature: Tensor | None = None  # (M,), what the model divides the coefficients by
 
 
 def find_memories(model: nn.Module) -> list[Memory]:
@@ -53,7 +54,13 @@ def find_memories(model: nn.Module) -> list[Memory]:
     """
     if isinstance(model, OLMo):
         return [
-            Memory(f"transformer.blocks.{i}.ff_out", block.ff_out, block.ff_proj, block.ff_proj)
+            Memory(
+                f"transformer.blocks.{i}.ff_out",
+                block.ff_out,
+                block.ff_proj,
+                block.ff_proj,
+                temperature=block.memory_temperature,
+            )
             for i, block in enumerate(model.blocks)
         ]
     stacks = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
@@ -162,6 +169,8 @@ def _hooks(memory: Memory, layer: int, observation: Observation, coefficient: st
                 kept["up"], kept["gate"] = kept.pop("fused").chunk(2, dim=-1)
             if "up" in kept:
                 signed = kept.pop("gate").relu() * kept.pop("up")
+                if memory.temperature is not None:
+                    signed = signed / memory.temperature
             signed = signed.relu()
         observation.record(layer, signed)
         if last:

@@ -76,6 +76,22 @@ def test_parity_of_another_epsilon() -> None:
 
 
 @pytest.mark.parametrize(
+    "config",
+    [tiny_config(), tiny_config(n_kv_heads=2, clip_qkv=0.5), tiny_olmo2_config(), tiny_olmo2_config(n_kv_heads=2)],
+    ids=["first", "first, clipped", "second", "second, grouped"],
+)
+@torch.no_grad()
+def test_parity_in_bfloat16(config: ModelConfig) -> None:
+    """Both round where they please: ours is as near to the float32 logits as theirs."""
+    model, ids = build(config), tokens(3, 33)
+    exact = model(ids)
+    theirs = to_transformers(model).bfloat16()(ids).logits.float()
+    ours = model.bfloat16()(ids).float()
+    assert (ours - exact).std() < 1.2 * (theirs - exact).std()
+    assert (ours - theirs).std() < 0.02 * exact.std()  # bfloat16 holds 8 bits
+
+
+@pytest.mark.parametrize(
     "config", [tiny_config(n_kv_heads=2), tiny_olmo2_config(n_kv_heads=2)], ids=["first", "second"]
 )
 def test_parity_of_gradients(config: ModelConfig) -> None:
@@ -498,6 +514,9 @@ def deviations(config: ModelConfig) -> dict[str, float]:
         table = dict.fromkeys(("wte", "wpe", "top", "att_proj", "ff_proj"), base)
     elif kind == "mitchell":
         table = dict.fromkeys(("wte", "wpe", "top", "att_proj", "ff_proj"), d**-0.5)
+    elif kind in ("kaiming_normal", "fan_in"):  # as OLMo 0.2 sets them
+        gain = {"kaiming_normal": 2, "fan_in": 1}[kind]
+        table = dict.fromkeys(("wte", "wpe", "top", "att_proj", "ff_proj"), (gain / d) ** 0.5)
     else:
         table = {"wte": base, "wpe": base, "top": d**-0.5, "att_proj": base, "ff_proj": base}
         if config.scale_emb_init:
@@ -510,6 +529,8 @@ def deviations(config: ModelConfig) -> dict[str, float]:
             "normal": (base, base),
             "mitchell": ((2 * d * (layer + 1)) ** -0.5, (2 * m * (layer + 1)) ** -0.5),
             "full_megatron": (base * (2 * config.n_layers) ** -0.5,) * 2,
+            "kaiming_normal": ((2 / d) ** 0.5, (2 / m) ** 0.5),
+            "fan_in": (d**-0.5, m**-0.5),
         }[kind]
         result[f"blocks.{layer}.att_proj.weight"] = table["att_proj"]
         result[f"blocks.{layer}.ff_proj.weight"] = table["ff_proj"]
@@ -528,6 +549,8 @@ def deviations(config: ModelConfig) -> dict[str, float]:
         {"init_fn": InitFnType.full_megatron, "init_std": 0.05},
         {"init_fn": InitFnType.full_megatron, "scale_emb_init": True},
         {"init_fn": InitFnType.full_megatron, "scale_emb_init": True, "emb_init_std": 0.7},
+        {"init_fn": InitFnType.kaiming_normal, "init_std": 9.0},
+        {"init_fn": InitFnType.fan_in, "emb_init_std": 0.7},
     ],
     ids=lambda keys: "-".join(str(getattr(v, "value", v)) for v in keys.values()),
 )
@@ -545,7 +568,9 @@ def test_initialisation(keys: dict[str, Any], cutoff: float | None) -> None:
     )
     torch.manual_seed(0)
     weights = {name.removeprefix("transformer."): t for name, t in OLMo(config).state_dict().items()}
-    if cutoff is None and config.init_fn != InitFnType.normal:
+    if config.init_fn in (InitFnType.kaiming_normal, InitFnType.fan_in):
+        cutoff = None
+    elif cutoff is None and config.init_fn != InitFnType.normal:
         cutoff = 3.0
     shrink = 1.0
     if cutoff is not None:  # variance of a normal cut at +-c

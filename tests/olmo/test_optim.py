@@ -1,5 +1,6 @@
 """Parameter groups, AdamW, schedules and clipping, each against a direct transcription of its definition."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 
 from olmo.config import OptimizerConfig, OptimizerType, SchedulerConfig, SchedulerType, TrainConfig
 from olmo.model import OLMo
-from olmo.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups
+from olmo.optim import (
+    LionW,
+    build_optimizer,
+    clip_each_gradient,
+    clip_gradients,
+    clip_limit,
+    learning_rate,
+    parameter_groups,
+)
 from tests.reference import scatter_, tiny_config
 
 
@@ -105,6 +114,39 @@ def test_optimizer_takes_its_settings() -> None:
     for group in optimizer.param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (2e-3, (0.7, 0.9), 1e-7)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+
+
+# --- LionW ---
+
+
+def test_lion_step_by_hand() -> None:
+    """Three steps in float64 beside the float32 optimizer (arXiv 2302.06675, algorithm 2, decoupled decay)."""
+    model = everything()
+    optimizer = build_optimizer(OptimizerConfig(OptimizerType.lionw, 1e-2, weight_decay=0.1, betas=(0.8, 0.95)), model)
+    assert isinstance(optimizer, LionW)
+    decay = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["param_names"]}
+    weights = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
+    momentum = {name: np.zeros_like(w) for name, w in weights.items()}
+    generator = torch.Generator().manual_seed(1)
+    for rate in (1e-2, 3e-2, 5e-3):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            gradient = parameter.grad.double().numpy()
+            weights[name] *= 1 - rate * decay[name]
+            weights[name] -= rate * np.sign(0.8 * momentum[name] + 0.2 * gradient)
+            momentum[name] = 0.95 * momentum[name] + 0.05 * gradient
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), weights[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_lion_leaves_parameters_without_gradients_alone() -> None:
+    model = everything()
+    before = [p.detach().clone() for p in model.parameters()]
+    build_optimizer(OptimizerConfig(OptimizerType.lionw, 1e-2, weight_decay=0.1), model).step()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before))
 
 
 # --- schedules ---
@@ -214,3 +256,54 @@ def test_clipping_leaves_parameters_without_gradients_alone() -> None:
     model.transformer["wte"].weight.grad = torch.full((128, 32), 2.0)
     assert clip_gradients(model, 1.0).item() == pytest.approx(2.0 * math.sqrt(128 * 32))
     assert sum(p.grad is not None for p in model.parameters()) == 1
+
+
+def test_limits_while_clipping_warms_up() -> None:
+    scheduler = SchedulerConfig(grad_clip_warmup_steps=10, grad_clip_warmup_factor=5.0)
+    config = TrainConfig(scheduler=scheduler)
+    assert [clip_limit(config, 0.5, current) for current in (0, 10, 11, 1000)] == [2.5, 2.5, 0.5, 0.5]
+    assert clip_limit(config, None, 3) is None
+    for missing in ("grad_clip_warmup_steps", "grad_clip_warmup_factor"):
+        assert clip_limit(TrainConfig(scheduler=dataclasses.replace(scheduler, **{missing: None})), 0.5, 3) == 0.5
+
+
+def test_clip_each_gradient_by_hand() -> None:
+    """Four steps of gradients that grow and shrink, against the recursion written out in float64."""
+    model = everything()
+    optimizer = build_optimizer(OptimizerConfig(OptimizerType.adamw, 1e-3, betas=(0.7, 0.9)), model)
+    generator = torch.Generator().manual_seed(3)
+    average: dict[str, float] = {}
+    clipped = 0
+    for step, scale in enumerate((1.0, 1.05, 3.0, 0.5), start=1):
+        wanted = {}
+        norms = []
+        for name, parameter in model.named_parameters():
+            parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+            gradient = parameter.grad.double()
+            norm = float(gradient.norm())
+            norms.append(norm)
+            before = average.get(name, norm)
+            factor = min(1.0, 1.2 * before / (norm + 1e-6))
+            clipped += factor < 1
+            wanted[name] = gradient * factor
+            if step > 1:  # OLMo keeps the average from the second step on
+                average[name] = before + (norm * factor - before) * (1 - 0.9)
+        assert clip_each_gradient(optimizer, 1.2).item() == pytest.approx(math.hypot(*norms), rel=1e-5)
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad.double(), wanted[name], rtol=1e-5, atol=1e-7)
+        optimizer.step()
+    assert clipped > 10
+    kept = {name: float(optimizer.state[p]["grad_norm_exp_avg"]) for name, p in model.named_parameters()}
+    assert kept == pytest.approx(average, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SchedulerType)
+def test_bolt_on_warm_up(name: SchedulerType) -> None:
+    """From 0 where the run restarted, in a line, to where the schedule is when the warm-up ends; then the schedule."""
+    config = TrainConfig(optimizer=OptimizerConfig(learning_rate=1e-2), scheduler=SchedulerConfig(name, t_warmup=10))
+    end = learning_rate(config, 50, 100)
+    assert learning_rate(config, 40, 100, restarted_at=40) == 0
+    assert learning_rate(config, 43, 100, restarted_at=40) == pytest.approx(0.3 * end)
+    for current in (50, 77, 100):
+        assert learning_rate(config, current, 100, restarted_at=40) == learning_rate(config, current, 100)
