@@ -30,7 +30,7 @@ from olmo.config import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-MINIMAL = "optimizer: {name: adamw}\n"  # OLMo's own default, lionw, is the one default we do not support
+MINIMAL = "optimizer: {name: adamw}\n"
 PIQA = MINIMAL + "evaluators:\n  - {label: piqa, type: downstream}\n"
 
 
@@ -568,3 +568,61 @@ def test_data_seed() -> None:
     assert config.data_seed == 5
     config.data.seed = 0
     assert config.data_seed == 0
+
+
+# --- OLMo's interpolations and old spellings ---
+
+
+def test_interpolations_of_olmos_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step5", "step40-unsharded", "step300"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    for name in ("b", "a"):
+        (tmp_path / f"part-{name}.npy").touch()
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    text = f"""
+run_name: tiny
+save_folder: ${{path.choose:${{oc.env:NO_SUCH_VARIABLE,no_exist}}/checkpoints,{tmp_path}/run}}/${{run_name}}
+load_path: ${{path.last_checkpoint:${{oc.env:SCRATCH}}/run}}
+data: {{paths: "${{path.glob:{tmp_path}/part-*.npy}}"}}
+eval_interval: ${{save_interval}}
+remote_save_folder: null
+"""
+    config = load(write(tmp_path, MINIMAL + text))
+    assert config.save_folder == f"{tmp_path}/run/tiny"
+    assert config.load_path == str(tmp_path / "run/step300")
+    assert config.data.paths == [str(tmp_path / f"part-{name}.npy") for name in ("a", "b")]
+    assert config.eval_interval == 1000
+    chosen = load(write(tmp_path, MINIMAL + "load_path: ${path.choose:no_exist,s3://bucket/step5}"))
+    assert chosen.load_path == "s3://bucket/step5"
+
+
+@pytest.mark.parametrize(
+    "interpolation, told",
+    [
+        ("path.choose:no_exist,nor_this", "path.choose: none of no_exist, nor_this exists"),
+        ("path.glob:no_exist*", "path.glob: nothing matches no_exist*"),
+        ("path.last_checkpoint:no_exist", "path.last_checkpoint: no checkpoint in no_exist"),
+        ("oc.env:NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE"),
+        ("path.chose:a", "path.chose"),
+    ],
+)
+def test_an_interpolation_that_finds_nothing_is_named(tmp_path: Path, interpolation: str, told: str) -> None:
+    message = problem(tmp_path, MINIMAL + f"load_path: ${{{interpolation}}}")
+    assert told in message and "\n" not in message
+
+
+def test_decoupled_lionw_is_an_old_name(tmp_path: Path) -> None:
+    config = load(write(tmp_path, "optimizer: {name: decoupled_lionw, learning_rate: 0.1, eps: 1e-3}"))
+    assert (config.optimizer.name.value, config.optimizer.learning_rate, config.optimizer.eps) == ("lionw", 0.1, 1e-5)
+
+
+def test_saved_keys_at_their_defaults_are_those_that_olmo_knows(tmp_path: Path) -> None:
+    """ai2-olmo 0.6.0 refuses keys it does not know; the table marks those that it does with no plus sign."""
+    lines = (Path(__file__).parent / "olmo_config_keys.txt").read_text(encoding="utf-8").splitlines()
+    known = {line.strip().split(":")[0] for line in lines if line.startswith("    ") and ":" in line}
+    known -= {"resuscitation", "save_grad_", "temperature_attention", "temperature_MLP", "temperature_decay"}
+    load(write(tmp_path, MINIMAL + "evaluators: [{label: piqa, type: downstream}]")).save(tmp_path / "saved.yaml")
+    saved = (tmp_path / "saved.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"^[ -]*(\w+):", saved, re.MULTILINE)) <= known
+    # The published trainer is older: these keys of OLMo 0.6.0 it does not know.
+    assert not re.search("norm_after|rope_theta|emb_init|embedding_layer_norm|generate_doc|try_load|dynamic", saved)

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from olmo import checkpoint
+from olmo import train as train_module
 from olmo.config import TrainConfig
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.knowledge.injection import inject
 from olmo.memory import Multipliers, fingerprint, rescale
 from olmo.model import OLMo
+from olmo.optim import learning_rate
 from olmo.reporting import Progress, clock
 from olmo.tensors import read_training_state
 from olmo.tokenizer import load_tokenizer
@@ -831,3 +833,75 @@ def test_a_checkpoint_is_not_resuscitated_again_by_its_own_config(plain: Path, t
     path = run / "step1" / "config.yaml"
     path.write_text(path.read_text().replace("resuscitation: null", "resuscitation: gone.pt"))
     assert same(checkpoint.load_model(run / "step1", CPU).state_dict(), weights(trainer))
+
+
+# --- OLMo's optimizer settings, end to end ---------------------------------------------------------------------------
+
+
+def test_lion_and_adaptive_clipping_restart_to_the_same_bits(plain: Path, tmp_path: Path) -> None:
+    asked = ("--optimizer.name=lionw", "--optimizer.learning_rate=1e-3", "--max_grad_norm_ratio=1.01")
+    whole = train(plain, tmp_path / "whole", *asked)
+    train(plain, tmp_path / "parts", *asked, "--stop_at=4", "--save_interval=4")
+    parts = train(plain, tmp_path / "parts", *asked, "--try_load_latest_save", "--save_interval=4")
+    assert same(weights(parts), weights(whole))
+    other = train(plain, tmp_path / "other", *asked[:2])
+    assert not same(weights(other), weights(whole))  # the ratio was at work
+
+
+def test_clipping_warms_up(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of a step is set at the end of the one before; the first step has the plain one, as in OLMo."""
+    limits = []
+    real = train_module.clip_gradients
+
+    def seen(model: OLMo, limit: float | None) -> torch.Tensor:
+        limits.append(limit)
+        return real(model, limit)
+
+    monkeypatch.setattr(train_module, "clip_gradients", seen)
+    asked = ("--max_grad_norm=0.5", "--scheduler.grad_clip_warmup_steps=3", "--scheduler.grad_clip_warmup_factor=4")
+    train(plain, tmp_path / "steps", *asked)
+    assert limits == [0.5, 2.0, 2.0, 2.0, 0.5, 0.5, 0.5]
+    limits.clear()
+    by_tokens = (*asked, "--scheduler.units=tokens", f"--scheduler.grad_clip_warmup_steps={3 * BATCH * SHORT}")
+    train(plain, tmp_path / "tokens", *by_tokens)
+    assert limits == [0.5, 2.0, 2.0, 2.0, 0.5, 0.5, 0.5]
+
+
+def test_bolt_on_warm_up_where_only_the_optimizer_is_reset(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "first", "--stop_at=2", "--save_interval=2")
+    asked = (f"--load_path={tmp_path / 'first/step2'}", "--reset_optimizer_state", "--scheduler.t_warmup=4")
+    trainer = train(plain, tmp_path / "second", *asked)
+    rates = series(tmp_path / "second", "optim/learning_rate")
+    config = trainer.config
+    end = learning_rate(config, 6, 7)
+    assert [rates[step] for step in (3, 4, 5, 6)] == pytest.approx([end / 4, end / 2, end * 3 / 4, end])
+    assert rates[7] == learning_rate(config, 7, 7)
+    # Stopped within the warm-up and gone on: it still knows where it began.
+    train(plain, tmp_path / "third", *asked, "--stop_at=4", "--save_interval=4")
+    train(plain, tmp_path / "third", *asked, "--try_load_latest_save", "--save_interval=4")
+    assert series(tmp_path / "third", "optim/learning_rate") == rates
+    both = train(plain, tmp_path / "fourth", *asked, "--reset_trainer_state")
+    assert series(tmp_path / "fourth", "optim/learning_rate")[1] == learning_rate(both.config, 1, 7)
+
+
+def test_temperatures_decay_over_the_run(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "start", "--stop_at=1", "--save_interval=1", "--max_duration=1")
+    load_path = f"--load_path={tmp_path / 'start/step1'}"
+    fresh = (load_path, "--reset_optimizer_state", "--reset_trainer_state")
+    asked = (*fresh, "--model.temperature_attention=8.0", "--save_interval=3")
+    whole = train(plain, tmp_path / "whole", *asked)
+    kept = [checkpoint.read_config(tmp_path / f"whole/step{step}").temperature_attention for step in (3, 6, 7)]
+    assert kept == [pytest.approx(1 + 7 * 4 / 7), pytest.approx(1 + 7 * 1 / 7), None]
+    train(plain, tmp_path / "parts", *asked, "--stop_at=3")
+    parts = train(plain, tmp_path / "parts", *asked, "--try_load_latest_save")
+    assert same(weights(parts), weights(whole))
+    assert not same(weights(train(plain, tmp_path / "without", *fresh)), weights(whole))
+    constant = train(plain, tmp_path / "constant", *asked, "--model.temperature_decay=false")
+    assert checkpoint.read_config(tmp_path / "constant/step7").temperature_attention == 8.0
+    assert not same(weights(constant), weights(whole))
+
+
+def test_new_weights_made_on_meta(plain: Path, tmp_path: Path) -> None:
+    trainer = train(plain, tmp_path, "--model.init_device=meta", "--model.init_fn=normal", "--stop_at=1")
+    assert all(p.device.type == "cpu" and p.isfinite().all() for p in trainer.model.parameters())
+    assert math.isfinite(series(tmp_path)[1])
