@@ -242,7 +242,7 @@ class InstanceFilterConfig:
 
 @dataclass
 class DataConfig:
-    paths: Optional[List[str]] = None  # headerless token files
+    paths: Optional[List[str]] = None  # headerless token files; brace ranges {000..187} are expanded
     memmap_dtype: str = "uint16"
     datasets: Optional[Dict[str, List[str]]] = None  # evaluators: label -> token files
     label_mask_paths: Optional[List[str]] = None
@@ -256,7 +256,7 @@ class DataConfig:
     persistent_workers: bool = False
     timeout: int = 0
     seed: Optional[int] = None  # of the data order; default: the run's seed
-    instance_filter: Optional[InstanceFilterConfig] = None
+    instance_filter: Optional[InstanceFilterConfig] = None  # leave instances that repeat themselves out of the loss
     dataset_path: Optional[str] = None  # `datasets` folder with a column input_ids; evaluators: entries (JSON)
 
 
@@ -490,7 +490,6 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("data.pad_direction", (PaddingDirection.right,), "use right; causal attention then needs no mask"),
     ("data.generate_attention_mask", (False,), "leave it out; padding is masked where it occurs"),
     ("data.generate_doc_lengths", (False,), "leave it out"),
-    ("data.instance_filter", (None,), "leave it out"),
     ("fast_forward_batches", (None,), "leave it out"),
     ("remote_save_folder", (None,), "copy save_folder afterwards"),
     ("save_interval_ephemeral", (None,), "use save_interval with save_num_checkpoints_to_keep: 1"),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .config import EvaluatorConfig, SchedulerUnits, TrainConfig
+from .data.filter import repeats_itself
 from .data.loader import Batch, Loader
 from .data.sources import open_source
 from .distributed import Ranks, distribute, gradient_sync
@@ -43,12 +44,17 @@ class TrainState:
     restarted_at: int | None = None  # steps (or tokens) when the optimizer's state was reset in mid-run
 
 
-def language_model_loss(logits: Tensor, input_ids: Tensor, z_multiplier: float | None) -> tuple[Tensor, Tensor]:
-    """(cross-entropy, z-loss) summed over the T - 1 predictions of every row, float32.
+def language_model_loss(
+    logits: Tensor, input_ids: Tensor, z_multiplier: float | None, left_out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(cross-entropy, z-loss) summed over the T - 1 predictions of every row but those `left_out`, float32.
 
-    logits (B, T, V), input_ids (B, T). The last position predicts nothing; masking it spares a copy of the logits.
+    logits (B, T, V), input_ids (B, T), left_out (B,) bool. The last position predicts nothing; masking it spares a
+    copy of the logits.
     """
     labels = torch.cat((input_ids[:, 1:], input_ids.new_full((len(input_ids), 1), -100)), dim=1)
+    if left_out is not None:
+        labels = labels.masked_fill(left_out[:, None], -100)
     flat = logits.float().flatten(0, 1)
     cross_entropy = F.cross_entropy(flat, labels.flatten(), ignore_index=-100, reduction="sum")
     if z_multiplier is None:
@@ -268,15 +274,19 @@ class Trainer:
         config = self.config
         torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self.ranks.rank) % 2**63)
         self.optimizer.zero_grad(set_to_none=True)
-        input_ids = input_ids.to(self.device, non_blocking=True)
-        tokens = input_ids.numel()
+        tokens, instance_filter = input_ids.numel(), config.data.instance_filter
+        left_out = None if instance_filter is None else repeats_itself(input_ids, instance_filter).to(self.device)
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         total, total_z = (torch.zeros((), device=self.device) for _ in range(2))
-        micro_batches = input_ids.split(config.device_train_microbatch_size)
-        for number, micro_batch in enumerate(micro_batches, start=1):
+        size = config.device_train_microbatch_size
+        micro_batches = input_ids.to(self.device, non_blocking=True).split(size)
+        masks = [None] * len(micro_batches) if left_out is None else left_out.split(size)
+        for number, (micro_batch, mask) in enumerate(zip(micro_batches, masks), start=1):
             with gradient_sync(self.module, config, last_micro_batch=number == len(micro_batches)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "amp_bf16"):
-                    cross_entropy, z_loss = language_model_loss(self.module(micro_batch), micro_batch, z_multiplier)
+                    cross_entropy, z_loss = language_model_loss(
+                        self.module(micro_batch), micro_batch, z_multiplier, mask
+                    )
                 ((cross_entropy + z_loss) / tokens).backward()
             total += cross_entropy.detach() / tokens
             total_z += z_loss.detach() / tokens

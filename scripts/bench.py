@@ -5,26 +5,33 @@
 training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop over the same
 model, batches and optimizer. entropy: `analysis.entropy` against the obvious script, transformers' model with logits
 and a hook that keeps the activations of every layer. Each line gives the median ratio of the rounds and their range.
+loading: an OLMo-1B of random weights (4.7 GB, in a temporary folder), loaded and run once in a process of its own,
+against reading its file; and the most memory that process held, against the size of the weights.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from analysis.entropy import measure
-from olmo.config import TrainConfig, load
+from olmo.checkpoint import load_model
+from olmo.config import TrainConfig, load, save_model_config
 from olmo.distributed import Ranks, keep_large_blocks, pick_device
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.model import OLMo
+from olmo.tensors import write_tensors
 from olmo.train import Trainer
 
 CONFIG = Path("configs/tiny/pretrain.yaml")
@@ -149,6 +156,60 @@ def bench_entropy(rounds: int, steps: int) -> None:
     report("entropy, ours / transformers with kept activations", in_turn(rounds, ours, obvious), rates)
 
 
+def _peak_bytes() -> int:
+    """The most memory this process has held, from the kernel (kibibytes on Linux, bytes on macOS)."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _load_and_run(folder: Path, queue: Any) -> None:
+    before = _peak_bytes()
+    started = time.perf_counter()
+    model = load_model(folder, torch.device("cpu"))
+    loaded = time.perf_counter()
+    with torch.no_grad():
+        model(torch.zeros((1, 64), dtype=torch.int64))
+    queue.put((loaded - started, time.perf_counter() - started, _peak_bytes() - before))
+
+
+def _read(folder: Path, queue: Any) -> None:
+    started = time.perf_counter()
+    with (folder / "model.safetensors").open("rb") as file:
+        block = bytearray(2**24)
+        while file.readinto(block):
+            pass
+    queue.put(time.perf_counter() - started)
+
+
+def bench_loading(folder: Path, rounds: int) -> None:
+    """Seconds and bytes to load a 1B checkpoint and run it once, against reading its file (from the page cache)."""
+    config = load(Path("configs/official/OLMo-1B.yaml")).model
+    save_model_config(folder / "config.yaml", config)
+    state = OLMo.empty(config).to_empty(device="cpu").state_dict()
+    for tensor in state.values():
+        tensor.uniform_(-0.02, 0.02)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    write_tensors(folder / "model.safetensors", state)
+    del state
+    context = multiprocessing.get_context("spawn")
+
+    def apart(work: Callable[[Path, Any], None]) -> Any:
+        queue = context.Queue()
+        process = context.Process(target=work, args=(folder, queue))
+        process.start()
+        result = queue.get()
+        process.join()
+        return result
+
+    apart(_read)  # brings the file into the page cache
+    reading = statistics.median(apart(_read) for _ in range(rounds))
+    loading, running, peak = map(statistics.median, zip(*(apart(_load_and_run) for _ in range(rounds))))
+    print(
+        f"loading 1B: {loading / reading:.2f} x the time of reading its file ({loading:.2f} s, {reading:.2f} s; "
+        f"{running:.1f} s with one forward pass); peak memory {peak / size:.2f} x its weights ({size / 2**30:.2f} GiB)"
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m scripts.bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
@@ -163,6 +224,8 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench_training(Path(folder), args.rounds, args.steps)
     bench_entropy(args.rounds, args.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_loading(Path(folder), args.rounds)
 
 
 if __name__ == "__main__":

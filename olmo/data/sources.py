@@ -6,6 +6,7 @@ and only the pages of the instances that are read come from disk.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -38,11 +39,27 @@ def check_range(indices: NDArray[np.integer], size: int, where: str) -> None:
         )
 
 
+def expand_ranges(pattern: str) -> list[str]:
+    """The names that a pattern with brace ranges stands for, in the order in which a shell expands them.
+
+    `part-{000..001}-{0..1}.npy` is part-000-0.npy, part-000-1.npy, part-001-0.npy, part-001-1.npy. Numbers are
+    padded as the first one is. Raises ValueError for a range that runs backwards.
+    """
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if found is None:
+        return [pattern]
+    first, last, width = int(found[1]), int(found[2]), len(found[1])
+    if first > last:
+        raise ValueError(f"data.paths: {found[0]} in {pattern} runs backwards")
+    before, after = pattern[: found.start()], expand_ranges(pattern[found.end() :])
+    return [f"{before}{number:0{width}}{rest}" for number in range(first, last + 1) for rest in after]
+
+
 class TokenFiles:
     """Headerless little-endian token files, cut into instances of `sequence_length`.
 
     The rest of each file that fills no instance is dropped; instances are numbered through the files in order
-    (formats section 3).
+    (formats section 3). Paths may hold brace ranges, see `expand_ranges`.
     """
 
     def __init__(self, paths: Sequence[str | Path], sequence_length: int, dtype: str = "uint16"):
@@ -52,7 +69,7 @@ class TokenFiles:
         if dtype not in ("uint8", "uint16", "uint32", "uint64"):
             raise ValueError(f"data.memmap_dtype: {dtype!r} is none of uint8, uint16, uint32, uint64")
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.paths = [str(p) for p in paths]
+        self.paths = [name for path in paths for name in expand_ranges(str(path))]
         self._files: list[NDArray[np.unsignedinteger]] = []
         for path in self.paths:
             if "://" in path:

@@ -349,7 +349,6 @@ BAD = {
     "data.pad_direction": "left",
     "data.generate_attention_mask": "true",
     "data.generate_doc_lengths": "true",
-    "data.instance_filter": "{repetition_max_period: 3}",
     "fast_forward_batches": "3",
     "remote_save_folder": "s3://a",
     "save_interval_ephemeral": "5",

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -905,3 +906,19 @@ def test_new_weights_made_on_meta(plain: Path, tmp_path: Path) -> None:
     trainer = train(plain, tmp_path, "--model.init_device=meta", "--model.init_fn=normal", "--stop_at=1")
     assert all(p.device.type == "cpu" and p.isfinite().all() for p in trainer.model.parameters())
     assert math.isfinite(series(tmp_path)[1])
+
+
+def test_instances_that_repeat_themselves_are_left_out_of_the_loss(plain: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 128, (BATCH, SHORT))
+    rows[1:4, 3:13] = 5
+    rows.astype("<u2").tofile(tmp_path / "tokens.npy")
+    asked = (f"--data.paths=[{tmp_path / 'tokens.npy'}]", "--max_duration=1", "--save_interval=1")
+    asked = (*asked, "--no_pre_train_checkpoint=false")
+    trainer = train(plain, tmp_path / "run", *asked, "--data.instance_filter={repetition_max_count: 8}")
+    start = checkpoint.load_model(tmp_path / "run/step0", torch.device("cpu"))
+    kept = torch.from_numpy(rows[[0, 4, 5]])
+    with torch.no_grad():
+        logits = start(kept)[:, :-1]
+    expected = F.cross_entropy(logits.flatten(0, 1), kept[:, 1:].flatten(), reduction="sum") / rows.size
+    assert series(tmp_path / "run")[1] == pytest.approx(expected.item(), rel=1e-5)
+    assert not same(weights(trainer), weights(train(plain, tmp_path / "all", *asked)))

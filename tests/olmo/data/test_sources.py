@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from olmo.config import DataConfig
-from olmo.data.sources import TokenDataset, TokenFiles, open_source
+from olmo.data.sources import TokenDataset, TokenFiles, expand_ranges, open_source
 
 DTYPES = ["uint8", "uint16", "uint32", "uint64"]
 
@@ -189,3 +189,14 @@ def test_open_source(tmp_path: Path) -> None:
     assert opened.read([0]).tolist() == [[7, 8]]
     with pytest.raises(ValueError, match=r"data\.paths is empty"):
         open_source(DataConfig(), 2)
+
+
+def test_brace_ranges_expand_as_in_a_shell(tmp_path: Path) -> None:
+    assert expand_ranges("part-{08..10}-{0..1}.npy") == [f"part-{a}-{b}.npy" for a in ("08", "09", "10") for b in "01"]
+    assert expand_ranges("plain-{a,b}.npy") == ["plain-{a,b}.npy"]
+    with pytest.raises(ValueError, match=r"\{3\.\.1\} in a\{3\.\.1\} runs backwards"):
+        expand_ranges("a{3..1}")
+    for number in range(2):
+        np.full(8, number, dtype="<u2").tofile(tmp_path / f"part-{number:02d}.npy")
+    source = TokenFiles([tmp_path / "part-{00..01}.npy"], 4)
+    assert source.read(range(4))[:, 0].tolist() == [0, 0, 1, 1]
