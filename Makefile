@@ -1,11 +1,14 @@
-# make demo | test | checks | bench; each sets up what it needs and does no finished work twice.
+# make demo | test | checks | bench | golden; each sets up what it needs and does no finished work twice.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 SEEDS ?= 1
 READY = $(VENV)/.ready
+# ai2-olmo is named olmo too, so it gets an environment of its own; -I keeps this folder out of its sight.
+GOLDEN = .venv-golden
+GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast test test-gpu checks bench
+.PHONY: help setup demo demo-contrast test test-gpu checks bench golden
 
 help:
 	@echo "make demo           the study, small and whole: about a quarter of an hour on two processor cores"
@@ -13,6 +16,7 @@ help:
 	@echo "make test           all tests;  make test-gpu: those that need a GPU"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine"
+	@echo "make golden         the numbers of ai2-olmo 0.6.0 that the tests compare with, anew (tests/golden/README.md)"
 	@echo "make setup          only the virtual environment, in $(VENV)"
 
 setup: $(READY)
@@ -42,3 +46,14 @@ checks: $(READY)
 
 bench: $(READY)
 	$(RUN) -m scripts.bench
+
+golden: $(READY) $(GOLDEN)/.ready
+	$(GOLDEN_RUN)
+	$(RUN) -m tests.golden.write_checkpoint runs/golden
+	$(GOLDEN_RUN) --check runs/golden/*/step3-unsharded
+
+$(GOLDEN)/.ready: tests/golden/requirements.txt constraints.txt
+	test -x $(GOLDEN)/bin/python || $(PYTHON) -m venv $(GOLDEN)
+	$(GOLDEN)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
+	$(GOLDEN)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps ai2-olmo==0.6.0
+	touch $@

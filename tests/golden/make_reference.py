@@ -1,0 +1,461 @@
+"""Numbers of the public `ai2-olmo` 0.6.0, for `tests/olmo/test_golden.py`: `make golden` runs this in an environment of
+its own, where `olmo` is that package and this repository's `olmo` cannot be seen.
+
+Without arguments it writes, beside itself, two token files, a folder for every case and `schedules.json`. A case is a
+tiny model, a few settings of a run, and what OLMo makes of them: logits of the first instance, and 20 steps of
+OLMo's own `Trainer.fit` on one CPU process under DDP. Nothing of the trainer, its optimizers, schedulers or data loader
+is replaced; the subclass below only listens.
+
+With `--check FOLDER` it reads a checkpoint that this repository's code wrote (`write_checkpoint.py`) the way OLMo does,
+and compares the logits that lie beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from olmo.safetensors_util import state_dict_to_safetensors_file
+from olmo.torch_util import seed_all
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+
+import olmo
+from olmo.checkpoint import load_state_dict, save_state_dict
+from olmo.config import ModelConfig, TrainConfig
+from olmo.data import build_train_dataloader
+from olmo.model import LayerNormBase, OLMo
+from olmo.optim import BoltOnWarmupScheduler, build_optimizer, build_scheduler
+from olmo.train import Trainer
+
+HERE = Path(__file__).resolve().parent
+VERSION = "0.6.0"
+STEPS = 20
+LENGTH = 24
+BATCH = 8
+TOKENS_PER_STEP = BATCH * LENGTH
+# Instances, and tokens too few for one more: 67 instances make 8 batches an epoch, so 20 steps see three orders.
+FILES = {"tokens-0.npy": (40, 7), "tokens-1.npy": (27, 0)}
+
+MODEL: dict[str, Any] = {
+    "d_model": 32,
+    "n_heads": 4,
+    "n_layers": 2,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "max_sequence_length": LENGTH,
+    "vocab_size": 97,
+    "embedding_size": 128,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+    "init_device": "cpu",
+}
+
+RUN: dict[str, Any] = {
+    "seed": 6198,
+    "data": {"paths": list(FILES), "drop_last": True},
+    "max_duration": STEPS,
+    "stop_at": STEPS,  # OLMo itself goes on for ten steps beyond max_duration
+    "global_train_batch_size": BATCH,
+    "device_train_batch_size": BATCH,
+    "device_train_microbatch_size": 4,  # gradients of two micro-batches are added
+    "device_train_grad_accum": 2,
+    "precision": "fp32",
+    "distributed_strategy": "ddp",
+    "ddp": {},
+    "fsdp": None,
+    "save_folder": "run",
+    "save_interval": None,
+    "eval_interval": 1000,
+}
+
+# What differs from MODEL and RUN. Sizes are as small as they can be while every setting still shows in the numbers.
+CASES: dict[str, dict[str, Any]] = {
+    "olmo_1b": {
+        "model": {
+            "mlp_hidden_size": 32,
+            "activation_type": "swiglu",
+            "rope": True,
+            "include_bias": False,
+            "layer_norm_with_affine": False,
+            "attention_layer_norm_with_affine": False,
+            "weight_tying": True,
+            "init_fn": "mitchell",
+        },
+        "optimizer": {"name": "adamw", "learning_rate": 4e-3, "weight_decay": 0.1, "betas": [0.9, 0.95]},
+        "scheduler": {"name": "cosine_with_warmup", "t_warmup": 5, "alpha_f": 0.1},
+        "max_grad_norm": 0.5,
+        "max_duration": 25,  # the schedule is cut off
+    },
+    "olmo_2": {
+        "model": {
+            "n_kv_heads": 2,
+            "mlp_hidden_size": 32,
+            "activation_type": "swiglu",
+            "rope": True,
+            "rope_theta": 500000,
+            "include_bias": False,
+            "layer_norm_type": "rms",
+            "layer_norm_eps": 1e-6,
+            "attention_layer_norm": True,
+            "norm_after": True,
+            "weight_tying": False,
+            "init_fn": "normal",
+            "init_std": 0.1,
+            "init_cutoff_factor": 3.0,
+        },
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 3e-3,
+            "weight_decay": 0.1,
+            "betas": [0.9, 0.95],
+            "eps": 1e-8,
+            "decay_norm_and_bias": True,
+        },
+        "scheduler": {
+            "name": "cosine_with_warmup",
+            "units": "tokens",
+            "t_warmup": 5 * TOKENS_PER_STEP,
+            "warmup_min_lr": 0.0,
+            "grad_clip_warmup_steps": 8 * TOKENS_PER_STEP,
+            "grad_clip_warmup_factor": 3.0,
+        },
+        "max_grad_norm": 0.2,
+        "max_duration": f"{STEPS * TOKENS_PER_STEP}T",
+        "softmax_auxiliary_loss": True,
+        "auxiliary_loss_multiplier": 1e-4,
+    },
+    "lion": {
+        "model": {
+            "multi_query_attention": True,
+            "clip_qkv": 1.0,
+            "mlp_hidden_size": 16,
+            "activation_type": "gelu",
+            "rope": False,
+            "include_bias": True,
+            "embedding_layer_norm": True,
+            "scale_logits": True,
+            "weight_tying": True,
+            "init_fn": "normal",
+            "init_std": 0.2,
+        },
+        "optimizer": {
+            "name": "lionw",
+            "learning_rate": 2e-3,
+            "weight_decay": 0.1,
+            "betas": [0.9, 0.95],
+            "decay_embeddings": True,
+        },
+        "scheduler": {"name": "linear_with_warmup", "t_warmup": 4, "alpha_f": 0.2},
+        "max_grad_norm_ratio": 1.05,
+        "max_duration": "3ep",
+    },
+    "envelope": {
+        "model": {
+            "n_kv_heads": 2,
+            "mlp_hidden_size": 16,
+            "activation_type": "relu",
+            "rope": True,
+            "rope_full_precision": False,
+            "include_bias": False,
+            "bias_for_layer_norm": True,
+            "layer_norm_type": "low_precision",
+            "attention_layer_norm": True,
+            "weight_tying": True,
+            "init_fn": "full_megatron",
+            "init_std": 0.1,
+            "scale_emb_init": True,
+        },
+        "data": {"seed": 7},
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 5e-3,
+            "weight_decay": 0.05,
+            "betas": [0.9, 0.99],
+            "eps": 1e-6,
+            "decay_embeddings": True,
+        },
+        "scheduler": {"name": "cosine_linear_envelope", "t_warmup": 4, "t_max": 16, "alpha_f": 0.05},
+    },
+}
+WRITTEN_AS_SAFETENSORS = ("olmo_2", "envelope")  # the others as model.pt
+
+
+class Listener(Trainer):
+    """OLMo's trainer; notes what each step tells and the limits that its clipping finds."""
+
+    def train_step(self, batch: dict[str, Any], reduce_global_loss: bool = True) -> dict[str, float]:
+        group = self.optim.param_groups[0]
+        self.told.append(
+            {"max_grad_norm": group.get("max_grad_norm"), "max_grad_norm_ratio": group.get("max_grad_norm_ratio")}
+        )
+        return super().train_step(batch, reduce_global_loss)
+
+    def log_metrics_to_console(self, prefix: str, metrics: dict[str, float]) -> None:
+        if prefix.startswith("[step="):
+            self.told[-1].update(metrics)
+
+    def listen(self) -> None:
+        """Begin, and from now on also measure the gradient between clipping and the optimizer's step."""
+        self.told: list[dict[str, Any]] = []
+        clip = self.optim.clip_grads_and_collect_metrics
+
+        def clip_and_measure(*arguments: Any, **settings: Any) -> dict[str, torch.Tensor]:
+            metrics = clip(*arguments, **settings)
+            squares = sum(p.grad.double().square().sum() for p in self.model.parameters())
+            metrics["clipped_grad_norm"] = torch.as_tensor(squares).sqrt()
+            return metrics
+
+        self.optim.clip_grads_and_collect_metrics = clip_and_measure
+
+
+def configuration(name: str) -> TrainConfig:
+    case = CASES[name]
+    sections = {key: {**RUN.get(key, {}), **case.get(key, {})} for key in ("data", "optimizer", "scheduler")}
+    merged = {**RUN, **case, **sections, "model": {**MODEL, **case["model"]}, "run_name": name}
+    config = TrainConfig.new(**merged)
+    config.model.precision = config.precision  # as OLMo's training script does
+    return config
+
+
+def build_model(config: TrainConfig) -> OLMo:
+    """OLMo's own initialisation; norms and biases are then moved from 1 and 0, where they would not matter."""
+    seed_all(config.seed)
+    model = OLMo(config.model)
+    generator = torch.Generator().manual_seed(5)
+    norms = {id(p) for m in model.modules() if isinstance(m, LayerNormBase) for p in m.parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if id(parameter) in norms or name.endswith("bias"):
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def write_tokens(folder: Path) -> None:
+    """A walk through the vocabulary that mostly goes up: something to learn within a few steps."""
+    generator = np.random.default_rng(3)
+    for name, (instances, rest) in FILES.items():
+        steps = generator.integers(-2, 5, instances * LENGTH + rest)
+        (steps.cumsum() % 97).astype("<u2").tofile(folder / name)
+
+
+def first_instance() -> torch.Tensor:
+    return torch.from_numpy(np.fromfile(HERE / next(iter(FILES)), "<u2")[:LENGTH].astype(np.int64))[None]
+
+
+def make_case(name: str, folder: Path) -> None:
+    """Everything of a case, written to `folder`. The working directory holds the token files."""
+    config = configuration(name)
+    model = build_model(config)
+    config.save(folder / "config.yaml")
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    if name in WRITTEN_AS_SAFETENSORS:
+        state_dict_to_safetensors_file(state, folder / "model.safetensors")
+    else:
+        save_state_dict(folder, "model.pt", state, save_overwrite=True)
+    with torch.no_grad():
+        logits = model.eval()(first_instance()).logits[0, LENGTH // 2 :]  # half of it: the folder is to stay small
+        np.save(folder / "logits.npy", logits.numpy())
+
+    wrapped = DistributedDataParallel(model)
+    indices = io.StringIO()
+    trainer = Listener(
+        cfg=config,
+        epoch=config.epoch,
+        model=model,
+        dist_model=wrapped,
+        optim=build_optimizer(config, wrapped),
+        scheduler=build_scheduler(config),
+        train_loader=build_train_dataloader(config),
+        device=torch.device("cpu"),
+        evaluators=[],
+        indices_file=indices,
+    )
+    trainer.listen()
+    trainer.fit()
+    lines = indices.getvalue().splitlines()
+    assert trainer.global_step == len(trainer.told) == len(lines) == STEPS
+    save_file({key: tensor.clone() for key, tensor in model.state_dict().items()}, folder / "final.safetensors")
+    series = {
+        "loss": "train/CrossEntropyLoss",
+        "z_loss": "train/ZLoss",
+        "gradient_norm": "optim/total_grad_norm",
+        "clipped_gradient_norm": "optim/clipped_grad_norm",
+        "learning_rate": "optim/learning_rate_group0",
+        "max_grad_norm": "max_grad_norm",
+        "max_grad_norm_ratio": "max_grad_norm_ratio",
+    }
+    reference: dict[str, Any] = {}
+    for ours, theirs in series.items():
+        values = [told.get(theirs) for told in trainer.told]
+        if "loss" in ours or "norm" in ours:
+            values = [value and shortened(value, 9) for value in values]
+        if values != [None] * STEPS:
+            reference[ours] = values
+    reference["instances"] = [[int(i) for i in line.split("\t")[1:]] for line in lines]
+    reference["optimizer"] = optimizer_norms(trainer)
+    write_json(folder / "steps.json", reference)
+
+
+def optimizer_norms(trainer: Trainer) -> dict[str, dict[str, float]]:
+    """Parameter -> entry of the optimizer's state -> its 2-norm. Of tensors this would be another 400 kB."""
+    norms = {}
+    for group in trainer.optim.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"]):
+            state = {k: v.double().norm().item() for k, v in trainer.optim.state[parameter].items()}
+            # The prefix of the name is DDP's.
+            norms[name.removeprefix("module.")] = {key: shortened(norm, 9) for key, norm in state.items()}
+    return norms
+
+
+def shortened(value: float, digits: int) -> float:
+    """A float32 has nine decimal digits. Of a float64, 14 do not depend on how a machine rounds its cosine."""
+    return float(f"{value:.{digits}g}")
+
+
+def schedules() -> list[dict[str, Any]]:
+    """Learning rates and clipping limits of all schedulers in both units at steps 0 to 40, with and without the
+    optional settings, and with the warm-up that is bolted on where a run restarts without optimizer state."""
+    table = []
+    names = (
+        "cosine_with_warmup",
+        "linear_with_warmup",
+        "inverse_sqrt_with_warmup",
+        "max_scheduler",
+        "constant",
+        "cosine_linear_envelope",
+        "constant_with_warmup",
+    )
+    for name in names:
+        for units, scale in (("steps", 1), ("tokens", TOKENS_PER_STEP)):
+            plain = {"name": name, "units": units, "t_warmup": 10 * scale}
+            clipping = {"grad_clip_warmup_steps": 7 * scale, "grad_clip_warmup_factor": 3.0}
+            full = {**plain, **clipping, "t_max": 30.0 * scale, "alpha_f": 0.01, "warmup_min_lr": 1e-5}
+            for settings, restarted_at in ((plain, None), (full, None), (full, 16 * scale)):
+                config = TrainConfig.new(optimizer={"learning_rate": 3e-4}, scheduler=settings, max_grad_norm=0.7)
+                scheduler = build_scheduler(config)
+                if restarted_at is not None:
+                    end = restarted_at + int(config.scheduler.t_warmup)
+                    scheduler = BoltOnWarmupScheduler.wrap(scheduler, restarted_at, end)
+                current, total = [step * scale for step in range(41)], 36 * scale
+                rates = [shortened(scheduler.get_lr(config.optimizer.learning_rate, c, total), 14) for c in current]
+                limits = [scheduler.get_max_grad_norm(config.max_grad_norm, c, total) for c in current]
+                row = {"scheduler": settings, "restarted_at": restarted_at, "step": scale, "total": total}
+                table.append({**row, "learning_rate": rates, "clip_limit": limits})
+    return table
+
+
+def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """One line for each item of the outermost list or dictionary: a change of one number is a change of one line."""
+    if isinstance(content, dict):
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+    else:
+        text = "[\n" + ",\n".join(map(json.dumps, content)) + "\n]\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def provenance() -> dict[str, str]:
+    """What the numbers were made with. The digest is of the package's Python files, names and contents."""
+    root = Path(olmo.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return {
+        "ai2-olmo": metadata.version("ai2-olmo"),
+        "ai2-olmo sources, sha256": digest.hexdigest(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "date": date.today().isoformat(),
+    }
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A process group of one, as OLMo trains under torchrun with one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def make() -> None:
+    write_tokens(HERE)
+    write_json(HERE / "schedules.json", schedules())
+    for name in CASES:
+        folder = HERE / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        with tempfile.TemporaryDirectory() as work:
+            for file in FILES:
+                shutil.copy(HERE / file, work)
+            os.chdir(work)  # so that the saved configuration names the token files alone
+            with alone():
+                make_case(name, folder)
+            os.chdir(HERE)
+        print(f"{name}: written")
+    write_json(HERE / "provenance.json", provenance())
+
+
+def check(folder: Path) -> bool:
+    """Whether OLMo reads a checkpoint folder of this repository's code and computes the logits that lie beside it."""
+    try:
+        TrainConfig.load(folder / "config.yaml", validate_paths=False)
+        model = OLMo(ModelConfig.load(folder / "config.yaml", key="model", validate_paths=False))
+        model.load_state_dict(load_state_dict(folder, "model.pt", map_location="cpu"))
+    except Exception as error:  # whatever OLMo raises is the answer
+        print(f"{folder}: OLMo {VERSION} cannot read it: {type(error).__name__}: {error}")
+        return False
+    tokens, expected = np.load(folder / "check-tokens.npy"), np.load(folder / "check-logits.npy")
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(tokens)).logits.numpy()
+    difference, scale = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+    print(f"{folder}: logits differ by at most {difference:.1e} of {scale:.3g}")
+    return difference <= 1e-5 * max(scale, 1.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", nargs="+", type=Path, metavar="FOLDER", help="checkpoints to read instead")
+    arguments = parser.parse_args()
+    if metadata.version("ai2-olmo") != VERSION or Path(olmo.__file__).resolve().is_relative_to(
+        HERE.parents[1] / "olmo"
+    ):
+        print(f"this needs ai2-olmo {VERSION} and must not see the repository's own olmo; say make golden")
+        return 2
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*CUDA is not available.*")  # OLMo asks for autocast on "cuda" alone
+    warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
+    if arguments.check:
+        readable = [check(folder) for folder in arguments.check]
+        return 0 if all(readable) else 1
+    make()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
