@@ -1,0 +1,195 @@
+"""Bring one file from a server: continued where it broke off, verified, and never half-written under its name.
+
+`describe` asks what a server has; `fetch` brings it to a hidden partial file, which the caller renames. The name of the
+partial file stands for one version of the server's file, so that parts of two versions are never joined.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import requests
+
+from olmo.reporting import Progress
+
+ATTEMPTS = 5  # in a row that bring nothing new
+WAIT = 0.5  # seconds before the second attempt, twice as long before each further one
+TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
+PIECE = 2**20
+DIGITS = 12  # of a version, in the name of a partial file
+MB = 10**6
+
+
+class Interrupted(OSError):
+    """A transfer that brought less than the whole file, or another version of it; a further attempt may succeed."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on a server, and what distinguishes this version of it from others."""
+
+    url: str
+    name: str
+    size: int | None
+    digest: tuple[str, str] | None  # algorithm, hexadecimal value
+    validator: str | None = None  # entity tag or date that continuing a download depends on
+    modified: float | None = None
+
+    @property
+    def partial(self) -> str:
+        """The file's name until it is complete; two versions of a file never share one."""
+        version = repr((self.url, self.size, self.digest, self.validator)).encode()
+        return f".{self.name}.{hashlib.sha256(version).hexdigest()[:DIGITS]}.partial"
+
+    def is_here(self, path: Path) -> bool:
+        if not path.is_file() or path.stat().st_size != self.size:
+            return False
+        if self.digest:
+            return file_digest(path, self.digest[0]) == self.digest[1]
+        return self.modified is None or path.stat().st_mtime == self.modified
+
+
+Look = Callable[[str], Remote | None]  # name -> what the server has under it
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Hexadecimal hash of a file; `git` is the name that git gives to its content."""
+    digest = hashlib.new("sha1" if algorithm == "git" else algorithm)
+    if algorithm == "git":
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def stated_digest(headers: Mapping[str, str]) -> tuple[str, str] | None:
+    """The hash of the whole file that a response's headers state, None where they state none to rely on."""
+    stated = " ".join(headers.get(name, "") for name in ("Repr-Digest", "Digest", "x-goog-hash"))
+    stated += f" md5={headers.get('Content-MD5')} sha-256={headers.get('x-amz-checksum-sha256')}"
+    for algorithm, base64_pattern in (("sha-256", "[A-Za-z0-9+/]{43}="), ("md5", "[A-Za-z0-9+/]{22}==")):
+        if match := re.search(rf"\b{algorithm}=:?({base64_pattern})", stated, re.IGNORECASE):
+            return algorithm.replace("-", ""), base64.b64decode(match[1]).hex()
+    # S3's entity tag is the MD5 of what was uploaded in one part and not encrypted with a key; other servers' 32
+    # digits may be anything.
+    tag = re.fullmatch(r'"([0-9a-f]{32})"', headers.get("ETag", ""))
+    plain = headers.get("x-amz-server-side-encryption", "AES256") == "AES256"
+    return ("md5", tag[1]) if tag and plain and "x-amz-request-id" in headers else None
+
+
+def describe(session: requests.Session, folder_url: str, name: str) -> Remote | None:
+    """What the server says of a file; None where it has none. Raises OSError where it cannot be asked."""
+    with session.head(folder_url + name, allow_redirects=True, timeout=TIMEOUT) as response:
+        headers = response.headers
+        # Object stores answer 403 for what is not there, some sites with a page.
+        if response.status_code in (403, 404, 410) or headers.get("Content-Type", "").startswith("text/html"):
+            return None
+        if not response.ok:
+            raise Interrupted(f"{response.status_code} {response.reason}")
+    length, date, tag = (headers.get(key) for key in ("Content-Length", "Last-Modified", "ETag"))
+    return Remote(
+        folder_url + name,
+        name,
+        int(length) if length and "Content-Encoding" not in headers else None,
+        stated_digest(headers),
+        date if tag is None or tag.startswith("W/") else tag,  # a weak tag does not vouch for every byte
+        parsedate_to_datetime(date).timestamp() if date else None,
+    )
+
+
+def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tuple[Path, Remote]:
+    """Bring a file to its partial name in `folder`, whole and verified, through broken connections.
+
+    The server is looked at anew before each attempt. Raises OSError when several attempts in a row bring nothing new or
+    the file is no longer there, ValueError where the bytes have not the stated hash.
+    """
+    failures, most, size = 0, 0, 0
+    while True:
+        try:
+            if (remote := look(name)) is None:
+                raise FileNotFoundError(f"{name}: no longer on the server")
+            path = folder / remote.partial
+            for other in set(folder.glob(f".{name}.{'?' * DIGITS}.partial")) - {path}:
+                other.unlink()  # of a version that the server no longer has
+            try:
+                transfer(session, remote, path)
+                break
+            finally:
+                size = path.stat().st_size if path.exists() else 0
+        except (requests.RequestException, Interrupted) as error:
+            failures, most = (1, size) if size > most else (failures + 1, most)
+            if failures == ATTEMPTS:
+                raise OSError(f"{name}: {reason(error)}; the same command continues the download") from error
+            time.sleep(WAIT * 2 ** (failures - 1))
+    if remote.digest and file_digest(path, remote.digest[0]) != remote.digest[1]:
+        path.unlink()
+        raise ValueError(f"{remote.url}: what came has not the {remote.digest[0]} hash that the server states")
+    return path, remote
+
+
+def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
+    """One attempt to bring what `path` lacks. Raises Interrupted or a RequestException when that does not succeed."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{remote.name}: another process is fetching it into {path.parent}") from None
+        except OSError:
+            pass  # a file system without locks
+        here = file.tell()
+        if remote.size is None or here > remote.size or not (remote.validator or remote.digest):
+            here = restart(file)
+        if here == remote.size:
+            return
+        headers = {"Range": f"bytes={here}-"} if here else {}
+        if here and remote.validator:
+            headers["If-Range"] = remote.validator  # where the file has changed, all of it comes
+        with session.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            if not response.ok and response.status_code != 416:
+                raise Interrupted(f"{response.status_code} {response.reason}")
+            if response.status_code == 200:
+                here = restart(file)
+            elif not response.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
+                restart(file)
+                raise Interrupted("the server has not the part that was asked for")
+            seen = response.headers.get("ETag" if '"' in (remote.validator or "") else "Last-Modified")
+            if remote.validator and seen and seen != remote.validator:
+                raise Interrupted("the file is changing on the server")
+            total = (remote.size or 0) - here
+            note = f", from {here // MB} MB on" if here else ""
+            with Progress(remote.name + note, total // MB, "MB", show=total > 0) as progress:
+                for piece in response.iter_content(PIECE):
+                    file.write(piece)
+                    progress.advance((file.tell() - here) // MB - progress.done)
+        if remote.size not in (None, file.tell()):
+            raise Interrupted(f"{file.tell()} of {remote.size} bytes came")
+
+
+def restart(file: BinaryIO) -> int:
+    file.seek(0)
+    file.truncate()
+    return 0
+
+
+def reason(error: BaseException) -> str:
+    """Why a request failed: the server's words, or the system's, which libraries wrap in several layers."""
+    if (response := getattr(error, "response", None)) is not None:
+        phrase = getattr(response, "reason_phrase", None) or getattr(response, "reason", None)  # httpx's, requests'
+        return f"{response.status_code} {phrase or ''}".rstrip()
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke off"
+    return str(error) if isinstance(error, Interrupted) else type(error).__name__

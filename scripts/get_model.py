@@ -1,0 +1,192 @@
+"""Fetch an official checkpoint, by its folder on the old checkpoint site or by its name on the Hugging Face hub.
+
+    bash scripts/get_model.sh https://olmo-checkpoints.org/ai2-llm/olmo-small/g4g72enr/step738020-unsharded/
+    bash scripts/get_model.sh allenai/OLMo-1B@step738020-tokens3095B
+    bash scripts/get_model.sh --list
+
+Steps of OLMo-1B go to checkpoints/pretrained_1B/{step}-unsharded, those of 7B to checkpoints/pretrained/; any other
+model needs --output. The same command continues an interrupted download. Files take their names together, once all
+are complete and agree with the server: in size, and in hash where it states one. A file that is already there is kept
+when it has the stated hash or, where none is stated, the same size and time of change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import functools
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from omegaconf import OmegaConf
+
+from olmo.exceptions import Parser, exit_status
+from scripts.download import MB, Look, Remote, describe, fetch, reason
+
+KNOWN = Path(__file__).resolve().parent.parent / "configs" / "official" / "checkpoints.yaml"
+# The weights of a folder: the first of these patterns that finds any, as in olmo.checkpoint.
+WEIGHTS = ("model.safetensors", "model.pt", "model-*.safetensors", "pytorch_model*.bin")
+OPTIMIZER = ("optim.safetensors", "optim.pt")
+
+# --- what is known of the official checkpoints -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """An official model, as configs/official/checkpoints.yaml describes it."""
+
+    site: str
+    hub: str
+    tokens_a_step: int
+    folder: str
+    not_on_hub: list[int]
+    runs: dict[str, list[int]]
+
+    def hub_id(self, step: int) -> str:
+        return f"{self.hub}@step{step}-tokens{round(step * self.tokens_a_step / 1e9)}B"
+
+
+@functools.cache
+def known_models() -> dict[str, Model]:
+    known = OmegaConf.to_container(OmegaConf.load(KNOWN))
+    assert isinstance(known, dict)
+    return {str(name): Model(**about) for name, about in known.items()}
+
+
+def locate(address: str) -> tuple[Model | None, int | None]:
+    """The official model and the step that a URL or hub id names; None for what it does not name."""
+    match = re.search(r"[/@]step(\d+)(?=[-/]|$)", address)
+    step = int(match[1]) if match else None
+    name = address.partition("@")[0]
+    for model in known_models().values():
+        if f"/{model.site.rpartition('/')[2]}/" in name or name in (model.hub, f"{model.hub}-hf"):
+            return model, step
+    return None, step
+
+
+def instead(address: str) -> str:
+    """What to try where a checkpoint is not to be had."""
+    model, step = locate(address)
+    if model is None or step is None:
+        return "bash scripts/get_model.sh --list shows the known checkpoints"
+    steps = {s for of_run in model.runs.values() for s in of_run} - set(model.not_on_hub)
+    if step in steps and model.hub_id(step) != address:
+        return f"try the hub: bash scripts/get_model.sh {model.hub_id(step)}"
+    nearest = min(steps - {step}, key=lambda s: abs(s - step))
+    return f"the hub's nearest known one is {model.hub_id(nearest)}"
+
+
+def listing() -> str:
+    """The known checkpoints, one a line."""
+    lines = [
+        "# model, step, folder on the old site (often 404), hub id. The tokens in a hub id are computed, step * tokens",
+        "# a step / 1e9 rounded to the nearest, and not read from the hub; '-' where it is not known to have the step.",
+    ]
+    for name, model in known_models().items():
+        for run, step in ((run, step) for run, steps in model.runs.items() for step in steps):
+            hub_id = "-" if step in model.not_on_hub else model.hub_id(step)
+            lines.append(f"{name} {step:6} {model.site}/{run}/step{step}-unsharded/ {hub_id}")
+    return "\n".join(lines)
+
+
+# --- one checkpoint ----------------------------------------------------------------------------------------------
+
+
+def site_files(session: requests.Session, url: str) -> tuple[Look, list[Remote]]:
+    """What a folder on a site holds of a checkpoint. Raises OSError where the site cannot be asked."""
+    look = functools.partial(describe, session, url)
+    choices = (("config.yaml",), WEIGHTS[:2], ("train.pt",), OPTIMIZER)
+    found = (next(filter(None, map(look, names)), None) for names in choices)
+    return look, [remote for remote in found if remote]
+
+
+def hub_files(session: requests.Session, hub_id: str) -> tuple[Look, list[Remote]]:
+    """What a model on the hub holds of a checkpoint. Raises OSError where there is none or the hub cannot be asked."""
+    from huggingface_hub import HfApi, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    name, _, revision = hub_id.partition("@")
+    info = HfApi().model_info(name, revision=revision or None, files_metadata=True)
+    session.headers.update(build_hf_headers())
+    files = {}
+    for file in info.siblings or []:
+        if "/" not in file.rfilename and file.blob_id:
+            digest = ("sha256", file.lfs.sha256) if file.lfs else ("git", file.blob_id)
+            url = hf_hub_url(name, file.rfilename, revision=info.sha)
+            files[file.rfilename] = Remote(url, file.rfilename, file.size, digest)
+    weights = next((found for pattern in WEIGHTS if (found := fnmatch.filter(files, pattern))), [])
+    rest = fnmatch.filter(files, "*.json") + [n for n in ("config.yaml", "train.pt", *OPTIMIZER) if n in files]
+    return files.get, [files[n] for n in (*rest, *weights)]
+
+
+def get(address: str, folder: Path, with_optimizer: bool = False) -> None:
+    """Fetch a checkpoint into `folder`. Raises OSError where it is not to be had, ValueError where it came damaged."""
+    with requests.Session() as session:
+        session.headers["Accept-Encoding"] = "identity"  # compressed, a file has neither its size nor its ranges
+        try:
+            look, files = (site_files if "://" in address else hub_files)(session, address)
+        except Exception as error:  # the hub's client lets the errors of its HTTP library through
+            other = "://" in address or hasattr(error, "response")  # no other name helps while the hub is out of reach
+            raise OSError(f"{address}: {reason(error)}{f'; {instead(address)}' if other else ''}") from error
+        names = {file.name for file in files}
+        if not names & {"config.yaml", "config.json"} or not any(fnmatch.filter(names, p) for p in WEIGHTS):
+            raise FileNotFoundError(f"{address}: no config and weights there (404); {instead(address)}")
+        if with_optimizer and not names & set(OPTIMIZER):
+            raise FileNotFoundError(f"{address}: no optimizer state there")
+        for pattern in ("config.yaml", *WEIGHTS):  # what a reader of the folder might take for this checkpoint's
+            for foreign in (path for path in folder.glob(pattern) if path.name not in names):
+                raise FileExistsError(f"{foreign}: not of this checkpoint; remove it, or name a folder with --output")
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = [file for file in files if with_optimizer or file.name not in OPTIMIZER]
+        missing = [file for file in wanted if not file.is_here(folder / file.name)]
+        size = sum(file.size or 0 for file in missing)
+        print(f"{folder}: {len(missing)} of {len(wanted)} files to fetch, {size / MB:,.1f} MB", flush=True)
+        here = sum(p.stat().st_size for p in folder.glob(".*.partial"))
+        if size - here > shutil.disk_usage(folder).free:
+            raise OSError(f"{folder}: {size / MB:,.0f} MB do not fit on this disk")
+        for path, file in [fetch(session, look, file.name, folder) for file in missing]:
+            if file.modified is not None:
+                os.utime(path, (time.time(), file.modified))
+            path.replace(folder / file.name)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="get_model.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", help="https://.../stepN-unsharded/, or owner/name@revision")
+    parser.add_argument(
+        "--list", action="store_true", help="show the known steps of 1B and 7B, and what names they have"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder to fill")
+    parser.add_argument("--with_optimizer", action="store_true", help="fetch the optimizer's state too")
+    arguments = parser.parse_args(argv)
+    if arguments.list:
+        try:
+            print(listing(), flush=True)
+        except BrokenPipeError:  # `--list | head` has seen enough; nor shall the interpreter's last flush complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    address = arguments.checkpoint
+    if address is None:
+        parser.error("name a checkpoint, or --list the known ones")
+    if re.match(r"https?://", address):
+        address = address.rstrip("/") + "/"
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", address):
+        parser.error(f"{address}: neither the URL of a folder (https://...) nor a hub id (owner/name@revision)")
+    model, step = locate(address)
+    folder = arguments.output
+    if folder is None:
+        if model is None or step is None:
+            parser.error(f"{address}: no step of OLMo-1B or 7B by its name; say with --output which folder to fill")
+        folder = Path(model.folder) / f"{step}-unsharded"
+    get(address, folder, arguments.with_optimizer)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

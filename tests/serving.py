@@ -1,0 +1,167 @@
+"""A web server for tests: files from memory with ranges and entity tags, and the ways in which servers fail.
+
+`serving()` starts one. Its attributes say how it behaves and what it was asked, and may change between requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+COMMIT = "c0ffee" + "0" * 34
+Behaviour = Literal["ranges", "no ranges", "careless ranges"]  # the last ignores If-Range
+
+
+@dataclass
+class File:
+    """What a path serves; `headers` replaces or (None) removes what the server would send."""
+
+    content: bytes
+    headers: dict[str, str | None] = field(default_factory=dict)
+    modified: str = "Wed, 31 Jan 2024 10:00:00 GMT"
+    status: int = 200
+
+    @property
+    def tag(self) -> str:
+        return f'"{hashlib.sha256(self.content).hexdigest()[:20]}-1"'
+
+
+@dataclass
+class Asked:
+    """One GET: the path, its Range and If-Range headers, how it was answered and the bytes of body sent."""
+
+    path: str
+    range: str | None
+    condition: str | None
+    status: int
+    sent: int = 0
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # A client that was killed leaves a broken pipe behind; nobody wants to read its traceback.
+    handle_error = lambda self, request, client_address: None  # noqa: E731
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.files: dict[str, File] = {}
+        self.behaviour: Behaviour = "ranges"
+        self.cuts: dict[str, list[int]] = {}  # path -> after how many bytes its first, second, ... GET breaks off
+        self.stall: dict[str, int] = {}  # path -> after how many bytes it sends nothing more, nor ends
+        self.released = threading.Event()
+        self.failures: dict[str, list[int]] = {}  # path -> statuses of its first, second, ... GET
+        self.before_get: Callable[[str], None] = lambda path: None
+        self.asked: list[Asked] = []
+
+    def add(self, folder: str, files: dict[str, bytes], **headers: str | None) -> str:
+        """Serve files under a folder; returns the folder's URL."""
+        for name, content in files.items():
+            self.files[f"{folder}/{name}"] = File(content, dict(headers))
+        return f"{self.url}{folder}/"
+
+    def add_hub_model(self, name: str, revision: str, files: dict[str, bytes]) -> None:
+        """Serve a model as the Hugging Face hub does: files of weights lie elsewhere, behind a redirect."""
+        siblings: list[dict[str, Any]] = []
+        for file, content in files.items():
+            about: dict[str, Any] = {"rfilename": file, "size": len(content)}
+            about["blobId"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            place = f"/{name}/resolve/{COMMIT}/{file}"
+            if not file.endswith(".json"):
+                sha256 = hashlib.sha256(content).hexdigest()
+                about["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 135}
+                self.files[place] = File(b"", {"Location": f"{self.url}/cdn/{file}"}, status=302)
+                place = f"/cdn/{file}"
+            self.files[place] = File(content)
+            siblings.append(about)
+        info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
+        self.files[f"/api/models/{name}/revision/{revision}"] = File(json.dumps(info).encode())
+
+    def sent(self, path: str) -> list[int]:
+        """The bytes of body that each GET of a path has brought."""
+        return [asked.sent for asked in self.asked if asked.path == path]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _head(self, file: File, status: int, length: int, part: str | None = None) -> None:
+        headers: dict[str, str | None] = {
+            "Content-Length": str(length),
+            "ETag": file.tag,
+            "Last-Modified": file.modified,
+            "Content-Range": part,
+            **file.headers,
+        }
+        self.send_response(status)
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+
+    def _found(self) -> File | None:
+        file = self.server.files.get(self.path.partition("?")[0])
+        if file is None:
+            self.send_response(404)
+            if "/revision/" in self.path:
+                self.send_header("X-Error-Code", "RevisionNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        return file
+
+    def do_HEAD(self) -> None:
+        if file := self._found():
+            self._head(file, file.status, len(file.content))
+
+    def do_GET(self) -> None:
+        self.server.before_get(self.path)
+        if (file := self._found()) is None:
+            return
+        wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
+        content, status, part = file.content, file.status, None
+        fresh = condition in (None, file.tag, file.modified) or self.server.behaviour == "careless ranges"
+        if wanted and fresh and self.server.behaviour != "no ranges":
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            status, part = 206, f"bytes {start}-{len(content) - 1}/{len(content)}"
+            if start >= len(content):
+                status, part = 416, f"bytes */{len(content)}"
+            content = content[start:]
+        failures = self.server.failures.get(self.path)
+        if failures and (failure := failures.pop(0)) != 200:
+            status, content = failure, b""
+        asked = Asked(self.path, wanted, condition, status)
+        self.server.asked.append(asked)
+        self._head(file, status, len(content), part)
+        cuts = self.server.cuts.get(self.path, [])
+        end = cuts.pop(0) if cuts else self.server.stall.get(self.path, len(content))
+        for first in range(0, end, 1 << 16):
+            piece = content[first : min(first + (1 << 16), end)]
+            asked.sent += len(piece)  # before the client can have it and look here
+            self.wfile.write(piece)
+        if end < len(content):
+            if self.path in self.server.stall:
+                self.server.released.wait(30)
+            self.close_connection = True
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.released.set()
+            server.shutdown()
+            thread.join()
