@@ -194,13 +194,24 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], where: str) -> None:
-    """Fill the moments of every parameter; learning rate and decay stay those of the run's config."""
+    """Fill the moments of every parameter; learning rate and decay stay those of the run's config.
+
+    OLMo's trainer saves them by name, and under DDP by number, with the names (prefixed) in the groups.
+    """
     state = optimizer.state_dict()
     names = [name for group in state["param_groups"] for name in group["param_names"]]
-    missing = sorted(set(names) - set(saved.get("state", {})))
+    numbered = {
+        number: name
+        for group in saved.get("param_groups", [])
+        for number, name in zip(group["params"], group.get("param_names", group["params"]))
+    }
+    found = {
+        str(numbered.get(key, key)).removeprefix("module."): value for key, value in saved.get("state", {}).items()
+    }
+    missing = sorted(set(names) - set(found))
     if missing:
         raise ValueError(f"{where}: no optimizer state for {missing[0]}; set reset_optimizer_state")
-    state["state"] = {i: saved["state"][name] for i, name in enumerate(names)}
+    state["state"] = {i: found[name] for i, name in enumerate(names)}
     optimizer.load_state_dict(state)
 
 
@@ -238,7 +249,10 @@ def save(
     config.save(partial / "config.yaml")
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     write_tensors(partial / "model.safetensors", tensors)
-    torch.save(optimizer_state(optimizer), partial / "optim.pt")
+    saved = optimizer_state(optimizer)
+    for group in saved["param_groups"]:  # what OLMo's optimizer clips by
+        group.update(sharded=False, max_grad_norm=config.max_grad_norm, max_grad_norm_ratio=config.max_grad_norm_ratio)
+    torch.save(saved, partial / "optim.pt")
     torch.save(trainer, partial / "train.pt")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

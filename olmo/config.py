@@ -209,7 +209,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     betas: Tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-5
-    no_decay_norm_and_bias: Optional[bool] = None  # old name of the opposite of decay_norm_and_bias
+    no_decay_norm_and_bias: Optional[bool] = None  # old opposite of decay_norm_and_bias and decay_embeddings
     selective_updates: bool = False
     decay_norm_and_bias: bool = False
     decay_embeddings: bool = False
@@ -659,7 +659,8 @@ def _translate(raw: DictConfig) -> None:
     """Bring the old spellings that OLMo itself still accepted to today's."""
     optimizer = raw.get("optimizer")
     if OmegaConf.is_dict(optimizer) and optimizer.get("no_decay_norm_and_bias") is not None:
-        optimizer["decay_norm_and_bias"] = not optimizer.pop("no_decay_norm_and_bias")
+        decays = not optimizer.pop("no_decay_norm_and_bias")
+        optimizer["decay_norm_and_bias"] = optimizer["decay_embeddings"] = decays
     if OmegaConf.is_dict(optimizer) and optimizer.get("name") == "decoupled_lionw":
         optimizer["name"] = "lionw"
         optimizer.pop("eps", None)

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -292,7 +293,7 @@ class Trainer:
             total_z += z_loss.detach() / tokens
         scale = self.tokens_per_batch if self._by_tokens else 1
         before = self.state.tokens if self._by_tokens else step - 1
-        norm = self._clip_gradients(step, before)
+        norm = self._clip_gradients(before)
         rate = learning_rate(config, before + scale, schedule_length, self.state.restarted_at)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -300,13 +301,13 @@ class Trainer:
         both = self.ranks.sum_tensor(torch.stack((total, total_z))) / self.ranks.world_size
         return both[0], both[1], norm, rate
 
-    def _clip_gradients(self, step: int, before: int) -> Tensor:
+    def _clip_gradients(self, before: int) -> Tensor:
         """Clip by `max_grad_norm_ratio` or else `max_grad_norm`; returns the norm before.
 
-        OLMo sets the limits of a step at the end of the one before, and the first step has the plain ones.
+        OLMo sets the limits of a step at the end of the one before; the first step of an optimizer has the plain ones.
         """
         config, ratio, limit = self.config, self.config.max_grad_norm_ratio, self.config.max_grad_norm
-        if step > 1:
+        if before not in (0, self.state.restarted_at):
             ratio, limit = clip_limit(config, ratio, before), clip_limit(config, limit, before)
         return clip_gradients(self.model, limit) if ratio is None else clip_each_gradient(self.optimizer, ratio)
 
@@ -414,13 +415,15 @@ class Trainer:
         for kind in kinds:
             path = self.folder / f"step{step}{kind}"
             if self.ranks.is_first:
-                trainer = {
+                trainer: dict[str, Any] = {
                     "epoch": self.state.epoch,
                     "global_step": step,
                     "global_train_examples_seen_this_epoch": self.state.batch * config.global_train_batch_size,
                     "global_train_tokens_seen": self.state.tokens,
                     "world_size": self.ranks.world_size,
                     "restarted_at": self.state.restarted_at,
+                    # What OLMo's trainer wants to find; it takes the lists for checkpoints that it may remove.
+                    **{f"{kind}checkpoints": [] for kind in ("", "unsharded_", "ephemeral_")},
                 }
                 temperatures = self.temperatures.at(step / max(self.max_steps, 1))
                 checkpoint.save(path, self.model, written, self.optimizer, trainer, temperatures)

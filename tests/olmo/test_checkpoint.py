@@ -124,6 +124,16 @@ def test_the_runs_own_learning_rate_survives_a_loaded_optimizer() -> None:
     assert [(group["lr"], group["weight_decay"]) for group in again.param_groups] == [(0.5, 0.7), (0.5, 0.0)]
 
 
+def test_optimizer_state_by_number_as_olmo_saves_it_under_ddp() -> None:
+    model, optimizer, config = trained()
+    plain = optimizer.state_dict()
+    groups = [{**g, "param_names": [f"module.{name}" for name in g["param_names"]]} for g in plain["param_groups"]]
+    again = build_optimizer(config.optimizer, model)
+    checkpoint.load_optimizer_state(again, {"state": plain["state"], "param_groups": groups}, "here")
+    for parameter in model.parameters():
+        assert torch.equal(again.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+
+
 def test_a_parameter_without_optimizer_state_is_named() -> None:
     model, optimizer, config = trained()
     saved = checkpoint.optimizer_state(optimizer)

@@ -477,6 +477,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
 def test_no_decay_norm_and_bias(tmp_path: Path, old: str, decays: bool) -> None:
     config = load(write(tmp_path, f"optimizer: {{name: adamw, no_decay_norm_and_bias: {old}}}"))
     assert config.optimizer.decay_norm_and_bias is decays
+    assert config.optimizer.decay_embeddings is decays
     assert config.optimizer.no_decay_norm_and_bias is None
 
 

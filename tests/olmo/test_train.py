@@ -459,6 +459,9 @@ def test_a_checkpoint_holds_the_weights_of_its_step_and_the_position(plain: Path
         "global_train_tokens_seen": 5 * BATCH * SHORT,
         "world_size": 1,
         "restarted_at": None,
+        "checkpoints": [],
+        "unsharded_checkpoints": [],
+        "ephemeral_checkpoints": [],
     }
 
 
