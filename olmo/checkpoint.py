@@ -90,12 +90,15 @@ def read_config(folder: Path) -> ModelConfig:
     return from_transformers_config(raw, str(folder / "config.json"))
 
 
-def read_state(folder: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint folder of any layout under OLMo's names, memory-mapped where nothing is stacked."""
+def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
+    """The weights of a checkpoint folder of any layout under OLMo's names.
+
+    They are mapped from the file unless `mapped` is false; what has to be stacked is copied in any case.
+    """
     raw = transformers_config(folder)
     state: dict[str, Tensor] = {}
     for path in model_files(folder):
-        state.update(read_tensors(path))
+        state.update(read_tensors(path, mapped))
     return plain_names(state) if raw is None else from_transformers_state(state, raw, str(folder))
 
 
@@ -135,16 +138,13 @@ def load_model(
     else:
         _check_behaviour(config, folder)
     model = OLMo.empty(config)
-    state = read_state(folder)
+    state = read_state(folder, mapped or device.type != "cpu")
     if config.resuscitation:
         state = resuscitated(state, config.resuscitation, folder)
     check_fit(model, state, str(folder))
     for name in list(state):  # one by one: what has been converted need not be kept
-        tensor = state.pop(name)
-        converted = tensor.to(device=device, dtype=dtype)
-        if not mapped and converted.data_ptr() == tensor.data_ptr():
-            converted = tensor.clone()
-        model.load_state_dict({name: converted}, strict=False, assign=True)
+        tensor = state.pop(name).to(device=device, dtype=dtype)
+        model.load_state_dict({name: tensor}, strict=False, assign=True)
     Temperatures.from_config(config, folder).apply(model)
     return model
 

@@ -52,6 +52,13 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
 
 
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        # Normals on the meta device make torch import its compiler: a second, for numbers that do not exist.
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Activation(nn.Module):
     """From the output of `ff_proj` (..., P) to the signed memory coefficients (..., M)."""
 
@@ -151,12 +158,12 @@ class OLMo(nn.Module):
         self.config = config
         rows = config.embedding_size or config.vocab_size
         parts: dict[str, nn.Module] = {
-            "wte": nn.Embedding(rows, config.d_model),
+            "wte": Embedding(rows, config.d_model),
             "blocks": nn.ModuleList(Block(config) for _ in range(config.n_layers)),
             "ln_f": LayerNorm(config, config.d_model, config.layer_norm_with_affine),
         }
         if not config.rope:
-            parts["wpe"] = nn.Embedding(config.max_sequence_length, config.d_model)
+            parts["wpe"] = Embedding(config.max_sequence_length, config.d_model)
         if config.embedding_layer_norm:
             parts["emb_norm"] = LayerNorm(config, config.d_model, config.layer_norm_with_affine)
         if not config.weight_tying:

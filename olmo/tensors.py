@@ -75,23 +75,29 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _torch_load(path: Path) -> Any:
+def _torch_load(path: Path, mapped: bool = True) -> Any:
     """What a torch file holds, memory-mapped; files from before torch 1.6 are read into memory."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file, memory-mapped, by name; ValueError where it holds anything else."""
+def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file by name; ValueError where it holds anything else.
+
+    They are mapped from the file, or, where `mapped` is false, lie in memory of their own.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {decode_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        state = _torch_load(path)
+                if mapped:
+                    return {decode_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                keys = list(file.keys())
+            return {decode_key(key): _copied(path, key) for key in keys}
+        state = _torch_load(path, mapped)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # each library has its own errors for damaged and hostile files
@@ -99,6 +105,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: expected a flat dictionary of tensors")
     return state
+
+
+def _copied(path: Path, key: str) -> Tensor:
+    """A tensor in memory of its own; with the file closed, none of it counts twice."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(key).clone()
 
 
 def read_tensor(path: Path) -> Tensor:

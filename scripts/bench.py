@@ -5,13 +5,14 @@
 training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop over the same
 model, batches and optimizer. entropy: `analysis.entropy` against the obvious script, transformers' model with logits
 and a hook that keeps the activations of every layer. Each line gives the median ratio of the rounds and their range.
-loading: an OLMo-1B of random weights (4.7 GB, in a temporary folder), loaded and run once in a process of its own,
-against reading its file; and the most memory that process held, against the size of the weights.
+loading: an OLMo-1B of random weights (4.7 GB, in a temporary folder), loaded until every weight is in memory and run
+once, each time in a process of its own, against reading the file into memory; and the most memory that process held.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import statistics
 import sys
@@ -157,27 +158,28 @@ def bench_entropy(rounds: int, steps: int) -> None:
 
 
 def _peak_bytes() -> int:
-    """The most memory this process has held, from the kernel (kibibytes on Linux, bytes on macOS)."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    """The most memory this process has held."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, where getrusage also counts what the parent held
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _load_and_run(folder: Path, queue: Any) -> None:
+def _load(folder: Path, mapped: bool, queue: Any) -> None:
     before = _peak_bytes()
     started = time.perf_counter()
-    model = load_model(folder, torch.device("cpu"))
-    loaded = time.perf_counter()
+    model = load_model(folder, torch.device("cpu"), mapped=mapped)
+    for parameter in model.parameters():  # a value of every page, so that what is mapped has been read
+        parameter.detach().flatten()[::1024].sum()
+    loaded = time.perf_counter() - started
     with torch.no_grad():
         model(torch.zeros((1, 64), dtype=torch.int64))
-    queue.put((loaded - started, time.perf_counter() - started, _peak_bytes() - before))
+    queue.put((loaded, time.perf_counter() - started, _peak_bytes() - before))
 
 
 def _read(folder: Path, queue: Any) -> None:
     started = time.perf_counter()
-    with (folder / "model.safetensors").open("rb") as file:
-        block = bytearray(2**24)
-        while file.readinto(block):
-            pass
+    np.fromfile(folder / "model.safetensors", np.uint8)
     queue.put(time.perf_counter() - started)
 
 
@@ -193,21 +195,30 @@ def bench_loading(folder: Path, rounds: int) -> None:
     del state
     context = multiprocessing.get_context("spawn")
 
-    def apart(work: Callable[[Path, Any], None]) -> Any:
+    def apart(work: Callable[..., None], *arguments: Any) -> Any:
         queue = context.Queue()
-        process = context.Process(target=work, args=(folder, queue))
+        process = context.Process(target=work, args=(folder, *arguments, queue))
         process.start()
         result = queue.get()
         process.join()
         return result
 
     apart(_read)  # brings the file into the page cache
-    reading = statistics.median(apart(_read) for _ in range(rounds))
-    loading, running, peak = map(statistics.median, zip(*(apart(_load_and_run) for _ in range(rounds))))
-    print(
-        f"loading 1B: {loading / reading:.2f} x the time of reading its file ({loading:.2f} s, {reading:.2f} s; "
-        f"{running:.1f} s with one forward pass); peak memory {peak / size:.2f} x its weights ({size / 2**30:.2f} GiB)"
-    )
+    for what, mapped in (("mapped, as analysis does", True), ("copied, as training does", False)):
+        times: list[tuple[float, float, float, float]] = []
+        for number in range(rounds):
+            works = [lambda: (apart(_read),), lambda: apart(_load, mapped)]  # noqa: B023 (called at once)
+            results = [work() for work in (works if number % 2 else works[::-1])]
+            reading, loading = results if number % 2 else results[::-1]
+            times.append((*reading, *loading))
+        ratios = sorted(loading / reading for reading, loading, _, _ in times)
+        reading, loading, running, peak = map(statistics.median, zip(*times))
+        print(
+            f"loading 1B, {what}: {statistics.median(ratios):.2f} x the time of reading its file ({ratios[0]:.2f} to "
+            f"{ratios[-1]:.2f}; {loading:.2f} s, {reading:.2f} s; {running:.1f} s with one forward pass); "
+            f"peak memory {peak / size:.2f} x its weights ({size / 2**30:.2f} GiB)",
+            flush=True,
+        )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import pickle
@@ -629,3 +630,35 @@ def test_a_folder_that_moved_still_loads(tmp_path: Path) -> None:
     folder = write_olmo(tmp_path / "a", model)
     shutil.move(folder, tmp_path / "b")
     same_weights(checkpoint.load_model(tmp_path / "b", CPU), model)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.pt"])
+def test_weights_stay_in_the_file_until_they_are_wanted_elsewhere(tmp_path: Path, weights: str) -> None:
+    folder = write_olmo(tmp_path / "checkpoint", made_model(), weights)
+    before = (folder / weights).read_bytes()
+    mapped, owned = (checkpoint.load_model(folder, CPU, mapped=wanted) for wanted in (True, False))
+    same_weights(mapped, owned)
+    assert str(folder / weights) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    with torch.no_grad():  # what is changed in memory is not changed in the file
+        for parameter in (*mapped.parameters(), *owned.parameters()):
+            parameter.zero_()
+    del mapped
+    gc.collect()
+    assert str(folder / weights) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert (folder / weights).read_bytes() == before
+
+
+def test_groups_of_blocks_and_wrappers_leave_no_trace_in_names(tmp_path: Path) -> None:
+    """As ai2-olmo saves a model of block_group_size 2, and one that FSDP has wrapped."""
+    model = made_model(n_layers=4)
+    grouped = {}
+    for name, tensor in model.state_dict().items():
+        parts = name.split(".")
+        if parts[1] == "blocks":
+            layer = int(parts[2])
+            name = ".".join(["transformer", "block_groups", str(layer // 2), str(layer % 2), *parts[3:]])
+        grouped[name.replace("transformer.", "transformer._fsdp_wrapped_module.", 1)] = tensor
+    folder = write_olmo(tmp_path / "checkpoint", model)
+    save_file({olmo_key(name): tensor for name, tensor in grouped.items()}, folder / "model.safetensors")
+    same_weights(checkpoint.load_model(folder, CPU), model)
