@@ -260,5 +260,31 @@ def test_every_tiny_configuration_loads(path: Path) -> None:
     assert (config.injection is not None) == ("continual" in path.stem)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [p for kind in ("tiny", "1B", "resuscitation") for p in sorted((ROOT / "configs" / kind).glob("*.yaml"))],
+    ids=lambda p: p.stem,
+)
+def test_no_configuration_replaces_an_older_run_unasked(path: Path) -> None:
+    assert load(path).save_overwrite is False
+
+
+def test_the_readmes_command_twice_keeps_the_first_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """configs/1B with a small model, data and without evaluators: what else it says stands."""
+    [path] = (ROOT / "configs" / "1B").glob("*.yaml")
+    small = ["d_model=32", "n_heads=4", "n_layers=2", "max_sequence_length=32"]
+    arguments = [str(path), *(f"--model.{key}" for key in small), "--load_path=null", "--data.dataset_path=null"]
+    arguments += [f"--data.paths=[{folder / 'a32.npy'}]", "--global_train_batch_size=2", "--stop_at=1"]
+    arguments += ["--injection=null", "--evaluators=[]", "--precision=fp32", f"--save_folder={tmp_path}"]
+    assert exit_status(main, arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert exit_status(main, arguments) == 2
+    assert "holds a run; add --save_overwrite, or --try_load_latest_save" in one_line(capsys.readouterr().err)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
 def test_the_tiny_configurations_are_there() -> None:
     assert len(list((ROOT / "configs" / "tiny").glob("*.yaml"))) >= 4
