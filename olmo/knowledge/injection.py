@@ -122,6 +122,13 @@ def plan_from_config(config: TrainConfig, encode: Callable[[list[str]], list[lis
         plan = build_plan(settings, chosen.rounds, interval, encode, config.model.eos_token_id)
     if plan is not None:
         plan.check(config.global_train_batch_size, config.model.max_sequence_length)
+        rows = config.model.embedding_size or config.model.vocab_size
+        largest = max(token for texts in plan.rounds for text in texts for token in text.input_ids)
+        if largest >= rows:
+            raise ConfigurationError(
+                f"model.embedding_size: token {largest} is to be injected, the model knows {rows}; "
+                "tokenizer.identifier, model.eos_token_id or inject_indices_map belong to another model"
+            )
     return plan
 
 

@@ -230,6 +230,47 @@ def test_a_folder_with_a_run_is_status_2(folder: Path, tmp_path: Path, capsys: p
     assert exit_status(main, [*arguments, "--save_overwrite"]) == 0
 
 
+@pytest.mark.parametrize(
+    "user",
+    [
+        ["--evaluators=[]"],  # injection
+        ["--injection=null"],  # probes
+        ["--injection=null", "--evaluators=[{label: copa, type: downstream}]"],
+    ],
+)
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused_before_the_first_step(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], user: list[str]
+) -> None:
+    arguments = [str(folder / "config.yaml"), f"--save_folder={tmp_path / 'run'}", *user]
+    named = "tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json"
+    assert exit_status(main, [*arguments, f"--tokenizer.identifier={named}"]) == 2
+    said = f"tokenizer.identifier: {named} makes 50280 different tokens, model.embedding_size is 128"
+    assert one_line(capsys.readouterr().err).startswith(said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_without_a_key_is_one_line_and_leaves_the_folder_free(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="pip install wandb to run its test")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    arguments = ["-m", "scripts.train", "plain.yaml", f"--save_folder={tmp_path / 'run'}", "--stop_at=1"]
+    done = command([*arguments, "--wandb.project=x"], folder)
+    assert done.returncode == 2
+    assert re.search(r"^wandb: .*wandb login.*WANDB_MODE=offline", one_line(done.stderr))
+    assert command(arguments, folder).returncode == 0
+
+
+def test_a_mistake_of_all_processes_is_told_once(folder: Path) -> None:
+    done = command(["-m", "scripts.train", "plain.yaml", "--sed=1"], folder, processes=2)
+    assert done.returncode == 1  # torchrun's own
+    assert done.stderr.count("did you mean 'seed'?") == 1
+
+
 def test_help_is_status_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(main, ["--help"]) == 0
     out, err = capsys.readouterr()
