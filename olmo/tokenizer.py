@@ -44,7 +44,10 @@ def load_tokenizer(identifier: str) -> Tokenizer:
     """Read a tokenizer; raises FileNotFoundError or ValueError that name it."""
     where = tokenizer_file(identifier)
     try:
-        return Tokenizer.from_file(where) if Path(where).is_file() else Tokenizer.from_pretrained(where)
+        if Path(where).is_file():
+            return Tokenizer.from_file(where)
+        with _quiet_hub():
+            return Tokenizer.from_pretrained(where)
     except Exception as error:  # the library raises bare Exception for files and for the network
         raise ValueError(f"{identifier}: cannot load this tokenizer: {error}") from error
 
