@@ -245,6 +245,7 @@ class Trainer:
             input_ids, entered = inject(batch.input_ids, batch.rows, step, self.plan, config.global_train_batch_size)
             self.temperatures.at(step / max_steps).apply(self.model)
             loss, z_loss, norm, rate = self._train_step(input_ids, step, schedule_length)
+            self.reporter.begin()
             state.step, state.batch = step, state.batch + 1
             state.tokens += self.tokens_per_batch
             if state.batch == self.loader.batches_per_epoch:

@@ -764,10 +764,44 @@ def test_wandb_gets_the_metrics(plain: Path, tmp_path: Path, monkeypatch: pytest
     assert logged[0][1]["train/CrossEntropyLoss"] == series(tmp_path)[2]
 
 
+def test_wandb_that_cannot_start_says_what_helps(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        class Error(Exception):
+            pass
+
+        def init(self, **_: Any) -> None:
+            raise self.Error("Timed out while retrying\nConsider this\nor that")
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", Fake())
+    said = r"^wandb: Timed out while retrying \(wandb login .* WANDB_MODE=offline .*\)$"
+    with pytest.raises(ConfigurationError, match=said):
+        Trainer(configure(plain, tmp_path, "--wandb.project=demo"), CPU, Ranks())
+
+
 def test_wandb_that_is_not_installed_is_named(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ConfigurationError, match=r"wandb: is configured but not installed; pip install wandb"):
         Trainer(configure(plain, tmp_path, "--wandb.project=demo"), CPU, Ranks())
+
+
+def test_a_start_that_fails_does_not_stand_in_the_way_of_the_next(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setitem(__import__("sys").modules, "wandb", None)
+        with pytest.raises(ConfigurationError, match="not installed"):
+            train(plain, run, "--wandb.project=demo")
+    with pytest.raises(ValueError, match="holds token"):  # in the first batch
+        train(plain, run, "--model.vocab_size=2", "--model.embedding_size=2", "--stop_at=1")
+    train(plain, run, "--stop_at=1")
+    assert series(run).keys() == indices(run).keys() == {1}
+    # Nor is an older run gone before the new one has begun.
+    before = metrics(run)
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ConfigurationError, match="not installed"):
+        train(plain, run, "--wandb.project=demo", "--save_overwrite")
+    assert metrics(run) == before
 
 
 def test_wandb_offline(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
