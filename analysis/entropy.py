@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from analysis.locations import add_checkpoint_flags, checkpoint_folders, step_of
+from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
 from olmo import checkpoint
 from olmo.data.sources import TokenDataset, TokenFiles
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
@@ -40,6 +39,7 @@ from olmo.memory import (
     observe,
 )
 from olmo.reporting import Progress
+from olmo.tensors import check_readable, save_tensors
 from olmo.tokenizer import encode, load_tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -107,7 +107,13 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Mod
         return checkpoint.load_model(folder, device, dtype).eval()
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        check_readable(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except Exception as error:  # each library below has its own errors for damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
     return model.to(device).eval()
 
 
@@ -216,6 +222,7 @@ def measure_checkpoint(
         done = json.loads(result_file.read_text(encoding="utf-8"))
         if all(done.get(key) == value for key, value in identity.items()):
             return done
+    check_writable(output)
     model = open_model(folder, device, PRECISIONS[args.precision])
     averages = measure(
         model, rows, args.batch_size, args.coefficient, device, ranks, args.tolerance, f"entropy of {folder.name}"
@@ -230,7 +237,7 @@ def measure_checkpoint(
         output.mkdir(parents=True, exist_ok=True)
         partial = coefficients.with_suffix(".partial")
         about = {"checkpoint_fingerprint": str(identity["checkpoint"]["fingerprint"]), "coefficient": args.coefficient}
-        save_file({"mlp_average_coefficients": torch.from_numpy(averages.average).float()}, partial, metadata=about)
+        save_tensors(partial, {"mlp_average_coefficients": torch.from_numpy(averages.average).float()}, about)
         partial.replace(coefficients)
         partial = result_file.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

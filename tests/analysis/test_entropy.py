@@ -28,6 +28,7 @@ from olmo.memory import fingerprint
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
 from tests.reference import tiny_config, tiny_tokenizer, to_transformers
+from tests.running import modes_hold
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH, INSTANCES = 16, 100

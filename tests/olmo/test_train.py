@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -495,6 +496,28 @@ def test_load_path_without_its_state_says_to_reset(plain: Path, tmp_path: Path, 
         Trainer(config, CPU, Ranks())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("name", "key"), [("optim.pt", "reset_optimizer_state"), ("train.pt", "reset_trainer_state")])
+def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_path: Path, name: str, key: str) -> None:
+    train(plain, tmp_path / "a", "--save_interval=3", "--stop_at=3")
+    broken = tmp_path / "a" / "step3"
+    (broken / name).write_bytes((broken / name).read_bytes()[:500])
+    with pytest.raises(ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3 and {key} goes on"):
+        Trainer(configure(plain, tmp_path / "a", "--try_load_latest_save"), CPU, Ranks())
+    train(plain, tmp_path / "b", f"--load_path={broken}", f"--{key}", "--stop_at=4")
+    assert series(tmp_path / "b")
+
+
+def test_files_of_a_run_have_the_modes_that_the_umask_gives(plain: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        train(plain, tmp_path / "run", "--save_interval=1", "--stop_at=1")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {0o640}, modes
 
 
 def test_a_folder_with_a_run_is_only_overwritten_when_told(
