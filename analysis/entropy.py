@@ -1,7 +1,7 @@
 """Measure knowledge entropy of checkpoints (method section 1), with standard errors.
 
-    python -m analysis.entropy --step 738020 --data_size 2048 --batch_size 4
     python -m analysis.entropy --checkpoint 'runs/demo/pretrain/step*-unsharded' --data runs/demo/text/general_train.npy
+    python -m analysis.entropy --step 738020 --data PATH --data_size 2048 --batch_size 4
 
 Writes `knowledge_entropy.json` and `mlp_average_coefficients.safetensors` beside each checkpoint, or in
 `--output` (one folder a checkpoint where there are several). Under torchrun the instances are shared out among
@@ -42,6 +42,8 @@ from olmo.reporting import Progress
 from olmo.tensors import check_readable, save_tensors
 from olmo.tokenizer import encode, load_tokenizer
 
+# Of a context's length in the config.json of one family or another: GPT-2 says n_positions, MPT max_seq_len.
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -60,7 +62,8 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
         return list(rows.read(_first(len(rows), count, path)))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data (--data)")
-    ids = encode(load_tokenizer(args.tokenizer or _tokenizer_of(folder)), _texts(path)[:count])
+    texts = _texts(path)[:count]
+    ids = encode(load_tokenizer(args.tokenizer or _tokenizer_of(folder)), texts)
     rows_of_text = [np.array(row[:length], dtype=np.int64) for row in ids if row]
     if len(rows_of_text) < count:
         raise ValueError(f"{path}: {len(rows_of_text)} texts, --data_size asks for {count}")
@@ -75,7 +78,13 @@ def _first(available: int, count: int, path: Path) -> NDArray[np.int64]:
 
 def _texts(path: Path) -> list[str]:
     """JSON list or lines of objects with `text` (or `train_context`), or plain text, a document a paragraph."""
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: no text in UTF-8; --data is a token file named .npy, a datasets folder, JSON with 'text', "
+            "or plain text"
+        ) from error
     if path.suffix not in (".json", ".jsonl"):
         return [text.strip() for text in content.split("\n\n") if text.strip()]
     try:
@@ -246,10 +255,12 @@ def measure_checkpoint(
 
 
 def _context(folder: Path) -> int:
+    """Tokens that the model takes at once; at most 2048 of another family, whose contexts can be very long."""
     if checkpoint.is_olmo(folder):
         return checkpoint.read_config(folder).max_sequence_length
     raw = checkpoint.transformers_config(folder) or {}
-    return min(int(raw.get("max_position_embeddings", 2048)), 2048)
+    named = (raw.get(name) for name in _CONTEXT_NAMES)
+    return min(next((int(length) for length in named if length), 2048), 2048)
 
 
 # --- command -----------------------------------------------------------------------------------------------------
@@ -279,6 +290,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("data_size", "batch_size", "sequence_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigurationError(f"--{name} must be at least 1")
+    if args.tolerance is not None and not args.tolerance > 0:
+        raise ConfigurationError(f"--tolerance {args.tolerance:g} must be above 0; no standard error is below it")
     return args
 
 
