@@ -18,11 +18,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from analysis.locations import add_checkpoint_flags, checkpoint_folders
+from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders
 from analysis.resuscitation import SELECTIONS, resuscitate
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import Multipliers, fingerprint, rescale
+from olmo.tensors import check_readable
 
 
 def read_coefficients(path: Path) -> tuple[Tensor, str | None]:
@@ -30,6 +31,7 @@ def read_coefficients(path: Path) -> tuple[Tensor, str | None]:
 
     Reads the safetensors of analysis.entropy and the published `mlp_average_coefficients.pt`.
     """
+    check_readable(path)
     if path.suffix == ".pt":
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -82,6 +84,10 @@ def main(argv: Sequence[str]) -> None:
     folder = checkpoint_folders(args.step, args.model_size, named)[0]
     if not checkpoint.is_olmo(folder):
         raise ConfigurationError(f"{folder}: only OLMo checkpoints can be resuscitated yet")
+    control = "" if args.select == "lowest" else f"_{args.select}"
+    name = f"resuscitation_ratio{args.resuscitation_ratio}_amplifying{args.amplifying_factor}{control}"
+    output = args.output or folder / (name + suffix)
+    check_writable(output.parent)
     coefficients_file = args.coefficients or find_coefficients(folder)
     average, made_for = read_coefficients(coefficients_file)
     state = checkpoint.read_state(folder)
@@ -92,15 +98,16 @@ def main(argv: Sequence[str]) -> None:
         chosen = resuscitate(average, args.resuscitation_ratio, args.amplifying_factor, args.select, args.seed)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    control = "" if args.select == "lowest" else f"_{args.select}"
-    name = f"resuscitation_ratio{args.resuscitation_ratio}_amplifying{args.amplifying_factor}{control}"
-    output = args.output or folder / (name + suffix)
     # Also for multipliers: it shows now, not when training starts, that they fit the checkpoint.
     edited = rescale(state, chosen.multipliers)
     output.parent.mkdir(parents=True, exist_ok=True)
     if args.format == "full":
         partial = output.with_name(f".{output.name}.partial")
-        torch.save(edited, partial)
+        try:
+            torch.save(edited, partial)
+        except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams, not of the file
+            partial.unlink(missing_ok=True)
+            raise OSError(f"{output}: cannot be written: {str(error).splitlines()[0]}") from error
         partial.replace(output)
     else:
         about = {

@@ -1,7 +1,7 @@
 """Measure knowledge entropy of checkpoints (method section 1), with standard errors.
 
-    python -m analysis.entropy --step 738020 --data_size 2048 --batch_size 4
     python -m analysis.entropy --checkpoint 'runs/demo/pretrain/step*-unsharded' --data runs/demo/text/general_train.npy
+    python -m analysis.entropy --step 738020 --data PATH --data_size 2048 --batch_size 4
 
 Writes `knowledge_entropy.json` and `mlp_average_coefficients.safetensors` beside each checkpoint, or in
 `--output` (one folder a checkpoint where there are several). Under torchrun the instances are shared out among
@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from analysis.locations import add_checkpoint_flags, checkpoint_folders, step_of
+from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
 from olmo import checkpoint
 from olmo.data.sources import TokenDataset, TokenFiles
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
@@ -40,8 +39,11 @@ from olmo.memory import (
     observe,
 )
 from olmo.reporting import Progress
+from olmo.tensors import check_readable, save_tensors
 from olmo.tokenizer import encode, load_tokenizer
 
+# Of a context's length in the config.json of one family or another: GPT-2 says n_positions, MPT max_seq_len.
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -60,7 +62,8 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
         return list(rows.read(_first(len(rows), count, path)))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data (--data)")
-    ids = encode(load_tokenizer(args.tokenizer or _tokenizer_of(folder)), _texts(path)[:count])
+    texts = _texts(path)[:count]
+    ids = encode(load_tokenizer(args.tokenizer or _tokenizer_of(folder)), texts)
     rows_of_text = [np.array(row[:length], dtype=np.int64) for row in ids if row]
     if len(rows_of_text) < count:
         raise ValueError(f"{path}: {len(rows_of_text)} texts, --data_size asks for {count}")
@@ -75,7 +78,13 @@ def _first(available: int, count: int, path: Path) -> NDArray[np.int64]:
 
 def _texts(path: Path) -> list[str]:
     """JSON list or lines of objects with `text` (or `train_context`), or plain text, a document a paragraph."""
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: no text in UTF-8; --data is a token file named .npy, a datasets folder, JSON with 'text', "
+            "or plain text"
+        ) from error
     if path.suffix not in (".json", ".jsonl"):
         return [text.strip() for text in content.split("\n\n") if text.strip()]
     try:
@@ -107,7 +116,13 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Mod
         return checkpoint.load_model(folder, device, dtype).eval()
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        check_readable(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except Exception as error:  # each library below has its own errors for damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
     return model.to(device).eval()
 
 
@@ -216,6 +231,7 @@ def measure_checkpoint(
         done = json.loads(result_file.read_text(encoding="utf-8"))
         if all(done.get(key) == value for key, value in identity.items()):
             return done
+    check_writable(output)
     model = open_model(folder, device, PRECISIONS[args.precision])
     averages = measure(
         model, rows, args.batch_size, args.coefficient, device, ranks, args.tolerance, f"entropy of {folder.name}"
@@ -230,7 +246,7 @@ def measure_checkpoint(
         output.mkdir(parents=True, exist_ok=True)
         partial = coefficients.with_suffix(".partial")
         about = {"checkpoint_fingerprint": str(identity["checkpoint"]["fingerprint"]), "coefficient": args.coefficient}
-        save_file({"mlp_average_coefficients": torch.from_numpy(averages.average).float()}, partial, metadata=about)
+        save_tensors(partial, {"mlp_average_coefficients": torch.from_numpy(averages.average).float()}, about)
         partial.replace(coefficients)
         partial = result_file.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -239,10 +255,12 @@ def measure_checkpoint(
 
 
 def _context(folder: Path) -> int:
+    """Tokens that the model takes at once; at most 2048 of another family, whose contexts can be very long."""
     if checkpoint.is_olmo(folder):
         return checkpoint.read_config(folder).max_sequence_length
     raw = checkpoint.transformers_config(folder) or {}
-    return min(int(raw.get("max_position_embeddings", 2048)), 2048)
+    named = (raw.get(name) for name in _CONTEXT_NAMES)
+    return min(next((int(length) for length in named if length), 2048), 2048)
 
 
 # --- command -----------------------------------------------------------------------------------------------------
@@ -272,6 +290,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("data_size", "batch_size", "sequence_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigurationError(f"--{name} must be at least 1")
+    if args.tolerance is not None and not args.tolerance > 0:
+        raise ConfigurationError(f"--tolerance {args.tolerance:g} must be above 0; no standard error is below it")
     return args
 
 

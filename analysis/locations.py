@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import re
+import tempfile
 from pathlib import Path
 
 from olmo.checkpoint import resolve
@@ -45,6 +46,17 @@ def checkpoint_folders(step: int | None, model_size: str, named: list[str]) -> l
         else:
             folders.append(resolve(name))
     return folders
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an OSError, before any work is spent on what goes there, where `folder` cannot be written or made."""
+    try:
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise type(error)(f"{folder}: cannot be written: {reason}; name another place with --output") from error
 
 
 def step_of(folder: Path) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import glob
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -581,15 +582,31 @@ def _named(place: str) -> typing.Iterator[None]:
 
 
 def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
-    for override in overrides:
+    for override, following in zip(overrides, (*overrides[1:], "--")):
         if not override.startswith("--"):
             raise ConfigurationError(f"expected --key.sub=value, got {override!r}")
         if override.startswith("--base="):
             raise ConfigurationError(f"{override}: 'base' can only be named in the file")
+        types = _types_of(override.removeprefix("--"))
+        if "=" not in override and types and bool not in types:
+            value = ("N" if int in types else "VALUE") if following.startswith("--") else following
+            raise ConfigurationError(f"{override}: has no value; write {override}={value}")
         try:
             raw.merge_with_dotlist([override[2:] if "=" in override else f"{override[2:]}=true"])
         except Exception as error:  # PyYAML's errors share no base with OmegaConf's
             raise ConfigurationError(f"{override}: {str(error).splitlines()[0]}") from error
+
+
+def _types_of(key: str) -> tuple[Any, ...]:
+    """The types that a key of the run (`data.paths`, `evaluators.0.label`) may have; () for a key that is not there."""
+    schema: type | None = TrainConfig
+    annotation: Any = None
+    for part in key.split("."):
+        if part.isdigit():  # a place in a list
+            continue
+        annotation = typing.get_type_hints(schema).get(part) if schema else None
+        schema = _dataclass_in(annotation)
+    return () if annotation is None else _alternatives(annotation)
 
 
 def _register_resolvers() -> None:
@@ -668,6 +685,11 @@ def _translate(raw: DictConfig) -> None:
         raw["activation_checkpointing"] = "whole_layer" if raw["activation_checkpointing"] else None
 
 
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """X, or what Optional[X] and Union[X, Y] allow."""
+    return typing.get_args(annotation) if typing.get_origin(annotation) is Union else (annotation,)
+
+
 def _dataclass_in(annotation: Any) -> type | None:
     """The dataclass that an annotation holds: X, Optional[X] or List[X]."""
     for candidate in (annotation, *typing.get_args(annotation)):
@@ -685,13 +707,16 @@ def _unknown_keys(raw: Any, schema: type, prefix: str = "") -> typing.Iterator[s
             continue
         inner = _dataclass_in(types[key])
         value = raw._get_node(key)
-        if inner is None or value is None or value._is_none() or value._is_interpolation():
+        if value is None or value._is_none() or value._is_interpolation():
+            continue
+        is_list = any(typing.get_origin(kind) is list for kind in _alternatives(types[key]))
+        if is_list and not OmegaConf.is_list(value):
+            yield f"{prefix}{key}: expected a list" + ("" if OmegaConf.is_dict(value) else f"; write [{value}]")
+            continue
+        if inner is None:
             continue
         sections = {f"{prefix}{key}": value}
-        if typing.get_origin(types[key]) is list:
-            if not OmegaConf.is_list(value):
-                yield f"{prefix}{key}: expected a list"
-                continue
+        if is_list:
             sections = {f"{prefix}{key}[{position}]": item for position, item in enumerate(value)}
         for place, section in sections.items():
             if OmegaConf.is_dict(section):
@@ -782,9 +807,10 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield "inject_interval: missing; it says every how many steps a round is injected"
     if config.injection and config.injection.rounds < 0:
         yield f"injection.rounds: {config.injection.rounds} is negative; 0 injects nothing"
-    if isinstance(config.max_duration, str):
-        digits = config.max_duration.removesuffix("ep").removesuffix("T")
-        try:
-            float(digits)
-        except ValueError:
-            yield f"max_duration: {config.max_duration!r} is neither steps, epochs ('1ep') nor tokens ('2e9T')"
+    try:
+        duration = float(str(config.max_duration).removesuffix("ep").removesuffix("T"))
+    except ValueError:
+        yield f"max_duration: {config.max_duration!r} is neither steps, epochs ('1ep') nor tokens ('2e9T')"
+    else:
+        if not 0 < duration < math.inf:
+            yield f"max_duration: {config.max_duration} must be more than 0"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+# What torchrun has time for between the end of one process and that of the others.
+_PATIENCE = 10.0  # seconds
 
 
 class ConfigurationError(ValueError):
@@ -26,6 +31,8 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     Returns 0 on success, 2 for a wrong command line or configuration, 1 for a failure while running (an unreadable
     file, wrong shapes, a NaN loss, no memory left), 130 when interrupted from the keyboard. `--debug` anywhere on the
     command line is removed and lets the traceback through. Programming errors keep their traceback.
+
+    Of several processes of torchrun all make the same mistake; the first one tells of it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -36,6 +43,9 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        if isinstance(error, ConfigurationError) and _is_another_rank():
+            # torchrun ends this process as soon as the first has ended. One that lives on is alone with its error.
+            time.sleep(_PATIENCE)
         if debug:
             traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__
@@ -44,3 +54,8 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         print(f"error: {message}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
+
+
+def _is_another_rank() -> bool:
+    """Whether this is a process of torchrun, but not the first."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .distributed import Ranks
 from .model import OLMo
+from .tensors import check_readable, save_tensors
 
 COEFFICIENTS = ("abs", "relu")
 GROUPS = 64  # of instances, for the jackknife
@@ -282,18 +282,17 @@ class Multipliers:
         """Write as safetensors, whole or not at all."""
         partial = path.with_name(f".{path.name}.partial")
         metadata = {"resuscitation": json.dumps(self.about, sort_keys=True)}
-        save_file({"multipliers": self.values.contiguous()}, partial, metadata=metadata)
+        save_tensors(partial, {"multipliers": self.values.contiguous()}, metadata)
         partial.replace(path)
 
 
 def load_multipliers(path: Path) -> Multipliers:
-    """Read a multiplier file; raises ValueError where it is none."""
+    """Read a multiplier file; raises OSError where it cannot be read, ValueError where it is none."""
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["resuscitation"])
             values = file.get_tensor("multipliers")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such multiplier file") from None
     except Exception as error:  # safetensors raises its own error type for files it cannot read
         raise ValueError(f"{path}: no multiplier file of analysis.change_parameters: {error}") from error
     if values.ndim != 2 or not torch.isfinite(values).all():

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .config import TrainConfig
 from .exceptions import ConfigurationError
@@ -113,16 +113,23 @@ class Reporter:
     metrics.jsonl: one object a line, `step` and metric names. `probes/` and `losses/`: one Parquet table an
     evaluation. A run that continues from step s first drops what an interrupted run wrote beyond s; a new run
     drops all that an older one told and saved (`save_overwrite`). A dry run writes nothing.
+
+    metrics.jsonl marks a folder that holds a run. `begin`, or the first metrics, makes it: a start that fails leaves
+    nothing that stands in the way of the next one, and no older run is gone before all else has succeeded.
     """
 
     def __init__(self, config: TrainConfig, active: bool, resume_step: int | None):
         self.config, self.active = config, active and not config.dry_run
         self.folder = Path(config.save_folder)
         self._wandb: Any = None
+        self._metrics: TextIO | None = None
         if active:
             log.setLevel(logging.INFO)
         if not self.active:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if config.wandb is not None:
+            self._wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
         if resume_step is None:
             for name in ("probes", "losses", "data-indices"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -133,15 +140,11 @@ class Reporter:
                 (self.folder / "metrics.jsonl").unlink()
         else:
             self._drop_beyond(resume_step)
-        self.folder.mkdir(parents=True, exist_ok=True)
         config.save(self.folder / "config.yaml")
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._logfile = logging.FileHandler(self.folder / "train.log")
         self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._logfile)
-        if config.wandb is not None:
-            self._wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
 
     def _drop_beyond(self, step: int) -> None:
         _drop_lines(self.folder / "metrics.jsonl", lambda line: json.loads(line)["step"] > step)
@@ -151,8 +154,14 @@ class Reporter:
             if int(table.stem.removeprefix("step")) > step:
                 table.unlink()
 
+    def begin(self) -> None:
+        """From now on the folder holds a run."""
+        if self.active and self._metrics is None:
+            self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        if self.active:
+        self.begin()
+        if self._metrics is not None:
             self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             if self._wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
                 self._wandb.log(dict(values), step=step)
@@ -178,7 +187,8 @@ class Reporter:
 
     def close(self) -> None:
         if self.active:
-            self._metrics.close()
+            if self._metrics is not None:
+                self._metrics.close()
             log.removeHandler(self._logfile)
             self._logfile.close()
             if self._wandb is not None:
@@ -227,16 +237,22 @@ def _start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
     chosen = config.wandb
     assert chosen is not None
     known = id_file.read_text(encoding="utf-8") if resumed and id_file.is_file() else None
-    run = wandb.init(
-        project=chosen.project,
-        entity=chosen.entity,
-        group=chosen.group,
-        name=chosen.name or config.run_name,
-        tags=list(chosen.tags or []),
-        dir=config.save_folder,
-        config=json.loads(json.dumps(asdict(config))),
-        id=known,
-        resume="allow" if known else None,
-    )
+    try:
+        run = wandb.init(
+            project=chosen.project,
+            entity=chosen.entity,
+            group=chosen.group,
+            name=chosen.name or config.run_name,
+            tags=list(chosen.tags or []),
+            dir=config.save_folder,
+            config=json.loads(json.dumps(asdict(config))),
+            id=known,
+            resume="allow" if known else None,
+        )
+    except wandb.Error as error:  # without a key, or without a way to the server
+        raise ConfigurationError(
+            f"wandb: {str(error).splitlines()[0]} (wandb login stores a key; the environment variable "
+            "WANDB_MODE=offline keeps the run on this machine)"
+        ) from error
     id_file.write_text(run.id, encoding="utf-8")
     return run

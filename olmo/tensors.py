@@ -9,15 +9,17 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 import pathlib
 import pickle
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -85,11 +87,23 @@ def _torch_load(path: Path, mapped: bool = True) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def check_readable(path: Path) -> None:
+    """Raise an OSError that names the file and what is wrong with it; safetensors says "no such file" of any."""
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise type(error)(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
 def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file by name; ValueError where it holds anything else.
 
     They are mapped from the file, or, where `mapped` is false, lie in memory of their own.
     """
+    check_readable(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -98,8 +112,6 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
                 keys = list(file.keys())
             return {decode_key(key): _copied(path, key) for key in keys}
         state = _torch_load(path, mapped)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # each library has its own errors for damaged and hostile files
         raise ValueError(f"{path}: damaged or no file of tensors: {_reason(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -115,8 +127,7 @@ def _copied(path: Path, key: str) -> Tensor:
 
 def read_tensor(path: Path) -> Tensor:
     """The only tensor of a file: a safetensors file of one, or what `torch.save` makes of one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_readable(path)
     if path.suffix == ".safetensors":
         tensors = list(read_tensors(path).values())
     else:
@@ -129,9 +140,24 @@ def read_tensor(path: Path) -> Tensor:
     return tensors[0]
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file under these very names, with the permissions of any new file; OSError where it cannot.
+
+    safetensors lets nobody but the owner read what it writes, whatever the umask says.
+    """
+    with path.open("wb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written: {_reason(error)}") from error
+    path.chmod(mode)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file with OLMo's spelling of names, as ai2-olmo and the published code read it."""
-    save_file({encode_key(name): tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    save_tensors(path, {encode_key(name): tensor for name, tensor in tensors.items()}, {"format": "pt"})
 
 
 def read_training_state(folder: Path, *stems: str) -> dict[str, Any]:
@@ -147,13 +173,18 @@ def read_training_state(folder: Path, *stems: str) -> dict[str, Any]:
             f"{folder / stems[0]}.pt: missing; "
             "set reset_optimizer_state and reset_trainer_state to start from the weights alone"
         )
+    check_readable(path)
     try:
         if path.suffix == ".safetensors":
             return _read_nested(path)
         with torch.serialization.safe_globals(_SAFE_IN_TRAINING_STATE):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several types for damaged and refused files
-        raise ValueError(f"{path}: cannot be read safely ({_reason(error)}); reset that state to go on") from error
+        key = "reset_optimizer_state" if "optim" in stems else "reset_trainer_state"
+        raise ValueError(
+            f"{path}: damaged, or cannot be read safely ({_reason(error)}); "
+            f"a run with load_path: {folder} and {key} goes on without it"
+        ) from error
 
 
 def _read_nested(path: Path) -> dict[str, Any]:

@@ -6,11 +6,14 @@ Text is always encoded without special tokens; where a document ends, the caller
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from .config import TokenizerConfig, TruncationDirection
+from .config import TokenizerConfig, TrainConfig, TruncationDirection
+from .exceptions import ConfigurationError
 
 
 def packaged_tokenizer(identifier: str) -> Path | None:
@@ -41,9 +44,38 @@ def load_tokenizer(identifier: str) -> Tokenizer:
     """Read a tokenizer; raises FileNotFoundError or ValueError that name it."""
     where = tokenizer_file(identifier)
     try:
-        return Tokenizer.from_file(where) if Path(where).is_file() else Tokenizer.from_pretrained(where)
+        if Path(where).is_file():
+            return Tokenizer.from_file(where)
+        with _quiet_hub():
+            return Tokenizer.from_pretrained(where)
     except Exception as error:  # the library raises bare Exception for files and for the network
         raise ValueError(f"{identifier}: cannot load this tokenizer: {error}") from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from telling of every attempt to reach the hub; its error says it once."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def run_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The tokenizer of a run; ConfigurationError where it makes tokens that the run's model does not know."""
+    identifier, model = config.tokenizer.identifier, config.model
+    tokenizer = load_tokenizer(identifier)
+    needed, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.embedding_size or model.vocab_size
+    if needed > rows:
+        raise ConfigurationError(
+            f"tokenizer.identifier: {identifier} makes {needed} different tokens, model.embedding_size is {rows}; "
+            "name the tokenizer that the model was made with, or give a new model as many"
+        )
+    return tokenizer
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:

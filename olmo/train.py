@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checkpoint
-from .config import EvaluatorConfig, SchedulerUnits, TrainConfig
+from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
 from .data.filter import repeats_itself
 from .data.loader import Batch, Loader
 from .data.sources import open_source
@@ -31,7 +31,7 @@ from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_lim
 from .reporting import Reporter, clock, log
 from .temperature import Temperatures
 from .tensors import read_training_state
-from .tokenizer import encode, load_tokenizer
+from .tokenizer import encode, run_tokenizer
 
 
 @dataclass
@@ -81,8 +81,9 @@ class Trainer:
     def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks):
         self.config, self.device, self.ranks = config, device, ranks
         self.folder = Path(config.save_folder)
-        needs_text = config.injection or any(e.data.dataset_path for e in config.evaluators)
-        tokenizer = load_tokenizer(config.tokenizer.identifier) if needs_text else None
+        # A downstream task reads the tokenizer by itself; here it is checked.
+        asks = (e.type == EvaluatorType.downstream or e.data.dataset_path for e in config.evaluators)
+        tokenizer = run_tokenizer(config) if config.injection or any(asks) else None
         self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
         self.loader = Loader(
             open_source(config.data, config.model.max_sequence_length),
@@ -244,6 +245,7 @@ class Trainer:
             input_ids, entered = inject(batch.input_ids, batch.rows, step, self.plan, config.global_train_batch_size)
             self.temperatures.at(step / max_steps).apply(self.model)
             loss, z_loss, norm, rate = self._train_step(input_ids, step, schedule_length)
+            self.reporter.begin()
             state.step, state.batch = step, state.batch + 1
             state.tokens += self.tokens_per_batch
             if state.batch == self.loader.batches_per_epoch:

@@ -18,14 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 
 from olmo import checkpoint
 from olmo.config import ModelConfig, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.layouts import to_transformers_config, to_transformers_state
 from olmo.model import OLMo
-from olmo.tensors import write_tensors
+from olmo.tensors import save_tensors, write_tensors
 from olmo.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -77,7 +76,7 @@ def convert(source: Path, target: Path, to: str, resuscitation: str | None, iden
             described = to_transformers_config(config, state["transformer.wte.weight"].dtype)
             (partial / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
             weights = to_transformers_state(state, config)
-            save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+            save_tensors(partial / "model.safetensors", weights, {"format": "pt"})
         else:
             save_model_config(partial / "config.yaml", config)
             write_tensors(partial / "model.safetensors", state)

@@ -41,7 +41,11 @@ class Stages:
         self.file, self.total, self.number = folder / "demo.json", total, 0
         self.manifest: dict[str, Any] = {"stages": []}
         if self.file.is_file():
-            self.manifest = json.loads(self.file.read_text(encoding="utf-8"))
+            try:
+                self.manifest = json.loads(self.file.read_text(encoding="utf-8"))
+                self.manifest["stages"] = list(self.manifest["stages"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.file}: damaged: {error}; remove it, and all stages run again") from error
         files = sorted(Path("configs/tiny").glob("*.yaml"))
         self.configs = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
         self.stale = False
@@ -68,7 +72,11 @@ class Stages:
         self.save()
         started = time.monotonic()
         process = subprocess.Popen([sys.executable, *command[1:]])
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            _end(process)
+            raise
         code = os.waitstatus_to_exitcode(status)
         process.returncode = code
         if code:
@@ -84,6 +92,15 @@ class Stages:
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(self.manifest, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.file)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """See the end of a stage that was interrupted: Ctrl-C reaches it as well, and it may be in the midst of a file."""
+    try:
+        process.wait(timeout=10)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # it has not heard, or the user does not want to wait
+        process.kill()
+        process.wait()
 
 
 def copy_published(source: Path, folder: Path) -> None:

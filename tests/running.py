@@ -6,15 +6,19 @@ and 4 texts that enter at every second step; `plain.yaml` has 32 tokens and noth
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
@@ -108,6 +112,27 @@ def command(arguments: list[str], cwd: Path, processes: int = 1) -> subprocess.C
     return subprocess.run(
         [*launcher, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
     )
+
+
+@contextmanager
+def modes_hold() -> Iterator[None]:
+    """Make the modes of files bind this thread, which they do not where root runs the tests (capabilities(7))."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the structure, this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then the same of higher capabilities
+    if not hasattr(libc, "capget") or libc.capget(header, sets):
+        pytest.skip("root, and nothing here to lay its powers down")
+    before = sets[0]
+    sets[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        assert libc.capset(header, sets) == 0
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

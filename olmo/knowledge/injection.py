@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..exceptions import ConfigurationError
 from .entries import Entry, load_entries, load_injection_map
 
 
@@ -74,13 +75,14 @@ def build_plan(
     duplicate entry always its `train_context`; the once entries are dealt out evenly, round by round.
     """
     if rounds < 1:
-        raise ValueError(f"injection.rounds: {rounds} must be at least 1")
+        raise ConfigurationError(f"injection.rounds: {rounds} must be at least 1")
     wordings: list[list[tuple[str, str]]] = [[] for _ in range(rounds)]
     for number, entry in enumerate(settings.get("paraphrase", ())):
         texts = (entry.train_context, *entry.paraphrases)
         if len(texts) < rounds:
-            raise ValueError(
-                f"paraphrase entry {number} has {len(texts) - 1} paraphrases, {rounds} rounds need {rounds - 1}"
+            raise ConfigurationError(
+                f"injection.rounds: paraphrase entry {number} has {len(texts) - 1} paraphrases, "
+                f"{rounds} rounds need {rounds - 1}"
             )
         for position in range(rounds):
             wordings[position].append((f"paraphrase/{number}", texts[position]))
@@ -89,7 +91,7 @@ def build_plan(
             wordings[position].append((f"duplicate/{number}", entry.train_context))
     once = settings.get("once", ())
     if len(once) % rounds:
-        raise ValueError(f"{len(once)} once entries do not divide into {rounds} rounds")
+        raise ConfigurationError(f"injection.rounds: {len(once)} once entries do not divide into {rounds} rounds")
     for number, entry in enumerate(once):
         wordings[number * rounds // len(once)].append((f"once/{number}", entry.train_context))
     return Plan(
@@ -122,6 +124,13 @@ def plan_from_config(config: TrainConfig, encode: Callable[[list[str]], list[lis
         plan = build_plan(settings, chosen.rounds, interval, encode, config.model.eos_token_id)
     if plan is not None:
         plan.check(config.global_train_batch_size, config.model.max_sequence_length)
+        rows = config.model.embedding_size or config.model.vocab_size
+        largest = max(token for texts in plan.rounds for text in texts for token in text.input_ids)
+        if largest >= rows:
+            raise ConfigurationError(
+                f"model.embedding_size: token {largest} is to be injected, the model knows {rows}; "
+                "tokenizer.identifier, model.eos_token_id or inject_indices_map belong to another model"
+            )
     return plan
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from olmo.memory import load_multipliers
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
 from tests.reference import tiny_config, to_transformers
+from tests.running import modes_hold
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -286,6 +288,53 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
 ) -> None:
     found, shown = failing(capsys, "--checkpoint", folder, *argv)
     assert found == status and said in shown
+
+
+@pytest.mark.parametrize("form", ["multipliers", "full"])
+def test_a_place_that_cannot_be_written_is_one_line_that_names_it(
+    folder: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--format", form]
+    folder.chmod(0o555)
+    with modes_hold():
+        status, said = failing(capsys, *argv)
+    assert status == 1
+    assert f"{folder}: cannot be written: permission denied; name another place with --output" in said
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("multipliers", ".safetensors"), ("full", ".pt")])
+def test_a_full_disk_is_one_line_that_names_the_file(
+    folder: Path, form: str, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--format", form]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # files end here, as they do where a disk is full
+    try:
+        status, said = failing(capsys, *argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    assert f"resuscitation_ratio0.5_amplifying2.0{suffix}" in said and "cannot be written" in said
+    assert not [path for path in folder.iterdir() if "resuscitation" in path.name]
+
+
+@pytest.mark.parametrize("form", ["multipliers", "full"])
+def test_what_is_written_has_the_mode_that_the_umask_gives(folder: Path, form: str) -> None:
+    before = os.umask(0o022)
+    try:
+        change(folder, 0.5, 2.0, "--format", form)
+    finally:
+        os.umask(before)
+    [path] = folder.glob("resuscitation*")
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_coefficients_that_may_not_be_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "mlp_average_coefficients.safetensors"
+    path.chmod(0)
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    with modes_hold():
+        assert failing(capsys, *argv) == (1, f"error: {path}: permission denied\n")
 
 
 def test_an_unmeasured_checkpoint_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from olmo.memory import fingerprint
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
 from tests.reference import tiny_config, tiny_tokenizer, to_transformers
+from tests.running import modes_hold
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH, INSTANCES = 16, 100
@@ -282,6 +284,33 @@ def test_another_family_of_transformers(tmp_path: Path, tokens: Path) -> None:
     assert result_in(tmp_path / "pythia")["sequence_length"] == LENGTH
 
 
+def test_gpt2_calls_its_context_by_another_name(tmp_path: Path, tokens: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=128, n_embd=32, n_layer=3, n_head=4, n_positions=LENGTH)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "gpt2")
+    run("--checkpoint", tmp_path / "gpt2", "--data", tokens, "--data_size", 10, "--batch_size", 4)
+    places = [f"transformer.h.{layer}.mlp.c_proj" for layer in range(3)]
+    check(tmp_path / "gpt2", direct(model, places, rows_of(tokens)[:10]))
+    assert result_in(tmp_path / "gpt2")["sequence_length"] == LENGTH
+
+
+@pytest.mark.parametrize(
+    ("named", "length"),
+    [
+        ({"n_ctx": 512}, 512),
+        ({"max_seq_len": 1024}, 1024),
+        ({"seq_length": 64}, 64),
+        ({"max_position_embeddings": None, "n_positions": 256}, 256),
+        ({"max_position_embeddings": 131072}, 2048),
+        ({}, 2048),
+    ],
+)
+def test_the_context_of_another_family(tmp_path: Path, named: dict[str, Any], length: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "another", **named}))
+    assert entropy._context(tmp_path) == length
+
+
 def test_text_for_another_family_is_padded_without_harm(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -458,6 +487,9 @@ def test_ranks_share_odd_numbers_of_instances_out(shared: Path, tokens: Path) ->
         (["--checkpoint", "{shared}", "--data_size", "0"], "--data_size must be at least 1"),
         (["--checkpoint", "{shared}", "--batch_size", "-1"], "--batch_size must be at least 1"),
         (["--checkpoint", "{shared}", "--sequence_length", "0"], "--sequence_length must be at least 1"),
+        (["--checkpoint", "{shared}", "--tolerance", "-1"], "--tolerance -1 must be above 0"),
+        (["--checkpoint", "{shared}", "--tolerance", "0"], "--tolerance 0 must be above 0"),
+        (["--checkpoint", "{shared}", "--tolerance", "nan"], "--tolerance nan must be above 0"),
         (["--checkpoint", "{shared}", "--device", "nonsense"], "no such device: nonsense"),
         (["--checkpoint", "{shared}", "--unheard_of"], "unrecognized arguments: --unheard_of"),
         (["--checkpoint", "{shared}"], "--data is missing"),
@@ -486,6 +518,10 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
         (["--data", "nowhere.txt"], "nowhere.txt: no such data"),
         (["--data", "{tokens}", "--data_size", "101"], "100 instances, --data_size asks for 101"),
         (["--data", "bad.json", "--tokenizer", "tokenizer.json"], "bad.json: expected JSON objects with 'text'"),
+        (
+            ["--data", "tokens.bin"],
+            "tokens.bin: no text in UTF-8; --data is a token file named .npy, a datasets folder",
+        ),
         (["--data", "short.txt", "--tokenizer", "tokenizer.json"], "short.txt: 1 texts, --data_size asks for 2048"),
         (["--data", "large.npy", "--data_size", "2"], "token 60000 in the data, the model knows 128"),
     ],
@@ -504,11 +540,96 @@ def test_a_failure_is_one_line_and_status_1(
     Path("short.txt").write_text("one text")
     tiny_tokenizer("tokenizer.json")
     np.full(2 * LENGTH, 60000, "<u2").tofile("large.npy")
+    np.full(2 * LENGTH, 60000, "<u2").tofile("tokens.bin")
     full = ["--checkpoint", str(shared), "--output", "out", *(a.format(tokens=tokens) for a in argv)]
     assert exit_status(entropy.main, full) == 1
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ") and shown.err.count("\n") == 1 and said in shown.err and not shown.out
     assert not Path("out").exists()
+
+
+def failing(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The one line of a failure while running."""
+    assert exit_status(entropy.main, [str(a) for a in argv]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1 and not shown.out
+    return shown.err
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_measurement(
+    tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "step90", made_model(0))
+    argv = ["--checkpoint", folder, "--data", tokens, "--data_size", 3]
+    (tmp_path / "file").touch()
+    folder.chmod(0o555)
+    real = entropy.measure
+    monkeypatch.setattr(entropy, "measure", lambda *a, **k: pytest.fail("it was measured"))
+    with modes_hold():
+        said = failing(capsys, *argv)
+        assert f"{folder}: cannot be written: permission denied; name another place with --output" in said
+        assert "new/deeper: cannot be written: permission denied" in failing(
+            capsys, *argv, "--output", folder / "new/deeper"
+        )
+    assert "file/out: cannot be written" in failing(capsys, *argv, "--output", tmp_path / "file/out")
+    monkeypatch.setattr(entropy, "measure", real)
+    with modes_hold():
+        run(*argv, "--output", tmp_path / "elsewhere")
+    folder.chmod(0o755)
+    run(*argv)
+    folder.chmod(0o555)
+    monkeypatch.setattr(entropy, "measure", lambda *a, **k: pytest.fail("it was measured"))
+    with modes_hold():
+        run(*argv)  # what is there already is only read
+
+
+def test_weights_that_may_not_be_read_are_named_with_the_reason(
+    tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = write(tmp_path / "ours", made_model(0))
+    shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**shape)).save_pretrained(tmp_path / "theirs")
+    for folder in (ours, tmp_path / "theirs"):
+        capsys.readouterr()  # transformers tells of its saving
+        (folder / "model.safetensors").chmod(0)
+        argv = ["--checkpoint", folder, "--data", tokens, "--data_size", 3, "--sequence_length", LENGTH]
+        with modes_hold():
+            assert f"{folder}/model.safetensors: permission denied" in failing(capsys, *argv)
+
+
+def test_truncated_weights_of_another_family_are_one_line(
+    tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.GPTNeoXConfig(**shape, max_position_embeddings=LENGTH)
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "pythia")
+    weights = tmp_path / "pythia/model.safetensors"
+    whole = weights.read_bytes()
+    capsys.readouterr()  # transformers tells of its saving
+    for kept in (0, 100, len(whole) - 4):
+        weights.write_bytes(whole[:kept])
+        said = failing(capsys, "--checkpoint", tmp_path / "pythia", "--data", tokens, "--data_size", 3)
+        assert f"{tmp_path / 'pythia'}: transformers cannot load this model: " in said
+
+
+def test_results_have_the_modes_that_the_umask_gives(tmp_path: Path, shared: Path, tokens: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        run("--checkpoint", shared, "--data", tokens, "--data_size", 3, "--output", tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
+
+
+def test_the_examples_of_the_help_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        entropy.main(["--help"])
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    prefix = "python -m analysis.entropy "
+    examples = [line.removeprefix(prefix) for line in shown if line.startswith(prefix)]
+    assert len(examples) >= 2
+    for example in examples:
+        assert entropy._parse(shlex.split(example)).data
 
 
 def test_the_command_itself_ends_with_status_and_one_line(tmp_path: Path, shared: Path) -> None:

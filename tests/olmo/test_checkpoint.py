@@ -297,7 +297,7 @@ def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["optim.pt", "train.pt"])
 def test_a_hostile_training_state_is_refused_and_runs_nothing(tmp_path: Path, name: str) -> None:
     torch.save({"step": 1, "extra": Bomb(tmp_path / "touched")}, tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{name}: cannot be read safely \(.*\); reset that state to go on"):
+    with pytest.raises(ValueError, match=rf"{name}: damaged, or cannot be read safely \(.*\); a run with load"):
         read_training_state(tmp_path, Path(name).stem)
     assert not (tmp_path / "touched").exists()
 

@@ -175,6 +175,12 @@ def test_override_of_a_missing_section_makes_it(tmp_path: Path) -> None:
         ("--model=3", "model: expected keys and values"),
         ("--data.paths=[a,", "--data.paths=[a,: "),
         ("--evaluators.0.label=a", "evaluators: expected a list"),
+        ("--data.paths=a.npy", "data.paths: expected a list; write [a.npy]"),
+        ("--evaluators=piqa", "evaluators: expected a list; write [piqa]"),
+        ("--max_duration", "--max_duration: has no value; write --max_duration=N"),
+        ("--save_folder", "--save_folder: has no value; write --save_folder=VALUE"),
+        ("--model.n_layers", "--model.n_layers: has no value; write --model.n_layers=N"),
+        ("--sed", "unknown key 'sed', did you mean 'seed'?"),
         ("--base=other.yaml", "--base=other.yaml: 'base' can only be named in the file"),
     ],
 )
@@ -182,6 +188,16 @@ def test_wrong_override(tmp_path: Path, override: str, told: str) -> None:
     message = problem(tmp_path, MINIMAL, override)
     assert message.startswith(told)
     assert "\n" not in message
+
+
+def test_a_value_behind_a_space(tmp_path: Path) -> None:
+    assert problem(tmp_path, MINIMAL, "--save_folder", "runs/a") == (
+        "--save_folder: has no value; write --save_folder=runs/a"
+    )
+    path = write(tmp_path, PIQA)
+    with pytest.raises(ConfigurationError, match=r"write --evaluators\.0\.label=sciq"):
+        load(path, ["--evaluators.0.label", "sciq"])
+    assert load(path, ["--model.multi_query_attention", "--dry_run"]).model.multi_query_attention is True
 
 
 @settings(max_examples=25)
@@ -430,6 +446,12 @@ def test_keys_without_effect_load(tmp_path: Path, key: str) -> None:
         ("injection: {once: a}", "inject_interval: missing"),
         ("inject_indices_map: a", "inject_interval: missing"),
         ("{inject_indices_map: a, injection: {once: b}, inject_interval: 5}", "inject_indices_map and injection: give"),
+        ("max_duration: 0", "max_duration: 0 must be more than 0"),
+        ("max_duration: -3", "max_duration: -3 must be more than 0"),
+        ("max_duration: 0ep", "max_duration: 0ep must be more than 0"),
+        ("max_duration: -2e9T", "max_duration: -2e9T must be more than 0"),
+        ("max_duration: nanT", "max_duration: nanT must be more than 0"),
+        ("max_duration: infep", "max_duration: infep must be more than 0"),
         ("max_duration: 3epochs", "max_duration: '3epochs' is neither steps, epochs ('1ep') nor tokens ('2e9T')"),
     ],
 )

@@ -86,6 +86,22 @@ def test_no_memory_left_is_one_line_with_advice(error: Exception, capsys: pytest
     assert "use a smaller device_train_microbatch_size" in message
 
 
+@pytest.mark.parametrize(("rank", "waits"), [("0", False), ("1", True)])
+def test_of_several_processes_the_first_tells_of_a_wrong_configuration(
+    rank: str, waits: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for torchrun to end them; one that lives on has an error of its own and tells it."""
+    waited: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("time.sleep", lambda seconds: waited.append(capsys.readouterr().err))
+    assert exit_status(failing(ConfigurationError("sed: unknown")), []) == 2
+    assert waited == ([""] if waits else [])
+    assert capsys.readouterr().err == "error: sed: unknown\n"
+    assert exit_status(failing(ValueError("of this process alone")), []) == 1
+    assert len(waited) == waits
+
+
 def test_arguments_come_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["prog", "x", "--debug", "y"])
     seen: list[str] = []

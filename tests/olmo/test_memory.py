@@ -516,7 +516,7 @@ def test_multiplier_files_round_trip(tmp_path: Path) -> None:
 
 def test_files_that_hold_no_multipliers_are_refused(tmp_path: Path) -> None:
     path, about = tmp_path / "m.safetensors", {"resuscitation": json.dumps({})}
-    with pytest.raises(FileNotFoundError, match=r"m\.safetensors: no such multiplier file"):
+    with pytest.raises(FileNotFoundError, match=r"m\.safetensors: no such file"):
         load_multipliers(path)
     for tensors, metadata in (
         ({"multipliers": torch.ones(2, 3)}, None),

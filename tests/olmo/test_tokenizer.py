@@ -64,6 +64,27 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
         load_tokenizer(str(path))
 
 
+def test_a_hub_out_of_reach_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hub's real client, sent to a port where nobody listens; its waiting between attempts is left out."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http, logging
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    attempts: list[float] = []
+    monkeypatch.setattr(_http.time, "sleep", attempts.append)
+    level = logging.get_verbosity()
+    with pytest.raises(ValueError, match=r"^nope: cannot load this tokenizer: ") as caught:
+        load_tokenizer("nope")
+    assert attempts and str(caught.value).count("\n") == 0
+    assert caplog.messages == []
+    assert logging.get_verbosity() == level
+
+
 def test_hub_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     class Offline:
         @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -497,6 +498,28 @@ def test_load_path_without_its_state_says_to_reset(plain: Path, tmp_path: Path, 
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(("name", "key"), [("optim.pt", "reset_optimizer_state"), ("train.pt", "reset_trainer_state")])
+def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_path: Path, name: str, key: str) -> None:
+    train(plain, tmp_path / "a", "--save_interval=3", "--stop_at=3")
+    broken = tmp_path / "a" / "step3"
+    (broken / name).write_bytes((broken / name).read_bytes()[:500])
+    with pytest.raises(ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3 and {key} goes on"):
+        Trainer(configure(plain, tmp_path / "a", "--try_load_latest_save"), CPU, Ranks())
+    train(plain, tmp_path / "b", f"--load_path={broken}", f"--{key}", "--stop_at=4")
+    assert series(tmp_path / "b")
+
+
+def test_files_of_a_run_have_the_modes_that_the_umask_gives(plain: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        train(plain, tmp_path / "run", "--save_interval=1", "--stop_at=1")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {0o640}, modes
+
+
 def test_a_folder_with_a_run_is_only_overwritten_when_told(
     plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -764,10 +787,44 @@ def test_wandb_gets_the_metrics(plain: Path, tmp_path: Path, monkeypatch: pytest
     assert logged[0][1]["train/CrossEntropyLoss"] == series(tmp_path)[2]
 
 
+def test_wandb_that_cannot_start_says_what_helps(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        class Error(Exception):
+            pass
+
+        def init(self, **_: Any) -> None:
+            raise self.Error("Timed out while retrying\nConsider this\nor that")
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", Fake())
+    said = r"^wandb: Timed out while retrying \(wandb login .* WANDB_MODE=offline .*\)$"
+    with pytest.raises(ConfigurationError, match=said):
+        Trainer(configure(plain, tmp_path, "--wandb.project=demo"), CPU, Ranks())
+
+
 def test_wandb_that_is_not_installed_is_named(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ConfigurationError, match=r"wandb: is configured but not installed; pip install wandb"):
         Trainer(configure(plain, tmp_path, "--wandb.project=demo"), CPU, Ranks())
+
+
+def test_a_start_that_fails_does_not_stand_in_the_way_of_the_next(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setitem(__import__("sys").modules, "wandb", None)
+        with pytest.raises(ConfigurationError, match="not installed"):
+            train(plain, run, "--wandb.project=demo")
+    with pytest.raises(ValueError, match="holds token"):  # in the first batch
+        train(plain, run, "--model.vocab_size=2", "--model.embedding_size=2", "--stop_at=1")
+    train(plain, run, "--stop_at=1")
+    assert series(run).keys() == indices(run).keys() == {1}
+    # Nor is an older run gone before the new one has begun.
+    before = metrics(run)
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ConfigurationError, match="not installed"):
+        train(plain, run, "--wandb.project=demo", "--save_overwrite")
+    assert metrics(run) == before
 
 
 def test_wandb_offline(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

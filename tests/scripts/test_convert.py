@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def test_what_transformers_saves_becomes_ours(tmp_path: Path, shape: str) -> Non
     with torch.no_grad():
         loaded = checkpoint.load_model(tmp_path / "back", CPU).eval()
         torch.testing.assert_close(loaded(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["olmo", "hf"])
+def test_weights_have_the_mode_that_the_umask_gives(tmp_path: Path, to: str) -> None:
+    saved(tmp_path / "ours", tiny_config())
+    before = os.umask(0o022)
+    try:
+        main([str(tmp_path / "ours"), str(tmp_path / "new"), "--to", to, "--tokenizer", str(tokenizer(tmp_path))])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new/model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def tokenizer(folder: Path) -> Path:

@@ -4,8 +4,10 @@ import functools
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -105,6 +107,36 @@ def test_a_stage_that_is_killed_has_failed(world):
     (world / "killed.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     with pytest.raises(ValueError, match="stage 'x' failed with status -9"):
         demo.Stages(world, 1).run("x", "killed", [], world)
+
+
+def test_an_interrupted_demo_ends_after_its_stage(world):
+    """Ctrl-C goes to all processes of a terminal's foreground; what the stage still has to do, it does."""
+    (world / "slow.py").write_text(
+        "import time\nopen('began', 'w').close()\ntry:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(1)\n    open('ended', 'w').close()\n"
+    )
+    (world / "main.py").write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from olmo.exceptions import exit_status\nfrom scripts.demo import Stages\n"
+        "sys.exit(exit_status(lambda argv: Stages(Path('.'), 1).run('slow', 'slow', [], Path('.'))))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{world}"}
+    with open("said", "w") as said:
+        run = subprocess.Popen([sys.executable, "main.py"], env=environment, start_new_session=True, stderr=said)
+    until = time.monotonic() + 60
+    while not Path("began").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(timeout=60) == 130
+    assert Path("ended").exists()
+    assert Path("said").read_text() == "interrupted\n"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"stages": 3}'])
+def test_a_damaged_manifest_is_named(world, content):
+    (world / "demo.json").write_text(content)
+    with pytest.raises(ValueError, match=r"demo\.json: damaged: .*; remove it, and all stages run again"):
+        demo.Stages(world, 1)
 
 
 def test_time_and_memory_of_a_stage_are_its_own(world):

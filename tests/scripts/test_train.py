@@ -193,7 +193,21 @@ def test_missing_data_file_is_status_1(folder: Path) -> None:
         (("{world}/plain.yaml", "--load_path={tmp}/nowhere"), 1, r"/nowhere: no such checkpoint folder"),
         (("{world}/plain.yaml", "--global_train_batch_size=99"), 1, r"25 instances are fewer than one global batch"),
         (("{world}/config.yaml", "--tokenizer.identifier=nowhere.json"), 1, r"nowhere\.json: no such tokenizer file"),
-        (("{world}/config.yaml", "--injection.rounds=4", "--evaluators=[]"), 1, r"has 2 paraphrases, 4 rounds need 3"),
+        (
+            ("{world}/config.yaml", "--injection.rounds=4"),
+            2,
+            r"injection\.rounds: .* has 2 paraphrases, 4 rounds need 3",
+        ),
+        (("{world}/config.yaml", "--injection.rounds=2"), 2, r"injection\.rounds: 3 once entries do not divide into 2"),
+        (("{world}/config.yaml", "--model.eos_token_id=500"), 2, r"token 500 is to be injected, the model knows 128"),
+        (("{world}/plain.yaml", "--max_duration=-3"), 2, r"max_duration: -3 must be more than 0"),
+        (("{world}/plain.yaml", "--max_duration"), 2, r"--max_duration: has no value; write --max_duration=N"),
+        (("{world}/plain.yaml", "--run_name", "again"), 2, r"--run_name: has no value; write --run_name=again"),
+        (
+            ("{world}/plain.yaml", "--data.paths=nowhere.npy"),
+            2,
+            r"data\.paths: expected a list; write \[nowhere\.npy\]",
+        ),
         (("{world}/config.yaml", "--injection.once=nowhere.json", "--evaluators=[]"), 1, r"no such file of fictional"),
         (("{world}/plain.yaml", "--optimizer.learning_rate=1e37", "--scheduler.name=constant"), 1, r"loss nan at step"),
     ],
@@ -230,6 +244,47 @@ def test_a_folder_with_a_run_is_status_2(folder: Path, tmp_path: Path, capsys: p
     assert exit_status(main, [*arguments, "--save_overwrite"]) == 0
 
 
+@pytest.mark.parametrize(
+    "user",
+    [
+        ["--evaluators=[]"],  # injection
+        ["--injection=null"],  # probes
+        ["--injection=null", "--evaluators=[{label: copa, type: downstream}]"],
+    ],
+)
+def test_a_tokenizer_of_a_larger_vocabulary_is_refused_before_the_first_step(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], user: list[str]
+) -> None:
+    arguments = [str(folder / "config.yaml"), f"--save_folder={tmp_path / 'run'}", *user]
+    named = "tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json"
+    assert exit_status(main, [*arguments, f"--tokenizer.identifier={named}"]) == 2
+    said = f"tokenizer.identifier: {named} makes 50280 different tokens, model.embedding_size is 128"
+    assert one_line(capsys.readouterr().err).startswith(said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_without_a_key_is_one_line_and_leaves_the_folder_free(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="pip install wandb to run its test")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    arguments = ["-m", "scripts.train", "plain.yaml", f"--save_folder={tmp_path / 'run'}", "--stop_at=1"]
+    done = command([*arguments, "--wandb.project=x"], folder)
+    assert done.returncode == 2
+    assert re.search(r"^wandb: .*wandb login.*WANDB_MODE=offline", one_line(done.stderr))
+    assert command(arguments, folder).returncode == 0
+
+
+def test_a_mistake_of_all_processes_is_told_once(folder: Path) -> None:
+    done = command(["-m", "scripts.train", "plain.yaml", "--sed=1"], folder, processes=2)
+    assert done.returncode == 1  # torchrun's own
+    assert done.stderr.count("did you mean 'seed'?") == 1
+
+
 def test_help_is_status_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(main, ["--help"]) == 0
     out, err = capsys.readouterr()
@@ -258,6 +313,32 @@ def test_every_tiny_configuration_loads(path: Path) -> None:
     config = load(path)
     assert config.run_name and config.model.d_model == 64
     assert (config.injection is not None) == ("continual" in path.stem)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for kind in ("tiny", "1B", "resuscitation") for p in sorted((ROOT / "configs" / kind).glob("*.yaml"))],
+    ids=lambda p: p.stem,
+)
+def test_no_configuration_replaces_an_older_run_unasked(path: Path) -> None:
+    assert load(path).save_overwrite is False
+
+
+def test_the_readmes_command_twice_keeps_the_first_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """configs/1B with a small model, data and without evaluators: what else it says stands."""
+    [path] = (ROOT / "configs" / "1B").glob("*.yaml")
+    small = ["d_model=32", "n_heads=4", "n_layers=2", "max_sequence_length=32"]
+    arguments = [str(path), *(f"--model.{key}" for key in small), "--load_path=null", "--data.dataset_path=null"]
+    arguments += [f"--data.paths=[{folder / 'a32.npy'}]", "--global_train_batch_size=2", "--stop_at=1"]
+    arguments += ["--injection=null", "--evaluators=[]", "--precision=fp32", f"--save_folder={tmp_path}"]
+    assert exit_status(main, arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert exit_status(main, arguments) == 2
+    assert "holds a run; add --save_overwrite, or --try_load_latest_save" in one_line(capsys.readouterr().err)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
 def test_the_tiny_configurations_are_there() -> None:
