@@ -48,9 +48,9 @@ bench: $(READY)
 	$(RUN) -m scripts.bench
 
 golden: $(READY) $(GOLDEN)/.ready
-	$(GOLDEN_RUN)
-	$(RUN) -m tests.golden.write_checkpoint runs/golden
-	$(GOLDEN_RUN) --check runs/golden/*/step3-unsharded
+	$(GOLDEN_RUN) --keep runs/golden-olmo
+	$(RUN) -m tests.golden.write_checkpoint runs/golden runs/golden-olmo
+	$(GOLDEN_RUN) --check runs/golden/*/step10-unsharded
 
 $(GOLDEN)/.ready: tests/golden/requirements.txt constraints.txt
 	test -x $(GOLDEN)/bin/python || $(PYTHON) -m venv $(GOLDEN)

@@ -6,8 +6,9 @@ tiny model, a few settings of a run, and what OLMo makes of them: logits of the 
 OLMo's own `Trainer.fit` on one CPU process under DDP. Nothing of the trainer, its optimizers, schedulers or data loader
 is replaced; the subclass below only listens.
 
-With `--check FOLDER` it reads a checkpoint that this repository's code wrote (`write_checkpoint.py`) the way OLMo does,
-and compares the logits that lie beside it.
+With `--check FOLDER` it reads a checkpoint that this repository's code wrote half-way (`write_checkpoint.py`) the way
+OLMo does, compares the logits that lie beside it, and lets OLMo's trainer go on from it to where its own run ended.
+With `--keep FOLDER` the checkpoints that OLMo's own trainer wrote half-way stay there, for ours to go on from.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import torch
 import torch.distributed as dist
 from olmo.safetensors_util import state_dict_to_safetensors_file
 from olmo.torch_util import seed_all
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 import olmo
@@ -262,7 +263,23 @@ def first_instance() -> torch.Tensor:
     return torch.from_numpy(np.fromfile(HERE / next(iter(FILES)), "<u2")[:LENGTH].astype(np.int64))[None]
 
 
-def make_case(name: str, folder: Path) -> None:
+def make_trainer(config: TrainConfig, model: OLMo, indices: io.StringIO | None = None) -> Listener:
+    wrapped = DistributedDataParallel(model)
+    return Listener(
+        cfg=config,
+        epoch=config.epoch,
+        model=model,
+        dist_model=wrapped,
+        optim=build_optimizer(config, wrapped),
+        scheduler=build_scheduler(config),
+        train_loader=build_train_dataloader(config),
+        device=torch.device("cpu"),
+        evaluators=[],
+        indices_file=indices,
+    )
+
+
+def make_case(name: str, folder: Path, keep: Path | None) -> None:
     """Everything of a case, written to `folder`. The working directory holds the token files."""
     config = configuration(name)
     model = build_model(config)
@@ -276,22 +293,13 @@ def make_case(name: str, folder: Path) -> None:
         logits = model.eval()(first_instance()).logits[0, LENGTH // 2 :]  # half of it: the folder is to stay small
         np.save(folder / "logits.npy", logits.numpy())
 
-    wrapped = DistributedDataParallel(model)
+    config.save_interval_unsharded = STEPS // 2
     indices = io.StringIO()
-    trainer = Listener(
-        cfg=config,
-        epoch=config.epoch,
-        model=model,
-        dist_model=wrapped,
-        optim=build_optimizer(config, wrapped),
-        scheduler=build_scheduler(config),
-        train_loader=build_train_dataloader(config),
-        device=torch.device("cpu"),
-        evaluators=[],
-        indices_file=indices,
-    )
+    trainer = make_trainer(config, model, indices)
     trainer.listen()
     trainer.fit()
+    if keep is not None:
+        shutil.copytree(Path(config.save_folder) / f"step{STEPS // 2}-unsharded", keep / name, dirs_exist_ok=True)
     lines = indices.getvalue().splitlines()
     assert trainer.global_step == len(trainer.told) == len(lines) == STEPS
     save_file({key: tensor.clone() for key, tensor in model.state_dict().items()}, folder / "final.safetensors")
@@ -402,7 +410,7 @@ def alone() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def make() -> None:
+def make(keep: Path | None) -> None:
     write_tokens(HERE)
     write_json(HERE / "schedules.json", schedules())
     for name in CASES:
@@ -414,7 +422,7 @@ def make() -> None:
                 shutil.copy(HERE / file, work)
             os.chdir(work)  # so that the saved configuration names the token files alone
             with alone():
-                make_case(name, folder)
+                make_case(name, folder, keep)
             os.chdir(HERE)
         print(f"{name}: written")
     write_json(HERE / "provenance.json", provenance())
@@ -423,7 +431,7 @@ def make() -> None:
 def check(folder: Path) -> bool:
     """Whether OLMo reads a checkpoint folder of this repository's code and computes the logits that lie beside it."""
     try:
-        TrainConfig.load(folder / "config.yaml", validate_paths=False)
+        config = TrainConfig.load(folder / "config.yaml", validate_paths=False)
         model = OLMo(ModelConfig.load(folder / "config.yaml", key="model", validate_paths=False))
         model.load_state_dict(load_state_dict(folder, "model.pt", map_location="cpu"))
     except Exception as error:  # whatever OLMo raises is the answer
@@ -434,12 +442,30 @@ def check(folder: Path) -> bool:
         logits = model.eval()(torch.from_numpy(tokens)).logits.numpy()
     difference, scale = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
     print(f"{folder}: logits differ by at most {difference:.1e} of {scale:.3g}")
-    return difference <= 1e-5 * max(scale, 1.0)
+    return difference <= 1e-5 * max(scale, 1.0) and go_on(folder, config)
+
+
+def go_on(folder: Path, config: TrainConfig) -> bool:
+    """Whether OLMo's trainer, started from our checkpoint, ends with the weights of its own unbroken run."""
+    with tempfile.TemporaryDirectory() as work, alone():
+        config.save_folder, config.stop_at = work, STEPS
+        config.save_interval_unsharded = config.save_interval = None
+        trainer = make_trainer(config, OLMo(config.model))
+        trainer.restore_unsharded_checkpoint(folder)
+        trainer.listen()
+        trainer.fit()
+    assert len(trainer.told) == STEPS - STEPS // 2
+    final = load_file(HERE / folder.parent.name / "final.safetensors")
+    apart = torch.cat([(t - final[name]).abs().flatten() for name, t in trainer.model.state_dict().items()])
+    typical, most = float(apart.quantile(0.999)), float(apart.max())
+    print(f"{folder}: OLMo went on from it; weights at the end differ by {typical:.1e} (99.9 %), at most {most:.1e}")
+    return typical <= 1e-6
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", nargs="+", type=Path, metavar="FOLDER", help="checkpoints to read instead")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where OLMo's own checkpoints go")
     arguments = parser.parse_args()
     if metadata.version("ai2-olmo") != VERSION or Path(olmo.__file__).resolve().is_relative_to(
         HERE.parents[1] / "olmo"
@@ -449,11 +475,13 @@ def main() -> int:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*CUDA is not available.*")  # OLMo asks for autocast on "cuda" alone
+    if not torch.cuda.is_available():  # OLMo saves the state of a generator that is not there
+        torch.cuda.get_rng_state = torch.get_rng_state
     warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
     if arguments.check:
         readable = [check(folder) for folder in arguments.check]
         return 0 if all(readable) else 1
-    make()
+    make(arguments.keep and arguments.keep.resolve())
     return 0
 
 
