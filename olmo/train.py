@@ -20,8 +20,7 @@ from torch import Tensor
 from . import checkpoint
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
 from .data.filter import repeats_itself
-from .data.loader import Batch, Loader
-from .data.sources import open_source
+from .data.loader import Batch, run_loader
 from .distributed import Ranks, distribute, gradient_sync
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
@@ -43,6 +42,31 @@ class TrainState:
     batch: int = 0  # global batches of this epoch done
     tokens: int = 0  # tokens seen by all ranks
     restarted_at: int | None = None  # steps (or tokens) when the optimizer's state was reset in mid-run
+
+    @classmethod
+    def read(cls, folder: Path, config: TrainConfig) -> TrainState:
+        """Where the run that wrote a checkpoint folder stood, OLMo's or ours, in the batches of `config`."""
+        saved = read_training_state(folder, "train", "other")
+        seen = saved.get("global_train_examples_seen_this_epoch", 0) if config.restore_dataloader else 0
+        if seen % config.global_train_batch_size:
+            raise ConfigurationError(
+                f"global_train_batch_size: {seen} instances of this epoch are done, no multiple of "
+                f"{config.global_train_batch_size}; keep the batch size, or set --restore_dataloader=false"
+            )
+        return cls(
+            saved["global_step"],
+            saved.get("epoch") or 0,
+            seen // config.global_train_batch_size,
+            saved.get("global_train_tokens_seen", 0),
+            saved.get("restarted_at"),
+        )
+
+    @classmethod
+    def at_start(cls, config: TrainConfig) -> TrainState:
+        """Where a run of this configuration begins, but for checkpoints of its own."""
+        if config.load_path is None or config.reset_trainer_state:
+            return cls(epoch=config.epoch or 0)
+        return cls.read(checkpoint.resolve(config.load_path), config)
 
 
 def language_model_loss(
@@ -85,16 +109,7 @@ class Trainer:
         asks = (e.type == EvaluatorType.downstream or e.data.dataset_path for e in config.evaluators)
         tokenizer = run_tokenizer(config) if config.injection or any(asks) else None
         self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
-        self.loader = Loader(
-            open_source(config.data, config.model.max_sequence_length),
-            config.global_train_batch_size,
-            config.data_seed,
-            shuffle=config.data_shuffling,
-            drop_last=config.data.drop_last,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            vocabulary=config.model.embedding_size or config.model.vocab_size,
-        )
+        self.loader = run_loader(config, ranks.rank, ranks.world_size)
         self.evaluators = Evaluators(config, tokenizer, device, ranks)
         self.state = TrainState(epoch=config.epoch or 0)
         resumed = checkpoint.latest(self.folder) if config.try_load_latest_save else None
@@ -153,20 +168,7 @@ class Trainer:
             saved = read_training_state(folder, "optim")
             checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
         if resumed is not None or not config.reset_trainer_state:
-            saved = read_training_state(folder, "train", "other")
-            seen = saved.get("global_train_examples_seen_this_epoch", 0) if config.restore_dataloader else 0
-            if seen % config.global_train_batch_size:
-                raise ConfigurationError(
-                    f"global_train_batch_size: {seen} instances of this epoch are done, no multiple of "
-                    f"{config.global_train_batch_size}; keep the batch size, or set --restore_dataloader=false"
-                )
-            self.state = TrainState(
-                saved["global_step"],
-                saved.get("epoch") or 0,
-                seen // config.global_train_batch_size,
-                saved.get("global_train_tokens_seen", 0),
-                saved.get("restarted_at"),
-            )
+            self.state = TrainState.read(folder, config)
         if resumed is None and config.reset_optimizer_state and not config.reset_trainer_state:
             self.state.restarted_at = self.state.tokens if self._by_tokens else self.state.step
 
