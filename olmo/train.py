@@ -47,6 +47,12 @@ class TrainState:
     def read(cls, folder: Path, config: TrainConfig) -> TrainState:
         """Where the run that wrote a checkpoint folder stood, OLMo's or ours, in the batches of `config`."""
         saved = read_training_state(folder, "train", "other")
+        names = ("global_step", "epoch", "global_train_examples_seen_this_epoch", "global_train_tokens_seen")
+        if not isinstance(saved, dict) or "global_step" not in saved:
+            raise ValueError(f"{folder}: its training state tells no global_step; set reset_trainer_state")
+        for name in (*names, "restarted_at"):
+            if not isinstance(saved.get(name) or 0, int) or (saved.get(name) or 0) < 0:
+                raise ValueError(f"{folder}: its training state has {name} {saved[name]!r}; set reset_trainer_state")
         seen = saved.get("global_train_examples_seen_this_epoch", 0) if config.restore_dataloader else 0
         if seen % config.global_train_batch_size:
             raise ConfigurationError(
@@ -103,6 +109,10 @@ class Trainer:
     """A run from configuration to last checkpoint; `Trainer(config, device, ranks).fit()`."""
 
     def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks):
+        divisors = config.model.temperature_MLP
+        if divisors and config.load_path and not Path(divisors).is_file():  # it may lie beside the starting point
+            beside = checkpoint.resolve(config.load_path) / divisors
+            config = replace(config, model=replace(config.model, temperature_MLP=str(beside)))
         self.config, self.device, self.ranks = config, device, ranks
         self.folder = Path(config.save_folder)
         # A downstream task reads the tokenizer by itself; here it is checked.
@@ -123,12 +133,13 @@ class Trainer:
                 f"load_path: {config.load_path} lies in save_folder, which save_overwrite clears; choose another folder"
             )
         self.model = self._load(resumed)
-        self.temperatures = Temperatures.from_config(config.model, Path(config.load_path) if config.load_path else None)
+        self.temperatures = Temperatures.from_config(config.model)
         self.module = distribute(self.model, config, ranks, device)
         if config.compile is not None:
             self.module.compile(**asdict(config.compile))
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self._restore(resumed)
+        self._set_temperatures()
         self._warn_about_rounds_missed()
         self._first_step = self.state.step
         self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
@@ -245,7 +256,7 @@ class Trainer:
             batch = next(batches)
             step = state.step + 1
             input_ids, entered = inject(batch.input_ids, batch.rows, step, self.plan, config.global_train_batch_size)
-            self.temperatures.at(step / max_steps).apply(self.model)
+            self._set_temperatures(step)
             loss, z_loss, norm, rate = self._train_step(input_ids, step, schedule_length)
             self.reporter.begin()
             state.step, state.batch = step, state.batch + 1
@@ -304,6 +315,12 @@ class Trainer:
         self.optimizer.step()
         both = self.ranks.sum_tensor(torch.stack((total, total_z))) / self.ranks.world_size
         return both[0], both[1], norm, rate
+
+    def _set_temperatures(self, step: int | None = None) -> Temperatures:
+        """Let the model compute with the temperatures of a step, by default of the last one done; returns them."""
+        now = self.temperatures.at((self.state.step if step is None else step) / self.max_steps)
+        now.apply(self.model)
+        return now
 
     def _clip_gradients(self, before: int) -> Tensor:
         """Clip by `max_grad_norm_ratio` or else `max_grad_norm`; returns the norm before.
@@ -429,8 +446,7 @@ class Trainer:
                     # What OLMo's trainer wants to find; it takes the lists for checkpoints that it may remove.
                     **{f"{kind}checkpoints": [] for kind in ("", "unsharded_", "ephemeral_")},
                 }
-                temperatures = self.temperatures.at(step / max(self.max_steps, 1))
-                checkpoint.save(path, self.model, written, self.optimizer, trainer, temperatures)
+                checkpoint.save(path, self.model, written, self.optimizer, trainer, self._set_temperatures())
                 log.info("saved %s", path)
             self._saved[kind].append(path)
             while keep[kind] >= 0 and len(self._saved[kind]) > max(keep[kind], 1):
