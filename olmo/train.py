@@ -139,6 +139,8 @@ class Trainer:
             self.module.compile(**asdict(config.compile))
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self._restore(resumed)
+        if self.max_steps < 1:
+            raise ConfigurationError(f"max_duration: {config.max_duration} is less than one step")
         self._set_temperatures()
         self._warn_about_rounds_missed()
         self._first_step = self.state.step
