@@ -103,6 +103,7 @@ def prepare(
                 )
             shutil.rmtree(folder)
             margin *= 2
+            print("too much was replaced later; reading all files again, and keeping more", file=sys.stderr, flush=True)
         # What was read beyond the sample depends on how many processes there were.
         _, counts = resolve(events[events["priority"] <= documents["priority"][enough]])
         spills = {

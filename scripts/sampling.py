@@ -19,8 +19,9 @@ import re
 import signal
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -31,10 +32,11 @@ from numpy.typing import NDArray
 
 from olmo.reporting import Progress
 from olmo.tokenizer import encode, load_tokenizer
-from scripts.documents import DELETED, MB, PIECE, TEXT, hash_of, pubmed_records, text_records
+from scripts.documents import DELETED, MB, PIECE, TEXT, Record, hash_of, pubmed_records, text_records
 
-BATCH = 512  # documents tokenized together
+BATCH = 2**20  # characters tokenized together
 NO_LIMIT = 2**64 - 1
+SLACK = 1.25
 WIDE = ("priority", "identity", "order", "text", "process", "start", "tokens")
 EVENT = np.dtype([*((name, "u8") for name in WIDE), ("version", "u4"), ("kind", "u1")])  # a Record, its text on disk
 Events = NDArray[np.void]
@@ -94,7 +96,7 @@ def read_file(settings: Settings, folder: Path, number: int, path: Path, limit: 
             as_json = settings.corpus == "c4" or re.search(r"\.jsonl?(\.gz)?$", path.name) is not None
             records = text_records(stream, settings.seed, limit, as_json, counts)
         try:
-            while batch := list(itertools.islice(records, BATCH)):
+            for batch in batches(records):
                 texts = [record.text for record in batch if record.kind == TEXT]
                 encoded = iter(encode(tokenizer_of(settings.tokenizer), texts))
                 for priority, identity, version, kind, text in batch:
@@ -114,6 +116,18 @@ def read_file(settings: Settings, folder: Path, number: int, path: Path, limit: 
     if stated.is_file() and about["md5"] not in stated.read_text().lower():
         raise ValueError(f"{path}: has not the MD5 that {stated.name} states; remove both and fetch it again")
     return FileRead(np.array(events, EVENT), counts, about)
+
+
+def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records in lists of at least BATCH characters, but for the last."""
+    batch, size = list[Record](), 0
+    for record in records:
+        batch.append(record)
+        size += len(record.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def last_of_each(events: Events, group: Sequence[str], by: str) -> Events:
@@ -144,7 +158,7 @@ def collect(
     Returns the events (n,) up to the limit, the limit, and what was read. Spill files go to `folder`.
     """
     limit, counts, inputs = NO_LIMIT, Counter[str](), dict[int, dict[str, Any]]()
-    kept, total, most = [np.empty(0, EVENT)], 0, 2 * wanted
+    kept, total, most = [np.empty(0, EVENT)], 0, SLACK * wanted
     size = sum(path.stat().st_size for path in paths)
     numbered, running = iter(enumerate(paths)), dict[Future[FileRead], int]()
     with executor(processes) as pool, Progress("reading", size // MB, "MB") as progress:
@@ -159,22 +173,29 @@ def collect(
                 kept.append(events[events["priority"] <= limit])
                 total += int(kept[-1]["tokens"].sum())
                 progress.advance(sum(about["bytes"] for about in inputs.values()) // MB - progress.done)
-            if total > most:  # seldom, as each time the limit falls to about half
+            if total > most:  # seldom, as each time the limit falls by a fifth
                 kept = [np.concatenate(kept)]
                 documents, _ = resolve(kept[0])
                 enough = int(np.searchsorted(np.cumsum(documents["tokens"]), wanted))
                 limit = int(documents["priority"][enough]) if enough < len(documents) else limit
                 kept = [kept[0][kept[0]["priority"] <= limit]]
                 total = int(kept[0]["tokens"].sum())
-                most = 2 * max(wanted, total)
+                most = SLACK * max(wanted, total)
     read = {"files": len(paths), **counts, "inputs": [inputs[number] for number in range(len(paths))]}
     return np.concatenate(kept), limit, read
 
 
-def executor(processes: int) -> Executor:
+@contextmanager
+def executor(processes: int) -> Iterator[Executor]:
     """Processes that start anew, without this one's threads; a single one needs none beside this."""
     context = multiprocessing.get_context("spawn")
-    return ThreadPoolExecutor(1) if processes == 1 else ProcessPoolExecutor(processes, context, begin_process)
+    with ThreadPoolExecutor(1) if processes == 1 else ProcessPoolExecutor(processes, context, begin_process) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in multiprocessing.active_children():  # what they still read is of no use
+                process.terminate()
+            raise
 
 
 def begin_process() -> None:
