@@ -7,14 +7,17 @@ model, batches and optimizer. entropy: `analysis.entropy` against the obvious sc
 and a hook that keeps the activations of every layer. Each line gives the median ratio of the rounds and their range.
 loading: an OLMo-1B of random weights (4.7 GB, in a temporary folder), loaded until every weight is in memory and run
 once, each time in a process of its own, against reading the file into memory; and the most memory that process held.
+pubmed: 200 MB of XML in the baseline's format to packed rows, against ElementTree.parse and the tokenizer one by one.
 """
 
 from __future__ import annotations
 
+import gzip
 import multiprocessing
 import re
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +37,8 @@ from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.model import OLMo
 from olmo.tensors import write_tensors
 from olmo.train import Trainer
+from scripts.prepare_demo_text import package_root, rows
+from scripts.prepare_pubmed import TOKENIZER
 
 CONFIG = Path("configs/tiny/pretrain.yaml")
 
@@ -165,6 +170,17 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def apart(work: Callable[..., None], *arguments: Any) -> Any:
+    """What `work` puts into the queue that it gets after these arguments, run in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=work, args=(*arguments, queue))
+    process.start()
+    result = queue.get()
+    process.join()
+    return result
+
+
 def _load(folder: Path, mapped: bool, queue: Any) -> None:
     before = _peak_bytes()
     started = time.perf_counter()
@@ -193,21 +209,11 @@ def bench_loading(folder: Path, rounds: int) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     write_tensors(folder / "model.safetensors", state)
     del state
-    context = multiprocessing.get_context("spawn")
-
-    def apart(work: Callable[..., None], *arguments: Any) -> Any:
-        queue = context.Queue()
-        process = context.Process(target=work, args=(folder, *arguments, queue))
-        process.start()
-        result = queue.get()
-        process.join()
-        return result
-
-    apart(_read)  # brings the file into the page cache
+    apart(_read, folder)  # brings the file into the page cache
     for what, mapped in (("mapped, as analysis does", True), ("copied, as training does", False)):
         times: list[tuple[float, float, float, float]] = []
         for number in range(rounds):
-            works = [lambda: (apart(_read),), lambda: apart(_load, mapped)]  # noqa: B023 (called at once)
+            works = [lambda: (apart(_read, folder),), lambda: apart(_load, folder, mapped)]  # noqa: B023 (called at once)
             results = [work() for work in (works if number % 2 else works[::-1])]
             reading, loading = results if number % 2 else results[::-1]
             times.append((*reading, *loading))
@@ -217,6 +223,79 @@ def bench_loading(folder: Path, rounds: int) -> None:
             f"loading 1B, {what}: {statistics.median(ratios):.2f} x the time of reading its file ({ratios[0]:.2f} to "
             f"{ratios[-1]:.2f}; {loading:.2f} s, {reading:.2f} s; {running:.1f} s with one forward pass); "
             f"peak memory {peak / size:.2f} x its weights ({size / 2**30:.2f} GiB)",
+            flush=True,
+        )
+
+
+def write_baseline(folder: Path, files: int, size: int) -> int:
+    """Write files of about `size` bytes of XML in the baseline's format, a fifth of it real text; returns the bytes."""
+    sentences = [row["support"] for row in rows(package_root(), "sciq/none/validation") if row["support"]]
+    sentences = [text.replace("&", "&amp;").replace("<", "&lt;") for text in sentences]
+    rest = "<Author><LastName>Doe</LastName></Author>\n" * 90  # authors, headings and references take most of a record
+    chosen, number, total = np.random.default_rng(0), 0, 0
+    for file in range(files):
+        parts, length = ["<?xml version='1.0' encoding='utf-8'?>\n<PubmedArticleSet>\n"], 0
+        while length < size:
+            text = " ".join(sentences[i] for i in chosen.integers(0, len(sentences), 3))
+            parts.append(
+                f'<PubmedArticle><MedlineCitation><PMID Version="1">{(number := number + 1)}</PMID><Article>'
+                f"<ArticleTitle>Study {number}</ArticleTitle><Abstract><AbstractText>{text}</AbstractText></Abstract>\n"
+                f"<AuthorList>{rest}</AuthorList></Article></MedlineCitation></PubmedArticle>\n"
+            )
+            length += len(parts[-1])
+        content = "".join([*parts, "</PubmedArticleSet>"]).encode()
+        (folder / f"pubmed25n{file:04}.xml.gz").write_bytes(gzip.compress(content, 1))
+        total += len(content)
+    return total
+
+
+# Runs a command from a process so small that what the kernel reports is the command's own memory.
+MEASURE = """import resource, subprocess, sys, time
+started = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"""
+LOOP = """import gzip, sys
+from xml.etree import ElementTree
+import numpy as np
+from olmo.tokenizer import load_tokenizer
+tokenizer, ids = load_tokenizer(sys.argv[1]), []
+for path in sys.argv[3:]:
+    for article in ElementTree.parse(gzip.open(path)).iter("Article"):
+        text = article.findtext("ArticleTitle") + "\\n" + article.findtext("Abstract/AbstractText")
+        ids += [*tokenizer.encode(text, add_special_tokens=False).ids, 50279]
+np.array(ids[: len(ids) // 1024 * 1024], np.uint16).tofile(sys.argv[2])"""
+
+
+def bench_pubmed(folder: Path, rounds: int) -> None:
+    """MB of XML a second and memory of prepare_pubmed, for all and for a twentieth of the text, and of a plain loop."""
+    size, tokens = write_baseline(folder, 16, 200 * 10**6 // 16), folder / "tokens"
+    files = sorted(map(str, folder.glob("pubmed*")))
+
+    def measured(command: Sequence[str]) -> tuple[float, float]:
+        """Seconds of a command, start and all, and MiB of its largest process."""
+        command = [sys.executable, "-c", MEASURE, sys.executable, *command, *files]
+        seconds, peak = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+        return float(seconds), int(peak) / 1024
+
+    def ours(share: int) -> tuple[float, float]:
+        instances = tokens.stat().st_size // 2048 // share
+        with tempfile.TemporaryDirectory(dir=folder) as output:
+            return measured(f"-m scripts.prepare_pubmed --output {output} --instances {instances} --input".split())
+
+    def loop() -> tuple[float, float]:
+        return measured(["-c", LOOP, TOKENIZER, str(tokens)])
+
+    loop()  # also brings the files into the page cache
+    works = {"loop": loop, "all of the text": lambda: ours(1), "a twentieth of it": lambda: ours(20)}
+    names = list(works)
+    results = [{n: works[n]() for n in (names if number % 2 else names[::-1])} for number in range(min(rounds, 3))]
+    for name in names[1:]:
+        ratios = sorted(of_round["loop"][0] / of_round[name][0] for of_round in results)
+        seconds, peak = map(statistics.median, zip(*(of_round[name] for of_round in results)))
+        print(
+            f"pubmed, {name}, ours / ElementTree.parse and encode one by one: {statistics.median(ratios):.2f} x "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f} over {len(ratios)} rounds; ours {size / seconds / 1e6:,.1f} MB/s); "
+            f"peak memory of a process {peak:,.0f} MiB, of the loop {max(r['loop'][1] for r in results):,.0f}",
             flush=True,
         )
 
@@ -237,6 +316,8 @@ def main(argv: Sequence[str]) -> None:
     bench_entropy(args.rounds, args.steps)
     with tempfile.TemporaryDirectory() as folder:
         bench_loading(Path(folder), args.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_pubmed(Path(folder), args.rounds)
 
 
 if __name__ == "__main__":
