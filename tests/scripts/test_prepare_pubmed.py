@@ -349,7 +349,9 @@ def test_all_is_read_again_when_what_was_kept_is_replaced_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = Contents([(pmid, 1, words(pmid)) for pmid in range(1, 200)], [])
-    files = [many, Contents([], list(range(1, 160)))]
+    # Two files are under way at a time: with two between, the limit has fallen when the deletions come.
+    between = [Contents([(pmid, 1, words(pmid))], []) for pmid in (901, 902)]
+    files = [many, *between, Contents([], list(range(1, 160)))]
     paths = write_files(tmp_path / "in", files)
     calls: list[float] = []
     collect = prepare_pubmed.collect
