@@ -283,7 +283,8 @@ def _store(path: Path, content: bytes) -> None:
             file.write(content)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         log.warning("%s: not kept: %s", path, error.strerror or error)
 
 
