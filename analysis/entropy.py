@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
 from olmo import checkpoint
 from olmo.config import load
-from olmo.data.order import OrderFile, build_order, check_places
+from olmo.data.order import OrderFile, check_places, first_places
 from olmo.data.sources import TokenDataset, TokenFiles
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
@@ -49,7 +49,6 @@ from olmo.tokenizer import encode, load_tokenizer
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CONFIGURATIONS = (".yaml", ".yml")
-LARGEST_ORDER = 10**8  # instances; to shuffle more takes minutes, so that they need an order file
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -87,14 +86,9 @@ def _first_of_run(args: argparse.Namespace, length: int) -> list[NDArray[np.int6
         order = OrderFile(args.order)
         places = order.read(0, len(_first(len(order), count, args.order)))
         check_places(order, 0, places, source)
-    elif len(source) > LARGEST_ORDER:
-        raise ConfigurationError(
-            f"{args.data}: {len(source)} instances; make their order with python -m scripts.data_order rebuild "
-            f"{args.data} --first {count} --output FILE, and name it with --order"
-        )
     else:
-        order_of_all = build_order(len(source), config.data_seed, config.epoch or 0, shuffle=config.data_shuffling)
-        places = order_of_all[_first(len(source), count, args.data)]
+        wanted, epoch = len(_first(len(source), count, args.data)), config.epoch or 0
+        places = first_places(len(source), config.data_seed, epoch, wanted, config.data_shuffling)
     return [row[:length] for row in source.read(places)]
 
 
@@ -261,7 +255,8 @@ def official_data(args: argparse.Namespace, folders: Sequence[Path]) -> None:
         if not Path(args.order).is_file():
             raise ConfigurationError(
                 f"{args.order}: no such data order, whose first instances are the default of --data; get it with: bash "
-                f"scripts/get_dataorder.sh --model_size {args.model_size}"
+                f"scripts/get_dataorder.sh --model_size {args.model_size}, or rebuild only as much as is needed with: "
+                f"python -m scripts.data_order rebuild {args.data} --first {args.data_size} --output {args.order}"
             )
 
 

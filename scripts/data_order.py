@@ -5,8 +5,9 @@
     python -m scripts.data_order verify CONFIG --order FILE_OR_URL [--world_size W]
 
 A file holds little-endian uint32 without a header: place k of the run is instance file[k] of `data.paths`, of which
-only the sizes are asked for. `rebuild` shuffles as OLMo does, with the configuration's seed, in a file beside FILE that
-takes 4 bytes an instance; `slice` reads the first K places and no more; `verify` wants every instance once, shuffled.
+only the sizes are asked for. `rebuild` shuffles as OLMo does, with the configuration's seed: 4 bytes an instance, in
+memory or, where that is short, on disk; up to 16,384 first places need neither. `slice` reads the first K places and no
+more; `verify` wants every instance once, shuffled.
 `--key.sub=value` changes the configuration.
 """
 
@@ -46,7 +47,7 @@ def rebuild(
     if first is not None and first > length:
         raise ConfigurationError(f"--first {first}: the order has {length} places ({source.extent()})")
     if instances >= SHOWN_FROM:
-        print(f"shuffling {instances:,} instances ({source.extent()}): some minutes", flush=True)
+        print(f"shuffling {instances:,} instances ({source.extent()}): a minute or more", flush=True)
     shuffle = config.data_shuffling
     write_order(output, instances, config.data_seed, epoch, world_size, drop_last, shuffle, first)
     steps = f"an epoch is {length // config.global_train_batch_size:,} steps of {config.global_train_batch_size:,}"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,9 @@ from .sources import TokenFiles
 
 DTYPE = np.dtype("<u4")
 PIECE = 2**22  # places handled at a time where the whole order would not fit into memory
+LARGEST_PIECE = 2**20  # swaps at a time
+MOST_TRACED = 2**14  # places; more of them cost more than the whole shuffle
+SMALL = 2**20  # instances that are shuffled at once
 LARGEST_WORLD = 4096  # ranks; OLMo cuts or pads an order by fewer places than these
 
 
@@ -43,6 +48,46 @@ def build_order(
     return order[: order_length(instances, world_size, drop_last)]
 
 
+def first_places(instances: int, seed: int, epoch: int, first: int, shuffle: bool = True) -> NDArray[np.uint32]:
+    """`build_order(instances, seed, epoch)[:first]`, of any number of instances in little memory; `first` is small.
+
+    numpy's shuffle swaps place i with a random place j <= i, for i from the last to 1. What ends at the first places is
+    traced back through these swaps, in reverse: seldom does one move a place that is traced. The random numbers come
+    twice, forwards to learn where each piece of the swaps begins, and backwards piece by piece: PCG64 can jump.
+    Takes about a minute for a billion instances.
+    """
+    _check_fits(instances)
+    if not shuffle or instances < SMALL or first > MOST_TRACED:
+        return build_order(instances, seed, epoch, shuffle=shuffle)[:first]
+    seed, begins, high, position = seed + epoch, [], instances - 1, 0
+    while high >= max(first, 1):
+        count = _piece_size(high, max(first, 1))
+        begins.append((high, count, position))
+        position = _swaps(seed, position, high, count)[1]
+        high -= count
+    traced = {place: place for place in range(first)}  # where it stood -> where it stands when i has come to `first`
+    hashed = np.zeros(2**22, dtype=bool)  # of low bits: sorts out in one step what cannot be traced
+    hashed[:first] = True
+    low_bits = np.uint32(len(hashed) - 1)
+    for top, count, begin in reversed(begins):
+        partners, low = _swaps(seed, begin, top, count)[0][::-1], top - count + 1  # now of low, low + 1, ..., top
+        # Places of this piece may become traced within it, so all swaps with them are looked at.
+        for k in np.flatnonzero(hashed[partners & low_bits] | (partners >= low)).tolist():
+            if (ends := traced.pop(int(partners[k]), None)) is not None:
+                traced[low + k] = ends
+                hashed[(low + k) & int(low_bits)] = True
+    order = np.empty(first, dtype=DTYPE)
+    order[list(traced.values())] = list(traced)
+    # The swaps among the first places come last.
+    while high >= 1:
+        count = _piece_size(high, 1)
+        partners, position = _swaps(seed, position, high, count)
+        for i, j in zip(range(high, high - count, -1), partners.tolist()):
+            order[i], order[j] = order[j], order[i]
+        high -= count
+    return order
+
+
 def write_order(
     path: Path,
     instances: int,
@@ -53,33 +98,87 @@ def write_order(
     shuffle: bool = True,
     first: int | None = None,
 ) -> None:
-    """Write what `build_order` gives, or its `first` places, to a file, in bounded memory.
+    """Write what `build_order` gives, or its `first` places, to a file.
 
-    The shuffle needs every place even where only the first ones are wanted. It happens in a file beside `path`, four
-    bytes an instance, whose pages the system may put out of memory at any time. Raises OSError where the disk cannot
-    hold it, ValueError for too many instances.
+    Few first places need neither memory nor disk (`first_places`). The whole is shuffled in memory where four bytes an
+    instance fit, and otherwise, far slower, in a file beside `path` whose pages the system may put out of memory at any
+    time. Raises OSError where the disk cannot hold it, ValueError for too many instances.
     """
     _check_fits(instances)
     length = order_length(instances, world_size, drop_last)
+    kept = length if first is None else min(first, length)
     places = max(instances, length)
+    few = kept <= min(MOST_TRACED, instances)
+    in_memory = few or places * DTYPE.itemsize < _free_memory() * 0.8
     path.parent.mkdir(parents=True, exist_ok=True)
     # A mapped file on a full disk is no OSError, but the end of the process.
-    if places * DTYPE.itemsize > shutil.disk_usage(path.parent).free:
-        raise OSError(f"{path.parent}: {places * DTYPE.itemsize / 1e9:.1f} GB for the shuffle do not fit on this disk")
+    needed = (kept if in_memory else places) * DTYPE.itemsize
+    if needed > shutil.disk_usage(path.parent).free:
+        raise OSError(f"{path.parent}: {needed / 1e9:.1f} GB for the order do not fit on this disk")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if places:
+        if few:
+            first_places(instances, seed, epoch, kept, shuffle).tofile(partial)
+        elif in_memory:
+            build_order(instances, seed, epoch, world_size, drop_last, shuffle)[:kept].tofile(partial)
+        else:
             mapped = np.memmap(partial, DTYPE, "w+", shape=(places,))
             # As a plain array: numpy shuffles a memmap, too, to the same result, but a hundred times slower.
             _fill(mapped.view(np.ndarray), instances, seed + epoch, shuffle)
             mapped.flush()
             del mapped
-        else:
-            partial.touch()
-        os.truncate(partial, min(length, length if first is None else first) * DTYPE.itemsize)
+            os.truncate(partial, kept * DTYPE.itemsize)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _piece_size(high: int, low: int) -> int:
+    """How many swaps, of i = high downwards and not below `low`, to draw at once.
+
+    Random numbers are cut to the bits of i, so those stay the same within a piece; and the smaller a piece is against
+    i, the fewer numbers are undecided in `_swaps`.
+    """
+    return min(LARGEST_PIECE, max(4096, high >> 8), high - (1 << high.bit_length() - 1) + 1, high - low + 1)
+
+
+def _swaps(seed: int, position: int, high: int, count: int) -> tuple[NDArray[np.uint32], int]:
+    """The partners j (count,) of i = high, high - 1, ..., drawn from a position on in the generator's 32-bit numbers.
+
+    Also gives the position after them. numpy's rule: a number is cut to the bits of i; one above i is passed over.
+    """
+    mask, lowest = (1 << high.bit_length()) - 1, high - count + 1
+    bits = np.random.PCG64(seed)
+    bits.advance(position // 2)
+    drawn = np.empty(0, dtype=np.uint32)
+    while True:
+        more = int((count - 0.5 * len(drawn)) * (mask + 1) / lowest) + 64  # a few too many rather than a second time
+        drawn = np.concatenate((drawn, bits.random_raw(max(more, 64) // 2 + 1).view("<u4")))
+        values = drawn[position % 2 :] & np.uint32(mask)
+        taken = values <= lowest
+        undecided = np.flatnonzero((values > lowest) & (values <= high))
+        before = np.searchsorted(np.flatnonzero(taken), undecided)
+        accepted = 0
+        for k, earlier, value in zip(undecided.tolist(), before.tolist(), values[undecided].tolist()):
+            if value <= high - earlier - accepted:
+                taken[k] = True
+                accepted += 1
+        numbers = np.flatnonzero(taken)[:count]
+        if len(numbers) == count:
+            return values[numbers], position + int(numbers[-1]) + 1
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take, 0 where that is not known."""
+    try:
+        available = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return 0
+    free = int(available[1]) * 1024 if available else 0
+    with suppress(OSError, ValueError):  # a container's limit; "max" is none
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
 
 
 def _check_fits(instances: int) -> None:

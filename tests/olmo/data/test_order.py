@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from olmo.data import order as order_module
-from olmo.data.order import OrderFile, build_order, verify_order, write_order
+from olmo.data.order import OrderFile, build_order, first_places, verify_order, write_order
 from olmo.data.sources import TokenFiles
 from tests.serving import serving
 
@@ -77,6 +77,8 @@ def test_too_many_instances_for_32_bits() -> None:
     shuffle=st.booleans(),
     first=st.none() | st.integers(0, 80),
     piece=st.integers(1, 80),
+    traced=st.integers(0, 80),
+    in_memory=st.booleans(),
 )
 def test_the_file_is_what_is_built_in_memory(
     tmp_path_factory: pytest.TempPathFactory,
@@ -88,29 +90,61 @@ def test_the_file_is_what_is_built_in_memory(
     shuffle: bool,
     first: int | None,
     piece: int,
+    traced: int,
+    in_memory: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("order")
     expected = build_order(count, seed, epoch, world_size, drop_last, shuffle)[:first]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order_module, "PIECE", piece)
+        patch.setattr(order_module, "SMALL", 1)
+        patch.setattr(order_module, "MOST_TRACED", traced)
+        patch.setattr(order_module, "_free_memory", lambda: 10**9 if in_memory else 0)
         write_order(folder / "order.npy", count, seed, epoch, world_size, drop_last, shuffle, first)
     assert (folder / "order.npy").read_bytes() == expected.astype("<u4").tobytes()
     assert [path.name for path in folder.iterdir()] == ["order.npy"]
 
 
-def test_a_shuffle_on_disk_equals_numpys_in_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_shuffle_equals_numpys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool) -> None:
     """Large enough for every page to be visited more than once."""
+    monkeypatch.setattr(order_module, "_free_memory", lambda: 10**9 if in_memory else 0)
     write_order(tmp_path / "order.npy", 300_000, 6198, 0)
     expected = np.arange(300_000, dtype=np.uint32)
     np.random.Generator(np.random.PCG64(6198)).shuffle(expected)
     np.testing.assert_array_equal(np.fromfile(tmp_path / "order.npy", "<u4"), expected)
 
 
-def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 39})()
+@given(
+    count=st.integers(1, 20_000),
+    seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 3),
+    first=st.integers(0, 60),
+    piece=st.sampled_from([100, 999, 2**20]),
+)
+def test_the_first_places_are_traced(count: int, seed: int, epoch: int, first: int, piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "SMALL", 1)
+        patch.setattr(order_module, "LARGEST_PIECE", piece)
+        traced = first_places(count, seed, epoch, min(first, count))
+    assert traced.dtype == np.uint32
+    assert traced.tolist() == build_order(count, seed, epoch)[:first].tolist()
+
+
+def test_the_first_places_of_many_instances() -> None:
+    """Around a power of two, where numbers have one bit more."""
+    for count in (2**21 + 3, 3_000_000):
+        np.testing.assert_array_equal(first_places(count, 6198, 0, 2048), build_order(count, 6198, 0)[:2048])
+
+
+@pytest.mark.parametrize(("first", "free"), [(None, 39), (3, 11)])
+def test_a_disk_that_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int | None, free: int
+) -> None:
+    usage = type("Usage", (), {"free": free})()
     monkeypatch.setattr(order_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"0\.0 GB for the shuffle do not fit on this disk"):
-        write_order(tmp_path / "order.npy", 10, 0, 0, first=1)
+    with pytest.raises(OSError, match=r"0\.0 GB for the order do not fit on this disk"):
+        write_order(tmp_path / "order.npy", 10, 0, 0, first=first)
     assert not list(tmp_path.iterdir())
 
 
