@@ -22,6 +22,7 @@ from .exceptions import ConfigurationError
 from .layouts import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
 from .memory import fingerprint, load_multipliers, rescale
 from .model import OLMo
+from .optim import LionW
 from .temperature import Temperatures
 from .tensors import read_tensors, write_tensors
 
@@ -52,8 +53,20 @@ def resolve(checkpoint: str) -> Path:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint folder of any layout."""
-    for pattern in ("model.safetensors", "model.pt", "model-*.safetensors", "pytorch_model*.bin"):
+    """The weight files of a checkpoint folder of any layout; where they are several, those that its index names."""
+    for single in ("model.safetensors", "model.pt"):
+        if (folder / single).is_file():
+            return [folder / single]
+    for index, pattern in (
+        ("model.safetensors.index.json", "model-*.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+    ):
+        if (folder / index).is_file():
+            try:
+                named = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+                return [folder / Path(name).name for name in sorted(set(named))]
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise ValueError(f"{folder / index}: no index of weights: {error!r}") from error
         files = sorted(folder.glob(pattern))
         if files:
             return files
@@ -71,9 +84,12 @@ def transformers_config(folder: Path) -> dict[str, Any] | None:
     if not path.is_file() or (folder / "config.yaml").is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected keys and values")
+    return raw
 
 
 def is_olmo(folder: Path) -> bool:
@@ -116,6 +132,8 @@ def check_fit(model: OLMo, state: Mapping[str, Tensor], where: str) -> None:
             raise ValueError(
                 f"{where}: {name} has shape {tuple(state[name].shape)}, the config asks for {tuple(tensor.shape)}"
             )
+        if not state[name].is_floating_point() or state[name].layout != torch.strided or state[name].is_meta:
+            raise ValueError(f"{where}: {name} holds {state[name].dtype} numbers; weights are dense and floating-point")
 
 
 def load_model(
@@ -140,7 +158,7 @@ def load_model(
     model = OLMo.empty(config)
     state = read_state(folder, mapped or device.type != "cpu")
     if config.resuscitation:
-        state = resuscitated(state, config.resuscitation, folder)
+        state = resuscitated(state, config.resuscitation, folder, mapped)
     check_fit(model, state, str(folder))
     for name in list(state):  # one by one: what has been converted need not be kept
         tensor = state.pop(name).to(device=device, dtype=dtype)
@@ -166,16 +184,19 @@ def _check_behaviour(config: ModelConfig, folder: Path) -> None:
             )
 
 
-def resuscitated(state: dict[str, Tensor], name: str, folder: Path) -> dict[str, Tensor]:
-    """The weights that `model.resuscitation` names: multipliers applied to `state`, or a full state dict.
+def resuscitated(
+    state: dict[str, Tensor], name: str, folder: Path, mapped: bool = True, key: str = "model.resuscitation"
+) -> dict[str, Tensor]:
+    """The weights that a resuscitation file makes of `state`: multipliers applied to it, or a full state dict.
 
-    `name` is a path, or a file inside the checkpoint folder. A multiplier file must have been made for these weights.
+    `name` is a path, or a file inside the checkpoint folder; `key` is where the user named it. A multiplier file must
+    have been made for these weights. `mapped` as in `load_model`.
     """
     path = Path(name) if Path(name).is_file() else folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"model.resuscitation: {name} is no file, here or in {folder}")
+        raise FileNotFoundError(f"{key}: {name} is no file, here or in {folder}")
     if path.suffix == ".pt":
-        return read_tensors(path)
+        return plain_names(read_tensors(path, mapped))
     multipliers = load_multipliers(path)
     if multipliers.about.get("checkpoint_fingerprint") != fingerprint(state):
         raise ValueError(f"{path}: made for another checkpoint than {folder}")
@@ -199,19 +220,39 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
     OLMo's trainer saves them by name, and under DDP by number, with the names (prefixed) in the groups.
     """
     state = optimizer.state_dict()
-    names = [name for group in state["param_groups"] for name in group["param_names"]]
-    numbered = {
-        number: name
-        for group in saved.get("param_groups", [])
-        for number, name in zip(group["params"], group.get("param_names", group["params"]))
+    weights = {
+        name: weight for group in optimizer.param_groups for name, weight in zip(group["param_names"], group["params"])
     }
-    found = {
-        str(numbered.get(key, key)).removeprefix("module."): value for key, value in saved.get("state", {}).items()
-    }
-    missing = sorted(set(names) - set(found))
-    if missing:
-        raise ValueError(f"{where}: no optimizer state for {missing[0]}; set reset_optimizer_state")
-    state["state"] = {i: found[name] for i, name in enumerate(names)}
+    try:
+        numbered = {
+            number: name
+            for group in saved.get("param_groups", [])
+            for number, name in zip(group["params"], group.get("param_names", group["params"]))
+        }
+        found = {
+            str(numbered.get(key, key)).removeprefix("module."): dict(value) for key, value in saved["state"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: holds no optimizer state ({error!r}); set reset_optimizer_state") from error
+    found = plain_names(found)
+    kept = ("exp_avg",) if isinstance(optimizer, LionW) else ("exp_avg", "exp_avg_sq", "step")
+    for name in sorted(weights):
+        if name not in found:
+            raise ValueError(f"{where}: no optimizer state for {name}; set reset_optimizer_state")
+        entries = found[name].keys() - {"grad_norm_exp_avg"}
+        if entries != set(kept) or not all(isinstance(value, Tensor) for value in found[name].values()):
+            raise ValueError(
+                f"{where}: holds {', '.join(sorted(map(str, entries))) or 'nothing'} of {name}, the optimizer keeps "
+                f"{', '.join(kept)}; set reset_optimizer_state"
+            )
+        for entry, value in found[name].items():
+            shape = weights[name].shape if entry.startswith("exp_avg") else torch.Size()
+            if value.shape != shape or not value.is_floating_point():
+                raise ValueError(
+                    f"{where}: {entry} of {name} has shape {tuple(value.shape)} and {value.dtype}, "
+                    f"not {tuple(shape)} and floating point; set reset_optimizer_state"
+                )
+    state["state"] = dict(enumerate(found[name] for name in weights))
     optimizer.load_state_dict(state)
 
 

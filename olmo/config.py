@@ -506,16 +506,27 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
 ]
 
 
-_AT_LEAST_ONE = (
-    "eval_interval",
-    "save_interval",
-    "save_interval_unsharded",
-    "console_log_interval",
-    "global_train_batch_size",
-    "device_train_microbatch_size",
-    "device_eval_batch_size",
-    "inject_interval",
-)
+# Keys whose numbers lie in a range: (lowest, highest, whether the lowest itself is allowed).
+_RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
+    (1, math.inf, True): (
+        *("model.d_model", "model.n_heads", "model.n_kv_heads", "model.n_layers", "model.mlp_ratio"),
+        *("model.mlp_hidden_size", "model.max_sequence_length", "model.vocab_size", "model.rope_theta"),
+        *("scheduler.t_max", "data.instance_filter.repetition_max_period"),
+        *("data.instance_filter.repetition_min_period", "data.instance_filter.repetition_max_count"),
+        *("eval_interval", "save_interval", "save_interval_unsharded", "console_log_interval", "inject_interval"),
+        *("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"),
+    ),
+    (0, math.inf, False): (
+        *("model.clip_qkv", "model.layer_norm_eps", "model.init_std", "model.init_cutoff_factor", "model.emb_init_std"),
+        *("model.temperature_attention", "max_grad_norm", "max_grad_norm_ratio", "scheduler.grad_clip_warmup_factor"),
+    ),
+    (0, math.inf, True): (
+        *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.eps", "optimizer.warmup_min_lr"),
+        *("scheduler.t_warmup", "scheduler.alpha_f", "scheduler.warmup_min_lr", "scheduler.grad_clip_warmup_steps"),
+        *("epoch", "auxiliary_loss_multiplier"),
+    ),
+    (0, 1, True): ("model.attention_dropout", "model.residual_dropout", "model.embedding_dropout"),
+}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -549,7 +560,10 @@ def load_model_config(path: str | Path) -> ModelConfig:
     section = _read_yaml(Path(path)).get("model")
     if not isinstance(section, DictConfig):
         raise ConfigurationError(f"{path}: no section 'model'")
-    return make_model_config(section, str(path))
+    with _named(f"{path}: model."):  # its interpolations may lead out of it
+        resolved = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(resolved, dict)
+    return make_model_config(typing.cast(Dict[str, Any], resolved), str(path))
 
 
 def save_model_config(path: Path, model: ModelConfig) -> None:
@@ -750,17 +764,16 @@ def _spelled(value: Any) -> str:
 
 def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
     yield from _unsupported(model, "model.")
-    counts = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_ratio", "mlp_hidden_size", "max_sequence_length")
-    wrong = {key: value for key in (*counts, "vocab_size") if (value := getattr(model, key)) is not None and value < 1}
-    yield from (f"model.{key}: {value} must be at least 1" for key, value in wrong.items())
+    wrong = list(_out_of_range(model, "model."))
+    yield from wrong
     if wrong:
         return
+    if model.init_device not in (None, "cpu", "cuda", "meta"):
+        yield f"model.init_device: {model.init_device} is none of cpu, cuda, meta"
     if model.n_kv_heads is not None and model.multi_query_attention is not None:
         expected = 1 if model.multi_query_attention else model.n_heads
         if model.n_kv_heads != expected:
             yield f"model.multi_query_attention: contradicts model.n_kv_heads: {model.n_kv_heads}; give one of them"
-    if model.clip_qkv is not None and not model.clip_qkv > 0:
-        yield f"model.clip_qkv: {model.clip_qkv} must be positive"
     if model.d_model % model.n_heads:
         yield f"model.d_model: {model.d_model} does not divide into model.n_heads: {model.n_heads}"
     elif model.rope and (model.d_model // model.n_heads) % 2:
@@ -773,9 +786,25 @@ def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
         yield f"model.embedding_size: {model.embedding_size} is less than vocab_size: {model.vocab_size}"
 
 
+def _out_of_range(config: Any, prefix: str = "") -> typing.Iterator[str]:
+    """Problems with the numbers of `config`, whose own place is `prefix` ("" for the run, "model." for a model)."""
+    for (lowest, highest, included), keys in _RANGES.items():
+        for key in keys:
+            if key.startswith("model.") != (prefix == "model."):
+                continue
+            value = config
+            for part in key.removeprefix(prefix).split("."):
+                value = None if value is None else getattr(value, part)
+            if value is None or (lowest < value <= highest and value != math.inf) or (included and value == lowest):
+                continue
+            most = "" if highest == math.inf else f" and at most {highest}"
+            yield f"{key}: {value} must be {'at least' if included else 'more than'} {lowest}{most}"
+
+
 def _invalid(config: TrainConfig) -> typing.Iterator[str]:
     yield from _invalid_model(config.model)
     yield from _unsupported(config)
+    yield from _out_of_range(config)
     for evaluator in config.evaluators:
         data = evaluator.data
         given = [n for n in ("paths", "datasets", "dataset_path") if getattr(data, n)]
@@ -788,8 +817,12 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
                 f"evaluators.{evaluator.label}: needs exactly one of data.paths, data.datasets, "
                 f"data.dataset_path (has {', '.join(given) or 'none'})"
             )
-    if len(config.optimizer.betas) != 2:
-        yield f"optimizer.betas: expected two numbers, got {list(config.optimizer.betas)}"
+    betas, peak = config.optimizer.betas, config.optimizer.learning_rate
+    if len(betas) != 2 or not all(0 <= beta <= 1 for beta in betas):
+        yield f"optimizer.betas: expected two numbers from 0 to 1, got {list(betas)}"
+    for key, lowest in (("scheduler", config.scheduler.warmup_min_lr), ("optimizer", config.optimizer.warmup_min_lr)):
+        if lowest is not None and lowest >= peak > 0:
+            yield f"{key}.warmup_min_lr: {lowest} must be less than optimizer.learning_rate: {peak}"
     if config.data.paths and config.data.dataset_path:
         yield "data: give either data.paths or data.dataset_path, not both"
     if config.eval_subset_num_batches == 0 or any(e.subset_num_batches == 0 for e in config.evaluators):
@@ -797,10 +830,6 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
     labels = [e.label for e in config.evaluators]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
         yield f"evaluators.{label}: two evaluators of one label"
-    for key in _AT_LEAST_ONE:
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            yield f"{key}: {value} must be at least 1"
     if config.inject_indices_map and config.injection:
         yield "inject_indices_map and injection: give one of them"
     if (config.inject_indices_map or config.injection) and not config.inject_interval:

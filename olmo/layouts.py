@@ -11,13 +11,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .config import ActivationType, InitFnType, LayerNormType, ModelConfig, make_model_config
 from .exceptions import ConfigurationError
+
+_Value = TypeVar("_Value")
 
 # Keys of a model's config that change what it computes while the shapes of its weights stay the same.
 BEHAVIOUR = (
@@ -90,7 +92,7 @@ def has_original_keys(raw: Mapping[str, Any]) -> bool:
 
 def is_known(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json describes a model that ours can be."""
-    return has_original_keys(raw) or raw.get("model_type") in _FIXED
+    return has_original_keys(raw) or str(raw.get("model_type")) in _FIXED
 
 
 def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
@@ -102,40 +104,46 @@ def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
     if has_original_keys(raw):
         known = {key: value for key, value in raw.items() if key in ModelConfig.__dataclass_fields__}
         return make_model_config(known, where)
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     if kind not in _FIXED:
         raise ValueError(f"{where}: a {kind} model; only OLMo and OLMo 2 can be trained")
     problems = "; ".join(_unsupported_keys(raw))
     if problems:
         raise ConfigurationError(f"{where}: {problems}")
-    fixed: dict[str, Any] = dict(_FIXED[kind])
-    if kind == "olmo":
-        fixed["clip_qkv"] = raw.get("clip_qkv")
-    else:
-        fixed["layer_norm_eps"] = raw.get("rms_norm_eps", 1e-5)
     eos = raw.get("eos_token_id")
-    config = ModelConfig(
-        **fixed,
-        d_model=raw["hidden_size"],
-        n_heads=raw["num_attention_heads"],
-        n_kv_heads=raw.get("num_key_value_heads"),
-        n_layers=raw["num_hidden_layers"],
-        mlp_hidden_size=2 * raw["intermediate_size"],
-        rope_theta=int((raw.get("rope_parameters") or {}).get("rope_theta", raw.get("rope_theta", 10000))),
-        max_sequence_length=raw["max_position_embeddings"],
-        vocab_size=raw["vocab_size"],
-        embedding_size=raw["vocab_size"],
-        weight_tying=raw.get("tie_word_embeddings", False),
-        eos_token_id=(eos[0] if isinstance(eos, list) else eos) or 0,
-        pad_token_id=raw.get("pad_token_id") or 0,
-        attention_dropout=raw.get("attention_dropout", 0.0),
-        residual_dropout=0.0,
-        embedding_dropout=0.0,
-        bias_for_layer_norm=False,
-        init_fn=InitFnType.mitchell if kind == "olmo" else InitFnType.normal,
-    )
+    rope = raw.get("rope_parameters") or {}
+    inner = raw.get("intermediate_size")
+    keys = {key: value for key, value in _FIXED[kind].items() if value is not None}
+    try:
+        keys |= {
+            "d_model": raw["hidden_size"],
+            "n_heads": raw["num_attention_heads"],
+            "n_kv_heads": raw.get("num_key_value_heads"),
+            "n_layers": raw["num_hidden_layers"],
+            "mlp_hidden_size": 2 * inner if isinstance(inner, int) else inner,
+            "rope_theta": _whole(rope.get("rope_theta", raw.get("rope_theta", 10000))),
+            "max_sequence_length": raw["max_position_embeddings"],
+            "vocab_size": raw["vocab_size"],
+            "embedding_size": raw["vocab_size"],
+            "weight_tying": raw.get("tie_word_embeddings", False),
+            "eos_token_id": (eos[0] if isinstance(eos, list) and eos else eos) or 0,
+            "pad_token_id": raw.get("pad_token_id") or 0,
+            "attention_dropout": raw.get("attention_dropout", 0.0),
+            "residual_dropout": 0.0,
+            "embedding_dropout": 0.0,
+            "bias_for_layer_norm": False,
+            "init_fn": InitFnType.mitchell if kind == "olmo" else InitFnType.normal,
+        }
+    except KeyError as error:
+        raise ConfigurationError(f"{where}: no {error.args[0]}") from error
+    keys |= {"clip_qkv": raw.get("clip_qkv")} if kind == "olmo" else {"layer_norm_eps": raw.get("rms_norm_eps", 1e-5)}
+    if inner is None:
+        raise ConfigurationError(f"{where}: no intermediate_size")
+    config = make_model_config(keys, where)
     if "olmo_config" not in raw:
         return config
+    if not isinstance(raw["olmo_config"], dict):
+        raise ConfigurationError(f"{where}: olmo_config: expected keys and values")
     told = make_model_config(raw["olmo_config"], f"{where}: olmo_config")
     same = (*BEHAVIOUR, "d_model", "n_layers", "projection_size", "weight_tying", "max_sequence_length")
     for key in same:
@@ -146,6 +154,11 @@ def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
     return told
 
 
+def _whole(number: Any) -> Any:
+    """A whole number that JSON spells with a fraction of 0; anything else as it is, for the config to judge."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def _unsupported_keys(raw: Mapping[str, Any]) -> Iterator[str]:
     """What transformers' OLMo can be told and ours cannot do."""
     for key, accepted in (("attention_bias", (None, False)), ("hidden_act", (None, "silu"))):
@@ -153,7 +166,9 @@ def _unsupported_keys(raw: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: {raw[key]} is not supported"
     for key in ("rope_parameters", "rope_scaling"):
         rope = raw.get(key) or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
+        if not isinstance(rope, dict):
+            yield f"{key}: expected keys and values, got {rope!r}"
+        elif rope.get("rope_type", rope.get("type", "default")) != "default":
             yield f"{key}: {rope} is not supported"
 
 
@@ -244,8 +259,8 @@ def to_transformers_state(state: Mapping[str, Tensor], config: ModelConfig) -> d
     return result
 
 
-def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OLMo's weights without what wrapping left in their names: FSDP's prefix, and groups of blocks."""
+def plain_names(state: Mapping[str, _Value]) -> dict[str, _Value]:
+    """What OLMo saved by name, without what wrapping left in the names: FSDP's prefix, and groups of blocks."""
     renamed = {name.replace("_fsdp_wrapped_module.", ""): tensor for name, tensor in state.items()}
     grouped = re.compile(r"transformer\.block_groups\.(\d+)\.(\d+)\.")
     places = [match for match in map(grouped.match, renamed) if match]

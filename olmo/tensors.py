@@ -12,6 +12,7 @@ import io
 import os
 import pathlib
 import pickle
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,7 +75,11 @@ def decode_key(key: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """The first line of an error; torch's own advice to unpickle what it refuses is not passed on."""
+    text = str(error)
+    if "weights_only" in text.lower() or "weightsunpickler" in text.lower():
+        return "it is no torch file, or holds more than tensors, numbers and strings"
+    return re.sub(r"\x1b\[\d*m", "", text.splitlines()[0]) if text else type(error).__name__
 
 
 def _torch_load(path: Path, mapped: bool = True) -> Any:
@@ -107,14 +112,16 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
+                names = {key: decode_key(key) for key in file.keys()}  # noqa: SIM118
+                if len(set(names.values())) < len(names):
+                    raise ValueError("two keys name the same tensor")
                 if mapped:
-                    return {decode_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                keys = list(file.keys())
-            return {decode_key(key): _copied(path, key) for key in keys}
+                    return {name: file.get_tensor(key) for key, name in names.items()}
+            return {name: _copied(path, key) for key, name in names.items()}
         state = _torch_load(path, mapped)
     except Exception as error:  # each library has its own errors for damaged and hostile files
         raise ValueError(f"{path}: damaged or no file of tensors: {_reason(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path}: expected a flat dictionary of tensors")
     return state
 
@@ -140,6 +147,17 @@ def read_tensor(path: Path) -> Tensor:
     return tensors[0]
 
 
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous, none a second name for another's memory: so safetensors wants them."""
+    result: dict[str, Tensor] = {}
+    places = set()
+    for name, tensor in tensors.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        result[name] = tensor.clone() if place in places else tensor.contiguous()
+        places.add(place)
+    return result
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file under these very names, with the permissions of any new file; OSError where it cannot.
 
@@ -148,7 +166,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     with path.open("wb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
-        save_file(dict(tensors), path, metadata=metadata)
+        save_file(_separate(tensors), path, metadata=metadata)
     except SafetensorError as error:
         path.unlink(missing_ok=True)
         raise OSError(f"{path}: cannot be written: {_reason(error)}") from error

@@ -20,8 +20,7 @@ from torch import Tensor
 from . import checkpoint
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
 from .data.filter import repeats_itself
-from .data.loader import Batch, Loader
-from .data.sources import open_source
+from .data.loader import Batch, run_loader
 from .distributed import Ranks, distribute, gradient_sync
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
@@ -43,6 +42,37 @@ class TrainState:
     batch: int = 0  # global batches of this epoch done
     tokens: int = 0  # tokens seen by all ranks
     restarted_at: int | None = None  # steps (or tokens) when the optimizer's state was reset in mid-run
+
+    @classmethod
+    def read(cls, folder: Path, config: TrainConfig) -> TrainState:
+        """Where the run that wrote a checkpoint folder stood, OLMo's or ours, in the batches of `config`."""
+        saved = read_training_state(folder, "train", "other")
+        names = ("global_step", "epoch", "global_train_examples_seen_this_epoch", "global_train_tokens_seen")
+        if not isinstance(saved, dict) or "global_step" not in saved:
+            raise ValueError(f"{folder}: its training state tells no global_step; set reset_trainer_state")
+        for name in (*names, "restarted_at"):
+            if not isinstance(saved.get(name) or 0, int) or (saved.get(name) or 0) < 0:
+                raise ValueError(f"{folder}: its training state has {name} {saved[name]!r}; set reset_trainer_state")
+        seen = saved.get("global_train_examples_seen_this_epoch", 0) if config.restore_dataloader else 0
+        if seen % config.global_train_batch_size:
+            raise ConfigurationError(
+                f"global_train_batch_size: {seen} instances of this epoch are done, no multiple of "
+                f"{config.global_train_batch_size}; keep the batch size, or set --restore_dataloader=false"
+            )
+        return cls(
+            saved["global_step"],
+            saved.get("epoch") or 0,
+            seen // config.global_train_batch_size,
+            saved.get("global_train_tokens_seen", 0),
+            saved.get("restarted_at"),
+        )
+
+    @classmethod
+    def at_start(cls, config: TrainConfig) -> TrainState:
+        """Where a run of this configuration begins, but for checkpoints of its own."""
+        if config.load_path is None or config.reset_trainer_state:
+            return cls(epoch=config.epoch or 0)
+        return cls.read(checkpoint.resolve(config.load_path), config)
 
 
 def language_model_loss(
@@ -79,22 +109,17 @@ class Trainer:
     """A run from configuration to last checkpoint; `Trainer(config, device, ranks).fit()`."""
 
     def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks):
+        divisors = config.model.temperature_MLP
+        if divisors and config.load_path and not Path(divisors).is_file():  # it may lie beside the starting point
+            beside = checkpoint.resolve(config.load_path) / divisors
+            config = replace(config, model=replace(config.model, temperature_MLP=str(beside)))
         self.config, self.device, self.ranks = config, device, ranks
         self.folder = Path(config.save_folder)
         # A downstream task reads the tokenizer by itself; here it is checked.
         asks = (e.type == EvaluatorType.downstream or e.data.dataset_path for e in config.evaluators)
         tokenizer = run_tokenizer(config) if config.injection or any(asks) else None
         self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
-        self.loader = Loader(
-            open_source(config.data, config.model.max_sequence_length),
-            config.global_train_batch_size,
-            config.data_seed,
-            shuffle=config.data_shuffling,
-            drop_last=config.data.drop_last,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            vocabulary=config.model.embedding_size or config.model.vocab_size,
-        )
+        self.loader = run_loader(config, ranks.rank, ranks.world_size)
         self.evaluators = Evaluators(config, tokenizer, device, ranks)
         self.state = TrainState(epoch=config.epoch or 0)
         resumed = checkpoint.latest(self.folder) if config.try_load_latest_save else None
@@ -108,12 +133,15 @@ class Trainer:
                 f"load_path: {config.load_path} lies in save_folder, which save_overwrite clears; choose another folder"
             )
         self.model = self._load(resumed)
-        self.temperatures = Temperatures.from_config(config.model, Path(config.load_path) if config.load_path else None)
+        self.temperatures = Temperatures.from_config(config.model)
         self.module = distribute(self.model, config, ranks, device)
         if config.compile is not None:
             self.module.compile(**asdict(config.compile))
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self._restore(resumed)
+        if self.max_steps < 1:
+            raise ConfigurationError(f"max_duration: {config.max_duration} is less than one step")
+        self._set_temperatures()
         self._warn_about_rounds_missed()
         self._first_step = self.state.step
         self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
@@ -153,20 +181,7 @@ class Trainer:
             saved = read_training_state(folder, "optim")
             checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
         if resumed is not None or not config.reset_trainer_state:
-            saved = read_training_state(folder, "train", "other")
-            seen = saved.get("global_train_examples_seen_this_epoch", 0) if config.restore_dataloader else 0
-            if seen % config.global_train_batch_size:
-                raise ConfigurationError(
-                    f"global_train_batch_size: {seen} instances of this epoch are done, no multiple of "
-                    f"{config.global_train_batch_size}; keep the batch size, or set --restore_dataloader=false"
-                )
-            self.state = TrainState(
-                saved["global_step"],
-                saved.get("epoch") or 0,
-                seen // config.global_train_batch_size,
-                saved.get("global_train_tokens_seen", 0),
-                saved.get("restarted_at"),
-            )
+            self.state = TrainState.read(folder, config)
         if resumed is None and config.reset_optimizer_state and not config.reset_trainer_state:
             self.state.restarted_at = self.state.tokens if self._by_tokens else self.state.step
 
@@ -243,7 +258,7 @@ class Trainer:
             batch = next(batches)
             step = state.step + 1
             input_ids, entered = inject(batch.input_ids, batch.rows, step, self.plan, config.global_train_batch_size)
-            self.temperatures.at(step / max_steps).apply(self.model)
+            self._set_temperatures(step)
             loss, z_loss, norm, rate = self._train_step(input_ids, step, schedule_length)
             self.reporter.begin()
             state.step, state.batch = step, state.batch + 1
@@ -302,6 +317,12 @@ class Trainer:
         self.optimizer.step()
         both = self.ranks.sum_tensor(torch.stack((total, total_z))) / self.ranks.world_size
         return both[0], both[1], norm, rate
+
+    def _set_temperatures(self, step: int | None = None) -> Temperatures:
+        """Let the model compute with the temperatures of a step, by default of the last one done; returns them."""
+        now = self.temperatures.at((self.state.step if step is None else step) / self.max_steps)
+        now.apply(self.model)
+        return now
 
     def _clip_gradients(self, before: int) -> Tensor:
         """Clip by `max_grad_norm_ratio` or else `max_grad_norm`; returns the norm before.
@@ -427,8 +448,7 @@ class Trainer:
                     # What OLMo's trainer wants to find; it takes the lists for checkpoints that it may remove.
                     **{f"{kind}checkpoints": [] for kind in ("", "unsharded_", "ephemeral_")},
                 }
-                temperatures = self.temperatures.at(step / max(self.max_steps, 1))
-                checkpoint.save(path, self.model, written, self.optimizer, trainer, temperatures)
+                checkpoint.save(path, self.model, written, self.optimizer, trainer, self._set_temperatures())
                 log.info("saved %s", path)
             self._saved[kind].append(path)
             while keep[kind] >= 0 and len(self._saved[kind]) > max(keep[kind], 1):

@@ -24,6 +24,7 @@ from olmo.config import ModelConfig, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.layouts import to_transformers_config, to_transformers_state
 from olmo.model import OLMo
+from olmo.temperature import Temperatures
 from olmo.tensors import save_tensors, write_tensors
 from olmo.tokenizer import load_tokenizer
 
@@ -31,19 +32,28 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def write_tokenizer(source: Path, target: Path, identifier: str | None, model: ModelConfig) -> str | None:
-    """Copy the tokenizer's files, or write those of `identifier`; returns where it came from, None without one."""
+    """Copy the tokenizer's files, or write those of `identifier`; returns where it came from, None without one.
+
+    Raises an error only for an `identifier` that was asked for; one that a config.yaml names may lie elsewhere.
+    """
     if identifier is None and (source / "tokenizer.json").is_file():
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
         return str(source / "tokenizer.json")
+    asked = identifier is not None
     if identifier is None and (source / "config.yaml").is_file():
         identifier = OmegaConf.select(OmegaConf.load(source / "config.yaml"), "tokenizer.identifier")
     if identifier is None:
         return None
+    try:
+        tokenizer = load_tokenizer(identifier)
+    except (OSError, ValueError):
+        if asked:
+            raise
+        return None
     from transformers import PreTrainedTokenizerFast  # takes a second
 
-    tokenizer = load_tokenizer(identifier)
     if tokenizer.get_vocab_size() > (model.embedding_size or model.vocab_size):
         raise ConfigurationError(
             f"{identifier}: {tokenizer.get_vocab_size()} tokens, the model has {model.embedding_size} rows"
@@ -59,6 +69,7 @@ def convert(source: Path, target: Path, to: str, resuscitation: str | None, iden
 
     Raises ConfigurationError where the layout cannot hold the model, ValueError for weights that do not fit.
     """
+    target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigurationError(f"{target}: exists; name a new folder")
     if not checkpoint.is_olmo(source):
@@ -66,7 +77,7 @@ def convert(source: Path, target: Path, to: str, resuscitation: str | None, iden
     config = replace(checkpoint.read_config(source), resuscitation=None)
     state = checkpoint.read_state(source)
     if resuscitation is not None:
-        state = checkpoint.resuscitated(state, resuscitation, source)
+        state = checkpoint.resuscitated(state, resuscitation, source, key="--resuscitation")
     checkpoint.check_fit(OLMo.empty(config), state, str(source))
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -78,6 +89,10 @@ def convert(source: Path, target: Path, to: str, resuscitation: str | None, iden
             weights = to_transformers_state(state, config)
             save_tensors(partial / "model.safetensors", weights, {"format": "pt"})
         else:
+            divisors = Temperatures.from_config(config, source).memories
+            if divisors is not None:
+                config = replace(config, temperature_MLP="temperature_MLP.safetensors")
+                write_tensors(partial / "temperature_MLP.safetensors", {"temperature_MLP": divisors})
             save_model_config(partial / "config.yaml", config)
             write_tensors(partial / "model.safetensors", state)
         tokenizer = write_tokenizer(source, partial, identifier, config)
@@ -97,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("source", metavar="SRC", help="checkpoint folder or hub id")
     parser.add_argument("target", metavar="DST", type=Path, help="new folder")
     parser.add_argument("--to", choices=("olmo", "hf"), required=True)
-    parser.add_argument("--resuscitation", metavar="FILE", help="multipliers or full state dict to apply")
+    parser.add_argument("--resuscitation", metavar="FILE", help="multipliers (.safetensors) or full state dict (.pt)")
     parser.add_argument("--tokenizer", metavar="IDENTIFIER", help="default: the one SRC holds or its config.yaml names")
     args = parser.parse_args(argv)
     source = checkpoint.resolve(args.source)

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..config import TrainConfig
 from .order import build_order
-from .sources import TokenSource
+from .sources import TokenSource, open_source
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,17 @@ class Loader:
                 current = waiting.result()
                 waiting = reader.submit(self.batch, *next(upcoming))
                 yield current
+
+
+def run_loader(config: TrainConfig, rank: int = 0, world_size: int = 1) -> Loader:
+    """The loader of a run's configuration. Raises what `open_source` and `Loader` raise."""
+    return Loader(
+        open_source(config.data, config.model.max_sequence_length),
+        config.global_train_batch_size,
+        config.data_seed,
+        shuffle=config.data_shuffling,
+        drop_last=config.data.drop_last,
+        rank=rank,
+        world_size=world_size,
+        vocabulary=config.model.embedding_size or config.model.vocab_size,
+    )

@@ -662,3 +662,217 @@ def test_groups_of_blocks_and_wrappers_leave_no_trace_in_names(tmp_path: Path) -
     folder = write_olmo(tmp_path / "checkpoint", model)
     save_file({olmo_key(name): tensor for name, tensor in grouped.items()}, folder / "model.safetensors")
     same_weights(checkpoint.load_model(folder, CPU), model)
+
+
+# --- optimizer states that do not fit ----------------------------------------------------------------------------
+
+
+def spoiled(change: str, saved: dict[str, Any]) -> Any:
+    name = "transformer.blocks.1.ff_out.weight"
+    state = saved["state"][name]
+    if change == "shape":
+        state["exp_avg"] = state["exp_avg"].flatten()[:-1]
+    elif change == "transposed":
+        state["exp_avg_sq"] = state["exp_avg_sq"].T.contiguous()
+    elif change == "type":
+        state["exp_avg"] = state["exp_avg"].long()
+    elif change == "step":
+        del state["step"]
+    elif change == "another optimizer":
+        del state["exp_avg_sq"], state["step"]
+    elif change == "no tensors":
+        state["exp_avg"] = 3.0
+    elif change == "numbers":
+        saved["state"][name] = 3
+    elif change == "groups":
+        saved["param_groups"] = [{}]
+    elif change == "a list":
+        return [saved]
+    return saved
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (
+            "shape",
+            r"exp_avg of transformer\.blocks\.1\.ff_out\.weight has shape \(1535,\) and torch.float32, not \(32, 48\)",
+        ),
+        ("transposed", r"exp_avg_sq of .* has shape \(48, 32\)"),
+        ("type", r"exp_avg of .* and torch\.int64, not \(32, 48\) and floating point"),
+        ("step", r"holds exp_avg, exp_avg_sq of .*, the optimizer keeps exp_avg, exp_avg_sq, step"),
+        ("another optimizer", r"holds exp_avg of .*, the optimizer keeps"),
+        ("no tensors", r"holds exp_avg, exp_avg_sq, step of "),
+        ("numbers", "holds no optimizer state"),
+        ("groups", "holds no optimizer state"),
+        ("a list", "holds no optimizer state"),
+    ],
+)
+def test_an_optimizer_state_that_does_not_fit_is_named(change: str, told: str) -> None:
+    """Fused AdamW would read and write beyond moments of the wrong shape."""
+    model, optimizer, config = trained()
+    saved = spoiled(change, checkpoint.optimizer_state(optimizer))
+    with pytest.raises(ValueError, match=f"^here: {told}.*; set reset_optimizer_state$"):
+        checkpoint.load_optimizer_state(build_optimizer(config.optimizer, model), saved, "here")
+
+
+def test_the_state_of_adamw_is_not_lions() -> None:
+    model, optimizer, _ = trained()
+    lion = build_optimizer(OptimizerConfig(OptimizerType.lionw), model)
+    with pytest.raises(ValueError, match="the optimizer keeps exp_avg; set reset_optimizer_state"):
+        checkpoint.load_optimizer_state(lion, checkpoint.optimizer_state(optimizer), "here")
+
+
+def test_an_optimizer_state_of_wrapped_and_grouped_blocks() -> None:
+    model, optimizer, config = trained()
+    saved = checkpoint.optimizer_state(optimizer)
+    for name in list(saved["state"]):
+        renamed = name.replace("transformer.blocks.0.", "transformer.block_groups.0.0.")
+        renamed = renamed.replace("transformer.blocks.1.", "transformer.block_groups.0.1.")
+        saved["state"]["_fsdp_wrapped_module." + renamed] = saved["state"].pop(name)
+    again = build_optimizer(config.optimizer, model)
+    checkpoint.load_optimizer_state(again, {"state": saved["state"]}, "here")
+    for parameter in model.parameters():
+        assert torch.equal(again.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+
+
+# --- more files of others ----------------------------------------------------------------------------------------
+
+
+def test_a_torch_file_of_the_old_kind_loads(tmp_path: Path) -> None:
+    model = made_model()
+    folder = write_olmo(tmp_path / "checkpoint", model, "model.pt")
+    torch.save(dict(model.state_dict()), folder / "model.pt", _use_new_zipfile_serialization=False)
+    same_weights(checkpoint.load_model(folder, CPU), model)
+
+
+def test_an_index_says_which_files_count(tmp_path: Path) -> None:
+    theirs = to_transformers(made_model())
+    theirs.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    state = checkpoint.read_state(tmp_path)
+    left_over = {"model.embed_tokens.weight": torch.zeros(128, 32)}
+    save_file(left_over, tmp_path / "model-00099-of-00099.safetensors")
+    again = checkpoint.read_state(tmp_path)
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    same_weights(checkpoint.load_model(tmp_path, CPU), made_model())
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"index\.json: no index of weights"):
+        checkpoint.read_state(tmp_path)
+
+
+def test_the_saved_frequencies_of_old_transformers_are_passed_over(tmp_path: Path) -> None:
+    model = made_model()
+    to_transformers(model).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(state, tmp_path / "model.safetensors")
+    same_weights(checkpoint.load_model(tmp_path, CPU), model)
+
+
+@pytest.mark.parametrize(
+    "weight, told",
+    [
+        (torch.ones(128, 32, dtype=torch.int8), r"transformer\.wte\.weight holds torch\.int8 numbers"),
+        (torch.ones(128, 32, dtype=torch.complex64), r"holds torch\.complex64 numbers"),
+        (torch.ones(128, 32).to_sparse(), "weights are dense and floating-point"),
+    ],
+    ids=["int8", "complex", "sparse"],
+)
+def test_weights_that_are_no_dense_floats_are_named(tmp_path: Path, weight: Tensor, told: str) -> None:
+    folder = write_olmo(tmp_path / "checkpoint", made_model(), "model.pt")
+    state = dict(made_model().state_dict())
+    state["transformer.wte.weight"] = weight
+    torch.save(state, folder / "model.pt")
+    with pytest.raises(ValueError, match=told):
+        checkpoint.load_model(folder, CPU)
+
+
+def test_two_keys_of_one_tensor_are_refused(tmp_path: Path) -> None:
+    folder = write_olmo(tmp_path / "checkpoint", made_model())
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.wte.weight"] = torch.zeros(128, 32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="two keys name the same tensor"):
+        checkpoint.load_model(folder, CPU)
+
+
+def test_nobody_is_told_to_unpickle(tmp_path: Path) -> None:
+    folder = write_olmo(tmp_path / "checkpoint", made_model(), "model.pt")
+    for content in (b"x", pickle.dumps(made_model())):
+        (folder / "model.pt").write_bytes(content)
+        with pytest.raises(ValueError, match="it is no torch file, or holds more than tensors") as caught:
+            checkpoint.load_model(folder, CPU)
+        assert "weights_only" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+HF = {
+    "model_type": "olmo",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "vocab_size": 128,
+}
+
+
+def test_what_a_config_json_tells_is_kept(tmp_path: Path) -> None:
+    told = {"eos_token_id": [7, 8], "pad_token_id": 9, "attention_dropout": 0.25, "rope_theta": 500000.0}
+    (tmp_path / "config.json").write_text(json.dumps({**HF, **told}))
+    config = checkpoint.read_config(tmp_path)
+    assert (config.eos_token_id, config.pad_token_id, config.attention_dropout, config.rope_theta) == (
+        7,
+        9,
+        0.25,
+        500000,
+    )
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"hidden_size": None}, "model.d_model"),
+        ({"hidden_size": "thirty-two"}, "model.d_model"),
+        ({"num_attention_heads": 0}, "model.n_heads: 0 must be at least 1"),
+        ({"intermediate_size": None}, "no intermediate_size"),
+        ({"intermediate_size": "48"}, "model."),
+        ({"rope_theta": 1.9}, "model.rope_theta"),
+        ({"rope_parameters": "x"}, "rope_parameters: expected keys and values"),
+        ({"clip_qkv": -1}, "model.clip_qkv: -1.0 must be more than 0"),
+        ({"attention_dropout": "x"}, "model.attention_dropout"),
+        ({"olmo_config": 3}, "olmo_config: expected keys and values"),
+    ],
+    ids=str,
+)
+def test_a_config_json_that_makes_no_model_is_named(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**HF, **changed}))
+    if told == "model.":  # a number as text is still a number
+        assert checkpoint.read_config(tmp_path).projection_size in (48, 96)
+        return
+    with pytest.raises(ValueError) as caught:
+        checkpoint.read_config(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {told}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "3"])
+def test_a_config_json_of_something_else_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json: expected keys and values"):
+        checkpoint.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key, value", [("clip_qkv", 3.0), ("scale_logits", True), ("rope_theta", 500), ("layer_norm_eps", 1e-6)]
+)
+def test_a_run_may_not_change_what_the_weights_mean(tmp_path: Path, key: str, value: Any) -> None:
+    folder = write_olmo(tmp_path / "checkpoint", made_model())
+    with pytest.raises(ValueError, match=f"model.{key}: {value}, but the checkpoint"):
+        checkpoint.load_model(folder, CPU, config=tiny_config(**{key: value}))
+
+
+def test_interpolations_of_a_checkpoints_config_lead_out_of_its_model(tmp_path: Path) -> None:
+    folder = write_olmo(tmp_path / "checkpoint", made_model())
+    text = (folder / "config.yaml").read_text().replace("n_layers: 2", "n_layers: ${layers}")
+    (folder / "config.yaml").write_text("layers: 2\n" + text)
+    same_weights(checkpoint.load_model(folder, CPU), made_model())

@@ -648,3 +648,28 @@ def test_saved_keys_at_their_defaults_are_those_that_olmo_knows(tmp_path: Path) 
     assert set(re.findall(r"^[ -]*(\w+):", saved, re.MULTILINE)) <= known
     # The published trainer is older: these keys of OLMo 0.6.0 it does not know.
     assert not re.search("norm_after|rope_theta|emb_init|embedding_layer_norm|generate_doc|try_load|dynamic", saved)
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("max_grad_norm=-1", "max_grad_norm: -1.0 must be more than 0"),
+        ("max_grad_norm_ratio=0", "max_grad_norm_ratio: 0.0 must be more than 0"),
+        ("optimizer.learning_rate=-0.01", "optimizer.learning_rate: -0.01 must be at least 0"),
+        ("optimizer.betas=[1.5,2]", "optimizer.betas: expected two numbers from 0 to 1, got [1.5, 2.0]"),
+        ("scheduler.warmup_min_lr=1", "scheduler.warmup_min_lr: 1.0 must be less than optimizer.learning_rate: 0.0001"),
+        ("scheduler.t_warmup=-5", "scheduler.t_warmup: -5 must be at least 0"),
+        ("scheduler.t_max=-1", "scheduler.t_max: -1 must be at least 1"),
+        ("epoch=-1", "epoch: -1 must be at least 0"),
+        ("data.instance_filter={repetition_max_count: 0}", "data.instance_filter.repetition_max_count: 0 must be"),
+        ("data.instance_filter={repetition_min_period: 0}", "data.instance_filter.repetition_min_period: 0 must be"),
+        ("model.attention_dropout=2", "model.attention_dropout: 2.0 must be at least 0 and at most 1"),
+        ("model.rope_theta=0", "model.rope_theta: 0 must be at least 1"),
+        ("model.layer_norm_eps=.nan", "model.layer_norm_eps: nan must be more than 0"),
+        ("model.init_std=-1", "model.init_std: -1.0 must be more than 0"),
+        ("model.init_device=banana", "model.init_device: banana is none of cpu, cuda, meta"),
+        ("max_duration=infT", "max_duration: infT must be more than 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(tmp_path: Path, override: str, told: str) -> None:
+    assert problem(tmp_path, MINIMAL, f"--{override}").startswith(told)

@@ -982,3 +982,104 @@ def test_instances_that_repeat_themselves_are_left_out_of_the_loss(plain: Path, 
     expected = F.cross_entropy(logits.flatten(0, 1), kept[:, 1:].flatten(), reduction="sum") / rows.size
     assert series(tmp_path / "run")[1] == pytest.approx(expected.item(), rel=1e-5)
     assert not same(weights(trainer), weights(train(plain, tmp_path / "all", *asked)))
+
+
+def test_a_new_model_is_evaluated_with_its_temperatures(world: Path, tmp_path: Path) -> None:
+    label = "eval/walk/heldout/CrossEntropyLoss"
+    asked = ("--eval_on_load", "--stop_at=1", "--no_pre_train_checkpoint=false", "--save_interval=1")
+
+    def first(*more: str) -> float:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        train(world, folder, *asked, *more)
+        return next(line[label] for line in metrics(folder) if line["step"] == 0 and label in line)
+
+    warm, cold = first("--model.temperature_attention=2.5"), first()
+    assert warm != cold
+    start = (f"--load_path={tmp_path / '1/step0'}", "--reset_optimizer_state", "--reset_trainer_state")
+    assert first(*start, "--model.temperature_attention=2.5") == pytest.approx(warm, rel=1e-6)
+
+
+def test_temperatures_of_each_step(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """During step s of n the temperature is 1 + (T - 1)(1 - s / n), as published; a checkpoint keeps it."""
+    seen = []
+    real = train_module.clip_gradients
+
+    def noted(model: OLMo, limit: float | None) -> torch.Tensor:
+        temperature = model.blocks[0].attention_temperature
+        seen.append(1.0 if temperature is None else float(temperature))
+        return real(model, limit)
+
+    monkeypatch.setattr(train_module, "clip_gradients", noted)
+    train(plain, tmp_path, "--model.temperature_attention=8.0", "--save_interval=3")
+    assert seen == pytest.approx([1 + 7 * (1 - step / 7) for step in range(1, 8)])
+    kept = checkpoint.read_config(tmp_path / "step3")
+    assert kept.temperature_attention == pytest.approx(5.0) and kept.temperature_decay is False
+
+
+def test_divisors_beside_the_starting_point_serve_a_restart(plain: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    train(plain, base, "--stop_at=1", "--save_interval=1", "--max_duration=1")
+    torch.save(torch.rand(2, 48) + 0.5, base / "step1/divisors.pt")
+    asked = (f"--load_path={base / 'step1'}", "--reset_optimizer_state", "--reset_trainer_state")
+    asked = (*asked, "--model.temperature_MLP=divisors.pt", "--save_interval=3")
+    whole = train(plain, tmp_path / "whole", *asked)
+    train(plain, tmp_path / "parts", *asked, "--stop_at=3")
+    parts = train(plain, tmp_path / "parts", *asked, "--try_load_latest_save")
+    assert same(weights(parts), weights(whole))
+
+
+def test_limits_of_ratios_and_of_the_first_step_after_a_reset(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+    real = train_module.clip_each_gradient
+
+    def noted(optimizer: torch.optim.Optimizer, ratio: float) -> torch.Tensor:
+        limits.append(ratio)
+        return real(optimizer, ratio)
+
+    monkeypatch.setattr(train_module, "clip_each_gradient", noted)
+    asked = (
+        "--max_grad_norm_ratio=1.5",
+        "--scheduler.grad_clip_warmup_steps=4",
+        "--scheduler.grad_clip_warmup_factor=2",
+    )
+    train(plain, tmp_path / "first", *asked, "--stop_at=3", "--save_interval=3")
+    assert limits == [1.5, 3.0, 3.0]
+    limits.clear()
+    # A new optimizer in mid-run begins with the plain limit, as OLMo's does.
+    train(plain, tmp_path / "second", *asked, f"--load_path={tmp_path / 'first/step3'}", "--reset_optimizer_state")
+    assert limits == [1.5, 3.0, 1.5, 1.5]
+
+
+def test_bolt_on_warm_up_in_tokens(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "first", "--stop_at=2", "--save_interval=2")
+    asked = (f"--load_path={tmp_path / 'first/step2'}", "--reset_optimizer_state")
+    train(plain, tmp_path / "steps", *asked, "--scheduler.t_warmup=4")
+    by_tokens = ("--scheduler.units=tokens", f"--scheduler.t_warmup={4 * BATCH * SHORT}")
+    train(plain, tmp_path / "tokens", *asked, *by_tokens)
+    rates = [series(tmp_path / name, "optim/learning_rate") for name in ("steps", "tokens")]
+    assert rates[0] == pytest.approx(rates[1]) and rates[0][3] < rates[0][4] < rates[0][6]
+
+
+@pytest.mark.parametrize(
+    "saved", [{}, {"global_step": "a"}, {"global_step": -5}, [1], {"global_step": 1, "epoch": "x"}]
+)
+def test_a_trainers_state_that_is_none_is_named(plain: Path, tmp_path: Path, saved: Any) -> None:
+    train(plain, tmp_path / "first", "--stop_at=2", "--save_interval=2")
+    torch.save(saved, tmp_path / "first/step2/train.pt")
+    with pytest.raises(ValueError, match=r"its training state .*; set reset_trainer_state"):
+        train(plain, tmp_path / "second", f"--load_path={tmp_path / 'first/step2'}")
+
+
+def test_trained_weights_are_not_the_files(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "first", "--stop_at=1", "--save_interval=1")
+    trainer = train(plain, tmp_path / "second", f"--load_path={tmp_path / 'first/step1'}", "--dry_run")
+    assert all(p.data_ptr() % 64 == 0 for p in trainer.model.parameters())  # torch's own alignment
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "first/step1/model.safetensors" not in maps.read_text(encoding="utf-8")
+
+
+def test_less_than_one_step_is_refused(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"max_duration: 0\.1ep is less than one step"):
+        train(plain, tmp_path, "--max_duration=0.1ep")

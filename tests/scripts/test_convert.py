@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from analysis.change_parameters import main as change_parameters
 from olmo import checkpoint
-from olmo.config import ActivationType, LayerNormType, ModelConfig, TokenizerConfig, TrainConfig
+from olmo.config import ActivationType, LayerNormType, ModelConfig, TokenizerConfig, TrainConfig, save_model_config
 from olmo.exceptions import exit_status
 from olmo.memory import rescale
 from olmo.model import OLMo
@@ -172,3 +172,41 @@ def test_a_config_that_contradicts_itself_is_named(tmp_path: Path) -> None:
     (tmp_path / "hf/config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=r"olmo_config\.rope_theta is 10000, beside 500000"):
         checkpoint.read_config(tmp_path / "hf")
+
+
+def test_divisors_come_along(tmp_path: Path) -> None:
+    torch.save(torch.rand(2, 48) + 0.5, tmp_path / "divisors.pt")
+    config = tiny_config(temperature_MLP=str(tmp_path / "divisors.pt"), temperature_attention=2.0)
+    saved(tmp_path / "ours", tiny_config())
+    save_model_config(tmp_path / "ours/config.yaml", config)
+    main([str(tmp_path / "ours"), str(tmp_path / "again"), "--to", "olmo"])
+    (tmp_path / "divisors.pt").unlink()
+    loaded = checkpoint.load_model(tmp_path / "again", CPU)
+    assert loaded.blocks[0].memory_temperature is not None and loaded.config.temperature_attention == 2.0
+
+
+def test_views_and_shared_memory_are_written_apart(tmp_path: Path) -> None:
+    model = saved(tmp_path / "ours", tiny_config(weight_tying=False))
+    state = dict(model.state_dict())
+    name, head = "transformer.blocks.0.ff_out.weight", "transformer.ff_out.weight"
+    state[name] = state[name].T.contiguous().T  # not contiguous
+    state[head] = state["transformer.wte.weight"]  # one memory, two names
+    (tmp_path / "ours/model.safetensors").unlink()
+    torch.save(state, tmp_path / "ours/model.pt")
+    main([str(tmp_path / "ours"), str(tmp_path / "again"), "--to", "olmo"])
+    again = checkpoint.read_state(tmp_path / "again")
+    assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
+
+
+def test_a_tokenizer_that_lies_elsewhere_is_no_obstacle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "ours", tiny_config())  # its config.yaml names tokenizers/none.json
+    main([str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf"])
+    assert capsys.readouterr().out.endswith("tokenizer unknown; name it with --tokenizer\n")
+
+
+def test_into_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "ours", tiny_config())
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    main([str(tmp_path / "ours"), ".", "--to", "hf"])
+    assert (tmp_path / "empty/model.safetensors").is_file()

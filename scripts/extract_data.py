@@ -1,0 +1,56 @@
+"""Write the tokens of steps A to B of a run as one token file, to go on from a checkpoint with the true next data.
+
+    python -m scripts.extract_data CONFIG --steps A-B --output FILE [--key.sub=value ...]
+
+Rows lie in the file in the order in which the run sees them, before injection: a run over it with the same batch size
+and `data_shuffling: false` repeats those steps. The numbers are little-endian of `data.memmap_dtype`, without a header.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from olmo.config import load
+from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.reporting import Progress
+from scripts.inspect_data import batches_of_run, numbers
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(
+        prog="python -m scripts.extract_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--steps", type=numbers, metavar="A-B", required=True, help="from 1, both included")
+    parser.add_argument("--output", type=Path, metavar="FILE", required=True)
+    args, overrides = parser.parse_known_args(argv)
+    config = load(args.config, overrides)
+    dtype = np.dtype(config.data.memmap_dtype).newbyteorder("<")
+    _, batch_of = batches_of_run(config)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.output.with_name(f".{args.output.name}.partial")
+    try:
+        with partial.open("wb") as file, Progress("extracting", len(args.steps), "steps") as progress:
+            for step in args.steps:
+                tokens = batch_of(step).input_ids.numpy()
+                if tokens.max() > np.iinfo(dtype).max:
+                    raise ConfigurationError(f"data.memmap_dtype: token {tokens.max()} does not fit {dtype.name}")
+                tokens.astype(dtype).tofile(file)
+                progress.advance()
+        partial.replace(args.output)
+    finally:
+        partial.unlink(missing_ok=True)
+    rows = len(args.steps) * config.global_train_batch_size
+    print(f"{args.output}: {rows:,} instances of {config.model.max_sequence_length} tokens, {dtype.name}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

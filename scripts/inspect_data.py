@@ -1,0 +1,96 @@
+"""Show what the batch of any step of a run holds, after injection, without loading a model.
+
+    python -m scripts.inspect_data CONFIG --step N [--rows A-B] [--decode] [--json] [--key.sub=value ...]
+
+Rows are those of the global batch, from 0; A-B includes both. `index` is the instance's number in the data. As JSON,
+one line a row: `step`, `row`, `index`, `input_ids`, `injected` (ids of the entries at the front of the row).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from olmo.config import TrainConfig, load
+from olmo.data.loader import Batch, Loader, run_loader
+from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.knowledge.injection import inject, plan_from_config
+from olmo.tokenizer import encode, run_tokenizer
+from olmo.train import TrainState
+
+
+def numbers(text: str) -> range:
+    """`7` or `3-7`, both ends included, as a range."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise argparse.ArgumentTypeError(f"expected N or A-B, got {text!r}")
+    return range(int(match[1]), int(match[2] or match[1]) + 1)
+
+
+def batches_of_run(config: TrainConfig) -> tuple[Loader, Callable[[int], Batch]]:
+    """A run's loader, and a function that gives the global batch of a step (1-based), before injection.
+
+    Raises ConfigurationError for a step before the run's first one.
+    """
+    loader, start = run_loader(config), TrainState.at_start(config)
+
+    def batch_of(step: int) -> Batch:
+        if step <= start.step:
+            raise ConfigurationError(f"step {step}: the run begins with step {start.step + 1}")
+        place = start.epoch * loader.batches_per_epoch + start.batch + step - start.step - 1
+        return loader.batch(*divmod(place, loader.batches_per_epoch))
+
+    return loader, batch_of
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(
+        prog="python -m scripts.inspect_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--step", type=int, required=True, help="from 1")
+    parser.add_argument("--rows", type=numbers, metavar="A-B", help="default: all")
+    parser.add_argument("--decode", action="store_true", help="text instead of token ids")
+    parser.add_argument("--json", action="store_true", help="one line a row")
+    args, overrides = parser.parse_known_args(argv)
+    config = load(args.config, overrides)
+    tokenizer = run_tokenizer(config) if args.decode or config.injection else None
+    plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
+    _, batch_of = batches_of_run(config)
+    batch = batch_of(args.step)
+    size = config.global_train_batch_size
+    input_ids, entered = inject(batch.input_ids, batch.rows, args.step, plan, size)
+    wanted = range(size) if args.rows is None else args.rows
+    if wanted[-1] >= size:
+        raise ConfigurationError(f"--rows: row {wanted[-1]}, the global batch has {size}")
+    injected: dict[int, list[str]] = {}
+    for row, text in entered:
+        injected.setdefault(row, []).append(text.entry)
+    instances = np.asarray(batch.instances)
+    for row in wanted:
+        ids, entries = input_ids[row].tolist(), injected.get(row, [])
+        shown = tokenizer.decode(ids, skip_special_tokens=False) if tokenizer and args.decode else None
+        if args.json:
+            line = {"step": args.step, "row": row, "index": int(instances[row]), "input_ids": ids, "injected": entries}
+            print(json.dumps(line if shown is None else {**line, "text": shown}))
+        else:
+            note = f", injected {', '.join(entries)}" if entries else ""
+            print(f"--- step {args.step}, row {row}, instance {instances[row]}{note}")
+            print(" ".join(map(str, ids)) if shown is None else shown)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(exit_status(main))
+    except BrokenPipeError:  # `| head` has seen enough; nor shall the interpreter's last flush complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,129 @@
+"""inspect_data and extract_data, by the command line, against numpy's own recipe of OLMo's order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from olmo.exceptions import exit_status
+from olmo.tokenizer import encode, load_tokenizer
+from scripts.extract_data import main as extract
+from scripts.inspect_data import main as inspect
+from tests.running import BATCH, LENGTH, SHORT, instances, order, series, train, write_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def seen_by(run: Path) -> dict[int, list[int]]:
+    """What the run itself noted, row by row: step -> instance numbers."""
+    noted = (run / "data-indices/rank0.tsv").read_text(encoding="utf-8").splitlines()
+    return {int(step): list(map(int, row)) for step, *row in (line.split("\t") for line in noted)}
+
+
+def lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict]:
+    inspect([*arguments, "--json"])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_batch_is_the_one_that_training_sees(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(world / "plain.yaml", tmp_path)
+    seen = seen_by(tmp_path)
+    assert max(seen) == 7  # into the second epoch
+    for step in (1, 4, 5, 7):
+        rows = lines(capsys, str(world / "plain.yaml"), "--step", str(step))
+        assert [row["row"] for row in rows] == list(range(BATCH))
+        assert [row["index"] for row in rows] == seen[step]
+        epoch, number = divmod(step - 1, 25 // BATCH)
+        expected = order(11, epoch)[number * BATCH : (number + 1) * BATCH]
+        assert [row["index"] for row in rows] == expected.tolist()
+        assert [row["input_ids"] for row in rows] == instances(world, SHORT)[expected].tolist()
+        assert all(row["injected"] == [] for row in rows)
+
+
+def test_what_is_injected_stands_at_the_front(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = json.loads((world / "paraphrase.json").read_text())
+    tokenizer = load_tokenizer(str(world / "tokenizer.json"))
+    config = str(world / "config.yaml")
+    rows = lines(capsys, config, "--step", "2", "--inject_interval=2", "--injection.rounds=3")
+    assert rows[0]["injected"] == ["paraphrase/0"]
+    first = encode(tokenizer, [entries[0]["train_context"]])[0]
+    assert rows[0]["input_ids"][: len(first) + 1] == [*first, 0] and len(rows[0]["input_ids"]) == LENGTH
+    assert [row["injected"] for row in rows[:4]] == [["paraphrase/0"], ["paraphrase/1"], ["paraphrase/2"], ["once/0"]]
+    later = lines(capsys, config, "--step", "3", "--inject_interval=2", "--injection.rounds=3")
+    assert all(row["injected"] == [] for row in later)
+
+
+def test_rows_and_text(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(world / "config.yaml")
+    asked = ["--step", "2", "--inject_interval=2", "--injection.rounds=3"]
+    inspect([config, *asked, "--rows", "1-2", "--decode"])
+    shown = capsys.readouterr().out
+    entries = json.loads((world / "paraphrase.json").read_text())
+    assert shown.count("--- step 2, row ") == 2 and "row 1, instance" in shown and "injected paraphrase/1" in shown
+    assert " ".join(entries[1]["train_context"].split()[:4]) in " ".join(shown.split())
+    text = lines(capsys, config, *asked, "--rows", "3", "--decode")
+    assert len(text) == 1 and text[0]["row"] == 3 and "text" in text[0]
+
+
+def test_a_run_that_goes_on_from_a_checkpoint(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(world / "plain.yaml", tmp_path / "first", "--stop_at=3", "--save_interval=3")
+    load_path = f"--load_path={tmp_path / 'first/step3'}"
+    train(world / "plain.yaml", tmp_path / "second", load_path)
+    rows = lines(capsys, str(world / "plain.yaml"), "--step", "5", load_path)
+    assert [row["index"] for row in rows] == seen_by(tmp_path / "second")[5]
+    assert exit_status(inspect, [str(world / "plain.yaml"), "--step", "3", load_path]) == 2
+    assert capsys.readouterr().err == "error: step 3: the run begins with step 4\n"
+
+
+def test_extracted_steps_train_the_same(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(world / "plain.yaml", tmp_path / "first", "--stop_at=2", "--save_interval=2")
+    load_path = f"--load_path={tmp_path / 'first/step2'}"
+    train(world / "plain.yaml", tmp_path / "true", load_path)
+    extract([str(world / "plain.yaml"), "--steps", "3-7", "--output", str(tmp_path / "next.npy")])
+    assert "30 instances of 32 tokens, uint16" in capsys.readouterr().out
+    tokens = np.fromfile(tmp_path / "next.npy", "<u2").reshape(-1, SHORT)
+    wanted = [number for step in range(3, 8) for number in seen_by(tmp_path / "true")[step]]
+    assert np.array_equal(tokens, instances(world, SHORT)[wanted])
+    data = (f"--data.paths=[{tmp_path / 'next.npy'}]", "--data_shuffling=false", "--restore_dataloader=false")
+    train(world / "plain.yaml", tmp_path / "again", load_path, *data, "--epoch=0")
+    assert series(tmp_path / "again") == series(tmp_path / "true")
+
+
+@pytest.mark.parametrize(
+    "command, arguments, told",
+    [
+        (inspect, ["--step", "0"], "step 0: the run begins with step 1"),
+        (inspect, ["--step", "1", "--rows", "4-6"], "--rows: row 6, the global batch has 6"),
+        (inspect, ["--step", "1", "--rows", "5-2"], "argument --rows: expected N or A-B, got '5-2'"),
+        (inspect, ["--step", "1", "--row", "2"], "--row 2"),
+        (inspect, [], "the following arguments are required: --step"),
+        (extract, ["--steps", "1-2"], "the following arguments are required: --output"),
+        (extract, ["--steps", "x", "--output", "y"], "argument --steps: expected N or A-B, got 'x'"),
+    ],
+)
+def test_mistakes_are_one_line(world, tmp_path, capsys, command, arguments, told) -> None:
+    arguments = [str(tmp_path / "out.npy") if a == "OUT" else a for a in arguments]
+    assert exit_status(command, [str(world / "plain.yaml"), *arguments]) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokens_that_the_file_cannot_hold(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [[70_000] * SHORT] * BATCH
+    datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "data")
+    data = ["--data.paths=null", f"--data.dataset_path={tmp_path / 'data'}", "--model.vocab_size=70001"]
+    arguments = [str(world / "plain.yaml"), "--steps", "1", "--output", str(tmp_path / "out.npy"), *data]
+    arguments.append("--model.embedding_size=null")
+    assert exit_status(extract, arguments) == 2
+    assert capsys.readouterr().err.endswith("error: data.memmap_dtype: token 70000 does not fit uint16\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    extract([*arguments, "--data.memmap_dtype=uint32"])
+    assert np.fromfile(tmp_path / "out.npy", "<u4").tolist() == [70_000] * SHORT * BATCH
