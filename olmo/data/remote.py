@@ -152,7 +152,13 @@ class S3:
 
     @contextmanager
     def ask(self, url: str, part: str | None) -> Iterator[Answer]:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectionError,
+            HTTPClientError,
+            IncompleteReadError,
+        )
 
         bucket, _, key = url.partition("://")[2].partition("/")
         try:
@@ -171,7 +177,7 @@ class S3:
             finally:
                 if body is not None:
                     body.close()
-        except (HTTPClientError, IncompleteReadError) as error:
+        except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
             raise Interrupted(reason(error)) from error
         except BotoCoreError as error:
             raise OSError(f"{url}: {error}") from error

@@ -298,12 +298,15 @@ def test_sizes_that_are_not_to_be_had(
     assert TokenFiles(urls(server), LENGTH).sizes == [len(c) for c in CONTENTS]
 
 
-def test_no_server_at_all() -> None:
+def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        place = f"http://127.0.0.1:{probe.getsockname()[1]}/a.npy"
-    with pytest.raises(OSError, match=rf"^{place}: Connection refused \(5 attempts\)$"):
-        TokenFiles([place], LENGTH)
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with_keys(monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+    for place in (f"{url}/a.npy", "s3://bucket/a.npy"):
+        with pytest.raises(OSError, match=rf"^{place}: Connection refused \(5 attempts\)$"):
+            TokenFiles([place], LENGTH)
 
 
 def test_the_first_error_ends_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
