@@ -449,12 +449,13 @@ class RemoteFiles:
         path = self.cache / f"{digest.hexdigest()[:32]}.ranges"
         with _alone(path):
             content = _load(path)
-            if content is None or len(content) != len(numbers) * width:
+            if content is None:
                 content = self._fetch(numbers, begins, width)
                 _store(path, content)
                 _evict(self.cache)
             else:
-                path.touch()
+                with suppress(OSError):  # another process may just have evicted it
+                    os.utime(path)
         return content
 
     def _fetch(self, files: NDArray[np.int64], starts: NDArray[np.int64], width: int) -> bytes:

@@ -366,6 +366,19 @@ def test_the_cache_stays_within_its_bounds(server: Server, tmp_path: Path, monke
     assert len(server.asked) == before + 2
 
 
+def test_what_is_used_again_stays(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "CACHE_SIZE", 160)  # three files
+    source = TokenFiles(urls(server), LENGTH)
+    for number in (0, 1, 2, 0, 3):
+        source.read([number])
+        time.sleep(0.01)  # times of files are as coarse as that
+    before = len(server.asked)
+    source.read([0])
+    assert len(server.asked) == before
+    source.read([1])
+    assert len(server.asked) == before + 1
+
+
 def test_several_that_want_the_same_ask_once(server: Server) -> None:
     def one(_: int) -> np.ndarray:
         return TokenFiles(urls(server), LENGTH).read([2, 12])
