@@ -1,8 +1,9 @@
 """Measure knowledge entropy of checkpoints (method section 1), with standard errors.
 
     python -m analysis.entropy --checkpoint 'runs/demo/pretrain/step*-unsharded' --data runs/demo/text/general_train.npy
-    python -m analysis.entropy --step 738020 --data PATH --data_size 2048 --batch_size 4
+    python -m analysis.entropy --step 738020 --data_size 2048 --batch_size 4
 
+Without --data, the instances are the first ones of Dolma in the official run's own order; only their bytes are fetched.
 Writes `knowledge_entropy.json` and `mlp_average_coefficients.safetensors` beside each checkpoint, or in
 `--output` (one folder a checkpoint where there are several). Under torchrun the instances are shared out among
 the processes; any number of them gives the same result.
@@ -26,6 +27,8 @@ from torch import Tensor, nn
 
 from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
 from olmo import checkpoint
+from olmo.config import load
+from olmo.data.order import OrderFile, check_places, first_places
 from olmo.data.sources import TokenDataset, TokenFiles
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
@@ -45,6 +48,7 @@ from olmo.tokenizer import encode, load_tokenizer
 # Of a context's length in the config.json of one family or another: GPT-2 says n_positions, MPT max_seq_len.
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CONFIGURATIONS = (".yaml", ".yml")
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -54,8 +58,10 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
     """The first `--data_size` instances, each a row of at most `length` token ids (ragged where the data is text)."""
     count = args.data_size
     path = Path(args.data)
+    if path.suffix in CONFIGURATIONS:
+        return _first_of_run(args, length)
     if path.suffix == ".npy":
-        source = TokenFiles([path], length)
+        source = TokenFiles([args.data], length)
         return list(source.read(_first(len(source), count, path)))
     if path.is_dir():
         rows = TokenDataset(path, length)
@@ -70,7 +76,23 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
     return rows_of_text
 
 
-def _first(available: int, count: int, path: Path) -> NDArray[np.int64]:
+def _first_of_run(args: argparse.Namespace, length: int) -> list[NDArray[np.int64]]:
+    """The first instances that the run of a configuration sees, each cut to `length` tokens."""
+    config, count = load(args.data), args.data_size
+    if not config.data.paths:
+        raise ConfigurationError(f"{args.data}: data.paths is empty, it names no token files")
+    source = TokenFiles(config.data.paths, config.model.max_sequence_length, config.data.memmap_dtype)
+    if args.order is not None:
+        order = OrderFile(args.order)
+        places = order.read(0, len(_first(len(order), count, args.order)))
+        check_places(order, 0, places, source)
+    else:
+        wanted, epoch = len(_first(len(source), count, args.data)), config.epoch or 0
+        places = first_places(len(source), config.data_seed, epoch, wanted, config.data_shuffling)
+    return [row[:length] for row in source.read(places)]
+
+
+def _first(available: int, count: int, path: Path | str) -> NDArray[np.int64]:
     if available < count:
         raise ValueError(f"{path}: {available} instances, --data_size asks for {count}")
     return np.arange(count)
@@ -218,6 +240,26 @@ def _identity(args: argparse.Namespace, folder: Path, rows: Sequence[NDArray[np.
     }
 
 
+def official_data(args: argparse.Namespace, folders: Sequence[Path]) -> None:
+    """Let args name the data of the official run. Raises ConfigurationError where models or files do not fit."""
+    args.data = f"configs/official/OLMo-{args.model_size}.yaml"
+    if not Path(args.data).is_file():
+        raise ConfigurationError(f"--data is missing, and the default, {args.data}, is not in this folder")
+    rows = load(args.data).model.embedding_size
+    for folder in folders:
+        shape = checkpoint.read_config(folder) if checkpoint.is_olmo(folder) else None
+        if shape is None or (shape.embedding_size or shape.vocab_size) != rows:
+            raise ConfigurationError(f"--data is missing: {folder} has not the tokenizer of the default, OLMo's Dolma")
+    if args.order is None:
+        args.order = f"data/global_indices/{args.model_size}/global_indices.npy"
+        if not Path(args.order).is_file():
+            raise ConfigurationError(
+                f"{args.order}: no such data order, whose first instances are the default of --data; get it with: bash "
+                f"scripts/get_dataorder.sh --model_size {args.model_size}, or rebuild only as much as is needed with: "
+                f"python -m scripts.data_order rebuild {args.data} --first {args.data_size} --output {args.order}"
+            )
+
+
 def measure_checkpoint(
     args: argparse.Namespace, folder: Path, output: Path, device: torch.device, ranks: Ranks
 ) -> dict[str, Any]:
@@ -271,7 +313,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m analysis.entropy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_checkpoint_flags(parser, several=True)
-    parser.add_argument("--data", help="token .npy, datasets folder, JSON with 'text', or plain text")
+    parser.add_argument(
+        "--data",
+        help="token .npy (file or URL), datasets folder, JSON with 'text', plain text, or the configuration of a run "
+        "(.yaml), for the first instances that it sees; default: the official run of --model_size",
+    )
+    parser.add_argument("--order", metavar="FILE_OR_URL", help="the data order of the run that --data names")
     parser.add_argument("--tokenizer", help="for text; default: the checkpoint's")
     parser.add_argument("--data_size", type=int, default=2048, help="instances (default 2048)")
     parser.add_argument("--batch_size", type=int, default=4, help="instances a forward pass (default 4)")
@@ -282,11 +329,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
     args = parser.parse_args(argv)
-    if args.data is None:
-        raise ConfigurationError(
-            "--data is missing: the default, the first batch of Dolma in the official run's order, cannot be "
-            "fetched yet; name a token file, a datasets folder, JSON or plain text"
-        )
+    if args.order is not None and args.data is not None and Path(args.data).suffix not in CONFIGURATIONS:
+        raise ConfigurationError("--order: goes with the configuration of a run as --data")
     for name in ("data_size", "batch_size", "sequence_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigurationError(f"--{name} must be at least 1")
@@ -302,6 +346,8 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
     if args.output is not None and len({folder.name for folder in folders}) < len(folders):
         raise ConfigurationError("--output: two checkpoint folders of one name; measure them beside the checkpoints")
+    if args.data is None:
+        official_data(args, folders)
     keep_large_blocks()
     device = pick_device(args.device)
     with process_group(device) as ranks:

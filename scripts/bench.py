@@ -5,6 +5,7 @@
 training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop over the same
 model, batches and optimizer. entropy: `analysis.entropy` against the obvious script, transformers' model with logits
 and a hook that keeps the activations of every layer. Each line gives the median ratio of the rounds and their range.
+remote: 2048 instances of 249 remote files of Dolma's size, from a server on this machine whose every answer takes 5 ms.
 loading: an OLMo-1B of random weights (4.7 GB, in a temporary folder), loaded until every weight is in memory and run
 once, each time in a process of its own, against reading the file into memory; and the most memory that process held.
 pubmed: 200 MB of XML in the baseline's format to packed rows, against ElementTree.parse and the tokenizer one by one.
@@ -14,14 +15,17 @@ from __future__ import annotations
 
 import gzip
 import multiprocessing
+import os
 import re
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,8 @@ import torch.nn.functional as F
 from analysis.entropy import measure
 from olmo.checkpoint import load_model
 from olmo.config import TrainConfig, load, save_model_config
+from olmo.data import remote
+from olmo.data.sources import TokenFiles
 from olmo.distributed import Ranks, keep_large_blocks, pick_device
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.model import OLMo
@@ -300,6 +306,92 @@ def bench_pubmed(folder: Path, rounds: int) -> None:
         )
 
 
+class _Ranges(BaseHTTPRequestHandler):
+    """Byte ranges of one sparse file under any name, as late as over a network; counts what it sends."""
+
+    protocol_version = "HTTP/1.1"
+    delay = 0.005  # seconds
+    path_of_file: Path
+    requests, body, total = 0, 0, 0
+    lock = threading.Lock()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def answer(self) -> None:
+        size = self.path_of_file.stat().st_size
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, size - 1)
+        content = b""
+        if self.command == "GET":
+            with self.path_of_file.open("rb") as file:
+                file.seek(first)
+                content = file.read(last - first + 1)
+        part = f"Content-Range: bytes {first}-{last}/{size}\r\n" if wanted else ""
+        head = f"HTTP/1.1 {206 if wanted else 200} .\r\nContent-Length: {last - first + 1}\r\n{part}\r\n".encode()
+        time.sleep(self.delay)
+        with self.lock:
+            counts = type(self)
+            counts.requests, counts.body = counts.requests + 1, counts.body + len(content)
+            counts.total += len(head) + len(content)
+        self.wfile.write(head + content)
+
+    do_GET = do_HEAD = answer
+
+
+def _serve(file: Path, connection: Any) -> None:
+    _Ranges.path_of_file = file
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ranges)
+    server.request_queue_size = 64
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    connection.send(server.server_address[1])
+    while connection.recv():
+        connection.send((_Ranges.requests, _Ranges.body, _Ranges.total))
+
+
+def bench_remote(folder: Path, rounds: int) -> None:
+    """Seconds, requests and bytes for the first batch of 249 remote files, against one request after the other."""
+    files, width, instances = 249, 2 * 2048, 2048
+    with (folder / "tokens").open("wb") as file:
+        file.truncate(6_080_000 * width)  # 1.5 billion instances in all files
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(folder / "tokens", theirs), daemon=True)
+    process.start()
+    url = f"http://127.0.0.1:{ours.recv()}"
+    paths = [f"{url}/part-{number:03}.npy" for number in range(files)]
+
+    def read(name: str, workers: int) -> tuple[float, ...]:
+        remote.WORKERS = workers
+        os.environ["XDG_CACHE_HOME"] = str(folder / name)
+        ours.send(True)
+        before = ours.recv()
+        started = time.perf_counter()
+        source = TokenFiles(paths, 2048)
+        source.read(np.random.default_rng(0).choice(len(source), instances, replace=False))
+        seconds = time.perf_counter() - started
+        ours.send(True)
+        return (seconds, *(after - early for after, early in zip(ours.recv(), before)))
+
+    workers, kept = remote.WORKERS, os.environ.get("XDG_CACHE_HOME")
+    try:
+        alone = read("alone", 1)
+        together = [read(f"together{number}", workers) for number in range(rounds)]
+        again = read("together0", workers)
+    finally:
+        remote.WORKERS = workers
+        os.environ.pop("XDG_CACHE_HOME") if kept is None else os.environ.update(XDG_CACHE_HOME=kept)
+        process.terminate()
+    times = [seconds for seconds, *_ in together]
+    _, requests, body, total = together[0]
+    print(
+        f"remote, {workers} at a time / one: {alone[0] / statistics.median(times):.1f} x ({min(times):.2f} to "
+        f"{max(times):.2f} s, {alone[0]:.2f} s); {requests} requests, bodies {body / (instances * width):.3f} x the "
+        f"{instances * width / 1e6:.1f} MB needed, with headers {total / (instances * width):.3f} x; a second run: "
+        f"{again[1]} requests, {again[0]:.2f} s",
+        flush=True,
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m scripts.bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
@@ -314,6 +406,8 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench_training(Path(folder), args.rounds, args.steps)
     bench_entropy(args.rounds, args.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_remote(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench_loading(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:

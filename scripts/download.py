@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import requests
 
+from olmo.data.remote import Interrupted, reason
 from olmo.reporting import Progress
 
 ATTEMPTS = 5  # in a row that bring nothing new
@@ -27,10 +28,6 @@ TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 PIECE = 2**20
 DIGITS = 12  # of a version, in the name of a partial file
 MB = 10**6
-
-
-class Interrupted(OSError):
-    """A transfer that brought less than the whole file, or another version of it; a further attempt may succeed."""
 
 
 @dataclass(frozen=True)
@@ -178,18 +175,3 @@ def restart(file: BinaryIO) -> int:
     file.seek(0)
     file.truncate()
     return 0
-
-
-def reason(error: BaseException) -> str:
-    """Why a request failed: the server's words, or the system's, which libraries wrap in several layers."""
-    if (response := getattr(error, "response", None)) is not None:
-        phrase = getattr(response, "reason_phrase", None) or getattr(response, "reason", None)  # httpx's, requests'
-        return f"{response.status_code} {phrase or ''}".rstrip()
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke off"
-    return str(error) if isinstance(error, Interrupted) else type(error).__name__

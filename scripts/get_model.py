@@ -44,6 +44,7 @@ class Model:
 
     site: str
     hub: str
+    order: str  # of the data
     tokens_a_step: int
     folder: str
     not_on_hub: list[int]

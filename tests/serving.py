@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,9 +58,11 @@ class Server(ThreadingHTTPServer):
         self.cuts: dict[str, list[int]] = {}  # path -> after how many bytes its first, second, ... GET breaks off
         self.stall: dict[str, int] = {}  # path -> after how many bytes it sends nothing more, nor ends
         self.released = threading.Event()
-        self.failures: dict[str, list[int]] = {}  # path -> statuses of its first, second, ... GET
+        self.failures: dict[str, list[int]] = {}  # path -> statuses of its first, second, ... GET; "HEAD path": HEAD
         self.before_get: Callable[[str], None] = lambda path: None
         self.asked: list[Asked] = []
+        self.heads: list[str] = []  # the paths of all HEAD requests
+        self.resets: dict[str, int] = {}  # path -> how many GETs find the connection reset
 
     def add(self, folder: str, files: dict[str, bytes], **headers: str | None) -> str:
         """Serve files under a folder; returns the folder's URL."""
@@ -120,22 +124,35 @@ class Handler(BaseHTTPRequestHandler):
         return file
 
     def do_HEAD(self) -> None:
-        if file := self._found():
+        self.server.heads.append(self.path)
+        failures = self.server.failures.get(f"HEAD {self.path}")
+        if failures and (failure := failures.pop(0)) != 200:
+            self.send_response(failure)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif file := self._found():
             self._head(file, file.status, len(file.content))
 
     def do_GET(self) -> None:
         self.server.before_get(self.path)
         if (file := self._found()) is None:
             return
+        if self.server.resets.get(self.path, 0):
+            self.server.resets[self.path] -= 1
+            # Closed at once, with a reset instead of an end.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            return
         wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
         content, status, part = file.content, file.status, None
         fresh = condition in (None, file.tag, file.modified) or self.server.behaviour == "careless ranges"
         if wanted and fresh and self.server.behaviour != "no ranges":
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            status, part = 206, f"bytes {start}-{len(content) - 1}/{len(content)}"
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last or len(content)) + 1, len(content))
+            status, part = 206, f"bytes {start}-{stop - 1}/{len(content)}"
             if start >= len(content):
                 status, part = 416, f"bytes */{len(content)}"
-            content = content[start:]
+            content = content[start:stop]
         failures = self.server.failures.get(self.path)
         if failures and (failure := failures.pop(0)) != 200:
             status, content = failure, b""

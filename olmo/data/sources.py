@@ -1,7 +1,7 @@
 """Token ids by instance number: headerless token files (Dolma's format) and `datasets` folders.
 
-Both kinds answer `len(source)` and `source.read(indices)`. Files are memory-mapped, so opening costs nothing
-and only the pages of the instances that are read come from disk.
+Both kinds answer `len(source)` and `source.read(indices)`. Local files are memory-mapped, so opening costs nothing
+and only the pages of the instances that are read come from disk; of remote ones, only their bytes come (`remote`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import DataConfig
+from .remote import RemoteFiles
 
 
 class TokenSource(Protocol):
@@ -59,7 +60,7 @@ class TokenFiles:
     """Headerless little-endian token files, cut into instances of `sequence_length`.
 
     The rest of each file that fills no instance is dropped; instances are numbered through the files in order
-    (formats section 3). Paths may hold brace ranges, see `expand_ranges`.
+    (formats section 3). Paths may hold brace ranges, see `expand_ranges`, and may be URLs: http(s)://, s3:// or r2://.
     """
 
     def __init__(self, paths: Sequence[str | Path], sequence_length: int, dtype: str = "uint16"):
@@ -70,35 +71,54 @@ class TokenFiles:
             raise ValueError(f"data.memmap_dtype: {dtype!r} is none of uint8, uint16, uint32, uint64")
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.paths = [name for path in paths for name in expand_ranges(str(path))]
-        self._files: list[NDArray[np.unsignedinteger]] = []
+        remote = [path for path in self.paths if "://" in path]
         for path in self.paths:
-            if "://" in path:
-                raise ValueError(f"{path}: remote token files cannot be read yet; download it and name the copy")
-            if not Path(path).is_file():
+            if "://" not in path and not Path(path).is_file():
                 raise FileNotFoundError(f"{path}: no such token file")
-            size = Path(path).stat().st_size
+        self._remote = RemoteFiles(remote) if remote else None
+        sizes = iter(self._remote.sizes if self._remote else ())
+        self.sizes = [next(sizes) if "://" in path else Path(path).stat().st_size for path in self.paths]
+        self._files: list[NDArray[np.unsignedinteger] | None] = []  # None: the next one of the remote files
+        width = self.dtype.itemsize * sequence_length
+        for path, size in zip(self.paths, self.sizes):
             if size % self.dtype.itemsize:
                 raise ValueError(f"{path}: {size} bytes are no whole number of {self.dtype.name} tokens")
-            count = size // (self.dtype.itemsize * sequence_length)
-            shape = (count, sequence_length)
+            if "://" in path:
+                self._files.append(None)
+                continue
+            shape = (size // width, sequence_length)
             # numpy cannot map an empty file.
-            mapped = np.memmap(path, self.dtype, "r", shape=shape) if count else np.empty(shape, self.dtype)
+            mapped = np.memmap(path, self.dtype, "r", shape=shape) if shape[0] else np.empty(shape, self.dtype)
             self._files.append(mapped)
         # First instance of each file, and the total at the end.
-        self.offsets = np.cumsum([0, *(len(f) for f in self._files)])
+        self.offsets = np.cumsum([0, *(size // width for size in self.sizes)])
         if not self.offsets[-1]:
             raise ValueError(f"{', '.join(self.paths)}: fewer than {sequence_length} tokens, not one instance")
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
+    def extent(self) -> str:
+        """How far the instances reach, for messages."""
+        return f"{len(self.paths)} files, {sum(self.sizes)} bytes, the last {self.paths[-1]} of {self.sizes[-1]} bytes"
+
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
         wanted = np.asarray(indices, dtype=np.int64)
-        check_range(wanted, len(self), f"{len(self.paths)} files, {self.paths[0]} ...")
+        check_range(wanted, len(self), self.extent())
         rows = np.empty((len(wanted), self.sequence_length), dtype=np.int64)
         files = np.searchsorted(self.offsets, wanted, side="right") - 1
-        for row, (file, index) in enumerate(zip(files, wanted)):
-            rows[row] = self._files[file][index - self.offsets[file]]
+        places = wanted - self.offsets[files]
+        is_remote = np.array([mapped is None for mapped in self._files])
+        far = is_remote[files]
+        for row in np.flatnonzero(~far):
+            mapped = self._files[files[row]]
+            assert mapped is not None
+            rows[row] = mapped[places[row]]
+        if self._remote is not None and far.any():
+            numbers = np.cumsum(is_remote)[files[far]] - 1  # among the remote ones
+            width = self.dtype.itemsize * self.sequence_length
+            content = self._remote.read(numbers, places[far] * width, width)
+            rows[far] = np.frombuffer(content, self.dtype).reshape(-1, self.sequence_length)
         return rows
 
 

@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -24,12 +25,15 @@ from torch import Tensor
 from analysis import entropy
 from olmo import checkpoint
 from olmo.config import TokenizerConfig, TrainConfig
-from olmo.exceptions import exit_status
+from olmo.data.order import build_order
+from olmo.exceptions import ConfigurationError, exit_status
 from olmo.memory import fingerprint
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
+from scripts import data_order
 from tests.reference import tiny_config, tiny_tokenizer, to_transformers
 from tests.running import modes_hold
+from tests.serving import Server, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTH, INSTANCES = 16, 100
@@ -237,6 +241,99 @@ def test_a_step_of_the_published_layout(
     assert result_in(folder)["checkpoint"]["step"] == 738020
 
 
+# --- the data of a run -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dolma(tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server with the tokens in two files, and an official configuration, 128 ids for 50304, that names them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    content = tokens.read_bytes()
+    half = INSTANCES // 2 * LENGTH * 2
+    with serving() as server:
+        place = server.add("/dolma", {"part-0.npy": content[:half], "part-1.npy": content[half:]})
+        settings = {
+            "seed": 6198,
+            "model": {"max_sequence_length": LENGTH, "vocab_size": 120, "embedding_size": 128},
+            "data": {"paths": [f"{place}part-{{0..1}}.npy"], "drop_last": True},
+            "global_train_batch_size": 20,
+            "save_folder": "runs/none",
+        }
+        Path("configs/official").mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create(settings), "configs/official/OLMo-1B.yaml")
+        yield server
+
+
+def in_order(tokens: Path, count: int) -> np.ndarray:
+    numbers = np.arange(INSTANCES)
+    np.random.Generator(np.random.PCG64(6198)).shuffle(numbers)
+    return rows_of(tokens)[numbers[:count]]
+
+
+def test_the_first_batch_of_the_official_run_by_default(
+    dolma: Server, tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's command, after the order has been rebuilt; a second time without any network."""
+    folder = write(Path("checkpoints/pretrained_1B/738020-unsharded"), made_model(0))
+    argv = ["analysis.entropy", "--step", 738020, "--data_size", 20, "--batch_size", 4]
+    assert exit_status(entropy.main, [str(a) for a in argv[1:]]) == 2
+    assert capsys.readouterr().err == (
+        "error: data/global_indices/1B/global_indices.npy: no such data order, whose first instances are the default "
+        "of --data; get it with: bash scripts/get_dataorder.sh --model_size 1B, or rebuild only as much as is needed "
+        "with: python -m scripts.data_order rebuild configs/official/OLMo-1B.yaml --first 20 --output "
+        "data/global_indices/1B/global_indices.npy\n"
+    )
+    data_order.main(
+        ["rebuild", "configs/official/OLMo-1B.yaml", "--output", "data/global_indices/1B/global_indices.npy"]
+    )
+    done = command(*argv, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    average = direct(to_transformers(made_model(0)), olmo_places(), in_order(tokens, 20))
+    check(folder, average)
+    assert len(dolma.heads) == 2 and sum(asked.sent for asked in dolma.asked) == 20 * LENGTH * 2
+    first = result_in(folder)
+    assert first["data"]["path"] == "configs/official/OLMo-1B.yaml"
+    (folder / "knowledge_entropy.json").unlink()
+    before = len(dolma.asked)
+    assert command(*argv, cwd=tmp_path).returncode == 0
+    assert result_in(folder)["knowledge_entropy"] == first["knowledge_entropy"]
+    assert len(dolma.heads) == 2 and len(dolma.asked) == before
+
+
+def test_a_configuration_as_data(
+    dolma: Server, tokens: Path, tmp_path: Path, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "configs/official/OLMo-1B.yaml"
+    argv = ["--checkpoint", shared, "--data", config, "--data_size", 6, "--output", tmp_path / "out"]
+    run(*argv)  # its order is worked out
+    expected = result_in(tmp_path / "out")
+    build_order(INSTANCES, 6198, 0)[:6].tofile("order.npy")
+    served = dolma.add("", {"order.npy": Path("order.npy").read_bytes()}) + "order.npy"
+    for place in ("order.npy", served):
+        run(*argv, "--order", place)
+        assert result_in(tmp_path / "out") == expected
+    run(*argv, "--sequence_length", 5)
+    check(tmp_path / "out", direct(to_transformers(made_model(0)), olmo_places(), in_order(tokens, 6)[:, :5]))
+    capsys.readouterr()
+    said = failing(capsys, *argv, "--order", "order.npy", "--data_size", 60)
+    assert "order.npy: 6 instances, --data_size asks for 60" in said
+    np.array([3, 100, 5, 6, 7, 8], dtype="<u4").tofile("order.npy")
+    said = failing(capsys, *argv, "--order", "order.npy")
+    assert "order.npy: place 1 is instance 100, the data set has 100 (2 files, 3216 bytes, the last" in said
+    with pytest.raises(ConfigurationError, match="--order: goes with the configuration of a run"):
+        run(*argv, "--data", tokens, "--order", "order.npy")
+
+
+def test_a_token_file_at_a_url(dolma: Server, tokens: Path, tmp_path: Path, shared: Path) -> None:
+    argv = ["--checkpoint", shared, "--data_size", 5]
+    run(*argv, "--data", f"{dolma.url}/dolma/part-0.npy", "--output", tmp_path / "far")
+    run(*argv, "--data", tokens, "--output", tmp_path / "near")
+    far, near = result_in(tmp_path / "far"), result_in(tmp_path / "near")
+    assert far["data"].pop("path") != near["data"].pop("path") and far == near
+
+
 # --- variants ----------------------------------------------------------------------------------------------------
 
 
@@ -431,10 +528,10 @@ def test_a_tolerance_stops_as_soon_as_it_is_reached(tmp_path: Path, shared: Path
 # --- processes ---------------------------------------------------------------------------------------------------
 
 
-def command(*argv: object) -> subprocess.CompletedProcess[str]:
+def command(*argv: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", *map(str, argv)], env=environment, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", *map(str, argv)], env=environment, cwd=cwd, capture_output=True, text=True
     )
 
 
@@ -629,7 +726,8 @@ def test_the_examples_of_the_help_are_whole(capsys: pytest.CaptureFixture[str]) 
     examples = [line.removeprefix(prefix) for line in shown if line.startswith(prefix)]
     assert len(examples) >= 2
     for example in examples:
-        assert entropy._parse(shlex.split(example)).data
+        args = entropy._parse(shlex.split(example))
+        assert args.data or args.step == 738020  # whose data has a default
 
 
 def test_the_command_itself_ends_with_status_and_one_line(tmp_path: Path, shared: Path) -> None:

@@ -1,11 +1,18 @@
 """The order in which a run sees its instances: OLMo's rule."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from olmo.data.order import build_order
+from olmo.data import order as order_module
+from olmo.data.order import OrderFile, build_order, first_places, verify_order, write_order
+from olmo.data.sources import TokenFiles
+from tests.serving import serving
 
 
 def by_the_rule(count: int, seed: int, world_size: int, drop_last: bool, shuffle: bool) -> list[int]:
@@ -58,4 +65,201 @@ def test_too_many_instances_for_32_bits() -> None:
         build_order(2**32 - 1, 0, 0)
 
 
-# --- the file ---
+# --- on disk -----------------------------------------------------------------------------------------------------
+
+
+@given(
+    count=st.integers(1, 70),
+    seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 5),
+    world_size=st.integers(1, 150),
+    drop_last=st.booleans(),
+    shuffle=st.booleans(),
+    first=st.none() | st.integers(0, 80),
+    piece=st.integers(1, 80),
+    traced=st.integers(0, 80),
+    in_memory=st.booleans(),
+)
+def test_the_file_is_what_is_built_in_memory(
+    tmp_path_factory: pytest.TempPathFactory,
+    count: int,
+    seed: int,
+    epoch: int,
+    world_size: int,
+    drop_last: bool,
+    shuffle: bool,
+    first: int | None,
+    piece: int,
+    traced: int,
+    in_memory: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("order")
+    expected = build_order(count, seed, epoch, world_size, drop_last, shuffle)[:first]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "PIECE", piece)
+        patch.setattr(order_module, "SMALL", 1)
+        patch.setattr(order_module, "MOST_TRACED", traced)
+        patch.setattr(order_module, "_free_memory", lambda: 10**9 if in_memory else 0)
+        write_order(folder / "order.npy", count, seed, epoch, world_size, drop_last, shuffle, first)
+    assert (folder / "order.npy").read_bytes() == expected.astype("<u4").tobytes()
+    assert [path.name for path in folder.iterdir()] == ["order.npy"]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_shuffle_equals_numpys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool) -> None:
+    """Large enough for every page to be visited more than once."""
+    monkeypatch.setattr(order_module, "_free_memory", lambda: 10**9 if in_memory else 0)
+    write_order(tmp_path / "order.npy", 300_000, 6198, 0)
+    expected = np.arange(300_000, dtype=np.uint32)
+    np.random.Generator(np.random.PCG64(6198)).shuffle(expected)
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "order.npy", "<u4"), expected)
+
+
+@given(
+    count=st.integers(1, 20_000),
+    seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 3),
+    first=st.integers(0, 60),
+    piece=st.sampled_from([100, 999, 2**20]),
+)
+def test_the_first_places_are_traced(count: int, seed: int, epoch: int, first: int, piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "SMALL", 1)
+        patch.setattr(order_module, "LARGEST_PIECE", piece)
+        traced = first_places(count, seed, epoch, min(first, count))
+    assert traced.dtype == np.uint32
+    assert traced.tolist() == build_order(count, seed, epoch)[:first].tolist()
+
+
+def test_the_first_places_of_many_instances() -> None:
+    """Around a power of two, where numbers have one bit more."""
+    for count in (2**21 + 3, 3_000_000):
+        np.testing.assert_array_equal(first_places(count, 6198, 0, 2048), build_order(count, 6198, 0)[:2048])
+
+
+@pytest.mark.parametrize(("first", "free"), [(None, 39), (3, 11)])
+def test_a_disk_that_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int | None, free: int
+) -> None:
+    usage = type("Usage", (), {"free": free})()
+    monkeypatch.setattr(order_module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"0\.0 GB for the order do not fit on this disk"):
+        write_order(tmp_path / "order.npy", 10, 0, 0, first=first)
+    assert not list(tmp_path.iterdir())
+
+
+@given(count=st.integers(1, 60), seed=st.integers(0, 99), data=st.data())
+def test_a_slice_is_a_slice_of_what_is_built(
+    tmp_path_factory: pytest.TempPathFactory, count: int, seed: int, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("order") / "order.npy"
+    write_order(path, count, seed, 0)
+    start = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(start, count))
+    read = OrderFile(path).read(start, stop)
+    assert len(OrderFile(path)) == count and read.dtype == np.uint32
+    assert read.tolist() == build_order(count, seed, 0)[start:stop].tolist()
+
+
+def test_a_remote_slice_brings_its_bytes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    built = build_order(100_000, 6198, 0)
+    with serving() as server:
+        place = server.add("", {"order.npy": built.tobytes()}) + "order.npy"
+        for _ in range(2):
+            assert OrderFile(place).read(10, 58).tolist() == built[10:58].tolist()
+        assert [(asked.range, asked.sent) for asked in server.asked] == [("bytes=40-231", 192)]
+        assert server.heads == ["/order.npy"]
+
+
+def test_order_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npy: no such data order"):
+        OrderFile(tmp_path / "nowhere.npy")
+    (tmp_path / "odd.npy").write_bytes(bytes(10))
+    with pytest.raises(ValueError, match=r"odd\.npy: 10 bytes are no whole number of 32-bit places"):
+        OrderFile(tmp_path / "odd.npy")
+    (tmp_path / "two.npy").write_bytes(bytes(8))
+    with pytest.raises(ValueError, match=r"two\.npy: places 1 to 3 of a data order that has 2"):
+        OrderFile(tmp_path / "two.npy").read(1, 3)
+
+
+# --- against the files -------------------------------------------------------------------------------------------
+
+COUNT = 500
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> TokenFiles:
+    for name, count in (("a", 300), ("b", 200)):
+        np.zeros(count * 4 + 1, dtype="<u2").tofile(tmp_path / f"{name}.npy")
+    return TokenFiles([tmp_path / "a.npy", tmp_path / "b.npy"], 4)
+
+
+@pytest.mark.parametrize("piece", [7, 64, 1000])
+@pytest.mark.parametrize(("drop_last", "world_size", "known"), [(True, 1, 1), (True, 64, None), (False, 64, 64)])
+def test_a_right_order(
+    tmp_path: Path,
+    source: TokenFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    piece: int,
+    drop_last: bool,
+    world_size: int,
+    known: int | None,
+) -> None:
+    monkeypatch.setattr(order_module, "PIECE", piece)
+    write_order(tmp_path / "order.npy", COUNT, 3, 0, world_size, drop_last)
+    verify_order(OrderFile(tmp_path / "order.npy"), source, drop_last, known)
+
+
+def beyond(order: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], str]:
+    order[450] = 501
+    return order, r"place 450 is instance 501, the data set has 500 \(2 files, 4004 bytes, the last .*b\.npy of 1602 b"
+
+
+def longer(order: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], str]:
+    return build_order(
+        600, 3, 0
+    ), r"place \d+ is instance 5\d\d, the data set has 500 .*b\.npy of 1602 bytes\): data or"
+
+
+def repeated(order: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], str]:
+    order[450] = order[20]
+    return order, rf"place 450 is instance {order[20]}, which came before"
+
+
+def repeated_soon(order: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], str]:
+    order[21] = order[20]
+    return order, rf"place 21 is instance {order[20]}, which came before"
+
+
+def unshuffled(order: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], str]:
+    return np.arange(COUNT, dtype=np.uint32), "not shuffled; 500 of 500 instances stand where the files have them"
+
+
+def incomplete(order: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], str]:
+    return order[:400], r"400 places, expected 500 for 500 instances .*: the order is incomplete"
+
+
+@pytest.mark.parametrize("piece", [7, 64, 1000])
+@pytest.mark.parametrize("wrong", [beyond, longer, repeated, repeated_soon, unshuffled, incomplete])
+def test_a_wrong_order_is_named(
+    tmp_path: Path,
+    source: TokenFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    piece: int,
+    wrong: Callable[[NDArray[np.uint32]], tuple[NDArray[np.uint32], str]],
+) -> None:
+    monkeypatch.setattr(order_module, "PIECE", piece)
+    order, said = wrong(build_order(COUNT, 3, 0))
+    order.astype("<u4").tofile(tmp_path / "order.npy")
+    with pytest.raises(ValueError, match=said):
+        verify_order(OrderFile(tmp_path / "order.npy"), source, True, 1)
+
+
+def test_a_wrong_end(tmp_path: Path, source: TokenFiles) -> None:
+    order = build_order(COUNT, 3, 0, 64, drop_last=False)
+    order[-1], order[-2] = order[-2], order[-1]
+    order.tofile(tmp_path / "order.npy")
+    with pytest.raises(ValueError, match="places from 500 on should repeat the first ones"):
+        verify_order(OrderFile(tmp_path / "order.npy"), source, False)

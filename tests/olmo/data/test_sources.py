@@ -119,9 +119,9 @@ def test_no_instances_at_all(tmp_path: Path) -> None:
         TokenFiles([], 4)
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/a.npy", "https://host/a.npy"])
-def test_remote_path_is_refused_by_name(path: str) -> None:
-    with pytest.raises(ValueError, match=f"^{path}: remote"):
+@pytest.mark.parametrize("path", ["gs://bucket/a.npy", "file:///a.npy", "s3://bucket", "https://host/"])
+def test_a_place_that_cannot_be_read_is_refused_by_name(path: str) -> None:
+    with pytest.raises(ValueError, match=f"^{path}: neither http"):
         TokenFiles([path], 4)
 
 

@@ -1,0 +1,84 @@
+"""Fetch the order in which an official run saw its data, or rebuild it where the published file is gone.
+
+    bash scripts/get_dataorder.sh [--model_size 7B] [--rebuild]
+
+The file goes to data/global_indices/{1B,7B}/global_indices.npy, 4 bytes an instance: some 6 GB. The same command
+continues an interrupted download. A published file that is gone, or that lacks places for the run's files, is replaced
+by one rebuilt from configs/official: shuffled as OLMo does, from the sizes of the token files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import requests
+from omegaconf import OmegaConf
+
+from olmo.config import load
+from olmo.data.order import DTYPE, LARGEST_WORLD
+from olmo.exceptions import Parser, exit_status
+from scripts.data_order import open_files, rebuild
+from scripts.download import describe, fetch, reason
+
+OFFICIAL = Path("configs/official")  # of the working directory, which get_dataorder.sh sets, as for all targets
+
+
+def published(url: str, config: Path, output: Path) -> str | None:
+    """Fetch a published order to `output`; or say why it is not to be had, with nothing written.
+
+    Raises OSError where the server cannot be asked or breaks off.
+    """
+    folder, _, name = url.rpartition("/")
+    with requests.Session() as session:
+        session.headers["Accept-Encoding"] = "identity"
+        look = partial(describe, session, f"{folder}/")
+        try:
+            remote = look(name)
+        except OSError as error:
+            raise OSError(f"{url}: {reason(error)}; try again later, or rebuild it with --rebuild") from error
+        if remote is None:
+            return "it is no longer there"
+        try:
+            instances = len(open_files(load(config)))
+        except OSError as error:
+            print(f"how long the order should be is not known: {error}", flush=True)
+        else:
+            if remote.size is not None and not 0 <= instances - remote.size / DTYPE.itemsize < LARGEST_WORLD:
+                return f"it has {remote.size // DTYPE.itemsize:,} places for the {instances:,} instances of the files"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        path, remote = fetch(session, look, name, output.parent)
+        if remote.modified is not None:
+            os.utime(path, (time.time(), remote.modified))
+        path.replace(output)
+    return None
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="get_dataorder.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_size", choices=("1B", "7B"), default="1B")
+    parser.add_argument("--rebuild", action="store_true", help="do not look for the published file")
+    parser.add_argument("--output", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    config = OFFICIAL / f"OLMo-{args.model_size}.yaml"
+    output = args.output or Path(f"data/global_indices/{args.model_size}/global_indices.npy")
+    if output.exists():
+        print(f"{output}: already there; check it with: python -m scripts.data_order verify {config} --order {output}")
+        return
+    if not args.rebuild:
+        url = OmegaConf.load(OFFICIAL / "checkpoints.yaml")[args.model_size].order
+        why = published(url, config, output)
+        if why is None:
+            print(f"{output}: as published at {url}")
+            return
+        print(f"{url}: {why}; the order is rebuilt from {config}", flush=True)
+    rebuild(load(config), output)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
