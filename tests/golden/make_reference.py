@@ -42,7 +42,7 @@ from torch.nn.parallel import DistributedDataParallel
 import olmo
 from olmo.checkpoint import load_state_dict, save_state_dict
 from olmo.config import ModelConfig, TrainConfig
-from olmo.data import build_train_dataloader
+from olmo.data import IterableDataset, build_train_dataloader
 from olmo.model import LayerNormBase, OLMo
 from olmo.optim import BoltOnWarmupScheduler, build_optimizer, build_scheduler
 from olmo.train import Trainer
@@ -372,6 +372,24 @@ def schedules() -> list[dict[str, Any]]:
     return table
 
 
+def orders() -> list[dict[str, Any]]:
+    """Data orders of OLMo's `IterableDataset`, by length and hash of the little-endian uint32 numbers."""
+    table = []
+    for instances in (1, 5, 8, 67, 1000, 100_003):
+        for seed, epoch in ((0, 0), (6198, 0), (6198, 1), (11, 7)):
+            for world_size in (1, 2, 3, 8):
+                for drop_last, shuffle in ((True, True), (False, True), (True, False), (False, False)):
+                    settings = {"seed": seed, "epoch": epoch, "world_size": world_size, "drop_last": drop_last}
+                    dataset = IterableDataset(
+                        range(instances), world_size, shuffle=shuffle, rank=0, fs_local_rank=0, **settings
+                    )
+                    order = dataset.get_global_indices().astype("<u4")
+                    digest = hashlib.sha256(order.tobytes()).hexdigest()
+                    row = {"instances": instances, **settings, "shuffle": shuffle}
+                    table.append({**row, "length": len(order), "sha256": digest})
+    return table
+
+
 def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
     """One line for each item of the outermost list or dictionary: a change of one number is a change of one line."""
     if isinstance(content, dict):
@@ -413,6 +431,7 @@ def alone() -> Iterator[None]:
 def make(keep: Path | None) -> None:
     write_tokens(HERE)
     write_json(HERE / "schedules.json", schedules())
+    write_json(HERE / "orders.json", orders())
     for name in CASES:
         folder = HERE / name
         shutil.rmtree(folder, ignore_errors=True)

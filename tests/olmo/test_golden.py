@@ -6,6 +6,7 @@ AVX2 and with neither: sums in another order and a fused AdamW round differently
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from olmo.checkpoint import load_model, optimizer_state
 from olmo.config import OptimizerType, SchedulerConfig, TrainConfig, load
+from olmo.data.order import build_order
 from olmo.distributed import Ranks
 from olmo.optim import clip_limit, learning_rate
 from olmo.train import Trainer
@@ -129,3 +131,14 @@ def test_schedules_and_clipping_limits() -> None:
         # The table has 14 digits.
         assert rates == pytest.approx(row["learning_rate"], rel=1e-12, abs=0), where
         assert [clip_limit(config, config.max_grad_norm, p) for p in places] == row["clip_limit"], where
+
+
+def test_data_orders() -> None:
+    """384 orders of OLMo's `IterableDataset`: sizes, seeds, epochs, world sizes, cut and padded, shuffled and not."""
+    table = json.loads((GOLDEN / "orders.json").read_text(encoding="utf-8"))
+    assert len(table) == 384
+    for row in table:
+        length, digest = row.pop("length"), row.pop("sha256")
+        order = build_order(**row)
+        assert len(order) == length, row
+        assert hashlib.sha256(order.astype("<u4").tobytes()).hexdigest() == digest, row
