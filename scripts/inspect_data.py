@@ -77,20 +77,27 @@ def main(argv: Sequence[str]) -> None:
     for row, text in entered:
         injected.setdefault(row, []).append(text.entry)
     instances = np.asarray(batch.instances)
-    for row in wanted:
-        ids, entries = input_ids[row].tolist(), injected.get(row, [])
-        shown = tokenizer.decode(ids, skip_special_tokens=False) if tokenizer and args.decode else None
-        if args.json:
-            line = {"step": args.step, "row": row, "index": int(instances[row]), "input_ids": ids, "injected": entries}
-            print(json.dumps(line if shown is None else {**line, "text": shown}))
-        else:
-            note = f", injected {', '.join(entries)}" if entries else ""
-            print(f"--- step {args.step}, row {row}, instance {instances[row]}{note}")
-            print(" ".join(map(str, ids)) if shown is None else shown)
+    try:
+        for row in wanted:
+            ids, entries = input_ids[row].tolist(), injected.get(row, [])
+            shown = tokenizer.decode(ids, skip_special_tokens=False) if tokenizer and args.decode else None
+            if args.json:
+                line = {
+                    "step": args.step,
+                    "row": row,
+                    "index": int(instances[row]),
+                    "input_ids": ids,
+                    "injected": entries,
+                }
+                print(json.dumps(line if shown is None else {**line, "text": shown}))
+            else:
+                note = f", injected {', '.join(entries)}" if entries else ""
+                print(f"--- step {args.step}, row {row}, instance {instances[row]}{note}")
+                print(" ".join(map(str, ids)) if shown is None else shown)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; nor shall the interpreter's last flush complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(exit_status(main))
-    except BrokenPipeError:  # `| head` has seen enough; nor shall the interpreter's last flush complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_status(main))
