@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
 from olmo import checkpoint
 from olmo.config import load
-from olmo.data.order import OrderFile, check_places, first_places
-from olmo.data.sources import TokenDataset, TokenFiles
+from olmo.data.order import OrderFile, check_places, instances_at
+from olmo.data.sources import PADDING, TokenDataset, TokenFiles, open_source
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import (
@@ -65,7 +65,7 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
         return list(source.read(_first(len(source), count, path)))
     if path.is_dir():
         rows = TokenDataset(path, length)
-        return list(rows.read(_first(len(rows), count, path)))
+        return _without_padding(rows.read(_first(len(rows), count, path)), path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data (--data)")
     texts = _texts(path)[:count]
@@ -79,17 +79,26 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
 def _first_of_run(args: argparse.Namespace, length: int) -> list[NDArray[np.int64]]:
     """The first instances that the run of a configuration sees, each cut to `length` tokens."""
     config, count = load(args.data), args.data_size
-    if not config.data.paths:
-        raise ConfigurationError(f"{args.data}: data.paths is empty, it names no token files")
-    source = TokenFiles(config.data.paths, config.model.max_sequence_length, config.data.memmap_dtype)
+    if not (config.data.paths or config.data.dataset_path):
+        raise ConfigurationError(f"{args.data}: it names no data, neither data.paths nor data.dataset_path")
+    source = open_source(config.data, config.model.max_sequence_length)
     if args.order is not None:
+        if not isinstance(source, TokenFiles):
+            raise ConfigurationError(f"--order: {args.data} names a dataset folder; an order is of token files")
         order = OrderFile(args.order)
         places = order.read(0, len(_first(len(order), count, args.order)))
         check_places(order, 0, places, source)
     else:
-        wanted, epoch = len(_first(len(source), count, args.data)), config.epoch or 0
-        places = first_places(len(source), config.data_seed, epoch, wanted, config.data_shuffling)
-    return [row[:length] for row in source.read(places)]
+        wanted, epoch = _first(len(source), count, args.data), config.epoch or 0
+        places = instances_at(wanted, len(source), config.data_seed, epoch, config.data_shuffling)
+    return [row[:length] for row in _without_padding(source.read(places), args.data)]
+
+
+def _without_padding(rows: NDArray[np.int64], path: Path | str) -> list[NDArray[np.int64]]:
+    kept = [row[row != PADDING] for row in rows]
+    if not all(map(len, kept)):
+        raise ValueError(f"{path}: row {[len(row) for row in kept].index(0)} of those to measure holds no token")
+    return kept
 
 
 def _first(available: int, count: int, path: Path | str) -> NDArray[np.int64]:

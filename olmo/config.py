@@ -246,14 +246,14 @@ class DataConfig:
     paths: Optional[List[str]] = None  # headerless token files; brace ranges {000..187} are expanded
     memmap_dtype: str = "uint16"
     datasets: Optional[Dict[str, List[str]]] = None  # evaluators: label -> token files
-    label_mask_paths: Optional[List[str]] = None
-    pad_direction: PaddingDirection = PaddingDirection.right
-    generate_attention_mask: bool = False
+    label_mask_paths: Optional[List[str]] = None  # beside `paths`: a byte a token, 0 where it does not count
+    pad_direction: PaddingDirection = PaddingDirection.right  # of short rows in `dataset_path`
+    generate_attention_mask: bool = False  # model.pad_token_id is padding wherever it stands in the data
     generate_doc_lengths: bool = False
-    num_workers: int = 0
+    num_workers: int = 0  # threads that read ahead; 0: one thread, one batch
     drop_last: bool = False
-    pin_memory: bool = False
-    prefetch_factor: Optional[int] = None
+    pin_memory: bool = False  # on a GPU, of batches read ahead
+    prefetch_factor: Optional[int] = None  # batches each worker reads ahead; default 2
     persistent_workers: bool = False
     timeout: int = 0
     seed: Optional[int] = None  # of the data order; default: the run's seed
@@ -459,11 +459,8 @@ WITHOUT_EFFECT = {
     "model.block_group_size": "blocks are named one by one; grouped checkpoints load as well",
     "model.precision": "the run's precision decides",
     "optimizer.metrics_log_interval": "the gradient norm is logged whenever the loss is",
-    "data.num_workers": "batches are read by one prefetching thread from memory maps",
-    "data.pin_memory": "see data.num_workers",
-    "data.prefetch_factor": "see data.num_workers",
-    "data.persistent_workers": "see data.num_workers",
-    "data.timeout": "see data.num_workers",
+    "data.persistent_workers": "workers are threads, kept as long as the run",
+    "data.timeout": "workers are threads, whose errors come with their batch",
     "canceled_check_interval": "a run is not cancelled from outside",
     "extra_steps_after_cancel": "a run is not cancelled from outside",
     "gen1_gc_interval": "Python collects its own garbage",
@@ -487,9 +484,6 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("optimizer.selective_updates", (False,), "leave it out; every weight takes every step"),
     ("optimizer.record_update_metrics", (False,), "leave it out; the norm of the gradient is logged"),
     ("data.datasets", (None,), "name the files in data.paths"),
-    ("data.label_mask_paths", (None,), "leave it out; the loss counts every token"),
-    ("data.pad_direction", (PaddingDirection.right,), "use right; causal attention then needs no mask"),
-    ("data.generate_attention_mask", (False,), "leave it out; padding is masked where it occurs"),
     ("data.generate_doc_lengths", (False,), "leave it out; attention does not stop at the ends of documents"),
     ("fast_forward_batches", (None,), "leave it out; a run goes on where its checkpoint was written"),
     ("remote_save_folder", (None,), "copy save_folder afterwards"),
@@ -515,6 +509,7 @@ _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
         *("data.instance_filter.repetition_min_period", "data.instance_filter.repetition_max_count"),
         *("eval_interval", "save_interval", "save_interval_unsharded", "console_log_interval", "inject_interval"),
         *("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"),
+        "data.prefetch_factor",
     ),
     (0, math.inf, False): (
         *("model.clip_qkv", "model.layer_norm_eps", "model.init_std", "model.init_cutoff_factor", "model.emb_init_std"),
@@ -523,7 +518,7 @@ _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
     (0, math.inf, True): (
         *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.eps", "optimizer.warmup_min_lr"),
         *("scheduler.t_warmup", "scheduler.alpha_f", "scheduler.warmup_min_lr", "scheduler.grad_clip_warmup_steps"),
-        *("epoch", "auxiliary_loss_multiplier"),
+        *("epoch", "auxiliary_loss_multiplier", "data.num_workers"),
     ),
     (0, 1, True): ("model.attention_dropout", "model.residual_dropout", "model.embedding_dropout"),
 }
@@ -812,6 +807,9 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
             yield f"evaluators.{evaluator.label}: eval_interval {evaluator.eval_interval} must be at least 1"
         for problem in _unsupported(dataclasses.replace(data, datasets=None), "data."):
             yield f"evaluators.{evaluator.label}.{problem}"
+        for name, value in (("label_mask_paths", None), ("generate_attention_mask", False)):
+            if getattr(data, name) != value:
+                yield f"evaluators.{evaluator.label}.data.{name}: only training data has masks; leave it out"
         if evaluator.type == EvaluatorType.lm and len(given) != 1:
             yield (
                 f"evaluators.{evaluator.label}: needs exactly one of data.paths, data.datasets, "
@@ -823,6 +821,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
     for key, lowest in (("scheduler", config.scheduler.warmup_min_lr), ("optimizer", config.optimizer.warmup_min_lr)):
         if lowest is not None and lowest >= peak > 0:
             yield f"{key}.warmup_min_lr: {lowest} must be less than optimizer.learning_rate: {peak}"
+    if config.data.label_mask_paths is not None and not config.data.paths:
+        yield "data.label_mask_paths: goes with data.paths; a datasets folder has a column label_mask"
     if config.data.paths and config.data.dataset_path:
         yield "data: give either data.paths or data.dataset_path, not both"
     if config.eval_subset_num_batches == 0 or any(e.subset_num_batches == 0 for e in config.evaluators):

@@ -91,6 +91,14 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor], full_precision: bool) -> Ten
     return (wide * cos.to(wide.dtype) + turned * sin.to(wide.dtype)).to(x.dtype)
 
 
+def seen_tokens(attention_mask: Tensor) -> Tensor:
+    """Which tokens each one attends to: (B, T) bool -> (B, 1, T, T) bool. One that would see none sees itself."""
+    length, device = attention_mask.shape[1], attention_mask.device
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=device) & (attention_mask.cumsum(1) == 0)[:, None, :, None]
+    return causal & attention_mask[:, None, None, :] | itself
+
+
 class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -117,7 +125,7 @@ class Block(nn.Module):
         p = self.config.residual_dropout
         return F.dropout(x, p, self.training) if p else x
 
-    def attention(self, x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
+    def attention(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None) -> Tensor:
         config, (batch, length, d) = self.config, x.shape
         projected = self.att_proj(x)
         if config.clip_qkv is not None:
@@ -133,7 +141,9 @@ class Block(nn.Module):
             q = q / self.attention_temperature
         dropout = config.attention_dropout if self.training else 0.0
         grouped = config.effective_n_kv_heads != config.n_heads
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, dropout_p=dropout, is_causal=seen is None, enable_gqa=grouped
+        )
         return self.attn_out(out.transpose(1, 2).reshape(batch, length, d))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -142,11 +152,11 @@ class Block(nn.Module):
             coefficients = coefficients / self.memory_temperature.to(coefficients.dtype)
         return self.ff_out(coefficients)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
         if self.config.norm_after:
-            x = x + self.dropout(self.attn_norm(self.attention(x, table)))
+            x = x + self.dropout(self.attn_norm(self.attention(x, table, seen)))
             return x + self.dropout(self.ff_norm(self.feed_forward(x)))
-        x = x + self.dropout(self.attention(self.attn_norm(x), table))
+        x = x + self.dropout(self.attention(self.attn_norm(x), table, seen))
         return x + self.dropout(self.feed_forward(self.ff_norm(x)))
 
 
@@ -183,8 +193,11 @@ class OLMo(nn.Module):
         """The layers, first to last."""
         return list(cast(Iterable[Block], self.transformer["blocks"]))
 
-    def hidden_states(self, input_ids: Tensor) -> Tensor:
-        """Normed output of the last block, (B, T) -> (B, T, D)."""
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Normed output of the last block, (B, T) -> (B, T, D).
+
+        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all.
+        """
         config, parts = self.config, self.transformer
         x = parts["wte"](input_ids)
         if config.embedding_layer_norm:
@@ -196,8 +209,9 @@ class OLMo(nn.Module):
             x = x + parts["wpe"].weight[: input_ids.shape[1]]  # type: ignore[index]
         if config.embedding_dropout:
             x = F.dropout(x, config.embedding_dropout, self.training)
+        seen = None if attention_mask is None else seen_tokens(attention_mask)
         for block in self.blocks:
-            x = block(x, table)
+            x = block(x, table, seen)
         return parts["ln_f"](x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -208,9 +222,9 @@ class OLMo(nn.Module):
             scores = self.transformer["ff_out"](hidden)
         return scores / math.sqrt(self.config.d_model) if self.config.scale_logits else scores
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Scores of the next token after every token, (B, T) -> (B, T, V)."""
-        return self.logits(self.hidden_states(input_ids))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Scores of the next token after every token, (B, T) -> (B, T, V); see `hidden_states`."""
+        return self.logits(self.hidden_states(input_ids, attention_mask))
 
     def reset_parameters(self) -> None:
         """Initialise as OLMo does: normals, truncated or not, whose deviations depend on `init_fn` and, for the two

@@ -76,16 +76,15 @@ class TrainState:
 
 
 def language_model_loss(
-    logits: Tensor, input_ids: Tensor, z_multiplier: float | None, left_out: Tensor | None = None
+    logits: Tensor, input_ids: Tensor, z_multiplier: float | None, label_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(cross-entropy, z-loss) summed over the T - 1 predictions of every row but those `left_out`, float32.
+    """(cross-entropy, z-loss) summed over the predictions of the last T - 1 tokens of every row, float32.
 
-    logits (B, T, V), input_ids (B, T), left_out (B,) bool. The last position predicts nothing; masking it spares a
-    copy of the logits.
+    logits (B, T, V), input_ids (B, T), label_mask (B, T) bool, the tokens that count. The last position predicts
+    nothing; masking it spares a copy of the logits.
     """
-    labels = torch.cat((input_ids[:, 1:], input_ids.new_full((len(input_ids), 1), -100)), dim=1)
-    if left_out is not None:
-        labels = labels.masked_fill(left_out[:, None], -100)
+    labels = input_ids if label_mask is None else input_ids.masked_fill(~label_mask, -100)
+    labels = torch.cat((labels[:, 1:], labels.new_full((len(labels), 1), -100)), dim=1)
     flat = logits.float().flatten(0, 1)
     cross_entropy = F.cross_entropy(flat, labels.flatten(), ignore_index=-100, reduction="sum")
     if z_multiplier is None:
@@ -119,7 +118,13 @@ class Trainer:
         asks = (e.type == EvaluatorType.downstream or e.data.dataset_path for e in config.evaluators)
         tokenizer = run_tokenizer(config) if config.injection or any(asks) else None
         self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
-        self.loader = run_loader(config, ranks.rank, ranks.world_size)
+        self.loader = run_loader(
+            config,
+            ranks.rank,
+            ranks.world_size,
+            pin_memory=device.type == "cuda",
+            order_folder=self.folder / "train_data",
+        )
         self.evaluators = Evaluators(config, tokenizer, device, ranks)
         self.state = TrainState(epoch=config.epoch or 0)
         resumed = checkpoint.latest(self.folder) if config.try_load_latest_save else None
@@ -257,9 +262,9 @@ class Trainer:
             started = time.perf_counter()
             batch = next(batches)
             step = state.step + 1
-            input_ids, entered = inject(batch.input_ids, batch.rows, step, self.plan, config.global_train_batch_size)
+            batch, entered = inject(batch, step, self.plan, config.global_train_batch_size)
             self._set_temperatures(step)
-            loss, z_loss, norm, rate = self._train_step(input_ids, step, schedule_length)
+            loss, z_loss, norm, rate = self._train_step(batch, step, schedule_length)
             self.reporter.begin()
             state.step, state.batch = step, state.batch + 1
             state.tokens += self.tokens_per_batch
@@ -284,27 +289,31 @@ class Trainer:
                 self._save(kinds)
         batches.close()  # type: ignore[attr-defined]
 
-    def _train_step(self, input_ids: Tensor, step: int, schedule_length: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    def _train_step(self, batch: Batch, step: int, schedule_length: int) -> tuple[Tensor, Tensor, Tensor, float]:
         """One optimizer step on this rank's rows (n, T); returns loss, z-loss, gradient norm, learning rate.
 
-        As in OLMo the loss is the sum over the T - 1 predictions of each row divided by n * T.
+        As in OLMo the loss is the sum over the predictions that count, of T - 1 a row, divided by n * T.
         """
         config = self.config
         torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self.ranks.rank) % 2**63)
         self.optimizer.zero_grad(set_to_none=True)
-        tokens, instance_filter = input_ids.numel(), config.data.instance_filter
-        left_out = None if instance_filter is None else repeats_itself(input_ids, instance_filter).to(self.device)
+        input_ids, label_mask, attention_mask = batch.input_ids, batch.label_mask, batch.attention_mask
+        tokens = input_ids.numel()
+        if config.data.instance_filter is not None:
+            kept = ~repeats_itself(input_ids, config.data.instance_filter)[:, None].expand_as(input_ids)
+            label_mask = kept if label_mask is None else kept & label_mask
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         total, total_z = (torch.zeros((), device=self.device) for _ in range(2))
-        size = config.device_train_microbatch_size
-        micro_batches = input_ids.to(self.device, non_blocking=True).split(size)
-        masks = [None] * len(micro_batches) if left_out is None else left_out.split(size)
-        for number, (micro_batch, mask) in enumerate(zip(micro_batches, masks), start=1):
+        micro_batches, labelled, seen = (
+            self._micro_batches(part, len(input_ids)) for part in (input_ids, label_mask, attention_mask)
+        )
+        for number, (micro_batch, label_mask, attention_mask) in enumerate(zip(micro_batches, labelled, seen), start=1):
+            assert micro_batch is not None
             with gradient_sync(self.module, config, last_micro_batch=number == len(micro_batches)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "amp_bf16"):
-                    cross_entropy, z_loss = language_model_loss(
-                        self.module(micro_batch), micro_batch, z_multiplier, mask
-                    )
+                    logits = self.module(micro_batch, attention_mask)
+                    cross_entropy, z_loss = language_model_loss(logits, micro_batch, z_multiplier, label_mask)
+                    del logits
                 ((cross_entropy + z_loss) / tokens).backward()
             total += cross_entropy.detach() / tokens
             total_z += z_loss.detach() / tokens
@@ -317,6 +326,13 @@ class Trainer:
         self.optimizer.step()
         both = self.ranks.sum_tensor(torch.stack((total, total_z))) / self.ranks.world_size
         return both[0], both[1], norm, rate
+
+    def _micro_batches(self, part: Tensor | None, rows: int) -> Sequence[Tensor | None]:
+        """This rank's rows of a batch, or of its mask, on the device and in micro-batches."""
+        size = self.config.device_train_microbatch_size
+        if part is None:
+            return [None] * math.ceil(rows / size)
+        return part.to(self.device, non_blocking=True).split(size)
 
     def _set_temperatures(self, step: int | None = None) -> Temperatures:
         """Let the model compute with the temperatures of a step, by default of the last one done; returns them."""

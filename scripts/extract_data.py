@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,13 +35,21 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides)
     dtype = np.dtype(config.data.memmap_dtype).newbyteorder("<")
-    _, batch_of = batches_of_run(config)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_name(f".{args.output.name}.partial")
     try:
-        with partial.open("wb") as file, Progress("extracting", len(args.steps), "steps") as progress:
+        with (
+            tempfile.TemporaryDirectory(prefix=".order-", dir=args.output.parent) as folder,
+            partial.open("wb") as file,
+            Progress("extracting", len(args.steps), "steps") as progress,
+        ):
+            # A file of the whole order pays from the second step on.
+            batch_of = batches_of_run(config, Path(folder) if len(args.steps) > 1 else None)
             for step in args.steps:
-                tokens = batch_of(step).input_ids.numpy()
+                batch = batch_of(step)
+                if batch.label_mask is not None:
+                    raise ConfigurationError(f"step {step}: some tokens do not count; a token file cannot tell which")
+                tokens = batch.input_ids.numpy()
                 if tokens.max() > np.iinfo(dtype).max:
                     raise ConfigurationError(f"data.memmap_dtype: token {tokens.max()} does not fit {dtype.name}")
                 tokens.astype(dtype).tofile(file)

@@ -3,7 +3,8 @@
     python -m scripts.inspect_data CONFIG --step N [--rows A-B] [--decode] [--json] [--key.sub=value ...]
 
 Rows are those of the global batch, from 0; A-B includes both. `index` is the instance's number in the data. As JSON,
-one line a row: `step`, `row`, `index`, `input_ids`, `injected` (ids of the entries at the front of the row).
+one line a row: `step`, `row`, `index`, `input_ids`, `injected` (ids of the entries at the front of the row), and where
+there are any, `label_mask` and `attention_mask` (0 where a token does not count, or later ones do not see it).
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from olmo.config import TrainConfig, load
-from olmo.data.loader import Batch, Loader, run_loader
+from olmo.data.loader import Batch, run_loader
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.knowledge.injection import inject, plan_from_config
 from olmo.tokenizer import encode, run_tokenizer
@@ -34,12 +36,12 @@ def numbers(text: str) -> range:
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
-def batches_of_run(config: TrainConfig) -> tuple[Loader, Callable[[int], Batch]]:
-    """A run's loader, and a function that gives the global batch of a step (1-based), before injection.
+def batches_of_run(config: TrainConfig, order_folder: Path | None = None) -> Callable[[int], Batch]:
+    """A function that gives the global batch of a run's step (1-based), before injection; `order_folder` as in Loader.
 
     Raises ConfigurationError for a step before the run's first one.
     """
-    loader, start = run_loader(config), TrainState.at_start(config)
+    loader, start = run_loader(config, order_folder=order_folder), TrainState.at_start(config)
 
     def batch_of(step: int) -> Batch:
         if step <= start.step:
@@ -47,7 +49,7 @@ def batches_of_run(config: TrainConfig) -> tuple[Loader, Callable[[int], Batch]]
         place = start.epoch * loader.batches_per_epoch + start.batch + step - start.step - 1
         return loader.batch(*divmod(place, loader.batches_per_epoch))
 
-    return loader, batch_of
+    return batch_of
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,10 +68,9 @@ def main(argv: Sequence[str]) -> None:
     config = load(args.config, overrides)
     tokenizer = run_tokenizer(config) if args.decode or config.injection else None
     plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
-    _, batch_of = batches_of_run(config)
-    batch = batch_of(args.step)
+    batch = batches_of_run(config)(args.step)
     size = config.global_train_batch_size
-    input_ids, entered = inject(batch.input_ids, batch.rows, args.step, plan, size)
+    batch, entered = inject(batch, args.step, plan, size)
     wanted = range(size) if args.rows is None else args.rows
     if wanted[-1] >= size:
         raise ConfigurationError(f"--rows: row {wanted[-1]}, the global batch has {size}")
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     instances = np.asarray(batch.instances)
     try:
         for row in wanted:
-            ids, entries = input_ids[row].tolist(), injected.get(row, [])
+            ids, entries = batch.input_ids[row].tolist(), injected.get(row, [])
             shown = tokenizer.decode(ids, skip_special_tokens=False) if tokenizer and args.decode else None
             if args.json:
                 line = {
@@ -89,6 +90,9 @@ def main(argv: Sequence[str]) -> None:
                     "input_ids": ids,
                     "injected": entries,
                 }
+                for name, mask in (("label_mask", batch.label_mask), ("attention_mask", batch.attention_mask)):
+                    if mask is not None:
+                        line[name] = mask[row].int().tolist()
                 print(json.dumps(line if shown is None else {**line, "text": shown}))
             else:
                 note = f", injected {', '.join(entries)}" if entries else ""

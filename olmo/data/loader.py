@@ -6,18 +6,20 @@ r + 2 W, ... as OLMo's loader gives them. The position is two numbers, epoch and
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import TrainConfig
-from .order import build_order
-from .sources import TokenSource, open_source
+from .masks import Masks, open_masks
+from .order import EpochOrder, order_length
+from .sources import PADDING, TokenSource, open_source
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class Batch:
     input_ids: Tensor  # (rows, T) int64
     instances: NDArray[np.uint32]  # (rows,) instance numbers in the source
     rows: NDArray[np.int64]  # (rows,) places in the global batch
+    label_mask: Tensor | None = None  # (rows, T) bool; both as in `Masked`
+    attention_mask: Tensor | None = None
 
 
 class Loader:
     """Batches of a source, epoch after epoch; each epoch is shuffled anew with seed + epoch.
 
-    Places that fill no whole global batch at the end of an epoch are dropped.
+    Places that fill no whole global batch at the end of an epoch are dropped. `workers` threads read `ahead` batches
+    before they are asked for; neither changes what comes. For `order_folder` see `EpochOrder`.
     """
 
     def __init__(
@@ -46,72 +51,99 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         vocabulary: int | None = None,
+        masks: Masks | None = None,
+        workers: int = 1,
+        ahead: int = 1,
+        pin_memory: bool = False,
+        order_folder: Path | None = None,
     ):
         if global_batch_size % world_size:
             raise ValueError(f"global_train_batch_size {global_batch_size} is no multiple of {world_size} ranks")
         self.source, self.global_batch_size, self.seed = source, global_batch_size, seed
         self.shuffle, self.drop_last, self.vocabulary = shuffle, drop_last, vocabulary
-        self.rank, self.world_size = rank, world_size
-        self._order: tuple[int, NDArray[np.uint32]] | None = None
+        self.rank, self.world_size, self.masks = rank, world_size, masks or Masks()
+        self.workers, self.ahead, self.pin_memory, self.order_folder = workers, ahead, pin_memory, order_folder
+        self._order: EpochOrder | None = None
         if not self.batches_per_epoch:
             raise ValueError(f"{len(source)} instances are fewer than one global batch of {global_batch_size}")
 
     @property
     def batches_per_epoch(self) -> int:
-        count = len(self.source)
-        count = (count if self.drop_last else count + self.world_size - 1) // self.world_size * self.world_size
-        return count // self.global_batch_size
+        return order_length(len(self.source), self.world_size, self.drop_last) // self.global_batch_size
 
-    def order(self, epoch: int) -> NDArray[np.uint32]:
-        """The global order of an epoch; the last one asked for is kept."""
-        if self._order is None or self._order[0] != epoch:
-            count, world_size = len(self.source), self.world_size
-            order = build_order(count, self.seed, epoch, world_size, self.drop_last, self.shuffle)
-            self._order = (epoch, order)
-        return self._order[1]
+    def _instances(self, epoch: int, number: int) -> NDArray[np.uint32]:
+        """The instances of a batch's rows on this rank; the order of the last epoch asked for is kept."""
+        if self._order is None or self._order.epoch != epoch:
+            self._order = EpochOrder(len(self.source), self.seed, epoch, self.shuffle, self.order_folder)
+        return self._order.at(number * self.global_batch_size + self._rows)
+
+    @property
+    def _rows(self) -> NDArray[np.int64]:
+        return np.arange(self.rank, self.global_batch_size, self.world_size)
 
     def batch(self, epoch: int, number: int) -> Batch:
         """Global batch `number` (0-based) of an epoch, the part of this rank."""
-        rows = np.arange(self.rank, self.global_batch_size, self.world_size)
-        instances = self.order(epoch)[number * self.global_batch_size + rows]
-        tokens = self.source.read(instances)
-        if self.vocabulary is not None:
-            foreign = (tokens < 0) | (tokens >= self.vocabulary)
+        return self._read(self._instances(epoch, number))
+
+    def _read(self, instances: NDArray[np.uint32]) -> Batch:
+        tokens, known = self.source.read(instances), self.vocabulary
+        if known is not None and tokens.view(np.uint64).max() >= known:  # one pass: a negative number is a large one
+            foreign = (tokens < PADDING) | (tokens >= known)
             if foreign.any():
                 row = int(foreign.any(axis=1).argmax())
                 raise ValueError(
-                    f"instance {instances[row]} holds token {tokens[row][foreign[row]][0]}, the model knows "
-                    f"{self.vocabulary}: tokenizer and model disagree"
+                    f"instance {instances[row]} holds token {tokens[row][foreign[row]][0]}, the model knows {known}: "
+                    "tokenizer and model disagree"
                 )
-        return Batch(torch.from_numpy(tokens), instances, rows)
+            if self.masks.pad_token_id >= known:
+                pad_token_id = self.masks.pad_token_id
+                raise ValueError(f"model.pad_token_id: {pad_token_id} pads short rows, the model knows {known}")
+        masked = self.masks.apply(tokens, instances)
+        if self.pin_memory:
+            masked = masked.pinned()
+        return Batch(masked.input_ids, instances, self._rows, masked.label_mask, masked.attention_mask)
 
     def batches(self, epoch: int = 0, number: int = 0) -> Iterator[Batch]:
-        """All batches from a position on, without end; the next one is read while the current one is used."""
+        """All batches from a position on, without end; the next ones are read while the current one is used."""
+        place = epoch * self.batches_per_epoch + number
+        waiting: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as readers:
+            try:
+                while True:
+                    while len(waiting) <= self.ahead:
+                        instances = self._instances(*divmod(place, self.batches_per_epoch))
+                        waiting.append(readers.submit(self._read, instances))
+                        place += 1
+                    yield waiting.popleft().result()
+            finally:
+                for unread in waiting:
+                    unread.cancel()
 
-        def positions() -> Iterator[tuple[int, int]]:
-            place = epoch * self.batches_per_epoch + number
-            while True:
-                yield divmod(place, self.batches_per_epoch)
-                place += 1
 
-        upcoming = positions()
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as reader:
-            waiting = reader.submit(self.batch, *next(upcoming))
-            while True:
-                current = waiting.result()
-                waiting = reader.submit(self.batch, *next(upcoming))
-                yield current
-
-
-def run_loader(config: TrainConfig, rank: int = 0, world_size: int = 1) -> Loader:
-    """The loader of a run's configuration. Raises what `open_source` and `Loader` raise."""
+def run_loader(
+    config: TrainConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    pin_memory: bool = False,
+    order_folder: Path | None = None,
+) -> Loader:
+    """The loader of a run's configuration. Raises what `open_source`, `open_masks` and `Loader` raise."""
+    data = config.data
+    source = open_source(data, config.model.max_sequence_length)
+    workers = max(data.num_workers, 1)
     return Loader(
-        open_source(config.data, config.model.max_sequence_length),
+        source,
         config.global_train_batch_size,
         config.data_seed,
         shuffle=config.data_shuffling,
-        drop_last=config.data.drop_last,
+        drop_last=data.drop_last,
         rank=rank,
         world_size=world_size,
         vocabulary=config.model.embedding_size or config.model.vocab_size,
+        masks=open_masks(config, source),
+        workers=workers,
+        ahead=workers * (data.prefetch_factor or (2 if data.num_workers else 1)),
+        pin_memory=pin_memory and data.pin_memory,
+        order_folder=order_folder,
     )

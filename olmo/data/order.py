@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..reporting import Progress
-from .remote import RemoteFiles
+from ..reporting import Progress, log
+from .remote import RemoteFiles, alone
 from .sources import TokenFiles
 
 DTYPE = np.dtype("<u4")
@@ -24,6 +24,7 @@ PIECE = 2**22  # places handled at a time where the whole order would not fit in
 LARGEST_PIECE = 2**20  # swaps at a time
 MOST_TRACED = 2**14  # places; more of them cost more than the whole shuffle
 SMALL = 2**20  # instances that are shuffled at once
+LARGE = 2**26  # more instances than these do not stay in memory, 4 bytes each
 LARGEST_WORLD = 4096  # ranks; OLMo cuts or pads an order by fewer places than these
 
 
@@ -48,44 +49,79 @@ def build_order(
     return order[: order_length(instances, world_size, drop_last)]
 
 
-def first_places(instances: int, seed: int, epoch: int, first: int, shuffle: bool = True) -> NDArray[np.uint32]:
-    """`build_order(instances, seed, epoch)[:first]`, of any number of instances in little memory; `first` is small.
+def instances_at(
+    places: NDArray[np.integer], instances: int, seed: int, epoch: int, shuffle: bool = True
+) -> NDArray[np.uint32]:
+    """`build_order(instances, seed, epoch)[places]`, of any number of instances in little memory; places are few.
 
-    numpy's shuffle swaps place i with a random place j <= i, for i from the last to 1. What ends at the first places is
-    traced back through these swaps, in reverse: seldom does one move a place that is traced. The random numbers come
-    twice, forwards to learn where each piece of the swaps begins, and backwards piece by piece: PCG64 can jump.
+    numpy's shuffle swaps place i with a random place j <= i, for i from the last to 1. What ends at a place is traced
+    back through these swaps, in reverse: seldom does one move what is traced. The random numbers come twice, forwards
+    to learn where each piece of the swaps begins, and backwards piece by piece: PCG64 can jump.
     Takes about a minute for a billion instances.
     """
     _check_fits(instances)
-    if not shuffle or instances < SMALL or first > MOST_TRACED:
-        return build_order(instances, seed, epoch, shuffle=shuffle)[:first]
-    seed, begins, high, position = seed + epoch, [], instances - 1, 0
-    while high >= max(first, 1):
-        count = _piece_size(high, max(first, 1))
+    if not shuffle:
+        return places.astype(DTYPE)
+    if instances < SMALL or not 0 < len(places) <= MOST_TRACED:
+        return build_order(instances, seed, epoch)[places]
+    wanted = np.unique(places)
+    last, seed, begins, high, position = max(int(wanted[0]), 1), seed + epoch, [], instances - 1, 0
+    while high >= last:
+        count = _piece_size(high, last)
         begins.append((high, count, position))
         position = _swaps(seed, position, high, count)[1]
         high -= count
-    traced = {place: place for place in range(first)}  # where it stood -> where it stands when i has come to `first`
-    hashed = np.zeros(2**22, dtype=bool)  # of low bits: sorts out in one step what cannot be traced
-    hashed[:first] = True
+    traced = {0: 0} if wanted[0] == 0 else {}  # where it stood before the swaps up to i -> where it ends
+    hashed = np.zeros(2**22, dtype=bool)  # of low bits: sorts out in one step what is not traced
+    hashed[0] = True
     low_bits = np.uint32(len(hashed) - 1)
     for top, count, begin in reversed(begins):
         partners, low = _swaps(seed, begin, top, count)[0][::-1], top - count + 1  # now of low, low + 1, ..., top
+        ends = wanted[np.searchsorted(wanted, low) : np.searchsorted(wanted, top, side="right")] - low
+        hashed[partners[ends] & low_bits] = True
         # Places of this piece may become traced within it, so all swaps with them are looked at.
-        for k in np.flatnonzero(hashed[partners & low_bits] | (partners >= low)).tolist():
-            if (ends := traced.pop(int(partners[k]), None)) is not None:
-                traced[low + k] = ends
+        looked_at = hashed[partners & low_bits] | (partners >= low)
+        looked_at[ends] = True
+        begin_here = set(ends.tolist())
+        for k in np.flatnonzero(looked_at).tolist():
+            partner = int(partners[k])
+            moved = traced.pop(partner, None)
+            if k in begin_here:
+                traced[partner] = low + k
+            if moved is not None:
+                traced[low + k] = moved
                 hashed[(low + k) & int(low_bits)] = True
-    order = np.empty(first, dtype=DTYPE)
-    order[list(traced.values())] = list(traced)
-    # The swaps among the first places come last.
-    while high >= 1:
-        count = _piece_size(high, 1)
-        partners, position = _swaps(seed, position, high, count)
-        for i, j in zip(range(high, high - count, -1), partners.tolist()):
-            order[i], order[j] = order[j], order[i]
-        high -= count
-    return order
+    found = np.empty(len(wanted), dtype=DTYPE)
+    found[np.searchsorted(wanted, list(traced.values()))] = list(traced)
+    return found[np.searchsorted(wanted, places)]
+
+
+class EpochOrder:
+    """The order of an epoch, asked by place. The whole of a large one is not held in memory.
+
+    It comes from a file in `folder`, made when missing, for all processes and restarts of a run; without a folder,
+    places are traced (`instances_at`), which takes a minute each time.
+    """
+
+    def __init__(self, instances: int, seed: int, epoch: int, shuffle: bool = True, folder: Path | None = None):
+        self.instances, self.seed, self.epoch, self.shuffle = instances, seed, epoch, shuffle
+        self._whole: NDArray[np.uint32] | None = None
+        if instances <= LARGE:
+            self._whole = build_order(instances, seed, epoch, shuffle=shuffle)
+        elif shuffle and folder is not None:
+            path = folder / f"global_indices_{instances}_seed{seed + epoch}.npy"
+            with alone(path):
+                if not path.is_file():
+                    log.info("shuffling %s instances: a minute or more", f"{instances:,}")
+                    write_order(path, instances, seed, epoch)
+            self._whole = np.memmap(path, DTYPE, "r", shape=(instances,))
+
+    def at(self, places: NDArray[np.integer]) -> NDArray[np.uint32]:
+        """Instance numbers at these places, those beyond the last one counted from the front again, as padding does."""
+        places = places % self.instances
+        if self._whole is not None:
+            return np.asarray(self._whole[places])
+        return instances_at(places, self.instances, self.seed, self.epoch, self.shuffle)
 
 
 def write_order(
@@ -100,7 +136,7 @@ def write_order(
 ) -> None:
     """Write what `build_order` gives, or its `first` places, to a file.
 
-    Few first places need neither memory nor disk (`first_places`). The whole is shuffled in memory where four bytes an
+    Few first places need neither memory nor disk (`instances_at`). The whole is shuffled in memory where four bytes an
     instance fit, and otherwise, far slower, in a file beside `path` whose pages the system may put out of memory at any
     time. Raises OSError where the disk cannot hold it, ValueError for too many instances.
     """
@@ -118,7 +154,7 @@ def write_order(
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if few:
-            first_places(instances, seed, epoch, kept, shuffle).tofile(partial)
+            instances_at(np.arange(kept), instances, seed, epoch, shuffle).tofile(partial)
         elif in_memory:
             build_order(instances, seed, epoch, world_size, drop_last, shuffle)[:kept].tofile(partial)
         else:

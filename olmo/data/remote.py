@@ -308,7 +308,7 @@ def _evict(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Among the processes of this machine that want one file, one makes it; the others wait, and find it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -399,7 +399,7 @@ class RemoteFiles:
         self._clients: dict[str, Client] = {}
         self._making = threading.Lock()
         self._described = self.cache / f"{DIGEST(json.dumps(list(urls)).encode()).hexdigest()[:32]}.sizes"
-        with _alone(self._described):
+        with alone(self._described):
             self.files = self._known(urls) or self._describe(urls)
         self.sizes = [file.size for file in self.files]
 
@@ -447,7 +447,7 @@ class RemoteFiles:
         digest = DIGEST(json.dumps([used, width]).encode())
         digest.update(numbers.astype("<i8").tobytes() + begins.astype("<i8").tobytes())
         path = self.cache / f"{digest.hexdigest()[:32]}.ranges"
-        with _alone(path):
+        with alone(path):
             content = _load(path)
             if content is None:
                 content = self._fetch(numbers, begins, width)

@@ -1,7 +1,8 @@
 """Token ids by instance number: headerless token files (Dolma's format) and `datasets` folders.
 
-Both kinds answer `len(source)` and `source.read(indices)`. Local files are memory-mapped, so opening costs nothing
-and only the pages of the instances that are read come from disk; of remote ones, only their bytes come (`remote`).
+Both kinds answer `len(source)` and `source.read(indices)`; masks lie in sources of these kinds, too. Local files are
+memory-mapped, so opening costs nothing and only the pages of the instances that are read come from disk; of remote
+ones, only their bytes come (`remote`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import DataConfig
+from ..config import DataConfig, PaddingDirection
 from .remote import RemoteFiles
+
+PADDING = -1  # in place of a token id where a row of a `datasets` folder is shorter than the sequence
 
 
 class TokenSource(Protocol):
@@ -26,7 +29,7 @@ class TokenSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-        """Token ids (n, sequence_length), int64, of the instances with these numbers, in this order."""
+        """Token ids or PADDING (n, sequence_length), int64, of the instances with these numbers, in this order."""
         ...
 
 
@@ -87,9 +90,9 @@ class TokenFiles:
                 self._files.append(None)
                 continue
             shape = (size // width, sequence_length)
-            # numpy cannot map an empty file.
+            # numpy cannot map an empty file. As a plain array: indexing a memmap takes longer than copying a row.
             mapped = np.memmap(path, self.dtype, "r", shape=shape) if shape[0] else np.empty(shape, self.dtype)
-            self._files.append(mapped)
+            self._files.append(mapped.view(np.ndarray))
         # First instance of each file, and the total at the end.
         self.offsets = np.cumsum([0, *(size // width for size in self.sizes)])
         if not self.offsets[-1]:
@@ -105,27 +108,32 @@ class TokenFiles:
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
         wanted = np.asarray(indices, dtype=np.int64)
         check_range(wanted, len(self), self.extent())
-        rows = np.empty((len(wanted), self.sequence_length), dtype=np.int64)
+        rows = np.empty((len(wanted), self.sequence_length), dtype=self.dtype)
         files = np.searchsorted(self.offsets, wanted, side="right") - 1
         places = wanted - self.offsets[files]
         is_remote = np.array([mapped is None for mapped in self._files])
         far = is_remote[files]
-        for row in np.flatnonzero(~far):
-            mapped = self._files[files[row]]
-            assert mapped is not None
-            rows[row] = mapped[places[row]]
+        for row, (file, place) in enumerate(zip(files.tolist(), places.tolist())):
+            if (mapped := self._files[file]) is not None:
+                rows[row] = mapped[place]
         if self._remote is not None and far.any():
             numbers = np.cumsum(is_remote)[files[far]] - 1  # among the remote ones
             width = self.dtype.itemsize * self.sequence_length
             content = self._remote.read(numbers, places[far] * width, width)
             rows[far] = np.frombuffer(content, self.dtype).reshape(-1, self.sequence_length)
-        return rows
+        return rows.astype(np.int64)
 
 
 class TokenDataset:
-    """A Hugging Face `datasets` folder on disk with a column `input_ids` of equally long rows."""
+    """A Hugging Face `datasets` folder on disk with a column of rows of token ids; shorter rows are padded."""
 
-    def __init__(self, path: str | Path, sequence_length: int):
+    def __init__(
+        self,
+        path: str | Path,
+        sequence_length: int,
+        pad_direction: PaddingDirection = PaddingDirection.right,
+        column: str = "input_ids",
+    ):
         import datasets  # takes a second; only runs on such folders need it
 
         if not Path(path).is_dir():
@@ -134,12 +142,13 @@ class TokenDataset:
             loaded = datasets.load_from_disk(str(path))
         except Exception as error:  # damaged and empty folders raise several types, down to IndexError
             raise ValueError(f"{path}: not a dataset folder, damaged or empty: {error}") from error
-        if not isinstance(loaded, datasets.Dataset) or "input_ids" not in loaded.column_names:
-            raise ValueError(f"{path}: expected a dataset with a column 'input_ids'")
+        if not isinstance(loaded, datasets.Dataset) or column not in loaded.column_names:
+            raise ValueError(f"{path}: expected a dataset with a column '{column}'")
         if not len(loaded):
             raise ValueError(f"{path}: the dataset is empty")
         self.path, self.sequence_length = str(path), sequence_length
-        self._rows = loaded.select_columns(["input_ids"]).with_format("numpy")
+        self.pad_direction, self.column, self.columns = pad_direction, column, tuple(loaded.column_names)
+        self._rows = loaded.select_columns([column]).with_format("numpy")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -147,18 +156,21 @@ class TokenDataset:
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
         wanted = np.asarray(indices, dtype=np.int64)
         check_range(wanted, len(self), self.path)
-        rows = self._rows[wanted]["input_ids"]
-        lengths = {len(row) for row in rows}
-        if lengths != {self.sequence_length}:
-            raise ValueError(
-                f"{self.path}: rows of {sorted(lengths)} tokens, expected {self.sequence_length} "
-                "(model.max_sequence_length)"
-            )
-        return np.stack(rows).astype(np.int64)
+        rows = self._rows[wanted][self.column]
+        padded = np.full((len(wanted), self.sequence_length), PADDING, dtype=np.int64)
+        for place, row in zip(padded, rows):
+            if len(row) > self.sequence_length:
+                raise ValueError(
+                    f"{self.path}: a row of {len(row)} tokens, the model takes {self.sequence_length} "
+                    "(model.max_sequence_length)"
+                )
+            start = self.sequence_length - len(row) if self.pad_direction == PaddingDirection.left else 0
+            place[start : start + len(row)] = row
+        return padded
 
 
 def open_source(data: DataConfig, sequence_length: int) -> TokenSource:
     """The source that `data.paths` or `data.dataset_path` names."""
     if data.dataset_path:
-        return TokenDataset(data.dataset_path, sequence_length)
+        return TokenDataset(data.dataset_path, sequence_length, data.pad_direction)
     return TokenFiles(data.paths or [], sequence_length, data.memmap_dtype)

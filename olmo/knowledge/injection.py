@@ -7,13 +7,12 @@ which global rows it holds, so any number of ranks and any micro-batch size inje
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ..config import TrainConfig
+from ..data.loader import Batch
 from ..exceptions import ConfigurationError
 from .entries import Entry, load_entries, load_injection_map
 
@@ -134,25 +133,28 @@ def plan_from_config(config: TrainConfig, encode: Callable[[list[str]], list[lis
     return plan
 
 
-def inject(
-    input_ids: Tensor, rows: NDArray, step: int, plan: Plan | None, global_batch_size: int
-) -> tuple[Tensor, list[tuple[int, Text]]]:
-    """Put the texts of this step's round at the front of their rows.
+def inject(batch: Batch, step: int, plan: Plan | None, global_batch_size: int) -> tuple[Batch, list[tuple[int, Text]]]:
+    """Put the texts of this step's round at the front of their rows: row = concat(texts, row)[:T].
 
-    input_ids: (n, T) int64, the rows `rows` (n,) of the global batch; never changed in place.
-    step: 1-based number of the optimizer step that uses the batch.
-    Returns the batch, row = concat(texts, row)[:T], and the (global row, text) pairs that entered.
+    step: 1-based number of the optimizer step that uses the batch, which is never changed in place.
+    Every token of a text counts in the loss and is attended to, whatever the masks say of the row.
+    Returns the batch and the (global row, text) pairs that entered.
     """
     injection_round = plan.round_of(step) if plan is not None else None
     if plan is None or injection_round is None:
-        return input_ids, []
-    result = input_ids.clone()
+        return batch, []
+    parts = (batch.input_ids, batch.label_mask, batch.attention_mask)
+    input_ids, label_mask, attention_mask = (None if part is None else part.clone() for part in parts)
+    assert input_ids is not None
     entered: list[tuple[int, Text]] = []
     length = input_ids.shape[1]
-    for position, row in enumerate(rows.tolist()):
+    for position, row in enumerate(batch.rows.tolist()):
         for_row = plan.texts_of_row(injection_round, row, global_batch_size)
         if for_row:
             front = torch.tensor([token for text in for_row for token in text.input_ids], dtype=torch.int64)
-            result[position] = torch.cat((front, input_ids[position]))[:length]
+            input_ids[position] = torch.cat((front, input_ids[position]))[:length]
+            for mask in (label_mask, attention_mask):
+                if mask is not None:
+                    mask[position] = torch.cat((front.new_ones(len(front), dtype=torch.bool), mask[position]))[:length]
             entered.extend((row, text) for text in for_row)
-    return result, entered
+    return replace(batch, input_ids=input_ids, label_mask=label_mask, attention_mask=attention_mask), entered

@@ -188,6 +188,25 @@ def test_a_datasets_folder(tmp_path: Path, shared: Path, tokens: Path) -> None:
     check(tmp_path, direct(to_transformers(made_model(0)), olmo_places(), rows))
 
 
+def test_padding_of_a_datasets_folder_counts_for_nothing(tmp_path: Path, shared: Path, tokens: Path) -> None:
+    """By itself, and as the data of a run: its first instances in its order."""
+    rows = [row[:length].tolist() for row, length in zip(rows_of(tokens), (LENGTH, 3, 7, 1, 5, 2))]
+    datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(str(tmp_path / "data"))
+    asked = ("--checkpoint", shared, "--data_size", 4, "--batch_size", 3, "--output")
+    run(*asked, tmp_path / "folder", "--data", tmp_path / "data")
+    check(tmp_path / "folder", direct(to_transformers(made_model(0)), olmo_places(), rows[:4]))
+    config = tmp_path / "run.yaml"
+    data = f"{{dataset_path: {tmp_path / 'data'}, pad_direction: left}}"
+    config.write_text(f"seed: 5\nmodel: {{max_sequence_length: {LENGTH}}}\ndata: {data}\n")
+    run(*asked, tmp_path / "run", "--data", config)
+    order = np.arange(6, dtype=np.uint32)
+    np.random.Generator(np.random.PCG64(5)).shuffle(order)
+    check(tmp_path / "run", direct(to_transformers(made_model(0)), olmo_places(), [rows[i] for i in order[:4]]))
+    datasets.Dataset.from_dict({"input_ids": [[1], []]}).save_to_disk(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="empty: row 1 of those to measure holds no token"):
+        run(*asked[:2], "--data_size", 2, "--data", tmp_path / "empty", "--output", tmp_path / "none")
+
+
 @pytest.mark.parametrize("kind", ["list", "lines", "train_context", "plain"])
 def test_text_is_ragged_and_padding_counts_for_nothing(tmp_path: Path, kind: str) -> None:
     tokenizer_path = tiny_tokenizer(tmp_path / "tokenizer.json")

@@ -55,6 +55,8 @@ BATCH = 8
 TOKENS_PER_STEP = BATCH * LENGTH
 # Instances, and tokens too few for one more: 67 instances make 8 batches an epoch, so 20 steps see three orders.
 FILES = {"tokens-0.npy": (40, 7), "tokens-1.npy": (27, 0)}
+PADDING = 48  # where a case asks for an attention mask
+LABEL_MASKS = {name: name.replace("tokens", "labels") for name in FILES}
 
 MODEL: dict[str, Any] = {
     "d_model": 32,
@@ -172,6 +174,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "envelope": {
         "model": {
+            "pad_token_id": PADDING,
             "n_kv_heads": 2,
             "mlp_hidden_size": 16,
             "activation_type": "relu",
@@ -186,7 +189,8 @@ CASES: dict[str, dict[str, Any]] = {
             "init_std": 0.1,
             "scale_emb_init": True,
         },
-        "data": {"seed": 7},
+        "data": {"seed": 7, "label_mask_paths": list(LABEL_MASKS.values()), "generate_attention_mask": True},
+        "softmax_auxiliary_loss": True,
         "optimizer": {
             "name": "adamw",
             "learning_rate": 5e-3,
@@ -252,11 +256,15 @@ def build_model(config: TrainConfig) -> OLMo:
 
 
 def write_tokens(folder: Path) -> None:
-    """A walk through the vocabulary that mostly goes up: something to learn within a few steps."""
-    generator = np.random.default_rng(3)
+    """A walk through the vocabulary that mostly goes up: something to learn within a few steps. PADDING stands anywhere
+    in a row but at its front, where OLMo would let it see what comes. Three quarters of the tokens count."""
+    generator, labels = np.random.default_rng(3), np.random.default_rng(4)
     for name, (instances, rest) in FILES.items():
         steps = generator.integers(-2, 5, instances * LENGTH + rest)
-        (steps.cumsum() % 97).astype("<u2").tofile(folder / name)
+        tokens = (steps.cumsum() % 97).astype("<u2")
+        assert (tokens[::LENGTH] != PADDING).all() and (tokens == PADDING).any()
+        tokens.tofile(folder / name)
+        (labels.random(len(steps)) < 0.75).tofile(folder / LABEL_MASKS[name])
 
 
 def first_instance() -> torch.Tensor:
@@ -437,7 +445,7 @@ def make(keep: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         with tempfile.TemporaryDirectory() as work:
-            for file in FILES:
+            for file in (*FILES, *LABEL_MASKS.values()):
                 shutil.copy(HERE / file, work)
             os.chdir(work)  # so that the saved configuration names the token files alone
             with alone():

@@ -403,7 +403,11 @@ def test_unsupported_value_is_spelled_as_in_yaml(tmp_path: Path) -> None:
 
 def test_unsupported_data_key_of_an_evaluator(tmp_path: Path) -> None:
     text = MINIMAL + "evaluators: [{label: held, data: {paths: [a], label_mask_paths: [b]}}]"
-    assert problem(tmp_path, text).startswith("evaluators.held.data.label_mask_paths: ")
+    assert problem(tmp_path, text).startswith("evaluators.held.data.label_mask_paths: only training data has masks")
+    text = MINIMAL + "evaluators: [{label: held, data: {paths: [a], generate_attention_mask: true}}]"
+    assert problem(tmp_path, text).startswith("evaluators.held.data.generate_attention_mask: ")
+    text = MINIMAL + "data: {dataset_path: a, label_mask_paths: [b]}"
+    assert problem(tmp_path, text).startswith("data.label_mask_paths: goes with data.paths")
     load(write(tmp_path, MINIMAL + "evaluators: [{label: held, data: {datasets: {a: [b]}}}]"))
 
 
@@ -477,7 +481,7 @@ def test_durations(tmp_path: Path, duration: str) -> None:
 def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     text = (
         "model: {d_model: 64, n_heads: 5, alibi: true}\nprecision: fp16\ntime_limit: 3\nmax_duration: soon\n"
-        "data: {pad_direction: left}\ninject_interval: 0\n"
+        "data: {generate_doc_lengths: true}\ninject_interval: 0\n"
     )
     message = problem(tmp_path, text)
     for key in (
@@ -486,7 +490,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
         "precision",
         "time_limit",
         "max_duration",
-        "data.pad_direction",
+        "data.generate_doc_lengths",
         "inject_interval",
     ):
         assert re.search(rf"(^|; ){re.escape(key)}: ", message), key

@@ -34,8 +34,10 @@ LENGTH = 24
 
 def configure(case: str, folder: Path, *overrides: str) -> TrainConfig:
     """OLMo's own config.yaml of a case as it is, but for where the files lie."""
-    tokens = [str(GOLDEN / f"tokens-{number}.npy") for number in range(2)]
-    places = [f"--load_path={GOLDEN / case}", f"--save_folder={folder}", f"--data.paths={json.dumps(tokens)}"]
+    places = [f"--load_path={GOLDEN / case}", f"--save_folder={folder}"]
+    for key, name in (("paths", "tokens"), ("label_mask_paths", "labels")):
+        if key == "paths" or case == "envelope":
+            places.append(f"--data.{key}={json.dumps([str(GOLDEN / f'{name}-{n}.npy') for n in range(2)])}")
     reset = ["--reset_optimizer_state", "--reset_trainer_state"]  # the folder holds weights alone
     return load(GOLDEN / case / "config.yaml", [*places, *reset, *overrides])
 

@@ -38,6 +38,25 @@ def assert_parity(config: ModelConfig) -> None:
     torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("config", [tiny_config(n_kv_heads=2), tiny_olmo2_config()])
+def test_parity_where_tokens_are_masked(config: ModelConfig) -> None:
+    """At the front, in the middle and at the end. What a token gives that sees nothing but padding is nobody's."""
+    model = build(config)
+    ids = tokens(4, 9)
+    mask = torch.tensor(
+        [[0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1, 0, 1, 1], [1] * 9, [1, 1, 1, 1, 0, 0, 0, 0, 0]]
+    )
+    theirs = to_transformers(model)(ids, attention_mask=mask).logits
+    ours = model(ids, mask.bool())
+    for row in range(4):
+        seeing = mask[row].cumsum(0) > 0
+        torch.testing.assert_close(ours[row][seeing], theirs[row][seeing], atol=1e-5, rtol=1e-5)
+    assert ours.isfinite().all()
+    torch.testing.assert_close(ours[2:3], model(ids[2:3]), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours[0, 3:], model(ids[:1])[0, 3:], atol=1e-2)
+
+
 @pytest.mark.parametrize("n_kv_heads", [None, 2, 1])
 @pytest.mark.parametrize("clip_qkv", [None, 0.5])
 @pytest.mark.parametrize("weight_tying", [True, False])

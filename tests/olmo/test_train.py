@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from olmo import checkpoint
 from olmo import train as train_module
 from olmo.config import TrainConfig
+from olmo.data.sources import TokenFiles
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.knowledge.injection import inject
@@ -33,6 +35,7 @@ from tests.reference import tiny_config, to_transformers
 from tests.running import (
     BATCH,
     CPU,
+    FILES,
     LENGTH,
     SHORT,
     checkpoints,
@@ -214,7 +217,7 @@ def test_injected_batch_is_json_and_tokenizer_in_front_of_the_data(world: Path, 
     config = configure(world, tmp_path, "--evaluators=[]", "--dry_run")
     trainer = Trainer(config, CPU, Ranks())
     batch = trainer.loader.batch(*divmod(step - 1, 4))
-    found, entered = inject(batch.input_ids, batch.rows, step, trainer.plan, BATCH)
+    found, entered = inject(batch, step, trainer.plan, BATCH)
 
     epoch, place = divmod(step - 1, 4)
     expected = instances(world.parent, LENGTH)[order(config.seed, epoch)[place * BATCH : (place + 1) * BATCH]]
@@ -226,7 +229,7 @@ def test_injected_batch_is_json_and_tokenizer_in_front_of_the_data(world: Path, 
         for row, text in enumerate(texts):
             ids = [*tokenizer.encode(text, add_special_tokens=False).ids, 0]
             expected[row] = (ids + expected[row].tolist())[:LENGTH]
-    assert found.tolist() == expected.tolist()
+    assert found.input_ids.tolist() == expected.tolist()
     assert [row for row, _ in entered] == ([0, 1, 2, 3] if step % 2 == 0 else [])
 
 
@@ -238,7 +241,7 @@ def test_the_model_trains_on_the_injected_batch(world: Path, tmp_path: Path) -> 
     assert len(seen) == 12  # 4 steps of 3 micro-batches
     for step in range(1, 5):
         batch = trainer.loader.batch(0, step - 1)
-        expected, _ = inject(batch.input_ids, batch.rows, step, trainer.plan, BATCH)
+        expected = inject(batch, step, trainer.plan, BATCH)[0].input_ids
         assert torch.equal(torch.cat(seen[3 * step - 3 : 3 * step]), expected)
         changed = (expected != batch.input_ids).any(1).tolist()
         assert changed == ([True] * 4 + [False] * 2 if step % 2 == 0 else [False] * 6)
@@ -325,13 +328,13 @@ def test_dropout_differs_from_step_to_step_and_matters(plain: Path, tmp_path: Pa
     # The same weights and the same rows would give the same masks twice if the seed forgot the step.
     config = configure(plain, tmp_path / "d", *DROPOUT)
     trainer = Trainer(config, CPU, Ranks())
-    ids = trainer.loader.batch(0, 0).input_ids
+    batch = trainer.loader.batch(0, 0)
     before = weights(trainer)
-    first = trainer._train_step(ids, 1, 7)[0].item()
+    first = trainer._train_step(batch, 1, 7)[0].item()
     trainer.model.load_state_dict(before)
-    second = trainer._train_step(ids, 2, 7)[0].item()
+    second = trainer._train_step(batch, 2, 7)[0].item()
     trainer.model.load_state_dict(before)
-    assert first != second and first == trainer._train_step(ids, 1, 7)[0].item()
+    assert first != second and first == trainer._train_step(batch, 1, 7)[0].item()
     trainer.reporter.close()
 
 
@@ -982,6 +985,45 @@ def test_instances_that_repeat_themselves_are_left_out_of_the_loss(plain: Path, 
     expected = F.cross_entropy(logits.flatten(0, 1), kept[:, 1:].flatten(), reduction="sum") / rows.size
     assert series(tmp_path / "run")[1] == pytest.approx(expected.item(), rel=1e-5)
     assert not same(weights(trainer), weights(train(plain, tmp_path / "all", *asked)))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_short_rows_train_on_their_tokens_alone(plain: Path, tmp_path: Path, side: str) -> None:
+    """The loss of a step over rows of 3 to 30 tokens is that of each row by itself, over n x T."""
+    rng = np.random.default_rng(8)
+    rows = [rng.integers(0, 128, length).tolist() for length in (30, 3, 17, 32, 1, 9)]
+    datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "data")
+    data = ("--data.paths=null", f"--data.dataset_path={tmp_path / 'data'}", f"--data.pad_direction={side}")
+    asked = (*data, "--stop_at=2", "--no_pre_train_checkpoint=false", "--save_interval_unsharded=1")
+    train(plain, tmp_path / "run", *asked)
+    start = checkpoint.load_model(tmp_path / "run/step0-unsharded", CPU)
+    with torch.no_grad():
+        each = [
+            F.cross_entropy(start(torch.tensor([row]))[0, :-1], torch.tensor(row[1:]), reduction="sum")
+            for row in rows
+            if len(row) > 1
+        ]
+    assert series(tmp_path / "run")[1] == pytest.approx(sum(each).item() / (6 * 32), rel=1e-5)  # type: ignore[union-attr]
+
+
+def test_label_masks_of_a_run(plain: Path, tmp_path: Path) -> None:
+    """One token in three counts: the loss is the sum over those, and the others do not train anything."""
+    source = TokenFiles([plain.parent / f"{name}{SHORT}.npy" for name in FILES], SHORT)
+    masks = []
+    for name, count in FILES.items():
+        mask = np.random.default_rng(count).random(count * SHORT + 7) < 1 / 3
+        mask.tofile(tmp_path / f"{name}.npy")
+        masks.append(mask[: count * SHORT].reshape(count, SHORT))
+    paths = f"--data.label_mask_paths=[{', '.join(str(tmp_path / f'{name}.npy') for name in FILES)}]"
+    asked = (paths, "--stop_at=1", "--no_pre_train_checkpoint=false", "--save_interval_unsharded=1")
+    train(plain, tmp_path / "run", *asked)
+    first = order(11, 0)[:BATCH]
+    ids, counted = torch.from_numpy(source.read(first)), torch.from_numpy(np.concatenate(masks)[first])
+    with torch.no_grad():
+        logits = checkpoint.load_model(tmp_path / "run/step0-unsharded", CPU)(ids)
+    each = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(BATCH, -1)
+    expected = each[counted[:, 1:]].sum() / ids.numel()
+    assert series(tmp_path / "run")[1] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_new_model_is_evaluated_with_its_temperatures(world: Path, tmp_path: Path) -> None:

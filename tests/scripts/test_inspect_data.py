@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
+from olmo.data import order as order_module
 from olmo.exceptions import exit_status
 from olmo.tokenizer import encode, load_tokenizer
 from scripts.extract_data import main as extract
@@ -94,6 +95,35 @@ def test_extracted_steps_train_the_same(world: Path, tmp_path: Path, capsys: pyt
     data = (f"--data.paths=[{tmp_path / 'next.npy'}]", "--data_shuffling=false", "--restore_dataloader=false")
     train(world / "plain.yaml", tmp_path / "again", load_path, *data, "--epoch=0")
     assert series(tmp_path / "again") == series(tmp_path / "true")
+
+
+def test_masks_are_shown_and_not_lost(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [list(range(1, SHORT + 1))] * 5 + [[7, 8, 9]]
+    datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "data")
+    data = ["--data.paths=null", f"--data.dataset_path={tmp_path / 'data'}", "--data_shuffling=false"]
+    config = str(world / "plain.yaml")
+    right = lines(capsys, config, "--step", "1", *data)
+    assert right[5]["input_ids"] == [7, 8, 9] + [1] * (SHORT - 3)
+    assert right[5]["label_mask"] == [1] * 3 + [0] * (SHORT - 3) and "attention_mask" not in right[5]
+    left = lines(capsys, config, "--step", "1", *data, "--data.pad_direction=left")
+    assert left[5]["label_mask"] == [0] * (SHORT - 2) + [1] * 2
+    assert left[5]["attention_mask"] == [0] * (SHORT - 3) + [1] * 3 and left[0]["attention_mask"] == [1] * SHORT
+    assert exit_status(extract, [config, "--steps", "1", "--output", str(tmp_path / "out.npy"), *data]) == 2
+    assert capsys.readouterr().err == "error: step 1: some tokens do not count; a token file cannot tell which\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("steps", ["2-5", "6"])
+def test_extracting_from_a_large_order(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
+    """One that is not held in memory; nothing of it stays."""
+    arguments = [str(world / "plain.yaml"), "--steps", steps, "--output"]
+    extract([*arguments, str(tmp_path / "small.npy")])
+    monkeypatch.setattr(order_module, "LARGE", 10)
+    extract([*arguments, str(tmp_path / "large.npy")])
+    assert (tmp_path / "small.npy").read_bytes() == (tmp_path / "large.npy").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large.npy", "small.npy"]
 
 
 @pytest.mark.parametrize(

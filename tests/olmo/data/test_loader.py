@@ -1,8 +1,11 @@
 """Who gets what, and where a restart goes on."""
 
 import itertools
+import random
 import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from olmo.data import order as order_module
 from olmo.data.loader import Batch, Loader
+from olmo.data.masks import Masks
 from olmo.data.order import build_order
+from olmo.data.sources import PADDING
 
 
 class Counting:
@@ -86,7 +92,6 @@ def test_the_ranks_together_see_the_global_order(setup: dict, epoch: int) -> Non
     order = build_order(
         setup["count"], setup["seed"], epoch, setup["world_size"], setup["drop_last"], setup["shuffle"]
     ).tolist()
-    assert all(rank.order(epoch).tolist() == order for rank in ranks)
     batches = {rank.batches_per_epoch for rank in ranks}
     assert batches == {len(order) // setup["batch_size"]}
     seen = []
@@ -121,6 +126,44 @@ def test_a_restart_replays_and_skips_nothing(setup: dict, epoch: int, number: in
 
 
 @settings(max_examples=30)
+@given(
+    setup=setups(),
+    place=st.integers(0, 40),
+    workers=st.integers(1, 4),
+    ahead=st.integers(0, 9),
+    seed=st.integers(0, 2**16),
+)
+def test_ranks_and_workers_see_the_global_order_from_any_restart(
+    setup: dict, place: int, workers: int, ahead: int, seed: int
+) -> None:
+    """However long each read takes, and over the end of an epoch: together they see the order, place by place."""
+
+    class Slow(Counting):
+        def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+            time.sleep(chance.random() / 500)
+            return super().read(indices)
+
+    chance = random.Random(seed)
+    size, world_size = setup["batch_size"], setup["world_size"]
+    running = []
+    for rank in range(world_size):
+        one = loader(setup, rank)
+        one.source, one.workers, one.ahead = Slow(setup["count"]), workers, ahead
+        running.append(one.batches(*divmod(place, one.batches_per_epoch)))
+    per_epoch = one.batches_per_epoch
+    for step in range(place, place + min(per_epoch, 4) + 1):
+        epoch, number = divmod(step, per_epoch)
+        order = build_order(
+            setup["count"], setup["seed"], epoch, world_size, setup["drop_last"], setup["shuffle"]
+        ).tolist()
+        expected = order[number * size : (number + 1) * size]
+        assert together([next(rank) for rank in running], size) == expected
+    for rank in running:
+        rank.close()  # type: ignore[attr-defined]
+    assert loader_threads() == 0
+
+
+@settings(max_examples=30)
 @given(setup=setups(), other=st.integers(1, 5))
 def test_a_restart_may_have_another_number_of_ranks(setup: dict, other: int) -> None:
     """Where nothing is padded, global batches do not depend on how many ranks share them."""
@@ -147,10 +190,10 @@ def test_batches_do_not_depend_on_what_was_asked_before(setup: dict, epochs: lis
 
 def test_each_epoch_is_shuffled_anew() -> None:
     shuffled = Loader(Counting(40), 4, seed=7)
-    epochs = [shuffled.order(epoch).tolist() for epoch in range(3)]
+    epochs = [[i for n in range(10) for i in shuffled.batch(epoch, n).instances.tolist()] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-    assert epochs[1] == Loader(Counting(40), 4, seed=8).order(0).tolist()  # seed + epoch, as in OLMo
+    assert epochs[1] == build_order(40, seed=8, epoch=0).tolist()  # seed + epoch, as in OLMo
 
 
 def test_without_shuffling_every_epoch_is_in_the_order_of_the_files() -> None:
@@ -164,6 +207,57 @@ def test_padding_can_fill_the_last_batch() -> None:
     cut = Loader(Counting(7), 4, seed=0, shuffle=False, drop_last=True, rank=3, world_size=4)
     assert (padded.batches_per_epoch, cut.batches_per_epoch) == (2, 1)
     assert padded.batch(0, 1).instances.tolist() == [0]  # the front again
+
+
+# --- a large data set ---
+
+
+def test_an_order_that_is_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, and the same run after a restart, find the file; without a folder places are traced."""
+    expected = [Loader(Counting(50), 6, seed=3).batch(epoch, number) for epoch in range(2) for number in range(8)]
+    monkeypatch.setattr(order_module, "LARGE", 20)
+    monkeypatch.setattr(order_module, "SMALL", 1)
+    for folder in (tmp_path / "run", tmp_path / "run", None):
+        batches = Loader(Counting(50), 6, seed=3, order_folder=folder).batches()
+        assert all(same(batch, other) for batch, other in zip(expected, batches, strict=False))
+        batches.close()  # type: ignore[attr-defined]
+    names = sorted(path.name for path in (tmp_path / "run").glob("*.npy"))
+    assert names[:2] == ["global_indices_50_seed3.npy", "global_indices_50_seed4.npy"]
+
+
+# --- masks ---
+
+
+def test_a_batch_has_the_masks_of_its_rows() -> None:
+    class Padded(Counting):
+        def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+            rows = super().read(indices)
+            rows[np.asarray(indices) % 2 == 1, 0] = PADDING
+            return rows
+
+    loader = Loader(Padded(8), 4, seed=0, shuffle=False, rank=1, world_size=2, vocabulary=100)
+    batch = loader.batch(0, 0)
+    assert batch.input_ids.tolist() == [[0, 2, 3], [0, 4, 5]]
+    assert batch.label_mask is not None and batch.label_mask.tolist() == [[False, False, True]] * 2
+    assert batch.attention_mask is not None and batch.attention_mask.tolist() == [[False, True, True]] * 2
+    even = Loader(Padded(8), 4, seed=0, shuffle=False, rank=0, world_size=2).batch(0, 0)
+    assert even.label_mask is None and even.attention_mask is None
+    loader.masks = Masks(pad_token_id=100)
+    with pytest.raises(ValueError, match=r"model\.pad_token_id: 100 pads short rows, the model knows 100"):
+        loader.batch(0, 0)
+
+
+@pytest.mark.parametrize("foreign", [100, -2])
+def test_tokens_that_the_model_does_not_know(foreign: int) -> None:
+    class Foreign(Counting):
+        def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+            rows = super().read(indices)
+            rows[np.asarray(indices) == 2, 1] = foreign
+            return rows
+
+    told = f"instance 2 holds token {foreign}, the model knows 100: tokenizer and model disagree"
+    with pytest.raises(ValueError, match=told):
+        Loader(Foreign(4), 4, seed=0, vocabulary=100).batch(0, 0)
 
 
 # --- the iterator ---
@@ -180,6 +274,19 @@ def test_the_next_batch_is_read_ahead_and_no_more() -> None:
         next(batches)
         assert taken <= source.reads <= taken + 1
     assert loader_threads() == 1
+    batches.close()  # type: ignore[attr-defined]
+    assert loader_threads() == 0
+
+
+def test_as_many_batches_are_read_ahead_as_asked() -> None:
+    source = Counting(100)
+    batches = Loader(source, 1, seed=0, workers=3, ahead=6).batches()
+    next(batches)
+    for _ in range(100):
+        if source.reads == 7:
+            break
+        time.sleep(0.02)
+    assert source.reads == 7 and 1 <= loader_threads() <= 3
     batches.close()  # type: ignore[attr-defined]
     assert loader_threads() == 0
 

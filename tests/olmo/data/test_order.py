@@ -1,6 +1,8 @@
 """The order in which a run sees its instances: OLMo's rule."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from olmo.data import order as order_module
-from olmo.data.order import OrderFile, build_order, first_places, verify_order, write_order
+from olmo.data.order import EpochOrder, OrderFile, build_order, instances_at, verify_order, write_order
 from olmo.data.sources import TokenFiles
 from tests.serving import serving
 
@@ -119,22 +121,70 @@ def test_a_shuffle_equals_numpys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     count=st.integers(1, 20_000),
     seed=st.integers(0, 2**32),
     epoch=st.integers(0, 3),
-    first=st.integers(0, 60),
+    asked=st.lists(st.integers(0, 19_999), max_size=60),
+    run=st.tuples(st.integers(0, 19_999), st.integers(0, 40)),
     piece=st.sampled_from([100, 999, 2**20]),
 )
-def test_the_first_places_are_traced(count: int, seed: int, epoch: int, first: int, piece: int) -> None:
+def test_places_are_traced(
+    count: int, seed: int, epoch: int, asked: list[int], run: tuple[int, int], piece: int
+) -> None:
+    """Places anywhere, in any order, some of them twice, and places in a row."""
+    places = np.array([*asked, *range(run[0], sum(run))], dtype=np.int64) % count
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order_module, "SMALL", 1)
         patch.setattr(order_module, "LARGEST_PIECE", piece)
-        traced = first_places(count, seed, epoch, min(first, count))
+        traced = instances_at(places, count, seed, epoch)
     assert traced.dtype == np.uint32
-    assert traced.tolist() == build_order(count, seed, epoch)[:first].tolist()
+    assert traced.tolist() == build_order(count, seed, epoch)[places].tolist()
 
 
-def test_the_first_places_of_many_instances() -> None:
-    """Around a power of two, where numbers have one bit more."""
+def test_places_of_many_instances_are_traced() -> None:
+    """Around a power of two, where numbers have one bit more; at the front, in the middle, and the last ones."""
     for count in (2**21 + 3, 3_000_000):
-        np.testing.assert_array_equal(first_places(count, 6198, 0, 2048), build_order(count, 6198, 0)[:2048])
+        whole = build_order(count, 6198, 0)
+        for start in (0, 1, 1_000_000, count - 2048):
+            places = np.arange(start, start + 2048)
+            np.testing.assert_array_equal(instances_at(places, count, 6198, 0), whole[places])
+
+
+# --- an epoch by place -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("way", ["in memory", "in a file", "traced"])
+def test_an_epoch_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, shuffle: bool) -> None:
+    """Beyond the last instance the front comes again, as OLMo pads."""
+    monkeypatch.setattr(order_module, "LARGE", 10**6 if way == "in memory" else 100)
+    monkeypatch.setattr(order_module, "SMALL", 1)
+    folder = tmp_path / "run" / "train_data" if way == "in a file" else None
+    expected = build_order(1000, 7, 2, world_size=600, drop_last=False, shuffle=shuffle)
+    order = EpochOrder(1000, 7, 2, shuffle, folder)
+    places = np.array([3, 1199, 0, 999, 1000, 3])
+    assert order.at(places).tolist() == expected[places].tolist()
+    assert order.at(np.arange(1200)).tolist() == expected.tolist()
+    if folder is not None and shuffle:
+        assert (folder / "global_indices_1000_seed9.npy").read_bytes() == expected[:1000].tobytes()
+
+
+def test_the_file_of_an_epoch_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_module, "LARGE", 10)
+    written = []
+
+    def write(path: Path, *args: int) -> None:
+        written.append(args)
+        time.sleep(0.05)  # long enough for the others to come
+        write_order(path, *args)
+
+    monkeypatch.setattr(order_module, "write_order", write)
+    with ThreadPoolExecutor(4) as pool:
+        orders = list(pool.map(lambda _: EpochOrder(100, 5, 1, folder=tmp_path), range(4)))
+    assert written == [(100, 5, 1)]
+    assert EpochOrder(100, 6, 0, folder=tmp_path).at(np.arange(100)).tolist() == build_order(100, 5, 1).tolist()
+    assert all(order.at(np.arange(100)).tolist() == build_order(100, 5, 1).tolist() for order in orders)
+    assert len(written) == 1
+    EpochOrder(100, 5, 2, folder=tmp_path)
+    EpochOrder(101, 5, 1, folder=tmp_path)
+    assert written[1:] == [(100, 5, 2), (101, 5, 1)]
 
 
 @pytest.mark.parametrize(("first", "free"), [(None, 39), (3, 11)])

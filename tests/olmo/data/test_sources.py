@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from olmo.config import DataConfig
-from olmo.data.sources import TokenDataset, TokenFiles, expand_ranges, open_source
+from olmo.config import DataConfig, PaddingDirection
+from olmo.data.sources import PADDING, TokenDataset, TokenFiles, expand_ranges, open_source
 
 DTYPES = ["uint8", "uint16", "uint32", "uint64"]
 
@@ -144,15 +144,21 @@ def test_dataset_rows(tmp_path: Path) -> None:
     assert read.tolist() == [rows[2], rows[0], rows[2]]
 
 
-@pytest.mark.parametrize("length, rows", [(4, [[1, 2, 3]] * 2), (3, [[1, 2, 3], [1, 2]]), (3, [[1, 2, 3], []])])
-def test_dataset_rows_of_another_length(tmp_path: Path, length: int, rows: list[list[int]]) -> None:
-    source = TokenDataset(dataset(tmp_path / "d", input_ids=rows), length)
-    found = sorted({len(row) for row in rows})
+@pytest.mark.parametrize("side", PaddingDirection)
+def test_short_dataset_rows_are_padded(tmp_path: Path, side: PaddingDirection) -> None:
+    source = TokenDataset(dataset(tmp_path / "d", input_ids=[[1, 2, 3, 4], [1, 2, 3], [], [9]]), 4, side)
+    right = [[1, 2, 3, 4], [1, 2, 3, -1], [-1, -1, -1, -1], [9, -1, -1, -1]]
+    left = [[1, 2, 3, 4], [-1, 1, 2, 3], [-1, -1, -1, -1], [-1, -1, -1, 9]]
+    assert source.read([0, 1, 2, 3]).tolist() == (left if side == PaddingDirection.left else right)
+    assert PADDING == -1
+
+
+def test_dataset_rows_that_are_too_long(tmp_path: Path) -> None:
+    source = TokenDataset(dataset(tmp_path / "d", input_ids=[[1, 2, 3], [1, 2]]), 2)
+    assert source.read([1]).tolist() == [[1, 2]]
     with pytest.raises(ValueError) as caught:
         source.read([0, 1])
-    assert str(caught.value) == (
-        f"{tmp_path / 'd'}: rows of {found} tokens, expected {length} (model.max_sequence_length)"
-    )
+    assert str(caught.value) == (f"{tmp_path / 'd'}: a row of 3 tokens, the model takes 2 (model.max_sequence_length)")
 
 
 @pytest.mark.parametrize("index", [-1, 2])

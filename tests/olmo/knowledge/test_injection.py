@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from olmo.config import InjectionConfig, TrainConfig
+from olmo.data.loader import Batch
 from olmo.knowledge.entries import Entry, load_entries, load_injection_map
 from olmo.knowledge.injection import Plan, Text, build_plan, inject, plan_from_config
 from olmo.tokenizer import encode
@@ -102,6 +104,11 @@ def test_rounds_start_again_after_the_tenth() -> None:
 # --- injection ---------------------------------------------------------------------------------------------------
 
 
+def of_rows(batch: torch.Tensor, rows: np.ndarray) -> Batch:
+    """These rows of a global batch, whose instances are numbered as its rows."""
+    return Batch(batch[rows], rows.astype(np.uint32), rows)
+
+
 def transcribed(batch: list[list[int]], texts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
     """Method section 3 word by word: the injected global batch, and the numbers of the texts in each row."""
     waiting = list(range(len(texts)))
@@ -136,12 +143,12 @@ def test_injection_is_the_transcription_on_any_number_of_ranks(data: st.DataObje
     entered_everywhere = []
     for rank in range(world_size):
         mine = np.arange(rank, rows, world_size)
-        part = batch[mine]
-        before = part.clone()
-        result, entered = inject(part, mine, 10, plan, rows)
-        assert torch.equal(part, before), "the input was changed"
-        assert result.dtype == torch.int64
-        seen |= dict(zip(mine.tolist(), result.tolist()))
+        part = of_rows(batch, mine)
+        before = part.input_ids.clone()
+        result, entered = inject(part, 10, plan, rows)
+        assert torch.equal(part.input_ids, before), "the input was changed"
+        assert result.input_ids.dtype == torch.int64
+        seen |= dict(zip(mine.tolist(), result.input_ids.tolist()))
         entered_everywhere += entered
     assert [seen[row] for row in range(rows)] == wanted
     assert sorted((row, int(text.entry)) for row, text in entered_everywhere) == [
@@ -152,8 +159,8 @@ def test_injection_is_the_transcription_on_any_number_of_ranks(data: st.DataObje
 def test_each_rank_may_hold_rows_in_any_order() -> None:
     plan = Plan((tuple(Text(str(n), (100 + n,)) for n in range(4)),), 1)
     batch = torch.arange(20).view(4, 5)
-    result, entered = inject(batch[[3, 1]], np.array([3, 1]), 1, plan, 4)
-    assert result[:, 0].tolist() == [103, 101]
+    result, entered = inject(of_rows(batch, np.array([3, 1])), 1, plan, 4)
+    assert result.input_ids[:, 0].tolist() == [103, 101]
     assert [(row, text.entry) for row, text in entered] == [(3, "3"), (1, "1")]
 
 
@@ -161,14 +168,26 @@ def test_each_rank_may_hold_rows_in_any_order() -> None:
 def test_other_steps_leave_the_batch_alone(step: int) -> None:
     batch = torch.arange(8).view(2, 4)
     plan = Plan(((Text("a", (9,)),),), 5)
-    result, entered = inject(batch, np.arange(2), step, plan, 2)
-    assert torch.equal(result, torch.arange(8).view(2, 4)) and entered == []
+    result, entered = inject(of_rows(batch, np.arange(2)), step, plan, 2)
+    assert torch.equal(result.input_ids, torch.arange(8).view(2, 4)) and entered == []
 
 
 def test_without_a_plan_nothing_enters() -> None:
     batch = torch.arange(8).view(2, 4)
-    result, entered = inject(batch, np.arange(2), 1, None, 2)
-    assert torch.equal(result, batch) and entered == []
+    result, entered = inject(of_rows(batch, np.arange(2)), 1, None, 2)
+    assert torch.equal(result.input_ids, batch) and entered == []
+
+
+def test_every_token_of_a_text_counts_and_is_seen_whatever_is_masked_behind_it() -> None:
+    plan = Plan(((Text("a", (7, 8)), Text("b", (9,))),), 1)
+    labels, attention = (torch.tensor(rows).bool() for rows in ([[0, 1, 0, 1]] * 3, [[0, 0, 1, 1]] * 3))
+    batch = replace(of_rows(torch.arange(12).view(3, 4), np.arange(3)), label_mask=labels, attention_mask=attention)
+    result, _ = inject(batch, 1, plan, 3)
+    assert result.input_ids.tolist() == [[7, 8, 0, 1], [9, 4, 5, 6], [8, 9, 10, 11]]
+    assert result.label_mask is not None and result.attention_mask is not None
+    assert result.label_mask.int().tolist() == [[1, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
+    assert result.attention_mask.int().tolist() == [[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 1, 1]]
+    assert labels.int().tolist() == [[0, 1, 0, 1]] * 3, "the input was changed"
 
 
 # --- checks ------------------------------------------------------------------------------------------------------
