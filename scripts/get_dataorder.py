@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> None:
     config = OFFICIAL / f"OLMo-{args.model_size}.yaml"
     output = args.output or Path(f"data/global_indices/{args.model_size}/global_indices.npy")
     if output.exists():
-        print(f"{output}: already there; check it with: python -m scripts.data_order verify {config} --order {output}")
+        places = output.stat().st_size // DTYPE.itemsize
+        check = f"python -m scripts.data_order verify {config} --order {output}"
+        print(f"{output}: already there, {places:,} places; check it with: {check}")
         return
     if not args.rebuild:
         url = OmegaConf.load(OFFICIAL / "checkpoints.yaml")[args.model_size].order
