@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
+from analysis.measures import MEASURES, instance_measures
 from olmo import checkpoint
 from olmo.config import load
 from olmo.data.order import OrderFile, check_places, instances_at
@@ -35,8 +36,8 @@ from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import (
     COEFFICIENTS,
     CoefficientAverages,
+    GroupedMeans,
     fingerprint,
-    instance_means,
     jackknife_error,
     layer_entropy,
     observe,
@@ -179,13 +180,15 @@ def measure(
     ranks: Ranks,
     tolerance: float | None = None,
     description: str = "entropy",
-) -> CoefficientAverages:
-    """Average coefficients over instances `rows` (ragged token ids).
+    measures: Sequence[str] = ("knowledge",),
+) -> dict[str, GroupedMeans]:
+    """Averages over instances `rows` (ragged token ids): of coefficients, under "knowledge" (CoefficientAverages), and
+    of the other `measures` under their names: "attention" (L,), "next_token" ().
 
     With a `tolerance` it stops at the first check at which the standard error of H is below it; it checks whenever
     the number of instances has grown by a quarter, at 64 instances the earliest.
     """
-    averages: CoefficientAverages | None = None
+    averages: dict[str, GroupedMeans] = {}
     next_check = 64
     embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
     vocabulary = embedding.num_embeddings
@@ -200,39 +203,58 @@ def measure(
                 ids, mask = padded([rows[i] for i in mine.tolist()], device)
                 if int(ids.max()) >= vocabulary:
                     raise ValueError(f"token {int(ids.max())} in the data, the model knows {vocabulary}")
-                means = instance_means(model, observation, ids, mask)
-                if averages is None:
-                    averages = CoefficientAverages(means.shape[1], means.shape[2])
-                averages.add(means, mine)
+                found = instance_measures(model, observation, ids, mask, measures)
+                if not averages:
+                    averages = {name: GroupedMeans(*values.shape[1:]) for name, values in found.items()}
+                    averages["knowledge"] = CoefficientAverages(*found["knowledge"].shape[1:])
+                for name, values in found.items():
+                    averages[name].add(values, mine)
             progress.advance(stop - start)
-            if tolerance is not None and stop >= next_check and averages is not None:
-                seen = copy(averages)  # by all ranks: they decide alike
+            if tolerance is not None and stop >= next_check and averages:
+                seen = copy(averages["knowledge"])  # by all ranks: they decide alike
                 seen.reduce(ranks)
                 error = float(jackknife_error(seen.leave_one_out().sum(1)))
                 progress.note = f", standard error {error:.1e}"
                 if error < tolerance:
                     break
                 next_check = math.ceil(stop * 1.25)
-    if averages is None:
+    if not averages:
         raise ValueError("fewer instances than processes")
-    averages.reduce(ranks)
+    for average in averages.values():
+        average.reduce(ranks)
     return averages
 
 
-def summary(averages: CoefficientAverages) -> dict[str, Any]:
+def _known(errors: NDArray[np.float64]) -> Any:
+    """Standard errors as JSON has them: None where they are not known, of a single instance."""
+    return np.where(np.isnan(errors), None, errors).tolist()  # type: ignore[call-overload]
+
+
+def summary(averages: Mapping[str, GroupedMeans]) -> dict[str, Any]:
     """The numbers of `knowledge_entropy.json` that follow from the averages alone."""
-    layers, left_out = layer_entropy(averages.average), averages.leave_one_out()
-    total_error = float(jackknife_error(left_out.sum(1)))
-    return {
+    coefficients = averages["knowledge"].average
+    layers, left_out = layer_entropy(coefficients), averages["knowledge"].leave_one_out()
+    result = {
         "knowledge_entropy": float(layers.sum()),
-        "standard_error": None if math.isnan(total_error) else total_error,
+        "standard_error": _known(jackknife_error(left_out.sum(1))),
         "layers": layers.tolist(),
-        "layer_standard_errors": [None if math.isnan(e) else float(e) for e in jackknife_error(left_out)],
+        "layer_standard_errors": _known(jackknife_error(left_out)),
         "entropy_avg_act_abs": layers.tolist(),
-        "maximum": averages.average.shape[0] * math.log(averages.average.shape[1]),
-        "number_of_instances": averages.instances,
+        "maximum": coefficients.shape[0] * math.log(coefficients.shape[1]),
+        "number_of_instances": averages["knowledge"].instances,
         "leave_one_group_out": left_out.tolist(),
+        "measures": [name for name in MEASURES if name in averages],
     }
+    for name in result["measures"][1:]:
+        average, left_out = averages[name].average, averages[name].leave_one_out()
+        by_layer = average.ndim == 1
+        result[f"{name}_entropy"] = float(average.sum())
+        result[f"{name}_standard_error"] = _known(jackknife_error(left_out.sum(1) if by_layer else left_out))
+        if by_layer:
+            result[f"{name}_layers"] = average.tolist()
+            result[f"{name}_layer_standard_errors"] = _known(jackknife_error(left_out))
+        result[f"{name}_leave_one_group_out"] = left_out.tolist()
+    return result
 
 
 def _identity(args: argparse.Namespace, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
@@ -280,16 +302,17 @@ def measure_checkpoint(
     coefficients = output / "mlp_average_coefficients.safetensors"
     if result_file.is_file() and coefficients.is_file():
         done = json.loads(result_file.read_text(encoding="utf-8"))
-        if all(done.get(key) == value for key, value in identity.items()):
+        same = all(done.get(key) == value for key, value in identity.items())
+        if same and set(args.measures) <= set(done.get("measures", ("knowledge",))):
             return done
     check_writable(output)
     model = open_model(folder, device, PRECISIONS[args.precision])
-    averages = measure(
-        model, rows, args.batch_size, args.coefficient, device, ranks, args.tolerance, f"entropy of {folder.name}"
-    )
+    asked = (args.batch_size, args.coefficient, device, ranks, args.tolerance)
+    averages = measure(model, rows, *asked, f"entropy of {folder.name}", args.measures)
+    numbers = summary(averages)
     result = {
-        **summary(averages),
-        "number_of_tokens": int(sum(len(row) for row in rows[: averages.instances])),
+        **numbers,
+        "number_of_tokens": int(sum(len(row) for row in rows[: numbers["number_of_instances"]])),
         "sequence_length": length,
         **identity,
     }
@@ -297,7 +320,9 @@ def measure_checkpoint(
         output.mkdir(parents=True, exist_ok=True)
         partial = coefficients.with_suffix(".partial")
         about = {"checkpoint_fingerprint": str(identity["checkpoint"]["fingerprint"]), "coefficient": args.coefficient}
-        save_tensors(partial, {"mlp_average_coefficients": torch.from_numpy(averages.average).float()}, about)
+        save_tensors(
+            partial, {"mlp_average_coefficients": torch.from_numpy(averages["knowledge"].average).float()}, about
+        )
         partial.replace(coefficients)
         partial = result_file.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -315,6 +340,15 @@ def _context(folder: Path) -> int:
 
 
 # --- command -----------------------------------------------------------------------------------------------------
+
+
+def measures(text: str) -> tuple[str, ...]:
+    """Names of MEASURES, separated by commas."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in MEASURES:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(MEASURES)}")
+    return names
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -335,6 +369,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument("--coefficient", choices=COEFFICIENTS, default="abs")
+    parser.add_argument(
+        "--measures",
+        type=measures,
+        default=("knowledge",),
+        metavar=",".join(MEASURES),
+        help="entropies to measure; knowledge always is (default)",
+    )
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
     args = parser.parse_args(argv)
@@ -366,9 +407,14 @@ def main(argv: Sequence[str]) -> None:
             if ranks.is_first:
                 error = result["standard_error"]
                 shown = "unknown (one instance)" if error is None else f"{error:.4f}"
+                others = "".join(
+                    f", {name.replace('_', ' ')} {result[f'{name}_entropy']:.4f}"
+                    + ("" if error is None else f" +- {result[f'{name}_standard_error']:.4f}")
+                    for name in result["measures"][1:]
+                )
                 print(
                     f"{folder}: H = {result['knowledge_entropy']:.4f}, standard error {shown}, "
-                    f"{result['number_of_instances']} instances, at most {result['maximum']:.2f}"
+                    f"{result['number_of_instances']} instances, at most {result['maximum']:.2f}{others}"
                 )
 
 

@@ -108,6 +108,7 @@ class Observation:
     def __init__(self, layers: int):
         self.mask: Tensor | None = None
         self.shape: torch.Size | None = None
+        self.ends_early = True  # the forward pass, at the last coefficient
         self._means: list[Tensor | None] = [None] * layers
 
     def record(self, layer: int, coefficients: Tensor) -> None:
@@ -176,7 +177,7 @@ def _hooks(memory: Memory, layer: int, observation: Observation, coefficient: st
                     signed = signed / memory.temperature
             signed = signed.relu()
         observation.record(layer, signed)
-        if last:
+        if last and observation.ends_early:
             raise _LastCoefficientSeen
 
     if coefficient == "relu" and memory.gated and (memory.up is None or memory.gate is None):
@@ -221,23 +222,23 @@ def layer_entropy(average: NDArray[np.float64]) -> NDArray[np.float64]:
     return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(-1)
 
 
-class CoefficientAverages:
-    """Average coefficients over instances, in float64, with what their standard errors need.
+class GroupedMeans:
+    """A mean over instances of numbers of any shape, in float64, with what its standard error needs.
 
     Instance k belongs to group k mod 64. Leaving one group out at a time (delete-a-group jackknife) gives the sampling
-    error of H, which is no mean but a function of one, as far as instances are independent samples: neighbours that
-    share a document, as in packed text, make it a little too small.
+    error as far as instances are independent samples: neighbours that share a document, as in packed text, make it a
+    little too small.
     """
 
-    def __init__(self, layers: int, memories: int):
-        self.sums = np.zeros((GROUPS, layers, memories))
+    def __init__(self, *shape: int):
+        self.sums = np.zeros((GROUPS, *shape))
         self.counts = np.zeros(GROUPS)
 
-    def add(self, means: Tensor, instances: NDArray[np.integer]) -> None:
-        """Add instance means (B, L, M) of the instances with these numbers (B,)."""
+    def add(self, values: Tensor, instances: NDArray[np.integer]) -> None:
+        """Add the values (B, ...) of the instances with these numbers (B,)."""
         groups = instances % GROUPS
         # numpy's add.at, because one batch may hold several instances of a group.
-        np.add.at(self.sums, groups, means.double().cpu().numpy())
+        np.add.at(self.sums, groups, values.double().cpu().numpy())
         np.add.at(self.counts, groups, 1.0)
 
     def reduce(self, ranks: Ranks) -> None:
@@ -250,16 +251,29 @@ class CoefficientAverages:
 
     @property
     def average(self) -> NDArray[np.float64]:
-        """Cbar (L, M)."""
         return self.sums.sum(0) / self.counts.sum()
 
-    def leave_one_out(self) -> NDArray[np.float64]:
-        """H^l without group g, (G, L); empty groups are left away."""
+    def _without_each(self) -> Iterator[NDArray[np.float64]]:
+        """The averages without group g, for the groups that are not empty, where there are two or more."""
         filled = np.flatnonzero(self.counts)
         total, count = self.sums.sum(0), self.counts.sum()
-        if len(filled) < 2:
-            return np.empty((0, total.shape[0]))
-        return np.stack([layer_entropy((total - self.sums[g]) / (count - self.counts[g])) for g in filled])
+        for group in filled if len(filled) > 1 else ():
+            yield (total - self.sums[group]) / (count - self.counts[group])
+
+    def leave_one_out(self) -> NDArray[np.float64]:
+        """The statistic without group g, (G, ...), G at most 64; here the mean itself."""
+        return np.array(list(self._without_each())).reshape(-1, *self.sums.shape[1:])
+
+
+class CoefficientAverages(GroupedMeans):
+    """Average coefficients Cbar (L, M), whose statistic is H^l (L,), no mean but a function of one."""
+
+    def __init__(self, layers: int, memories: int):
+        super().__init__(layers, memories)
+
+    def leave_one_out(self) -> NDArray[np.float64]:
+        """H^l without group g, (G, L)."""
+        return np.array([layer_entropy(average) for average in self._without_each()]).reshape(-1, self.sums.shape[1])
 
 
 def jackknife_error(left_out: NDArray[np.float64]) -> NDArray[np.float64]:

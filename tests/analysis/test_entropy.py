@@ -579,8 +579,10 @@ def test_ranks_share_odd_numbers_of_instances_out(shared: Path, tokens: Path) ->
         def sum(self, values: np.ndarray) -> np.ndarray:
             return values
 
-    parts = [entropy.measure(model, rows, 2, "abs", torch.device("cpu"), Alone(rank, 3)) for rank in range(3)]
-    whole = entropy.measure(model, rows, 2, "abs", torch.device("cpu"), entropy.Ranks())
+    def measured(ranks: entropy.Ranks) -> entropy.GroupedMeans:
+        return entropy.measure(model, rows, 2, "abs", torch.device("cpu"), ranks)["knowledge"]
+
+    parts, whole = [measured(Alone(rank, 3)) for rank in range(3)], measured(entropy.Ranks())
     assert sum(part.instances for part in parts) == 17
     np.testing.assert_array_equal(sum(part.counts for part in parts), whole.counts)
     np.testing.assert_allclose(sum(part.sums for part in parts), whole.sums, rtol=1e-5, atol=1e-8)

@@ -74,7 +74,7 @@ def measured(means: np.ndarray, step: int, data: str = "abc") -> dict:
     averages = CoefficientAverages(*means.shape[1:])
     averages.add(torch.from_numpy(means), np.arange(len(means)))
     return {
-        **summary(averages),
+        **summary({"knowledge": averages}),
         "checkpoint": {"path": f"step{step}-unsharded", "step": step, "fingerprint": "f"},
         "data": {"path": "text", "sha256": data},
         "coefficient": "abs",

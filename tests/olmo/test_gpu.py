@@ -36,9 +36,9 @@ def test_entropy_equals_that_of_the_cpu() -> None:
     torch.manual_seed(0)
     model = OLMo(tiny_config()).eval()
     rows = list(np.random.default_rng(0).integers(0, model.config.vocab_size, (8, 64)))
-    expected = layer_entropy(measure(model, rows, 4, "abs", torch.device("cpu"), Ranks()).average)
+    expected = layer_entropy(measure(model, rows, 4, "abs", torch.device("cpu"), Ranks())["knowledge"].average)
     device = pick_device("cuda")
-    found = layer_entropy(measure(model.to(device), rows, 4, "abs", device, Ranks()).average)
+    found = layer_entropy(measure(model.to(device), rows, 4, "abs", device, Ranks())["knowledge"].average)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
