@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
 from analysis.measures import MEASURES, instance_measures
 from olmo import checkpoint
 from olmo.config import load
+from olmo.data.masks import padded, without_padding
 from olmo.data.order import OrderFile, check_places, instances_at
-from olmo.data.sources import PADDING, TokenDataset, TokenFiles, open_source
+from olmo.data.sources import TokenDataset, TokenFiles, open_source
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import (
@@ -66,7 +67,7 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
         return list(source.read(_first(len(source), count, path)))
     if path.is_dir():
         rows = TokenDataset(path, length)
-        return _without_padding(rows.read(_first(len(rows), count, path)), path)
+        return without_padding(rows.read(_first(len(rows), count, path)), str(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data (--data)")
     texts = _texts(path)[:count]
@@ -92,14 +93,7 @@ def _first_of_run(args: argparse.Namespace, length: int) -> list[NDArray[np.int6
     else:
         wanted, epoch = _first(len(source), count, args.data), config.epoch or 0
         places = instances_at(wanted, len(source), config.data_seed, epoch, config.data_shuffling)
-    return [row[:length] for row in _without_padding(source.read(places), args.data)]
-
-
-def _without_padding(rows: NDArray[np.int64], path: Path | str) -> list[NDArray[np.int64]]:
-    kept = [row[row != PADDING] for row in rows]
-    if not all(map(len, kept)):
-        raise ValueError(f"{path}: row {[len(row) for row in kept].index(0)} of those to measure holds no token")
-    return kept
+    return [row[:length] for row in without_padding(source.read(places), args.data)]
 
 
 def _first(available: int, count: int, path: Path | str) -> NDArray[np.int64]:
@@ -156,19 +150,6 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Mod
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
     return model.to(device).eval()
-
-
-def padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows as one tensor (B, T), and the mask (B, T) of their tokens where their lengths differ."""
-    longest = max(len(row) for row in rows)
-    ids = np.zeros((len(rows), longest), dtype=np.int64)
-    for position, row in enumerate(rows):
-        ids[position, : len(row)] = row
-    mask = None
-    if any(len(row) != longest for row in rows):
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
-    return torch.from_numpy(ids).to(device), mask
 
 
 def measure(

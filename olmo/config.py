@@ -80,6 +80,7 @@ class PaddingDirection(str, Enum):
 class EvaluatorType(str, Enum):
     downstream = "downstream"
     lm = "lm"
+    knowledge_entropy = "knowledge_entropy"
 
 
 class TruncationDirection(str, Enum):
@@ -267,7 +268,8 @@ class EvaluatorConfig:
 
     `downstream`: the label names a task of `olmo_eval`. `lm` with `data.dataset_path`: the label is
     `{setting}_{kind}` (see `olmo/eval/probes.py`), the path a JSON list of entries. `lm` with `data.paths`
-    or `data.datasets`: loss on token files.
+    or `data.datasets`: loss on token files. `knowledge_entropy`: of the first instances of `data.paths` or of the
+    `datasets` folder `data.dataset_path`, or without either of the run's own first global batch.
     """
 
     label: str = "???"
@@ -815,6 +817,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
                 f"evaluators.{evaluator.label}: needs exactly one of data.paths, data.datasets, "
                 f"data.dataset_path (has {', '.join(given) or 'none'})"
             )
+        if evaluator.type == EvaluatorType.knowledge_entropy and (len(given) > 1 or data.datasets):
+            yield f"evaluators.{evaluator.label}: takes data.paths, data.dataset_path, or neither for the run's own"
     betas, peak = config.optimizer.betas, config.optimizer.learning_rate
     if len(betas) != 2 or not all(0 <= beta <= 1 for beta in betas):
         yield f"optimizer.betas: expected two numbers from 0 to 1, got {list(betas)}"

@@ -115,7 +115,10 @@ class Trainer:
         self.config, self.device, self.ranks = config, device, ranks
         self.folder = Path(config.save_folder)
         # A downstream task reads the tokenizer by itself; here it is checked.
-        asks = (e.type == EvaluatorType.downstream or e.data.dataset_path for e in config.evaluators)
+        asks = (
+            e.type == EvaluatorType.downstream or (e.type == EvaluatorType.lm and e.data.dataset_path)
+            for e in config.evaluators
+        )
         tokenizer = run_tokenizer(config) if config.injection or any(asks) else None
         self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
         self.loader = run_loader(

@@ -5,6 +5,7 @@ A label mask tells of each token whether predicting it counts; padding never doe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -87,3 +88,24 @@ def open_masks(config: TrainConfig, source: TokenSource) -> Masks:
                 f"{mask}: label masks of {masked} instances, {path} holds {held}; a mask has one byte a token"
             )
     return replace(masks, labels=files)
+
+
+def without_padding(rows: NDArray[np.int64], where: str) -> list[NDArray[np.int64]]:
+    """The tokens of each row (n, T); ValueError, with the name of the data, for a row that is nothing but PADDING."""
+    kept = [row[row != PADDING] for row in rows]
+    if not all(map(len, kept)):
+        raise ValueError(f"{where}: row {[len(row) for row in kept].index(0)} of those to measure holds no token")
+    return kept
+
+
+def padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows as one tensor (B, T), padded at the end, and the mask (B, T) of their tokens where their lengths differ."""
+    longest = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), longest), dtype=np.int64)
+    for position, row in enumerate(rows):
+        ids[position, : len(row)] = row
+    mask = None
+    if any(len(row) != longest for row in rows):
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
+    return torch.from_numpy(ids).to(device), mask

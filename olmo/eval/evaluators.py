@@ -1,4 +1,4 @@
-"""All evaluators of a run behind one call: probes, held-out losses and downstream tasks."""
+"""All evaluators of a run behind one call: probes, held-out losses, downstream tasks, knowledge entropy."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..knowledge.entries import Probe
 from ..model import OLMo
 from ..reporting import Progress
 from .downstream import DownstreamTask
+from .entropy import EntropyBatch
 from .perplexity import instance_losses
 from .probes import ProbeTable, probe_metrics, probes_of, score_probes
 
@@ -39,6 +40,7 @@ class Evaluators:
         self.probes: list[tuple[EvaluatorConfig, list[Probe]]] = []
         self.sources: list[tuple[EvaluatorConfig, str, TokenFiles]] = []
         self.tasks: list[tuple[EvaluatorConfig, DownstreamTask]] = []
+        self.entropies: list[tuple[EvaluatorConfig, EntropyBatch]] = []
         with Progress("preparing", len(config.evaluators), "evaluators", show=ranks.is_first) as progress:
             for evaluator in config.evaluators:
                 self._prepare(evaluator, tokenizer)
@@ -47,6 +49,10 @@ class Evaluators:
     def _prepare(self, evaluator: EvaluatorConfig, tokenizer: Tokenizer | None) -> None:
         if evaluator.type == EvaluatorType.downstream:
             self.tasks.append((evaluator, self._task(evaluator)))
+        elif evaluator.type == EvaluatorType.knowledge_entropy:
+            batches = self._batches(evaluator)
+            limit = None if batches is None else batches * self._batch_size(evaluator)
+            self.entropies.append((evaluator, EntropyBatch(evaluator, self.config, limit)))
         elif evaluator.data.dataset_path:
             assert tokenizer is not None
             probes, batches = probes_of(evaluator, tokenizer, self.config), self._batches(evaluator)
@@ -89,8 +95,9 @@ class Evaluators:
         probes = [probe for evaluator, asked in self.probes if evaluator in chosen for probe in asked]
         sources = [item for item in self.sources if item[0] in chosen]
         tasks = [item for item in self.tasks if item[0] in chosen]
+        entropies = [item for item in self.entropies if item[0] in chosen]
         items = len(probes) + sum(self._limit(e, source) for e, _, source in sources)
-        items += sum(len(task) for _, task in tasks)
+        items += sum(len(task) for _, task in tasks) + sum(len(batch.rows) for _, batch in entropies)
         result, training = Evaluation(), model.training
         model.eval()
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "amp_bf16")
@@ -109,6 +116,9 @@ class Evaluators:
             for evaluator, task in tasks:
                 room = self._batch_size(evaluator) * self.length
                 result.metrics.update(task.evaluate(model, room, device, ranks, progress.advance))
+            for evaluator, batch in entropies:
+                size = self._batch_size(evaluator)
+                result.metrics.update(batch.evaluate(model, size, device, ranks, progress.advance))
         model.train(training)
         return result
 

@@ -99,7 +99,8 @@ def test_every_enum_of_olmo_has_its_values() -> None:
     for name, values in enums:
         ours = getattr(config_module, name)
         assert issubclass(ours, enum.Enum)
-        assert sorted(member.value for member in ours) == sorted(values.split(", ")), name
+        more = {"knowledge_entropy"} if name == "EvaluatorType" else set()  # a kind of our own
+        assert {member.value for member in ours} == {*values.split(", "), *more}, name
 
 
 def keys_of(schema: type, prefix: str = "") -> Iterator[str]:

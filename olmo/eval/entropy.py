@@ -1,0 +1,55 @@
+"""Knowledge entropy while a model trains (method section 1): the same instances at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..config import EvaluatorConfig, TrainConfig
+from ..data.masks import padded, without_padding
+from ..data.order import instances_at
+from ..data.sources import open_source
+from ..distributed import Ranks
+from ..memory import CoefficientAverages, instance_means, jackknife_error, layer_entropy, observe
+from ..model import OLMo
+
+
+class EntropyBatch:
+    """The instances whose knowledge entropy an evaluator follows: the first of its own data, or, where it names none,
+    the first that the run itself trains on."""
+
+    def __init__(self, evaluator: EvaluatorConfig, config: TrainConfig, limit: int | None):
+        own = bool(evaluator.data.paths or evaluator.data.dataset_path)
+        data = evaluator.data if own else config.data
+        source = open_source(data, config.model.max_sequence_length)
+        count = min(limit or (len(source) if own else config.global_train_batch_size), len(source))
+        shuffle = not own and config.data_shuffling
+        places = instances_at(np.arange(count), len(source), config.data_seed, 0, shuffle)
+        self.label = evaluator.label
+        self.rows: list[NDArray[np.int64]] = without_padding(source.read(places), f"evaluators.{evaluator.label}")
+
+    def evaluate(
+        self, model: OLMo, batch_size: int, device: torch.device, ranks: Ranks, progress: Callable[[int], None]
+    ) -> dict[str, float]:
+        """H, its standard error and the H of every layer, by the names of metrics.jsonl.
+
+        Costs a forward pass up to the last memory coefficient. float32 within an instance, float64 across.
+        """
+        averages = CoefficientAverages(model.config.n_layers, model.config.inner_size)
+        mine = np.arange(ranks.rank, len(self.rows), ranks.world_size)
+        with observe(model) as observation:
+            for start in range(0, len(mine), batch_size):
+                chosen = mine[start : start + batch_size]
+                ids, mask = padded([self.rows[i] for i in chosen], device)
+                averages.add(instance_means(model, observation, ids, mask), chosen)
+                progress(len(chosen))
+        averages.reduce(ranks)
+        layers = layer_entropy(averages.average)
+        found = {f"eval/{self.label}/knowledge_entropy": float(layers.sum())}
+        error = float(jackknife_error(averages.leave_one_out().sum(1)))
+        if np.isfinite(error):  # of a single instance there is none
+            found[f"eval/{self.label}/standard_error"] = error
+        return found | {f"eval/{self.label}/layer_{number}": float(h) for number, h in enumerate(layers)}
