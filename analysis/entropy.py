@@ -27,6 +27,7 @@ from torch import nn
 
 from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
 from analysis.measures import MEASURES, instance_measures
+from analysis.speed import Speed
 from olmo import checkpoint
 from olmo.config import load
 from olmo.data.masks import padded, without_padding
@@ -170,13 +171,14 @@ def measure(
     the number of instances has grown by a quarter, at 64 instances the earliest.
     """
     averages: dict[str, GroupedMeans] = {}
-    next_check = 64
+    next_check, estimate = 64, ""
     embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
     vocabulary = embedding.num_embeddings
     with (
         observe(model, coefficient) as observation,
         Progress(description, len(rows), "instances", show=ranks.is_first) as progress,
     ):
+        speed = Speed(model, max(map(len, rows)), device, ranks.world_size)
         for start in range(0, len(rows), batch_size * ranks.world_size):
             stop = min(start + batch_size * ranks.world_size, len(rows))
             mine = np.arange(start + ranks.rank, stop, ranks.world_size)
@@ -190,13 +192,16 @@ def measure(
                     averages["knowledge"] = CoefficientAverages(*found["knowledge"].shape[1:])
                 for name, values in found.items():
                     averages[name].add(values, mine)
+            speed.advance(sum(len(row) for row in rows[start:stop]))
+            progress.note = f"{speed}{estimate}"
             progress.advance(stop - start)
-            if tolerance is not None and stop >= next_check and averages:
-                seen = copy(averages["knowledge"])  # by all ranks: they decide alike
-                seen.reduce(ranks)
+            if stop >= next_check and averages and (tolerance is not None or ranks.is_first):
+                seen = copy(averages["knowledge"])
+                if tolerance is not None:
+                    seen.reduce(ranks)  # all ranks decide alike; otherwise what this one has seen will do
                 error = float(jackknife_error(seen.leave_one_out().sum(1)))
-                progress.note = f", standard error {error:.1e}"
-                if error < tolerance:
+                estimate = f", H {layer_entropy(seen.average).sum():.4f} +- {error:.1e}"
+                if tolerance is not None and error < tolerance:
                     break
                 next_check = math.ceil(stop * 1.25)
     if not averages:
