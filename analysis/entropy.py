@@ -29,8 +29,8 @@ from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_
 from analysis.measures import MEASURES, instance_measures
 from analysis.speed import Speed
 from olmo import checkpoint
-from olmo.config import load
-from olmo.data.masks import padded, without_padding
+from olmo.config import DataConfig, load
+from olmo.data.masks import open_masks, padded
 from olmo.data.order import OrderFile, check_places, instances_at
 from olmo.data.sources import TokenDataset, TokenFiles, open_source
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
@@ -63,12 +63,9 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
     path = Path(args.data)
     if path.suffix in CONFIGURATIONS:
         return _first_of_run(args, length)
-    if path.suffix == ".npy":
-        source = TokenFiles([args.data], length)
-        return list(source.read(_first(len(source), count, path)))
-    if path.is_dir():
-        rows = TokenDataset(path, length)
-        return without_padding(rows.read(_first(len(rows), count, path)), str(path))
+    if path.suffix == ".npy" or path.is_dir():
+        source = TokenDataset(path, length) if path.is_dir() else TokenFiles([args.data], length)
+        return open_masks(DataConfig(), 0, source).rows(source, _first(len(source), count, path), str(path))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such data (--data)")
     texts = _texts(path)[:count]
@@ -94,7 +91,8 @@ def _first_of_run(args: argparse.Namespace, length: int) -> list[NDArray[np.int6
     else:
         wanted, epoch = _first(len(source), count, args.data), config.epoch or 0
         places = instances_at(wanted, len(source), config.data_seed, epoch, config.data_shuffling)
-    return [row[:length] for row in without_padding(source.read(places), args.data)]
+    masks = open_masks(config.data, config.model.pad_token_id, source)
+    return [row[:length] for row in masks.rows(source, places, args.data)]
 
 
 def _first(available: int, count: int, path: Path | str) -> NDArray[np.int64]:

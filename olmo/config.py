@@ -252,7 +252,7 @@ class DataConfig:
     generate_attention_mask: bool = False  # model.pad_token_id is padding wherever it stands in the data
     generate_doc_lengths: bool = False
     num_workers: int = 0  # threads that read ahead; 0: one thread, one batch
-    drop_last: bool = False
+    drop_last: bool = False  # of data order files; a run itself has whole global batches only
     pin_memory: bool = False  # on a GPU, of batches read ahead
     prefetch_factor: Optional[int] = None  # batches each worker reads ahead; default 2
     persistent_workers: bool = False
@@ -520,7 +520,7 @@ _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
     (0, math.inf, True): (
         *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.eps", "optimizer.warmup_min_lr"),
         *("scheduler.t_warmup", "scheduler.alpha_f", "scheduler.warmup_min_lr", "scheduler.grad_clip_warmup_steps"),
-        *("epoch", "auxiliary_loss_multiplier", "data.num_workers"),
+        *("epoch", "auxiliary_loss_multiplier", "data.num_workers", "seed", "data.seed", "model.pad_token_id"),
     ),
     (0, 1, True): ("model.attention_dropout", "model.residual_dropout", "model.embedding_dropout"),
 }

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from . import checkpoint
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
-from .data.filter import repeats_itself
 from .data.loader import Batch, run_loader
 from .distributed import Ranks, distribute, gradient_sync
 from .eval.evaluators import Evaluators
@@ -127,6 +126,7 @@ class Trainer:
             ranks.world_size,
             pin_memory=device.type == "cuda",
             order_folder=self.folder / "train_data",
+            keep=False,  # hardly ever the same again, it would push out what is
         )
         self.evaluators = Evaluators(config, tokenizer, device, ranks)
         self.state = TrainState(epoch=config.epoch or 0)
@@ -259,7 +259,7 @@ class Trainer:
                 self._save(self._checkpoints_due(final=False))
 
         window: deque[float] = deque(maxlen=config.speed_monitor.window_size)
-        batches = self.loader.batches(state.epoch, state.batch)
+        batches = self.loader.batches(state.epoch, state.batch, last_step - state.step)
         self.model.train()
         while state.step < last_step:
             started = time.perf_counter()
@@ -302,9 +302,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         input_ids, label_mask, attention_mask = batch.input_ids, batch.label_mask, batch.attention_mask
         tokens = input_ids.numel()
-        if config.data.instance_filter is not None:
-            kept = ~repeats_itself(input_ids, config.data.instance_filter)[:, None].expand_as(input_ids)
-            label_mask = kept if label_mask is None else kept & label_mask
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         total, total_z = (torch.zeros((), device=self.device) for _ in range(2))
         micro_batches, labelled, seen = (

@@ -141,7 +141,7 @@ def bench_loader(folder: Path, rounds: int, batches: int = 1000) -> None:
         loader = Loader(TokenFiles(paths, length), rows, 0, vocabulary=50280, workers=workers, ahead=2 * workers)
         loader.batch(0, 0)  # shuffles, once an epoch
         started = time.perf_counter()
-        for _, batch in zip(range(batches), loader.batches()):
+        for batch in loader.batches(count=batches):
             assert batch.input_ids.shape == (rows, length)
         rates.append(batches * rows * length / (time.perf_counter() - started))
         return rates[-1]

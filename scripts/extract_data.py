@@ -9,6 +9,7 @@ and `data_shuffling: false` repeats those steps. The numbers are little-endian o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -34,9 +35,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", required=True)
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides)
+    # Both follow from the tokens, in the run over the file again.
+    config.data.generate_attention_mask, config.data.instance_filter = False, None
     dtype = np.dtype(config.data.memmap_dtype).newbyteorder("<")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_name(f".{args.output.name}.partial")
+    partial = args.output.with_name(f".{args.output.name}.{os.getpid()}.partial")
     try:
         with (
             tempfile.TemporaryDirectory(prefix=".order-", dir=args.output.parent) as folder,
@@ -48,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
             for step in args.steps:
                 batch = batch_of(step)
                 if batch.label_mask is not None:
-                    raise ConfigurationError(f"step {step}: some tokens do not count; a token file cannot tell which")
+                    raise ConfigurationError(f"step {step}: a token file has neither label masks nor short rows")
                 tokens = batch.input_ids.numpy()
                 if tokens.max() > np.iinfo(dtype).max:
                     raise ConfigurationError(f"data.memmap_dtype: token {tokens.max()} does not fit {dtype.name}")

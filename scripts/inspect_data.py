@@ -41,7 +41,9 @@ def batches_of_run(config: TrainConfig, order_folder: Path | None = None) -> Cal
 
     Raises ConfigurationError for a step before the run's first one.
     """
-    loader, start = run_loader(config, order_folder=order_folder), TrainState.at_start(config)
+    # With a folder, for many steps: more than should be kept on this machine.
+    loader = run_loader(config, order_folder=order_folder, keep=order_folder is None)
+    start = TrainState.at_start(config)
 
     def batch_of(step: int) -> Batch:
         if step <= start.step:
@@ -96,6 +98,8 @@ def main(argv: Sequence[str]) -> None:
                 print(json.dumps(line if shown is None else {**line, "text": shown}))
             else:
                 note = f", injected {', '.join(entries)}" if entries else ""
+                if batch.label_mask is not None:
+                    note += f", {int(batch.label_mask[row].sum())} of {len(ids)} tokens count"
                 print(f"--- step {args.step}, row {row}, instance {instances[row]}{note}")
                 print(" ".join(map(str, ids)) if shown is None else shown)
         sys.stdout.flush()

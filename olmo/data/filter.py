@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ..config import InstanceFilterConfig
 
 
-def repeats_itself(input_ids: Tensor, config: InstanceFilterConfig) -> Tensor:
+def repeats_itself(rows: NDArray[np.int64], config: InstanceFilterConfig) -> NDArray[np.bool_]:
     """Which rows hold a stretch that repeats a period of tokens too often: (n, T) int64 -> (n,) bool.
 
     A stretch of `repetition_max_count` periods or more, of `repetition_min_period` to `repetition_max_period` tokens
     each, is too much. As in OLMo 0.6.0, periods longer than a third of the row are not looked for.
     """
-    rows = input_ids.cpu().numpy()
     length = rows.shape[1]
     found = np.zeros(len(rows), dtype=bool)
     for period in range(config.repetition_min_period, min(config.repetition_max_period, length // 3) + 1):
@@ -24,4 +22,4 @@ def repeats_itself(input_ids: Tensor, config: InstanceFilterConfig) -> Tensor:
         before_run = np.maximum.accumulate(np.where(same, 0, seen), axis=1)
         longest = (seen - before_run).max(axis=1)
         found |= (longest + period) // period >= config.repetition_max_count
-    return torch.from_numpy(found)
+    return found

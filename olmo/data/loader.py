@@ -6,6 +6,8 @@ r + 2 W, ... as OLMo's loader gives them. The position is two numbers, epoch and
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import TrainConfig
-from .masks import Masks, open_masks
-from .order import EpochOrder, order_length
+from .masks import Masked, Masks, open_masks
+from .order import EpochOrder
 from .sources import PADDING, TokenSource, open_source
 
 
@@ -36,8 +38,9 @@ class Batch:
 class Loader:
     """Batches of a source, epoch after epoch; each epoch is shuffled anew with seed + epoch.
 
-    Places that fill no whole global batch at the end of an epoch are dropped. `workers` threads read `ahead` batches
-    before they are asked for; neither changes what comes. For `order_folder` see `EpochOrder`.
+    Places that fill no whole global batch at the end of an epoch are dropped, so that global batches do not depend on
+    the number of ranks. `workers` threads read `ahead` batches before they are asked for; neither changes what comes.
+    For `order_folder` see `EpochOrder`.
     """
 
     def __init__(
@@ -47,7 +50,6 @@ class Loader:
         seed: int,
         *,
         shuffle: bool = True,
-        drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
         vocabulary: int | None = None,
@@ -60,32 +62,34 @@ class Loader:
         if global_batch_size % world_size:
             raise ValueError(f"global_train_batch_size {global_batch_size} is no multiple of {world_size} ranks")
         self.source, self.global_batch_size, self.seed = source, global_batch_size, seed
-        self.shuffle, self.drop_last, self.vocabulary = shuffle, drop_last, vocabulary
+        self.shuffle, self.vocabulary = shuffle, vocabulary
         self.rank, self.world_size, self.masks = rank, world_size, masks or Masks()
         self.workers, self.ahead, self.pin_memory, self.order_folder = workers, ahead, pin_memory, order_folder
-        self._order: EpochOrder | None = None
+        self._orders: dict[int, EpochOrder] = {}
+        self._ordering = threading.Lock()
         if not self.batches_per_epoch:
             raise ValueError(f"{len(source)} instances are fewer than one global batch of {global_batch_size}")
 
     @property
     def batches_per_epoch(self) -> int:
-        return order_length(len(self.source), self.world_size, self.drop_last) // self.global_batch_size
+        return len(self.source) // self.global_batch_size
 
-    def _instances(self, epoch: int, number: int) -> NDArray[np.uint32]:
-        """The instances of a batch's rows on this rank; the order of the last epoch asked for is kept."""
-        if self._order is None or self._order.epoch != epoch:
-            self._order = EpochOrder(len(self.source), self.seed, epoch, self.shuffle, self.order_folder)
-        return self._order.at(number * self.global_batch_size + self._rows)
-
-    @property
-    def _rows(self) -> NDArray[np.int64]:
-        return np.arange(self.rank, self.global_batch_size, self.world_size)
+    def _order(self, epoch: int) -> EpochOrder:
+        """The order of an epoch; that of the epoch before is kept, too, because its last batches may still be read."""
+        with self._ordering:
+            if epoch not in self._orders:
+                self._orders = {number: order for number, order in self._orders.items() if number == epoch - 1}
+                self._orders[epoch] = EpochOrder(len(self.source), self.seed, epoch, self.shuffle, self.order_folder)
+            return self._orders[epoch]
 
     def batch(self, epoch: int, number: int) -> Batch:
         """Global batch `number` (0-based) of an epoch, the part of this rank."""
-        return self._read(self._instances(epoch, number))
+        rows = np.arange(self.rank, self.global_batch_size, self.world_size)
+        instances = self._order(epoch).at(number * self.global_batch_size + rows)
+        masked = self._read(instances)
+        return Batch(masked.input_ids, instances, rows, masked.label_mask, masked.attention_mask)
 
-    def _read(self, instances: NDArray[np.uint32]) -> Batch:
+    def _read(self, instances: NDArray[np.uint32]) -> Masked:
         tokens, known = self.source.read(instances), self.vocabulary
         if known is not None and tokens.view(np.uint64).max() >= known:  # one pass: a negative number is a large one
             foreign = (tokens < PADDING) | (tokens >= known)
@@ -99,25 +103,24 @@ class Loader:
                 pad_token_id = self.masks.pad_token_id
                 raise ValueError(f"model.pad_token_id: {pad_token_id} pads short rows, the model knows {known}")
         masked = self.masks.apply(tokens, instances)
-        if self.pin_memory:
-            masked = masked.pinned()
-        return Batch(masked.input_ids, instances, self._rows, masked.label_mask, masked.attention_mask)
+        return masked.pinned() if self.pin_memory else masked
 
-    def batches(self, epoch: int = 0, number: int = 0) -> Iterator[Batch]:
-        """All batches from a position on, without end; the next ones are read while the current one is used."""
-        place = epoch * self.batches_per_epoch + number
+    def batches(self, epoch: int = 0, number: int = 0, count: int | None = None) -> Iterator[Batch]:
+        """`count` batches from a position on, by default without end; the next ones are read while one is used."""
+        first = epoch * self.batches_per_epoch + number
+        places = iter(range(first, first + count)) if count is not None else itertools.count(first)
         waiting: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as readers:
-            try:
-                while True:
-                    while len(waiting) <= self.ahead:
-                        instances = self._instances(*divmod(place, self.batches_per_epoch))
-                        waiting.append(readers.submit(self._read, instances))
-                        place += 1
-                    yield waiting.popleft().result()
-            finally:
-                for unread in waiting:
-                    unread.cancel()
+        readers = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
+        try:
+            while True:
+                for place in itertools.islice(places, self.ahead + 1 - len(waiting)):
+                    waiting.append(readers.submit(self.batch, *divmod(place, self.batches_per_epoch)))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            # Not waiting: a server may not answer for minutes.
+            readers.shutdown(wait=False, cancel_futures=True)
 
 
 def run_loader(
@@ -127,21 +130,22 @@ def run_loader(
     *,
     pin_memory: bool = False,
     order_folder: Path | None = None,
+    keep: bool = True,
 ) -> Loader:
-    """The loader of a run's configuration. Raises what `open_source`, `open_masks` and `Loader` raise."""
+    """The loader of a run's configuration. Remote data stay on this machine with `keep`. Raises what `open_source`,
+    `open_masks` and `Loader` raise."""
     data = config.data
-    source = open_source(data, config.model.max_sequence_length)
+    source = open_source(data, config.model.max_sequence_length, keep)
     workers = max(data.num_workers, 1)
     return Loader(
         source,
         config.global_train_batch_size,
         config.data_seed,
         shuffle=config.data_shuffling,
-        drop_last=data.drop_last,
         rank=rank,
         world_size=world_size,
         vocabulary=config.model.embedding_size or config.model.vocab_size,
-        masks=open_masks(config, source),
+        masks=open_masks(data, config.model.pad_token_id, source),
         workers=workers,
         ahead=workers * (data.prefetch_factor or (2 if data.num_workers else 1)),
         pin_memory=pin_memory and data.pin_memory,

@@ -5,8 +5,9 @@ A label mask tells of each token whether predicting it counts; padding never doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import DataConfig, InstanceFilterConfig
+from .filter import repeats_itself
 from .sources import PADDING, TokenDataset, TokenFiles, TokenSource
 
 
@@ -31,55 +33,77 @@ class Masked(NamedTuple):
         return Masked(self.input_ids.pin_memory(), labels, attention)
 
 
+Reader = Callable[[NDArray[np.integer]], NDArray[np.int64]]  # instance numbers (n,) -> a number a token (n, T)
+
+
 @dataclass(frozen=True)
 class Masks:
     """How the masks of a source come about; the defaults: only short rows are masked, where they are padded."""
 
     pad_token_id: int = 0  # stands in padded places
     pad_tokens: bool = False  # whether this token is padding wherever it stands (data.generate_attention_mask)
-    labels: TokenSource | None = None  # above 0 where the token counts
-    attention: TokenSource | None = None  # above 0 where the token is no padding
+    labels: Reader | None = None  # above 0 where the token counts
+    attention: Reader | None = None  # above 0 where the token is no padding
+    instance_filter: InstanceFilterConfig | None = None  # nothing of an instance that repeats itself counts
+
+    def _absent(self, tokens: NDArray[np.int64], instances: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Where a row has no token at all."""
+        absent = tokens == PADDING
+        return absent if self.attention is None else absent | (self.attention(instances) <= 0)
 
     def apply(self, tokens: NDArray[np.int64], instances: NDArray[np.integer]) -> Masked:
         """Token ids (n, T), PADDING among them, that the source gave for these instances (n,), with their masks."""
-        label_mask = None if self.labels is None else self.labels.read(instances) > 0
-        padding = tokens == PADDING
-        if self.attention is not None:
-            padding |= self.attention.read(instances) <= 0
+        padding = self._absent(tokens, instances)
+        label_mask = None if self.labels is None else self.labels(instances) > 0
+        if self.instance_filter is not None:
+            repeated = repeats_itself(tokens, self.instance_filter)
+            for row in np.flatnonzero(padding.any(axis=1)):
+                repeated[row] = repeats_itself(tokens[row][~padding[row]][None], self.instance_filter)[0]
+            if repeated.any():
+                kept = np.broadcast_to(~repeated[:, None], tokens.shape)
+                label_mask = kept if label_mask is None else label_mask & kept
         if self.pad_tokens:
             padding |= tokens == self.pad_token_id
-        if not padding.any():
-            return Masked(torch.from_numpy(tokens), None if label_mask is None else torch.from_numpy(label_mask), None)
-        # From padding alone nothing can be predicted: the first token of a row that is none does not count, either.
-        predicted = ~padding & (np.cumsum(~padding, axis=1) > 1)
-        predicted[:, 0] = ~padding[:, 0]  # as where there is no padding; the loss never counts it
-        label_mask = predicted if label_mask is None else label_mask & predicted
-        # Where padding only ends rows, no token that counts could attend to it; attention is faster without a mask.
-        seen = (padding[:, :-1] & ~padding[:, 1:]).any()
-        return Masked(
-            torch.from_numpy(np.where(tokens == PADDING, self.pad_token_id, tokens)),
-            torch.from_numpy(label_mask),
-            torch.from_numpy(~padding) if seen else None,
-        )
+        attention_mask = None
+        if padding.any():
+            tokens = np.where(tokens == PADDING, self.pad_token_id, tokens)
+            # From padding alone nothing can be predicted: the first token of a row that is none does not count either.
+            predicted = ~padding & (np.cumsum(~padding, axis=1) > 1)
+            predicted[:, 0] = ~padding[:, 0]  # as where there is no padding; the loss never counts it
+            label_mask = predicted if label_mask is None else label_mask & predicted
+            # Where padding only ends rows, no token that counts could attend to it; attention is faster without a mask.
+            if (padding[:, :-1] & ~padding[:, 1:]).any():
+                attention_mask = torch.from_numpy(~padding)
+        labels = None if label_mask is None else torch.from_numpy(np.ascontiguousarray(label_mask))
+        return Masked(torch.from_numpy(tokens), labels, attention_mask)
+
+    def rows(self, source: TokenSource, instances: NDArray[np.integer], where: str) -> list[NDArray[np.int64]]:
+        """The tokens of these instances without padding; ValueError, with `where`, for one that has no other."""
+        tokens = source.read(instances)
+        padding = self._absent(tokens, instances)
+        if self.pad_tokens:
+            padding |= tokens == self.pad_token_id
+        if padding.all(axis=1).any():
+            raise ValueError(f"{where}: instance {instances[int(padding.all(axis=1).argmax())]} holds no token")
+        return [row[~absent] for row, absent in zip(tokens, padding)]
 
 
-def open_masks(config: TrainConfig, source: TokenSource) -> Masks:
-    """The masks of a run's data: `data.label_mask_paths` (files of one byte a token) and `generate_attention_mask`;
-    in a `datasets` folder, the columns `label_mask` and `attention_mask` where it has them.
+def open_masks(data: DataConfig, pad_token_id: int, source: TokenSource) -> Masks:
+    """The masks of a run's data: `data.label_mask_paths` (files of one byte a token), `generate_attention_mask` and
+    `instance_filter`; in a `datasets` folder, the columns `label_mask` and `attention_mask` where it has them.
 
     Raises ValueError where label masks and token files differ in how many instances they hold.
     """
-    data, length = config.data, config.model.max_sequence_length
-    masks = Masks(config.model.pad_token_id, data.generate_attention_mask)
+    masks = Masks(pad_token_id, data.generate_attention_mask, instance_filter=data.instance_filter)
     if isinstance(source, TokenDataset):
         labels, attention = (
-            TokenDataset(source.path, length, data.pad_direction, column) if column in source.columns else None
+            partial(source.read_column, column) if column in source.columns else None
             for column in ("label_mask", "attention_mask")
         )
         return replace(masks, labels=labels, attention=attention)
     if data.label_mask_paths is None or not isinstance(source, TokenFiles):
         return masks
-    files = TokenFiles(data.label_mask_paths, length, "uint8")
+    files = TokenFiles(data.label_mask_paths, source.sequence_length, "uint8", key="data.label_mask_paths")
     if len(files.paths) != len(source.paths):
         raise ValueError(f"data.label_mask_paths: {len(files.paths)} files, data.paths has {len(source.paths)}")
     for mask, path, masked, held in zip(files.paths, source.paths, np.diff(files.offsets), np.diff(source.offsets)):
@@ -87,15 +111,7 @@ def open_masks(config: TrainConfig, source: TokenSource) -> Masks:
             raise ValueError(
                 f"{mask}: label masks of {masked} instances, {path} holds {held}; a mask has one byte a token"
             )
-    return replace(masks, labels=files)
-
-
-def without_padding(rows: NDArray[np.int64], where: str) -> list[NDArray[np.int64]]:
-    """The tokens of each row (n, T); ValueError, with the name of the data, for a row that is nothing but PADDING."""
-    kept = [row[row != PADDING] for row in rows]
-    if not all(map(len, kept)):
-        raise ValueError(f"{where}: row {[len(row) for row in kept].index(0)} of those to measure holds no token")
-    return kept
+    return replace(masks, labels=files.read)
 
 
 def padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -111,14 +111,15 @@ class EpochOrder:
         elif shuffle and folder is not None:
             path = folder / f"global_indices_{instances}_seed{seed + epoch}.npy"
             with alone(path):
-                if not path.is_file():
+                if not path.is_file() or path.stat().st_size != instances * DTYPE.itemsize:
+                    for left_over in folder.glob(f".{path.name}.*.partial"):  # of a process that was killed
+                        left_over.unlink(missing_ok=True)
                     log.info("shuffling %s instances: a minute or more", f"{instances:,}")
                     write_order(path, instances, seed, epoch)
             self._whole = np.memmap(path, DTYPE, "r", shape=(instances,))
 
     def at(self, places: NDArray[np.integer]) -> NDArray[np.uint32]:
-        """Instance numbers at these places, those beyond the last one counted from the front again, as padding does."""
-        places = places % self.instances
+        """Instance numbers at these places."""
         if self._whole is not None:
             return np.asarray(self._whole[places])
         return instances_at(places, self.instances, self.seed, self.epoch, self.shuffle)
@@ -164,6 +165,8 @@ def write_order(
             mapped.flush()
             del mapped
             os.truncate(partial, kept * DTYPE.itemsize)
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())  # or a machine that goes down leaves zeros of the right size
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -260,7 +263,11 @@ class OrderFile:
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"{self.place}: places {start} to {stop} of a data order that has {len(self)}")
         if self._remote is None:
-            return np.fromfile(self.place, DTYPE, stop - start, offset=start * DTYPE.itemsize)
+            places = np.fromfile(self.place, DTYPE, stop - start, offset=start * DTYPE.itemsize)
+            if len(places) != stop - start:
+                size = Path(self.place).stat().st_size
+                raise ValueError(f"{self.place}: the file has {size} bytes now, it had {len(self) * DTYPE.itemsize}")
+            return places
         # Read-only, as the bytes are that it came in.
         width = (stop - start) * DTYPE.itemsize
         return np.frombuffer(self._remote.read([0], [start * DTYPE.itemsize], width, keep), DTYPE)

@@ -192,12 +192,12 @@ class File:
 
     url: str
     size: int
-    tag: str  # entity tag that vouches for every byte, empty where the server states none
+    tag: str  # entity tag that vouches for every byte, or else the date of the last change; empty without either
 
 
 def _tag(headers: Mapping[str, str]) -> str:
     tag = headers.get("etag", "")
-    return "" if tag.startswith("W/") else tag
+    return headers.get("last-modified", "") if not tag or tag.startswith("W/") else tag
 
 
 def _check_status(url: str, answer: Answer) -> None:
@@ -245,7 +245,7 @@ def bytes_of(file: File, start: int, stop: int, answer: Answer) -> bytes:
         if int(total[1]) != file.size:
             raise Changed(f"{file.url}: the file has {total[1]} bytes now, it had {file.size} when its size was asked")
         if file.tag and (tag := _tag(answer.headers)) and tag != file.tag:
-            raise Changed(f"{file.url}: the file has changed on the server (entity tag {tag}, it was {file.tag})")
+            raise Changed(f"{file.url}: the file has changed on the server ({tag}, it was {file.tag})")
     if answer.status != 206 or stated != f"bytes {start}-{stop - 1}/{file.size}":
         raise Interrupted(f"asked for bytes {start}-{stop - 1} of {file.size}, the server sends {stated or 'no range'}")
     came = bytearray()
@@ -309,10 +309,13 @@ def _evict(folder: Path) -> None:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Among the processes of this machine that want one file, one makes it; the others wait, and find it."""
+    """Among the processes of this machine that want one file, one makes it; the others wait, and find it.
+
+    The empty lock file stays. In a folder of hashes sixteen do for all files.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f"lock-{path.name[0]}").open("wb")  # sixteen for all files, so that none are left over
+        lock = path.with_name(f"lock-{path.name[0]}").open("wb")
     except OSError:
         yield
         return

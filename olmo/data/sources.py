@@ -7,6 +7,7 @@ ones, only their bytes come (`remote`).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,13 +64,23 @@ class TokenFiles:
     """Headerless little-endian token files, cut into instances of `sequence_length`.
 
     The rest of each file that fills no instance is dropped; instances are numbered through the files in order
-    (formats section 3). Paths may hold brace ranges, see `expand_ranges`, and may be URLs: http(s)://, s3:// or r2://.
+    (formats section 3). Paths may hold brace ranges, see `expand_ranges`, and may be URLs: http(s)://, s3:// or r2://;
+    what is read of those stays on this machine with `keep`. `key` is the configuration's name for the paths.
     """
 
-    def __init__(self, paths: Sequence[str | Path], sequence_length: int, dtype: str = "uint16"):
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        sequence_length: int,
+        dtype: str = "uint16",
+        *,
+        keep: bool = True,
+        key: str = "data.paths",
+    ):
+        kind = {"data.paths": "token file", "data.label_mask_paths": "label mask"}[key]
         if not paths:
-            raise ValueError("no token files given (data.paths is empty)")
-        self.sequence_length = sequence_length
+            raise ValueError(f"no {kind}s given ({key} is empty)")
+        self.sequence_length, self.keep = sequence_length, keep
         if dtype not in ("uint8", "uint16", "uint32", "uint64"):
             raise ValueError(f"data.memmap_dtype: {dtype!r} is none of uint8, uint16, uint32, uint64")
         self.dtype = np.dtype(dtype).newbyteorder("<")
@@ -77,7 +88,7 @@ class TokenFiles:
         remote = [path for path in self.paths if "://" in path]
         for path in self.paths:
             if "://" not in path and not Path(path).is_file():
-                raise FileNotFoundError(f"{path}: no such token file")
+                raise FileNotFoundError(f"{path}: no such {kind}")
         self._remote = RemoteFiles(remote) if remote else None
         sizes = iter(self._remote.sizes if self._remote else ())
         self.sizes = [next(sizes) if "://" in path else Path(path).stat().st_size for path in self.paths]
@@ -113,26 +124,31 @@ class TokenFiles:
         places = wanted - self.offsets[files]
         is_remote = np.array([mapped is None for mapped in self._files])
         far = is_remote[files]
+        for file in np.unique(files[~far]):
+            # Reading a mapped file beyond its end is no error, but the end of the process.
+            if (now := os.stat(self.paths[file]).st_size) != self.sizes[file]:
+                raise ValueError(f"{self.paths[file]}: the file has {now} bytes now, it had {self.sizes[file]}")
         for row, (file, place) in enumerate(zip(files.tolist(), places.tolist())):
             if (mapped := self._files[file]) is not None:
                 rows[row] = mapped[place]
         if self._remote is not None and far.any():
             numbers = np.cumsum(is_remote)[files[far]] - 1  # among the remote ones
             width = self.dtype.itemsize * self.sequence_length
-            content = self._remote.read(numbers, places[far] * width, width)
+            content = self._remote.read(numbers, places[far] * width, width, self.keep)
             rows[far] = np.frombuffer(content, self.dtype).reshape(-1, self.sequence_length)
+        if self.dtype.itemsize == 8 and (large := rows >> 63).any():
+            raise ValueError(f"{self.extent()}: token {rows[large > 0][0]} is none; is data.memmap_dtype uint64?")
         return rows.astype(np.int64)
 
 
 class TokenDataset:
-    """A Hugging Face `datasets` folder on disk with a column of rows of token ids; shorter rows are padded."""
+    """A Hugging Face `datasets` folder on disk with a column `input_ids` of rows of token ids; short ones are padded.
+
+    `columns` are those of its columns that say something of every token, see `read_column`.
+    """
 
     def __init__(
-        self,
-        path: str | Path,
-        sequence_length: int,
-        pad_direction: PaddingDirection = PaddingDirection.right,
-        column: str = "input_ids",
+        self, path: str | Path, sequence_length: int, pad_direction: PaddingDirection = PaddingDirection.right
     ):
         import datasets  # takes a second; only runs on such folders need it
 
@@ -142,35 +158,53 @@ class TokenDataset:
             loaded = datasets.load_from_disk(str(path))
         except Exception as error:  # damaged and empty folders raise several types, down to IndexError
             raise ValueError(f"{path}: not a dataset folder, damaged or empty: {error}") from error
-        if not isinstance(loaded, datasets.Dataset) or column not in loaded.column_names:
-            raise ValueError(f"{path}: expected a dataset with a column '{column}'")
+        if not isinstance(loaded, datasets.Dataset) or "input_ids" not in loaded.column_names:
+            raise ValueError(f"{path}: expected a dataset with a column 'input_ids'")
         if not len(loaded):
             raise ValueError(f"{path}: the dataset is empty")
-        self.path, self.sequence_length = str(path), sequence_length
-        self.pad_direction, self.column, self.columns = pad_direction, column, tuple(loaded.column_names)
-        self._rows = loaded.select_columns([column]).with_format("numpy")
+        self.path, self.sequence_length, self.pad_direction = str(path), sequence_length, pad_direction
+        self.columns = [name for name in ("input_ids", "label_mask", "attention_mask") if name in loaded.column_names]
+        for name in self.columns:
+            kind = getattr(getattr(loaded.features[name], "feature", None), "dtype", "")
+            if not kind.startswith(("int", "uint", "bool")):
+                raise ValueError(f"{path}: column '{name}' holds {loaded.features[name]}, not lists of whole numbers")
+        self._rows = loaded.select_columns(self.columns).with_format("numpy")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        return self.read_column("input_ids", indices)
+
+    def read_column(self, name: str, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        """One of `columns`, padded as the token ids are: `input_ids`, or a mask, 0 where the token is masked.
+
+        Raises ValueError for a row that is too long, holds something else than whole numbers from 0 on, or as a mask
+        has not the length of its tokens.
+        """
         wanted = np.asarray(indices, dtype=np.int64)
         check_range(wanted, len(self), self.path)
-        rows = self._rows[wanted][self.column]
+        batch = self._rows[wanted]
         padded = np.full((len(wanted), self.sequence_length), PADDING, dtype=np.int64)
-        for place, row in zip(padded, rows):
+        for place, number, row, ids in zip(padded, wanted, batch[name], batch["input_ids"]):
+            where = f"{self.path}: instance {number}, column '{name}'"
+            if row is None or ids is None or (np.asarray(row).dtype.kind not in "iub" and len(row)):
+                raise ValueError(f"{where}: a value is missing")
             if len(row) > self.sequence_length:
                 raise ValueError(
-                    f"{self.path}: a row of {len(row)} tokens, the model takes {self.sequence_length} "
-                    "(model.max_sequence_length)"
+                    f"{where}: {len(row)} tokens, the model takes {self.sequence_length} (model.max_sequence_length)"
                 )
+            if len(row) != len(ids):
+                raise ValueError(f"{where}: a mask of {len(row)} numbers for {len(ids)} tokens")
             start = self.sequence_length - len(row) if self.pad_direction == PaddingDirection.left else 0
             place[start : start + len(row)] = row
+            if len(row) and place[start : start + len(row)].min() < 0:
+                raise ValueError(f"{where}: {place[start : start + len(row)].min()} is no token")
         return padded
 
 
-def open_source(data: DataConfig, sequence_length: int) -> TokenSource:
-    """The source that `data.paths` or `data.dataset_path` names."""
+def open_source(data: DataConfig, sequence_length: int, keep: bool = True) -> TokenSource:
+    """The source that `data.paths` or `data.dataset_path` names. Remote ranges stay on this machine with `keep`."""
     if data.dataset_path:
         return TokenDataset(data.dataset_path, sequence_length, data.pad_direction)
-    return TokenFiles(data.paths or [], sequence_length, data.memmap_dtype)
+    return TokenFiles(data.paths or [], sequence_length, data.memmap_dtype, keep=keep)

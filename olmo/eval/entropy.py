@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import EvaluatorConfig, TrainConfig
-from ..data.masks import padded, without_padding
+from ..data.masks import open_masks, padded
 from ..data.order import instances_at
 from ..data.sources import open_source
 from ..distributed import Ranks
@@ -29,7 +29,8 @@ class EntropyBatch:
         shuffle = not own and config.data_shuffling
         places = instances_at(np.arange(count), len(source), config.data_seed, 0, shuffle)
         self.label = evaluator.label
-        self.rows: list[NDArray[np.int64]] = without_padding(source.read(places), f"evaluators.{evaluator.label}")
+        masks = open_masks(data, config.model.pad_token_id, source)
+        self.rows: list[NDArray[np.int64]] = masks.rows(source, places, f"evaluators.{evaluator.label}")
 
     def evaluate(
         self, model: OLMo, batch_size: int, device: torch.device, ranks: Ranks, progress: Callable[[int], None]

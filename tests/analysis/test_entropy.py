@@ -202,8 +202,20 @@ def test_padding_of_a_datasets_folder_counts_for_nothing(tmp_path: Path, shared:
     order = np.arange(6, dtype=np.uint32)
     np.random.Generator(np.random.PCG64(5)).shuffle(order)
     check(tmp_path / "run", direct(to_transformers(made_model(0)), olmo_places(), [rows[i] for i in order[:4]]))
+    # The same padded with a token, which a mask, or the run's configuration, calls padding.
+    pad = next(token for token in range(128) if not any(token in row for row in rows))
+    full = [row + [pad] * (LENGTH - len(row)) for row in rows]
+    mask = [[1] * len(row) + [0] * (LENGTH - len(row)) for row in rows]
+    datasets.Dataset.from_dict({"input_ids": full, "attention_mask": mask}).save_to_disk(str(tmp_path / "masked"))
+    run(*asked, tmp_path / "of mask", "--data", tmp_path / "masked")
+    assert result_in(tmp_path / "of mask")["layers"] == result_in(tmp_path / "folder")["layers"]
+    datasets.Dataset.from_dict({"input_ids": full}).save_to_disk(str(tmp_path / "full"))
+    data = f"{{dataset_path: {tmp_path / 'full'}, generate_attention_mask: true}}"
+    config.write_text(f"seed: 5\nmodel: {{max_sequence_length: {LENGTH}, pad_token_id: {pad}}}\ndata: {data}\n")
+    run(*asked, tmp_path / "of run", "--data", config)
+    assert result_in(tmp_path / "of run")["layers"] == result_in(tmp_path / "run")["layers"]
     datasets.Dataset.from_dict({"input_ids": [[1], []]}).save_to_disk(str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match="empty: row 1 of those to measure holds no token"):
+    with pytest.raises(ValueError, match="empty: instance 1 holds no token"):
         run(*asked[:2], "--data_size", 2, "--data", tmp_path / "empty", "--output", tmp_path / "none")
 
 

@@ -987,6 +987,30 @@ def test_instances_that_repeat_themselves_are_left_out_of_the_loss(plain: Path, 
     assert not same(weights(trainer), weights(train(plain, tmp_path / "all", *asked)))
 
 
+def test_what_is_injected_counts_in_an_instance_that_repeats_itself(world: Path, tmp_path: Path) -> None:
+    """Also in what inspect_data shows: nothing of these rows counts but the texts in front of them."""
+    np.full(BATCH * LENGTH, 5, dtype="<u2").tofile(tmp_path / "tokens.npy")
+    asked = (f"--data.paths=[{tmp_path / 'tokens.npy'}]", "--data.instance_filter={}", "--evaluators=[]")
+    trainer = Trainer(configure(world, tmp_path / "run", *asked, "--max_duration=2"), CPU, Ranks())
+    injected, entered = inject(trainer.loader.batch(0, 0), 2, trainer.plan, BATCH)
+    assert injected.label_mask is not None and len(entered) == 4
+    lengths = [len(text.input_ids) for _, text in entered] + [0, 0]
+    assert injected.label_mask.sum(1).tolist() == lengths
+    assert all(row[:length].all() for row, length in zip(injected.label_mask, lengths))
+    trainer.fit()
+    assert series(tmp_path / "run")[1] == 0 and series(tmp_path / "run")[2] > 0
+
+
+def test_a_large_order_lies_in_the_runs_folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(plain, tmp_path / "small")
+    monkeypatch.setattr("olmo.data.order.LARGE", 10)
+    train(plain, tmp_path / "large")
+    assert indices(tmp_path / "small") == indices(tmp_path / "large")
+    names = sorted(path.name for path in (tmp_path / "large/train_data").glob("*.npy"))
+    assert names == ["global_indices_25_seed11.npy", "global_indices_25_seed12.npy"]
+    assert not (tmp_path / "small/train_data").exists()
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_short_rows_train_on_their_tokens_alone(plain: Path, tmp_path: Path, side: str) -> None:
     """The loss of a step over rows of 3 to 30 tokens is that of each row by itself, over n x T."""

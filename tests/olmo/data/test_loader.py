@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from olmo.config import DataConfig, TrainConfig
 from olmo.data import order as order_module
-from olmo.data.loader import Batch, Loader
+from olmo.data.loader import Batch, Loader, run_loader
 from olmo.data.masks import Masks
-from olmo.data.order import build_order
+from olmo.data.order import EpochOrder, build_order
 from olmo.data.sources import PADDING
+from tests.reference import tiny_config
 
 
 class Counting:
@@ -48,7 +50,6 @@ def setups(draw: st.DrawFn) -> dict:
         "world_size": world_size,
         "seed": draw(st.integers(0, 2**16)),
         "shuffle": draw(st.booleans()),
-        "drop_last": draw(st.booleans()),
     }
 
 
@@ -58,7 +59,6 @@ def loader(setup: dict, rank: int, world_size: int | None = None) -> Loader:
         setup["batch_size"],
         setup["seed"],
         shuffle=setup["shuffle"],
-        drop_last=setup["drop_last"],
         rank=rank,
         world_size=world_size or setup["world_size"],
     )
@@ -89,9 +89,7 @@ def same(a: Batch, b: Batch) -> bool:
 @given(setup=setups(), epoch=st.integers(0, 3))
 def test_the_ranks_together_see_the_global_order(setup: dict, epoch: int) -> None:
     ranks = [loader(setup, rank) for rank in range(setup["world_size"])]
-    order = build_order(
-        setup["count"], setup["seed"], epoch, setup["world_size"], setup["drop_last"], setup["shuffle"]
-    ).tolist()
+    order = build_order(setup["count"], setup["seed"], epoch, shuffle=setup["shuffle"]).tolist()
     batches = {rank.batches_per_epoch for rank in ranks}
     assert batches == {len(order) // setup["batch_size"]}
     seen = []
@@ -153,21 +151,19 @@ def test_ranks_and_workers_see_the_global_order_from_any_restart(
     per_epoch = one.batches_per_epoch
     for step in range(place, place + min(per_epoch, 4) + 1):
         epoch, number = divmod(step, per_epoch)
-        order = build_order(
-            setup["count"], setup["seed"], epoch, world_size, setup["drop_last"], setup["shuffle"]
-        ).tolist()
+        order = build_order(setup["count"], setup["seed"], epoch, shuffle=setup["shuffle"]).tolist()
         expected = order[number * size : (number + 1) * size]
         assert together([next(rank) for rank in running], size) == expected
     for rank in running:
         rank.close()  # type: ignore[attr-defined]
-    assert loader_threads() == 0
+    assert ended()
 
 
 @settings(max_examples=30)
 @given(setup=setups(), other=st.integers(1, 5))
 def test_a_restart_may_have_another_number_of_ranks(setup: dict, other: int) -> None:
-    """Where nothing is padded, global batches do not depend on how many ranks share them."""
-    setup = {**setup, "drop_last": True, "batch_size": setup["world_size"] * other}
+    """Global batches do not depend on how many ranks share them."""
+    setup = {**setup, "batch_size": setup["world_size"] * other}
     if setup["count"] < setup["batch_size"]:
         return
     for epoch, number in ((0, 0), (1, setup["count"] // setup["batch_size"] - 1)):
@@ -202,11 +198,23 @@ def test_without_shuffling_every_epoch_is_in_the_order_of_the_files() -> None:
     assert taken == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
 
 
-def test_padding_can_fill_the_last_batch() -> None:
-    padded = Loader(Counting(7), 4, seed=0, shuffle=False, drop_last=False, rank=3, world_size=4)
-    cut = Loader(Counting(7), 4, seed=0, shuffle=False, drop_last=True, rank=3, world_size=4)
-    assert (padded.batches_per_epoch, cut.batches_per_epoch) == (2, 1)
-    assert padded.batch(0, 1).instances.tolist() == [0]  # the front again
+def test_the_loader_of_a_configuration(tmp_path: Path) -> None:
+    np.arange(400, dtype="<u2").tofile(tmp_path / "a.npy")
+    (tmp_path / "a.mask").write_bytes(bytes(range(2)) * 200)
+    model = tiny_config(max_sequence_length=4, vocab_size=500, embedding_size=512, pad_token_id=7)
+    data = DataConfig(paths=[str(tmp_path / "a.npy")], label_mask_paths=[str(tmp_path / "a.mask")], seed=5)
+    config = TrainConfig(seed=9, model=model, data=data, global_train_batch_size=6)
+    made = run_loader(config, 1, 3, order_folder=tmp_path, keep=False)
+    assert (made.global_batch_size, made.seed, made.shuffle, made.vocabulary) == (6, 5, True, 512)
+    assert (made.rank, made.world_size, made.order_folder, made.source.keep) == (1, 3, tmp_path, False)  # type: ignore[attr-defined]
+    assert (made.workers, made.ahead, made.pin_memory) == (1, 1, False)
+    batch = made.batch(0, 0)
+    assert batch.instances.tolist() == build_order(100, 5, 0)[[1, 4]].tolist()
+    assert batch.label_mask is not None and batch.label_mask.int().tolist() == [[0, 1, 0, 1]] * 2
+    for workers, factor, expected in ((0, 4, (1, 4)), (3, None, (3, 6)), (2, 5, (2, 10))):
+        config.data.num_workers, config.data.prefetch_factor = workers, factor
+        made = run_loader(config)
+        assert (made.workers, made.ahead) == expected and made.source.keep  # type: ignore[attr-defined]
 
 
 # --- a large data set ---
@@ -267,6 +275,15 @@ def loader_threads() -> int:
     return sum(thread.name.startswith("loader") for thread in threading.enumerate())
 
 
+def ended() -> bool:
+    """Whether all reading has ended, after a while."""
+    for _ in range(200):
+        if not loader_threads():
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def test_the_next_batch_is_read_ahead_and_no_more() -> None:
     source = Counting(40)
     batches = Loader(source, 4, seed=0).batches()
@@ -275,7 +292,7 @@ def test_the_next_batch_is_read_ahead_and_no_more() -> None:
         assert taken <= source.reads <= taken + 1
     assert loader_threads() == 1
     batches.close()  # type: ignore[attr-defined]
-    assert loader_threads() == 0
+    assert ended()
 
 
 def test_as_many_batches_are_read_ahead_as_asked() -> None:
@@ -288,7 +305,45 @@ def test_as_many_batches_are_read_ahead_as_asked() -> None:
         time.sleep(0.02)
     assert source.reads == 7 and 1 <= loader_threads() <= 3
     batches.close()  # type: ignore[attr-defined]
-    assert loader_threads() == 0
+    assert ended()
+
+
+def test_a_run_reads_nothing_beyond_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_module, "LARGE", 2)
+    source = Counting(12)
+    taken = list(Loader(source, 4, seed=3, workers=2, ahead=5, order_folder=tmp_path).batches(count=3))
+    assert len(taken) == source.reads == 3
+    assert [path.name for path in tmp_path.glob("*.npy")] == ["global_indices_12_seed3.npy"]  # of one epoch
+
+
+def test_an_order_that_cannot_be_made_is_an_error_of_its_own_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def order(instances: int, seed: int, epoch: int, shuffle: bool, folder: Path | None) -> EpochOrder:
+        if epoch:
+            raise OSError("no room for this epoch's order")
+        return EpochOrder(instances, seed, epoch, shuffle)
+
+    monkeypatch.setattr("olmo.data.loader.EpochOrder", order)
+    batches = Loader(Counting(12), 4, seed=3, ahead=6).batches()
+    assert len([next(batches) for _ in range(3)]) == 3
+    with pytest.raises(OSError, match="no room"):
+        next(batches)
+
+
+def test_closing_does_not_wait_for_a_read_that_hangs() -> None:
+    class Hanging(Counting):
+        def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+            if 4 in indices:
+                assert released.wait(30)
+            return super().read(indices)
+
+    released = threading.Event()
+    source = Hanging(40)
+    batches = Loader(source, 4, seed=0, shuffle=False, ahead=6).batches()
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert loader_threads() == 1  # still waiting
+    released.set()
+    assert ended() and source.reads <= 2, "batches that nobody wants are read"
 
 
 def test_an_error_comes_with_its_batch_and_not_before() -> None:
@@ -302,7 +357,7 @@ def test_an_error_comes_with_its_batch_and_not_before() -> None:
     assert [next(batches).instances.tolist() for _ in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     with pytest.raises(ValueError, match="instance 9 is damaged"):
         next(batches)
-    assert loader_threads() == 0
+    assert ended()
 
 
 # --- mistakes ---
@@ -327,8 +382,7 @@ def test_fewer_instances_than_a_batch() -> None:
     with pytest.raises(ValueError, match="5 instances are fewer than one global batch of 6"):
         Loader(Counting(5), 6, seed=0)
     with pytest.raises(ValueError, match="3 instances are fewer than one global batch of 4"):
-        Loader(Counting(3), 4, seed=0, world_size=2, drop_last=True)
-    assert Loader(Counting(3), 4, seed=0, world_size=2, drop_last=False).batches_per_epoch == 1
+        Loader(Counting(3), 4, seed=0, world_size=2)
 
 
 def test_batches_are_int64_tensors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -10,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from olmo.config import DataConfig, PaddingDirection, TrainConfig
+from olmo.config import DataConfig, InstanceFilterConfig, PaddingDirection
 from olmo.data.masks import Masked, Masks, open_masks
 from olmo.data.sources import PADDING, TokenFiles, open_source
-from tests.reference import tiny_config
 
 
 def lists(masked: Masked) -> tuple[list, list | None, list | None]:
@@ -24,9 +24,8 @@ def lists(masked: Masked) -> tuple[list, list | None, list | None]:
 
 def read(data: DataConfig, indices: list[int], pad_token_id: int = 1) -> tuple[list, list | None, list | None]:
     """These instances of four tokens with their masks, as the loader of a run gets them."""
-    config = TrainConfig(model=tiny_config(max_sequence_length=4, pad_token_id=pad_token_id), data=data)
     source = open_source(data, 4)
-    return lists(open_masks(config, source).apply(source.read(indices), np.array(indices)))
+    return lists(open_masks(data, pad_token_id, source).apply(source.read(indices), np.array(indices)))
 
 
 def test_without_padding_there_are_no_masks() -> None:
@@ -127,6 +126,87 @@ def test_label_masks_of_other_files(tmp_path: Path, sizes: list[int], told: str)
     for path, size in zip(masks, sizes):
         np.ones(size, dtype=bool).tofile(path)
     data = DataConfig(paths=[str(tmp_path / "tokens.npy")], label_mask_paths=[str(path) for path in masks])
-    config = TrainConfig(model=tiny_config(max_sequence_length=4), data=data)
     with pytest.raises(ValueError, match=told):
-        open_masks(config, TokenFiles(data.paths or [], 4))
+        open_masks(data, 1, TokenFiles(data.paths or [], 4))
+
+
+def test_label_masks_that_are_not_there(tmp_path: Path) -> None:
+    np.arange(8, dtype="<u2").tofile(tmp_path / "tokens.npy")
+    source = TokenFiles([tmp_path / "tokens.npy"], 4)
+    with pytest.raises(ValueError, match=r"^no label masks given \(data\.label_mask_paths is empty\)$"):
+        open_masks(DataConfig(label_mask_paths=[]), 1, source)
+    with pytest.raises(FileNotFoundError, match=r"^nowhere\.npy: no such label mask$"):
+        open_masks(DataConfig(label_mask_paths=["nowhere.npy"]), 1, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "told"),
+    [
+        ("label_mask", [1, 1, 1], "column 'label_mask': a mask of 3 numbers for 2 tokens"),
+        ("attention_mask", [1], "column 'attention_mask': a mask of 1 numbers for 2 tokens"),
+        ("label_mask", None, "column 'label_mask': a value is missing"),
+        ("attention_mask", [1, None], "column 'attention_mask': a value is missing"),
+    ],
+)
+def test_masks_that_do_not_fit_their_row(tmp_path: Path, name: str, mask: list | None, told: str) -> None:
+    rows = {"input_ids": [[5, 6, 7], [5, 6]], name: [[1, 1, 1], mask]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "data")
+    data = DataConfig(dataset_path=str(tmp_path / "data"))
+    read(data, [0])
+    with pytest.raises(ValueError, match=f"data: instance 1, {told}$"):
+        read(data, [1])
+
+
+# --- instances that repeat themselves ---
+
+FILTER = InstanceFilterConfig(repetition_max_count=4)
+
+
+def test_what_repeats_itself_does_not_count() -> None:
+    tokens = np.array([[5, 5, 5, 5, 6, 7], [1, 2, 3, 4, 5, 6]])
+    masks = Masks(instance_filter=FILTER)
+    assert lists(masks.apply(tokens, np.arange(2)))[1:] == ([[0] * 6, [1] * 6], None)
+    assert lists(masks.apply(tokens[1:], np.arange(1)))[1:] == (None, None)
+    masks = replace(masks, labels=lambda instances: np.array([[1, 0, 1, 1, 0, 1]] * len(instances)))
+    assert lists(masks.apply(tokens, np.arange(2)))[1] == [[0] * 6, [1, 0, 1, 1, 0, 1]]
+
+
+def test_padding_is_no_repetition(tmp_path: Path) -> None:
+    """Neither that of short rows nor what an attention mask says; a pad token in the data is a token like any other."""
+    short = np.array([[1, 2, 3, PADDING, PADDING, PADDING, PADDING, PADDING], [7, 7, 7, 7, PADDING, PADDING, 1, 2]])
+    masks = Masks(pad_token_id=1, instance_filter=FILTER)
+    assert lists(masks.apply(short, np.arange(2)))[1] == [[1, 1, 1, 0, 0, 0, 0, 0], [0] * 8]
+    masked = replace(masks, attention=lambda instances: np.array([[1, 1, 1, 0, 0, 0, 0, 0]]))
+    full = np.array([[4, 2, 3, 1, 1, 1, 1, 1]])
+    assert lists(masked.apply(full, np.arange(1)))[1] == [[1, 1, 1, 0, 0, 0, 0, 0]]
+    assert lists(replace(masks, pad_tokens=True).apply(full, np.arange(1)))[1] == [[0] * 8]
+
+
+# --- rows without padding ---
+
+
+def test_rows_without_padding(tmp_path: Path) -> None:
+    columns = {"input_ids": [[5, 6, 9, 9], [5, 9]], "attention_mask": [[1, 1, 0, 0], [1, 1]]}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "data")
+    for side in PaddingDirection:
+        data = DataConfig(dataset_path=str(tmp_path / "data"), pad_direction=side)
+        source = open_source(data, 4)
+        found = open_masks(data, 0, source).rows(source, np.arange(2), "here")
+        assert [row.tolist() for row in found] == [[5, 6], [5, 9]]
+        data.generate_attention_mask = True
+        found = open_masks(data, 9, source).rows(source, np.arange(2), "here")
+        assert [row.tolist() for row in found] == [[5, 6], [5]]
+        with pytest.raises(ValueError, match=r"^here: instance 1 holds no token$"):
+            open_masks(data, 5, source).rows(Only9(), np.array([0, 1]), "here")
+
+
+class Only9:
+    """A source whose second row is padding alone."""
+
+    sequence_length = 4
+
+    def __len__(self) -> int:
+        return 2
+
+    def read(self, indices: object) -> np.ndarray:
+        return np.array([[5, 6, 9, 9], [5, 5, PADDING, PADDING]])

@@ -212,7 +212,7 @@ def shrunk(server: Server) -> str:
 
 def replaced(server: Server) -> str:
     server.files[NAMES[2]].content = bytes(len(CONTENTS[2]))
-    return r"part-2\.npy: the file has changed on the server \(entity tag"
+    return r"part-2\.npy: the file has changed on the server \("
 
 
 def gone(server: Server) -> str:
@@ -338,10 +338,20 @@ def test_a_damaged_cache_is_made_anew(server: Server, tmp_path: Path, kind: str,
     assert path.read_bytes() == good
 
 
-def test_a_new_version_of_a_file_is_read_anew(server: Server, tmp_path: Path) -> None:
-    """Same sizes, another entity tag: what was kept of the old version is not given for the new one."""
-    TokenFiles(urls(server), LENGTH).read([0])
-    server.files[NAMES[0]] = File(bytes(len(CONTENTS[0])))
+@pytest.mark.parametrize("told", ["ETag", "Last-Modified"])
+def test_a_new_version_of_a_file_is_read_anew(server: Server, tmp_path: Path, told: str) -> None:
+    """Same sizes, another entity tag, or, from a server without, date: what was kept of the old version is not given
+    for the new one, nor are the two mixed."""
+    if told == "Last-Modified":
+        for file in server.files.values():
+            file.headers["ETag"] = None
+    source = TokenFiles(urls(server), LENGTH)
+    source.read([0])
+    server.files[NAMES[0]] = File(
+        bytes(len(CONTENTS[0])), server.files[NAMES[0]].headers, "Thu, 1 Feb 2024 10:00:00 GMT"
+    )
+    with pytest.raises(ValueError, match="the file has changed on the server"):
+        source.read([1])
     for path in kept(tmp_path, "sizes"):
         path.unlink()
     assert not TokenFiles(urls(server), LENGTH).read([0]).any()

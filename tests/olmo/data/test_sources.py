@@ -158,7 +158,44 @@ def test_dataset_rows_that_are_too_long(tmp_path: Path) -> None:
     assert source.read([1]).tolist() == [[1, 2]]
     with pytest.raises(ValueError) as caught:
         source.read([0, 1])
-    assert str(caught.value) == (f"{tmp_path / 'd'}: a row of 3 tokens, the model takes 2 (model.max_sequence_length)")
+    assert str(caught.value) == (
+        f"{tmp_path / 'd'}: instance 0, column 'input_ids': 3 tokens, the model takes 2 (model.max_sequence_length)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ([[5.7, 6.2]], "column 'input_ids' holds List\\(Value\\('float64'\\)\\), not lists of whole numbers"),
+        ([5, 6], "column 'input_ids' holds Value\\('int(32|64)'\\), not lists"),
+        (["a b", "c"], "column 'input_ids' holds Value\\('string'\\), not lists"),
+        ([[5], None], "instance 1, column 'input_ids': a value is missing"),
+        ([[5], [6, None]], "instance 1, column 'input_ids': a value is missing"),
+        ([[5], [6, -1]], "instance 1, column 'input_ids': -1 is no token"),
+    ],
+)
+def test_dataset_rows_that_are_no_tokens(tmp_path: Path, column: list, told: str) -> None:
+    with pytest.raises(ValueError, match=f"d: {told}"):
+        TokenDataset(dataset(tmp_path / "d", input_ids=column), 2).read([0, 1])
+
+
+def test_a_token_file_that_changes_size(tmp_path: Path) -> None:
+    """Reading what is mapped and no longer there would end the process without a word."""
+    path = write(tmp_path / "a.npy", range(4096))
+    source = TokenFiles([path], 8)
+    source.read([500])
+    write(path, range(8))
+    with pytest.raises(ValueError, match=r"a\.npy: the file has 16 bytes now, it had 8192$"):
+        source.read([500])
+
+
+@pytest.mark.parametrize("token", [2**64 - 1, 2**63])
+def test_a_token_beyond_all_integers(tmp_path: Path, token: int) -> None:
+    path = tmp_path / "a.npy"
+    np.array([1, 2, 3, token], dtype="<u8").tofile(path)
+    with pytest.raises(ValueError, match=rf"token {token} is none; is data\.memmap_dtype uint64\?"):
+        TokenFiles([path], 2, "uint64").read([1])
+    assert TokenFiles([path], 2, "uint64").read([0]).tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("index", [-1, 2])
