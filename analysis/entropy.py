@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -29,6 +30,7 @@ from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_
 from analysis.measures import MEASURES, instance_measures
 from analysis.speed import Speed
 from olmo import checkpoint
+from olmo.architectures import describe
 from olmo.config import load
 from olmo.data.masks import padded, without_padding
 from olmo.data.order import OrderFile, check_places, instances_at
@@ -293,6 +295,8 @@ def measure_checkpoint(
             return done
     check_writable(output)
     model = open_model(folder, device, PRECISIONS[args.precision])
+    if ranks.is_first:
+        print(f"{folder}: {describe(model)}", file=sys.stderr)
     asked = (args.batch_size, args.coefficient, device, ranks, args.tolerance)
     averages = measure(model, rows, *asked, f"entropy of {folder.name}", args.measures)
     numbers = summary(averages)
