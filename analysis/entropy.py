@@ -46,6 +46,7 @@ from olmo.memory import (
     layer_entropy,
     observe,
 )
+from olmo.model import OLMo
 from olmo.reporting import Progress
 from olmo.tensors import check_readable, save_tensors
 from olmo.tokenizer import encode, load_tokenizer
@@ -295,8 +296,9 @@ def measure_checkpoint(
             return done
     check_writable(output)
     model = open_model(folder, device, PRECISIONS[args.precision])
-    if ranks.is_first:
-        print(f"{folder}: {describe(model)}", file=sys.stderr)
+    memories = describe(model)
+    if ranks.is_first and not isinstance(model, OLMo):  # ours are known, another family's were found
+        print(f"{folder}: {memories}", file=sys.stderr)
     asked = (args.batch_size, args.coefficient, device, ranks, args.tolerance)
     averages = measure(model, rows, *asked, f"entropy of {folder.name}", args.measures)
     numbers = summary(averages)
@@ -304,6 +306,7 @@ def measure_checkpoint(
         **numbers,
         "number_of_tokens": int(sum(len(row) for row in rows[: numbers["number_of_instances"]])),
         "sequence_length": length,
+        "memories": memories,
         **identity,
     }
     if ranks.is_first:
