@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -29,6 +30,7 @@ from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_
 from analysis.measures import MEASURES, instance_measures
 from analysis.speed import Speed
 from olmo import checkpoint
+from olmo.architectures import describe
 from olmo.config import DataConfig, load
 from olmo.data.masks import open_masks, padded
 from olmo.data.order import OrderFile, check_places, instances_at
@@ -44,6 +46,7 @@ from olmo.memory import (
     layer_entropy,
     observe,
 )
+from olmo.model import OLMo
 from olmo.reporting import Progress
 from olmo.tensors import check_readable, save_tensors
 from olmo.tokenizer import encode, load_tokenizer
@@ -291,6 +294,9 @@ def measure_checkpoint(
             return done
     check_writable(output)
     model = open_model(folder, device, PRECISIONS[args.precision])
+    memories = describe(model)
+    if ranks.is_first and not isinstance(model, OLMo):  # ours are known, another family's were found
+        print(f"{folder}: {memories}", file=sys.stderr)
     asked = (args.batch_size, args.coefficient, device, ranks, args.tolerance)
     averages = measure(model, rows, *asked, f"entropy of {folder.name}", args.measures)
     numbers = summary(averages)
@@ -298,6 +304,7 @@ def measure_checkpoint(
         **numbers,
         "number_of_tokens": int(sum(len(row) for row in rows[: numbers["number_of_instances"]])),
         "sequence_length": length,
+        "memories": memories,
         **identity,
     }
     if ranks.is_first:

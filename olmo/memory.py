@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from .architectures import Experts, Memory, find_memories
 from .distributed import Ranks
 from .model import OLMo
 from .tensors import check_readable, save_tensors
@@ -34,84 +35,22 @@ class _LastCoefficientSeen(Exception):
     """Ends a forward pass once nothing that follows can change a coefficient."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """The two projections of one feed-forward layer. `up` and `gate` are the same module where it is fused."""
-
-    name: str
-    down: nn.Module  # second projection; its input holds the M coefficients
-    up: nn.Module | None = None
-    gate: nn.Module | None = None
-    gated: bool = False  # also where up and gate cannot be told apart
-    temperature: Tensor | None = None  # (M,), what the model divides the coefficients by
-
-
-def find_memories(model: nn.Module) -> list[Memory]:
-    """The feed-forward memories of a causal language model, first layer first.
-
-    Ours are known by name. In another model they are found by structure: its longest list of layers; in each layer
-    the one linear map outside the attention that writes vectors of the layer's width from a wider or narrower
-    space. Raises ValueError where there is none or more than one (as in a mixture of experts).
-    """
-    if isinstance(model, OLMo):
-        return [
-            Memory(
-                f"transformer.blocks.{i}.ff_out",
-                block.ff_out,
-                block.ff_proj,
-                block.ff_proj,
-                temperature=block.memory_temperature,
-            )
-            for i, block in enumerate(model.blocks)
-        ]
-    stacks = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    if not stacks:
-        raise ValueError(f"{type(model).__name__}: no list of layers, cannot tell its feed-forward memories")
-    stack_name, stack = max(stacks, key=lambda item: len(item[1]))
-    width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    memories = []
-    for number, layer in enumerate(stack):
-        linear = {
-            name: module
-            for name, module in layer.named_modules()
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-            if not any("att" in part for part in name.lower().split("."))
-        }
-        down = [n for n, m in linear.items() if _sizes(m)[1] == width and _sizes(m)[0] != width]
-        where = f"{stack_name}.{number}"
-        if len(down) != 1:
-            found = ", ".join(down) or "none"
-            raise ValueError(f"{where}: cannot tell the memory projection of this layer (candidates: {found})")
-        siblings = {n.rsplit(".", 1)[-1]: m for n, m in linear.items()}
-        fused = siblings.get("gate_up_proj")  # Phi-3, GLM
-        up, gate = siblings.get("up_proj", fused), siblings.get("gate_proj", fused)
-        inner = _sizes(linear[down[0]])[0]
-        written = [_sizes(m)[1] for n, m in linear.items() if n != down[0]]
-        gated = written.count(inner) > 1 or 2 * inner in written
-        memories.append(Memory(f"{where}.{down[0]}", linear[down[0]], up, gate, gated))
-    return memories
-
-
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a linear map; transformers' Conv1D holds its weight transposed."""
-    rows, columns = module.weight.shape  # type: ignore[misc]
-    return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)
-
-
 class Observation:
     """Mean coefficients of the instances of the last forward pass.
 
     Set `mask` (B, T), 1 for tokens and 0 for padding, before the pass; None counts every position. `shape` (B, T)
-    is only needed where a model flattens its tokens in front of the feed-forward layer, as OPT does.
+    is only needed where a model flattens its tokens in front of the feed-forward layer, as OPT and mixtures of experts
+    do. A layer has several `parts` where shared experts stand beside routed ones; their memories are one layer's.
     """
 
-    def __init__(self, layers: int):
+    def __init__(self, layers: int, parts: int = 1):
         self.mask: Tensor | None = None
         self.shape: torch.Size | None = None
         self.ends_early = True  # the forward pass, at the last coefficient
-        self._means: list[Tensor | None] = [None] * layers
+        self.parts = parts
+        self._means: list[Tensor | None] = [None] * (layers * parts)
 
-    def record(self, layer: int, coefficients: Tensor) -> None:
+    def record(self, part: int, coefficients: Tensor) -> None:
         """Reduce C (B, T, M) or (B T, M), non-negative or signed-for-abs, to its mean over tokens, float32 (B, M)."""
         if coefficients.ndim == 2 and self.shape is not None:
             coefficients = coefficients.unflatten(0, self.shape)
@@ -124,13 +63,35 @@ class Observation:
             if self.mask is not None:
                 piece.masked_fill_(~self.mask[:, start : start + size, None].bool(), 0.0)
             total += piece.sum(1)
-        self._means[layer] = total / (length if self.mask is None else self.mask.sum(1, keepdim=True))
+        self._means[part] = total / (length if self.mask is None else self.mask.sum(1, keepdim=True))
+
+    def record_routed(self, part: int, coefficients: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Reduce, expert by expert, the numbers of the tokens routed to it (N,), counted through (B, T), and their C
+        (N, M), to means (B, E * M); the coefficients of all other tokens of the batch are 0."""
+        assert self.shape is not None, "no shape of the batch"
+        instances, length = self.shape
+        means = []
+        for tokens, values in coefficients:
+            values = values.abs().float()
+            if self.mask is not None:
+                # Not multiplied by 0: padding that sees padding alone may have no number as its coefficient.
+                values.masked_fill_(self.mask.flatten()[tokens, None] == 0, 0.0)
+            # A product of matrices, unlike index_add_, gives the same sum every time on a GPU too.
+            owner = torch.arange(instances, device=tokens.device)[:, None] == tokens // length
+            means.append(owner.float() @ values)
+        self._means[part] = torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True))
+
+    def stop_after(self, part: int) -> None:
+        """End the forward pass after the last part; where a layer has several, their order is not known."""
+        if self.ends_early and self.parts == 1 and part == len(self._means) - 1:
+            raise _LastCoefficientSeen
 
     @property
     def means(self) -> Tensor:
         """1/T_n sum_j C[n, j, i] of every layer, float32 (B, L, M)."""
         assert all(m is not None for m in self._means), "no forward pass yet"
-        return torch.stack([m for m in self._means if m is not None], dim=1)
+        means = [m for m in self._means if m is not None]
+        return torch.stack([torch.cat(means[i : i + self.parts], 1) for i in range(0, len(means), self.parts)], dim=1)
 
 
 @contextmanager
@@ -140,26 +101,39 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     coefficient "abs": |act(gate) * up|, the absolute input of the down projection (equation 2).
     coefficient "relu": relu(gate) * up with negatives set to 0 (appendix A.2); of a plain MLP the input of the
     second projection with negatives set to 0.
+
+    A mixture of experts writes sum_e w_e * V_e c_e. Its memories are those of all experts, in the experts' order,
+    then those of a shared expert. A memory's coefficient is w_e * c_e, the router's weight times the expert's own
+    coefficient; it is 0 for a token that is not routed to expert e. A shared expert's w_e is 1 or its sigmoid. c_e of
+    routed experts is computed a second time, because transformers' fused implementations never show it.
+
+    Raises ValueError where the memories cannot be told (`find_memories`) and, for relu, where they are no product of a
+    gate's activation and something else.
     """
     if coefficient not in COEFFICIENTS:
         raise ValueError(f"coefficient {coefficient!r} is none of {', '.join(COEFFICIENTS)}")
-    memories = find_memories(model)
-    observation = Observation(len(memories))
+    layers = find_memories(model)
+    observation = Observation(len(layers), len(layers[0]))
     handles: list[Any] = []
     try:
-        for layer, memory in enumerate(memories):
-            handles.extend(_hooks(memory, layer, observation, coefficient))
+        for part, memory in enumerate(memory for layer in layers for memory in layer):
+            if isinstance(memory, Experts):
+                handles.extend(_experts_hooks(memory, part, observation, coefficient))
+            else:
+                handles.extend(_hooks(memory, part, observation, coefficient))
         yield observation
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hooks(memory: Memory, layer: int, observation: Observation, coefficient: str) -> Iterator[Any]:
-    last = layer == len(observation._means) - 1
+def _hooks(memory: Memory, part: int, observation: Observation, coefficient: str) -> Iterator[Any]:
     kept: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
+    def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kept["input"] = args[0]
+
+    def keep_output(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             kept[name] = output
 
@@ -167,29 +141,65 @@ def _hooks(memory: Memory, layer: int, observation: Observation, coefficient: st
 
     def before_down(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         signed = args[0]
-        if coefficient == "relu":
-            if "fused" in kept:
-                # In either order: relu(gate) * up with negatives set to 0 is relu(gate) * relu(up).
-                kept["up"], kept["gate"] = kept.pop("fused").chunk(2, dim=-1)
-            if "up" in kept:
-                signed = kept.pop("gate").relu() * kept.pop("up")
-                if memory.temperature is not None:
-                    signed = signed / memory.temperature
-            signed = signed.relu()
-        observation.record(layer, signed)
-        if last and observation.ends_early:
-            raise _LastCoefficientSeen
+        if "first" in kept:
+            first = kept.pop("first")
+            halves = (first, kept.pop("second")) if "second" in kept else first.chunk(2, dim=-1)
+            signed = _rectified(halves, signed, memory.name)
+            if memory.temperature is not None:
+                signed = signed / memory.temperature
+        if memory.weight is not None:
+            signed = signed * memory.weight(kept.pop("input")).sigmoid()
+        observation.record(part, signed.relu() if coefficient == "relu" else signed)
+        observation.stop_after(part)
 
-    if coefficient == "relu" and memory.gated and (memory.up is None or memory.gate is None):
-        raise ValueError(f"{memory.name}: cannot tell up projection and gate of this layer, which relu needs")
-    if coefficient == "relu" and memory.up is not None:
-        inner = _sizes(memory.down)[0]
-        if memory.up is memory.gate and _sizes(memory.up)[1] == 2 * inner:
-            yield memory.up.register_forward_hook(keep("fused"))
-        elif memory.gate is not None and memory.up is not memory.gate:
-            yield memory.up.register_forward_hook(keep("up"))
-            yield memory.gate.register_forward_hook(keep("gate"))
+    if coefficient == "relu" and memory.gated:
+        for name, module in zip(("first", "second"), memory.into):
+            yield module.register_forward_hook(keep_output(name))
+    if memory.weight is not None:
+        yield memory.into[0].register_forward_pre_hook(keep_input)
     yield memory.down.register_forward_pre_hook(before_down)
+
+
+def _experts_hooks(memory: Experts, part: int, observation: Observation, coefficient: str) -> Iterator[Any]:
+    def before(module: nn.Module, args: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+        hidden, chosen, weights = (*args, *keywords.values())
+        if hidden.ndim != 2 or chosen.shape != weights.shape or len(chosen) != len(hidden):
+            raise ValueError(f"{memory.name}: the experts are called with something else than tokens and their routes")
+        observation.record_routed(part, _routed(memory, hidden, chosen, weights, coefficient))
+        observation.stop_after(part)
+
+    yield memory.module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _routed(
+    memory: Experts, hidden: Tensor, chosen: Tensor, weights: Tensor, coefficient: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each expert the numbers (N,) of its tokens in hidden (T, D), and w_e * c_e (N, M); chosen, weights (T, K)."""
+    module: Any = memory.module
+    first = "gate_up_proj" if memory.gated else "up_proj"
+    matrices, biases = getattr(module, first), getattr(module, f"{first}_bias") if module.has_bias else None
+    for expert in range(memory.experts):
+        tokens, place = torch.where(chosen == expert)
+        matrix = matrices[expert] if module.is_transposed else matrices[expert].T
+        projected = hidden[tokens] @ matrix
+        if biases is not None:
+            projected = projected + biases[expert]
+        own = module._apply_gate(projected) if memory.gated else module.act_fn(projected)
+        if coefficient == "relu":
+            own = _rectified(projected.chunk(2, dim=-1), own, memory.name) if memory.gated else own.relu()
+        yield tokens, own * weights[tokens, place, None]
+
+
+def _rectified(halves: tuple[Tensor, ...], signed: Tensor, name: str) -> Tensor:
+    """relu(gate) * up with negatives set to 0, of gate and up in either order: it is relu(gate) * relu(up).
+
+    Raises ValueError where `signed`, what the model computes, does not have the sign of their product, as that of every
+    usual activation has: interleaved halves, or something else than a gate.
+    """
+    first, second = halves
+    if (first.sign() * second.sign() * signed.sign() < 0).any():
+        raise ValueError(f"{name}: cannot tell gate and up projection of this layer, which relu needs")
+    return first.relu() * second.relu()
 
 
 @torch.no_grad()

@@ -400,7 +400,7 @@ def test_bfloat16(tmp_path: Path, shared: Path, tokens: Path) -> None:
     assert first["knowledge_entropy"] == pytest.approx(second["knowledge_entropy"], abs=0.01)
 
 
-def test_another_family_of_transformers(tmp_path: Path, tokens: Path) -> None:
+def test_another_family_of_transformers(tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = transformers.GPTNeoXConfig(**shape, intermediate_size=80, max_position_embeddings=LENGTH)
@@ -409,7 +409,11 @@ def test_another_family_of_transformers(tmp_path: Path, tokens: Path) -> None:
     run("--checkpoint", tmp_path / "pythia", "--data", tokens, "--data_size", 10, "--batch_size", 4)
     places = [f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h" for layer in range(3)]
     check(tmp_path / "pythia", direct(model, places, rows_of(tokens)[:10]))
-    assert result_in(tmp_path / "pythia")["sequence_length"] == LENGTH
+    result = result_in(tmp_path / "pythia")
+    assert result["sequence_length"] == LENGTH
+    found = "GPTNeoXForCausalLM, 3 layers; each has in gpt_neox.layers.*.mlp.dense_4h_to_h: 80 memories (plain)"
+    assert result["memories"] == found
+    assert f"{tmp_path / 'pythia'}: {found}\n" in capsys.readouterr().err
 
 
 def test_gpt2_calls_its_context_by_another_name(tmp_path: Path, tokens: Path) -> None:
@@ -582,10 +586,18 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, shared: Path, token
     torch.testing.assert_close(coefficients_in(tmp_path / "two"), coefficients_in(tmp_path / "one"))
 
 
-def test_ranks_share_odd_numbers_of_instances_out(shared: Path, tokens: Path) -> None:
-    """Three ranks one after another, without tolerance: their sums are those of one process."""
-    model = entropy.open_model(shared, torch.device("cpu"), torch.float32)
-    rows = list(rows_of(tokens)[:17])
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("family", ["ours", "OLMoE"])
+def test_ranks_share_odd_numbers_of_instances_out(shared: Path, tokens: Path, family: str, world_size: int) -> None:
+    """Ranks one after another, without tolerance: their sums are those of one process."""
+    if family == "ours":
+        model = entropy.open_model(shared, torch.device("cpu"), torch.float32)
+    else:
+        torch.manual_seed(0)
+        shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = transformers.OlmoeConfig(**shape, intermediate_size=48, num_experts=4, num_experts_per_tok=2)
+        model = transformers.OlmoeForCausalLM(config).eval()
+    rows = [row[: 5 + number % 7] for number, row in enumerate(rows_of(tokens)[:17])]
 
     class Alone(entropy.Ranks):
         def sum(self, values: np.ndarray) -> np.ndarray:
@@ -594,7 +606,8 @@ def test_ranks_share_odd_numbers_of_instances_out(shared: Path, tokens: Path) ->
     def measured(ranks: entropy.Ranks) -> entropy.GroupedMeans:
         return entropy.measure(model, rows, 2, "abs", torch.device("cpu"), ranks)["knowledge"]
 
-    parts, whole = [measured(Alone(rank, 3)) for rank in range(3)], measured(entropy.Ranks())
+    parts = [measured(Alone(rank, world_size)) for rank in range(world_size)]
+    whole = measured(entropy.Ranks())
     assert sum(part.instances for part in parts) == 17
     np.testing.assert_array_equal(sum(part.counts for part in parts), whole.counts)
     np.testing.assert_allclose(sum(part.sums for part in parts), whole.sums, rtol=1e-5, atol=1e-8)
