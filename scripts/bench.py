@@ -3,8 +3,8 @@
     python -m scripts.bench [--rounds 5] [--steps 20]
 
 training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop over the same
-model, batches and optimizer. entropy: `analysis.entropy` against the obvious script, transformers' model with logits
-and a hook that keeps the activations of every layer. Each line gives the median ratio of the rounds and their range.
+model, batches and optimizer. Each line gives the median ratio of the rounds and their range.
+entropy: a model of OLMo-1B's shape, see scripts/bench_entropy.py.
 loader: batches of 128 x 1024 from memory-mapped files in a shuffled order, as a training loop gets them, against numpy
 alone copying the same rows; one thread reading ahead, and two. The files are in the page cache.
 remote: 2048 instances of 249 remote files of Dolma's size, from a server on this machine whose every answer takes 5 ms.
@@ -19,7 +19,6 @@ import gzip
 import multiprocessing
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -36,7 +35,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from analysis.entropy import measure
 from olmo.checkpoint import load_model
 from olmo.config import TrainConfig, load, save_model_config
 from olmo.data import remote
@@ -48,8 +46,10 @@ from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.model import OLMo
 from olmo.tensors import write_tensors
 from olmo.train import Trainer
+from scripts.bench_entropy import bench_entropy
 from scripts.prepare_demo_text import package_root, rows
 from scripts.prepare_pubmed import TOKENIZER
+from scripts.processes import apart, peak_bytes
 
 CONFIG = Path("configs/tiny/pretrain.yaml")
 
@@ -154,82 +154,8 @@ def bench_loader(folder: Path, rounds: int, batches: int = 1000) -> None:
         report(name, in_turn(rounds, partial(ours, workers), numpy_alone), rates)
 
 
-def bench_entropy(rounds: int, steps: int) -> None:
-    """Our measurement against transformers with hooks that keep everything, tokens a second."""
-    from transformers import OlmoConfig, OlmoForCausalLM
-
-    config = load(CONFIG).model
-    device = pick_device()
-    model = OLMo(config).to(device).eval()
-    shape = OlmoConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        intermediate_size=config.inner_size,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        eos_token_id=0,
-        pad_token_id=1,
-        tie_word_embeddings=True,
-    )
-    reference = OlmoForCausalLM(shape).to(device).eval()
-    count, length = 16 * steps, config.max_sequence_length
-    data = np.random.default_rng(0).integers(0, config.vocab_size, (count, length))
-    rates: list[float] = []
-
-    def ours() -> float:
-        started = time.perf_counter()
-        measure(model, list(data), 16, "abs", device, Ranks())
-        rates.append(count * length / (time.perf_counter() - started))
-        return rates[-1]
-
-    def obvious() -> float:
-        kept: dict[int, list[torch.Tensor]] = {}
-        handles = [
-            layer.mlp.down_proj.register_forward_pre_hook(
-                lambda module, args, number=number: kept.setdefault(number, []).append(args[0].abs())
-            )
-            for number, layer in enumerate(reference.model.layers)
-        ]
-        started = time.perf_counter()
-        with torch.no_grad():
-            total: dict[int, torch.Tensor] = {}
-            for start in range(0, count, 16):
-                reference(torch.from_numpy(data[start : start + 16]).to(device))
-                for number, batches in kept.items():
-                    total[number] = total.get(number, torch.zeros(())) + batches.pop().mean(1).sum(0)
-            for average in total.values():
-                p = average / average.sum()
-                (-(p * p.log()).sum()).item()
-        for handle in handles:
-            handle.remove()
-        return count * length / (time.perf_counter() - started)
-
-    in_turn(1, ours, obvious)  # warm up
-    rates.clear()
-    report("entropy, ours / transformers with kept activations", in_turn(rounds, ours, obvious), rates)
-
-
-def _peak_bytes() -> int:
-    """The most memory this process has held."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where getrusage also counts what the parent held
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def apart(work: Callable[..., None], *arguments: Any) -> Any:
-    """What `work` puts into the queue that it gets after these arguments, run in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=work, args=(*arguments, queue))
-    process.start()
-    result = queue.get()
-    process.join()
-    return result
-
-
 def _load(folder: Path, mapped: bool, queue: Any) -> None:
-    before = _peak_bytes()
+    before = peak_bytes()
     started = time.perf_counter()
     model = load_model(folder, torch.device("cpu"), mapped=mapped)
     for parameter in model.parameters():  # a value of every page, so that what is mapped has been read
@@ -237,7 +163,7 @@ def _load(folder: Path, mapped: bool, queue: Any) -> None:
     loaded = time.perf_counter() - started
     with torch.no_grad():
         model(torch.zeros((1, 64), dtype=torch.int64))
-    queue.put((loaded, time.perf_counter() - started, _peak_bytes() - before))
+    queue.put((loaded, time.perf_counter() - started, peak_bytes() - before))
 
 
 def _read(folder: Path, queue: Any) -> None:
@@ -446,7 +372,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"torch {torch.__version__} on {device.type}, {where}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         bench_training(Path(folder), args.rounds, args.steps)
-    bench_entropy(args.rounds, args.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_entropy(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench_loader(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:
