@@ -134,13 +134,15 @@ def instance_measures(
             found["next_token"] = _over_tokens(next_token_entropy(model, logits_or_states), mask)
     found["knowledge"] = observation.means
     if watch is not None:
-        layers = observation.means.shape[1]
-        if len(watch.calls) != layers:
+        layers, calls = observation.means.shape[1], watch.calls
+        each, rest = divmod(len(calls), layers)  # our own model may take one instance at a time
+        by_layer = [torch.cat(calls[n * each : (n + 1) * each]) for n in range(layers)] if each else []
+        if rest or [len(layer) for layer in by_layer] != [len(input_ids)] * layers:
             raise ValueError(
-                f"{type(model).__name__}: {len(watch.calls)} calls of scaled_dot_product_attention for {layers} "
-                "layers; attention entropy needs one a layer"
+                f"{type(model).__name__}: {len(calls)} calls of scaled_dot_product_attention for {layers} layers; "
+                "attention entropy needs one a layer"
             )
-        found["attention"] = torch.stack([_over_tokens(call.mean(1), mask) for call in watch.calls], 1)
+        found["attention"] = torch.stack([_over_tokens(layer.mean(1), mask) for layer in by_layer], 1)
     return found
 
 

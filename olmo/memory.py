@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from .tensors import check_readable, save_tensors
 
 COEFFICIENTS = ("abs", "relu")
 GROUPS = 64  # of instances, for the jackknife
-TOKENS_AT_ONCE = 64  # whose coefficients are summed in one step
+TOKENS_SUMMED = 64  # whose coefficients are summed in one step
+TOKENS_AT_ONCE = 1024  # that pass a feed-forward layer of ours together, on a CPU
 
 
 class _LastCoefficientSeen(Exception):
@@ -47,6 +48,7 @@ class Observation:
         self.mask: Tensor | None = None
         self.shape: torch.Size | None = None
         self.ends_early = True  # the forward pass, at the last coefficient
+        self.window: tuple[slice, slice] | None = None  # the instances and tokens that come now, where not all do
         self.parts = parts
         self._means: list[Tensor | None] = [None] * (layers * parts)
 
@@ -55,15 +57,24 @@ class Observation:
         if coefficients.ndim == 2 and self.shape is not None:
             coefficients = coefficients.unflatten(0, self.shape)
         instances, length, memories = coefficients.shape
+        rows, tokens = self.window or (slice(None), slice(None))
+        mask = None if self.mask is None else self.mask[rows, tokens, None].bool()
         total = torch.zeros(instances, memories, device=coefficients.device)
         # On a CPU in pieces that stay in its cache, ten times faster than one sum over T.
-        size = length if coefficients.is_cuda else TOKENS_AT_ONCE
+        size = length if coefficients.is_cuda else TOKENS_SUMMED
         for start in range(0, length, size):
             piece = coefficients[:, start : start + size].abs().float()
-            if self.mask is not None:
-                piece.masked_fill_(~self.mask[:, start : start + size, None].bool(), 0.0)
+            if mask is not None:
+                piece.masked_fill_(~mask[:, start : start + size], 0.0)
             total += piece.sum(1)
-        self._means[part] = total / (length if self.mask is None else self.mask.sum(1, keepdim=True))
+        means = self._means[part]
+        if self.window is None:
+            self._means[part] = total / (length if self.mask is None else self.mask.sum(1, keepdim=True))
+        else:
+            assert self.shape is not None, "no shape of the batch"
+            if means is None or (rows.start or 0) == (tokens.start or 0) == 0:
+                means = self._means[part] = total.new_zeros(self.shape[0], memories)
+            means[rows] += total / (self.shape[1] if self.mask is None else self.mask[rows].sum(1, keepdim=True))
 
     def record_routed(self, part: int, coefficients: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Reduce, expert by expert, the numbers of the tokens routed to it (N,), counted through (B, T), and their C
@@ -209,15 +220,34 @@ def instance_means(model: nn.Module, observation: Observation, input_ids: Tensor
     input_ids (B, T); mask (B, T), 1 for tokens. Neither the last down projection nor the vocabulary is computed.
     """
     observation.mask, observation.shape = mask, input_ids.shape
-    try:
-        if isinstance(model, OLMo):
-            model.hidden_states(input_ids)
-        else:
-            body = model.base_model
-            body(input_ids=input_ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
-    except _LastCoefficientSeen:
-        pass
+    if isinstance(model, OLMo):
+        _pass_through_ours(model, input_ids, observation)
+        return observation.means
+    with suppress(_LastCoefficientSeen):
+        body = model.base_model
+        body(input_ids=input_ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
     return observation.means
+
+
+def _pass_through_ours(model: OLMo, input_ids: Tensor, observation: Observation) -> None:
+    """A forward pass of our own model up to its last coefficient, in little memory: on a CPU the attention takes one
+    instance at a time and the feed-forward layer TOKENS_AT_ONCE. A GPU wants all of them together. Without the dropout
+    of the residual stream, so for a model in evaluation.
+    """
+    stream, table = model.embed(input_ids)
+    instances, length, _ = stream.shape
+    rows = [slice(0, instances)] if stream.is_cuda else [slice(row, row + 1) for row in range(instances)]
+    step = length if stream.is_cuda else TOKENS_AT_ONCE
+    pieces = [(row, slice(start, min(start + step, length))) for row in rows for start in range(0, length, step)]
+    for block in model.blocks:
+        for row in rows:
+            stream[row].add_(block.attention_update(stream[row], table))
+        for piece in pieces:
+            observation.window = piece
+            # Raised by the hook of the last down projection, each time before that would be computed.
+            with suppress(_LastCoefficientSeen):
+                stream[piece].add_(block.memory_update(block.coefficients(block.project(stream[piece]))))
+    observation.window = None
 
 
 def layer_entropy(average: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -146,18 +146,31 @@ class Block(nn.Module):
         )
         return self.attn_out(out.transpose(1, 2).reshape(batch, length, d))
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        coefficients = self.act(self.ff_proj(x))
+    def attention_update(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
+        """What the attention adds to the residual stream x (B, T, D)."""
+        if self.config.norm_after:
+            return self.attn_norm(self.attention(x, table, seen))
+        return self.attention(self.attn_norm(x), table, seen)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The first projection of the feed-forward layer, of the residual stream, (B, T, D) -> (B, T, P)."""
+        return self.ff_proj(x if self.config.norm_after else self.ff_norm(x))
+
+    def coefficients(self, projected: Tensor) -> Tensor:
+        """Signed memory coefficients, (B, T, P) -> (B, T, M)."""
+        coefficients = self.act(projected)
         if self.memory_temperature is not None:
             coefficients = coefficients / self.memory_temperature.to(coefficients.dtype)
-        return self.ff_out(coefficients)
+        return coefficients
+
+    def memory_update(self, coefficients: Tensor) -> Tensor:
+        """What the memories add to the residual stream, (B, T, M) -> (B, T, D)."""
+        written = self.ff_out(coefficients)
+        return self.ff_norm(written) if self.config.norm_after else written
 
     def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
-        if self.config.norm_after:
-            x = x + self.dropout(self.attn_norm(self.attention(x, table, seen)))
-            return x + self.dropout(self.ff_norm(self.feed_forward(x)))
-        x = x + self.dropout(self.attention(self.attn_norm(x), table, seen))
-        return x + self.dropout(self.feed_forward(self.ff_norm(x)))
+        x = x + self.dropout(self.attention_update(x, table, seen))
+        return x + self.dropout(self.memory_update(self.coefficients(self.project(x))))
 
 
 class OLMo(nn.Module):
@@ -193,11 +206,8 @@ class OLMo(nn.Module):
         """The layers, first to last."""
         return list(cast(Iterable[Block], self.transformer["blocks"]))
 
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Normed output of the last block, (B, T) -> (B, T, D).
-
-        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all.
-        """
+    def embed(self, input_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """What enters the first block, (B, T) -> (B, T, D), and the table of rotary angles, if there is one."""
         config, parts = self.config, self.transformer
         x = parts["wte"](input_ids)
         if config.embedding_layer_norm:
@@ -209,10 +219,18 @@ class OLMo(nn.Module):
             x = x + parts["wpe"].weight[: input_ids.shape[1]]  # type: ignore[index]
         if config.embedding_dropout:
             x = F.dropout(x, config.embedding_dropout, self.training)
+        return x, table
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Normed output of the last block, (B, T) -> (B, T, D).
+
+        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all.
+        """
+        x, table = self.embed(input_ids)
         seen = None if attention_mask is None else seen_tokens(attention_mask)
         for block in self.blocks:
             x = block(x, table, seen)
-        return parts["ln_f"](x)
+        return self.transformer["ln_f"](x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, (..., D) -> (..., V)."""
