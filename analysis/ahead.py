@@ -120,7 +120,7 @@ def one_ahead(
                 print(f"{item}: {message}" if str(item) not in message else message, file=sys.stderr, flush=True)
         let_go(item)
         del current
-        # Modules may hold themselves in circles, and a third model has no room.
-        gc.collect()
+        if more:  # modules may hold themselves in circles, and a third model has no room
+            gc.collect()
     if failed:
         raise ValueError(f"{failed} of {len(items)} could not be measured; the same command goes on from here")

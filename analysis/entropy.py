@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.utils import disable_progress_bars
 from numpy.typing import NDArray
 from torch import nn
 
@@ -539,6 +540,8 @@ def main(argv: Sequence[str]) -> None:
 
         def measured(location: Location, ready: Ready | None) -> None:
             output = output_of(location)
+            if isinstance(location, str):
+                disable_progress_bars()  # those of the next download would run through our own
             result = measure_checkpoint(args, location, ready, output, device, ranks)
             if ranks.is_first:
                 error = result["standard_error"]

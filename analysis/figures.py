@@ -118,8 +118,8 @@ def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
             axes.plot(one["ranks"], one["shares"][layer], color=color, label=label, zorder=2 + number)
         axes.set_yscale("log")
         axes.set_title(f"layer {layer + 1}", fontsize=9)
-    figure.supxlabel("memories of the layer, most used first (fraction of all)")
-    figure.supylabel("share of the coefficients, $p_i$")
+    figure.supxlabel("memories of the layer, most used first (fraction of all)", fontsize=10)
+    figure.supylabel("share of the coefficients, $p_i$", fontsize=10)
     figure.legend(loc="outside upper center", ncols=len(checkpoints))
     return figure
 

@@ -150,7 +150,7 @@ def table(series: dict[str, Any]) -> str:
             (
                 row["name"],
                 str(step) if step >= 0 else "",
-                f"{tokens / 1e9:,.1f}B" if tokens is not None else "",
+                "" if tokens is None else f"{tokens / 1e9:,.0f}B" if tokens >= 10**10 else f"{tokens / 1e6:,.1f}M",
                 f"{row['knowledge_entropy']:.4f}",
                 f"{error:.4f}" if error is not None else "",
                 _shown(row["from_previous"]),
