@@ -371,11 +371,24 @@ def prepare(args: argparse.Namespace, location: Location, output: Path) -> Ready
         if isinstance(location, str):
             folder = _fetch(args, location, output, weights=True)
             identity = _identity(args, location, folder.name, rows)
-        olmo = checkpoint.is_olmo(folder)
-        identity["checkpoint"]["fingerprint"] = fingerprint(checkpoint.read_state(folder)) if olmo else None
+        named = None
+        if checkpoint.is_olmo(folder):
+            named = fingerprint(checkpoint.read_state(folder))  # reads all of it
+        else:
+            _read_through((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+        identity["checkpoint"]["fingerprint"] = named
         done = None if on_hub else _done(args, output, identity)
         identity["checkpoint"]["tokens"] = tokens_of(location, folder)
     return Ready(folder, rows, length, identity, done)
+
+
+def _read_through(files: Sequence[Path]) -> None:
+    """Let the system read files into memory that it can spare."""
+    for path in files:
+        check_readable(path)
+        with path.open("rb") as file:
+            while file.read(2**24):
+                pass
 
 
 def _done(args: argparse.Namespace, output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -111,10 +111,8 @@ def test_entropy_of_every_layer():
     assert len({to_hex(c[0].get_color()) for c in axes.containers}) == 2
 
 
-@pytest.mark.parametrize(
-    "draw", [lambda results: figures.entropy_over_steps([results]), figures.layer_entropy_over_steps]
-)
-def test_checkpoints_without_a_step_stand_side_by_side_by_name(draw):
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_checkpoints_without_a_step_stand_side_by_side_by_name(per_layer):
     results = [{**entropy_result(step, [6.0, 6.5], [0.01, 0.02]), "name": f"model {step}"} for step in (90, -1)]
     figure = figures.layer_entropy_over_steps(results) if per_layer else figures.entropy_over_steps([results])
     [axes] = figure.axes
