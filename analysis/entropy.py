@@ -4,9 +4,18 @@
     python -m analysis.entropy --step 738020 --data_size 2048 --batch_size 4
 
 Without --data, the instances are the first ones of Dolma in the official run's own order; only their bytes are fetched.
+    python -m analysis.entropy --step all --data_size 2048 --batch_size 4
+    python -m analysis.entropy --checkpoint allenai/OLMo-1B@step20000-tokens84B allenai/OLMo-1B@step738020-tokens3095B \
+        --data_size 2048 --output results --keep none
+
 Writes `knowledge_entropy.json` and `mlp_average_coefficients.safetensors` beside each checkpoint, or in
 `--output` (one folder a checkpoint where there are several). Under torchrun the instances are shared out among
 the processes; any number of them gives the same result.
+
+Of several checkpoints the next one is downloaded and read while one is measured. What is done already (same weights
+or commit of the hub, same data and settings) is not measured again, nor downloaded. One that fails is told of, and the
+others are measured. A table with paired differences, `knowledge_entropy_series.json` and figures go into `--output`,
+or into the folder in which all the checkpoints lie; `python -m analysis.entropy_series` makes them from results alone.
 """
 
 from __future__ import annotations
@@ -15,19 +24,32 @@ import argparse
 import hashlib
 import json
 import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.utils import disable_progress_bars
 from numpy.typing import NDArray
 from torch import nn
 
-from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, step_of
+from analysis.ahead import is_first_of_machine, one_ahead, together
+from analysis.locations import (
+    Location,
+    add_checkpoint_flags,
+    check_writable,
+    checkpoint_locations,
+    label_of,
+    step_of,
+    tokens_of,
+)
 from analysis.measures import MEASURES, instance_measures
+from analysis.series import COEFFICIENTS_FILE, RESULT, Series
 from analysis.speed import Speed
 from olmo import checkpoint
 from olmo.architectures import describe
@@ -244,13 +266,14 @@ def summary(averages: Mapping[str, GroupedMeans]) -> dict[str, Any]:
     return result
 
 
-def _identity(args: argparse.Namespace, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+def _identity(args: argparse.Namespace, location: Location, commit: str, rows: Sequence[Any]) -> dict[str, Any]:
+    """What a result must agree in to be the one asked for; the weights of a folder are told apart by `fingerprint`."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row.astype("<u4").tobytes())
-    named = fingerprint(checkpoint.read_state(folder)) if checkpoint.is_olmo(folder) else None
+    named = {"path": str(location), "step": step_of(location)}
     return {
-        "checkpoint": {"path": str(folder), "step": step_of(folder), "fingerprint": named},
+        "checkpoint": named if isinstance(location, Path) else {**named, "commit": commit},
         "data": {"path": args.data, "sha256": digest.hexdigest()},
         "coefficient": args.coefficient,
         "precision": args.precision,
@@ -258,16 +281,18 @@ def _identity(args: argparse.Namespace, folder: Path, rows: Sequence[NDArray[np.
     }
 
 
-def official_data(args: argparse.Namespace, folders: Sequence[Path]) -> None:
-    """Let args name the data of the official run. Raises ConfigurationError where models or files do not fit."""
+def _agrees(result: Any, wanted: Any) -> bool:
+    """Whether a result says all that is wanted; it may say more."""
+    if isinstance(wanted, dict):
+        return isinstance(result, dict) and all(_agrees(result.get(key), value) for key, value in wanted.items())
+    return result == wanted
+
+
+def official_data(args: argparse.Namespace) -> None:
+    """Let args name the data of the official run. Raises ConfigurationError where a file of it is missing."""
     args.data = f"configs/official/OLMo-{args.model_size}.yaml"
     if not Path(args.data).is_file():
         raise ConfigurationError(f"--data is missing, and the default, {args.data}, is not in this folder")
-    rows = load(args.data).model.embedding_size
-    for folder in folders:
-        shape = checkpoint.read_config(folder) if checkpoint.is_olmo(folder) else None
-        if shape is None or (shape.embedding_size or shape.vocab_size) != rows:
-            raise ConfigurationError(f"--data is missing: {folder} has not the tokenizer of the default, OLMo's Dolma")
     if args.order is None:
         args.order = f"data/global_indices/{args.model_size}/global_indices.npy"
         if not Path(args.order).is_file():
@@ -278,47 +303,159 @@ def official_data(args: argparse.Namespace, folders: Sequence[Path]) -> None:
             )
 
 
-def measure_checkpoint(
-    args: argparse.Namespace, folder: Path, output: Path, device: torch.device, ranks: Ranks
-) -> dict[str, Any]:
-    """Measure one checkpoint and write its two files; one that is there already with the same identity is read."""
+def check_tokenizer(args: argparse.Namespace, folder: Path) -> None:
+    """Raise ConfigurationError where a model cannot have the tokenizer of the official run's data."""
+    shape = checkpoint.read_config(folder) if checkpoint.is_olmo(folder) else None
+    if shape is None or (shape.embedding_size or shape.vocab_size) != load(args.data).model.embedding_size:
+        raise ConfigurationError(f"--data is missing: {folder} has not the tokenizer of the default, OLMo's Dolma")
+
+
+@dataclass
+class Ready:
+    """A checkpoint at hand, and what to measure on it; `done` is the result where it is there already."""
+
+    folder: Path
+    rows: list[NDArray[np.int64]]
+    length: int
+    identity: dict[str, Any]
+    done: dict[str, Any] | None
+
+
+def _downloads(output: Path) -> Path:
+    """Where `--keep none` has downloads of its own: only what this command brought can lie there."""
+    return output / ".download"
+
+
+def _fetch(args: argparse.Namespace, hub_id: str, output: Path, weights: bool) -> Path:
+    if args.keep == "all":
+        return checkpoint.download(hub_id, weights=weights)
+    try:
+        configuration = checkpoint.download(hub_id, _downloads(output), weights=False)
+    except FileNotFoundError:
+        if (had := checkpoint.downloaded(hub_id)) is None:
+            raise
+        return had
+    had = checkpoint.downloaded(f"{hub_id.partition('@')[0]}@{configuration.name}")
+    if had is not None or not weights:
+        return had or configuration
+    return checkpoint.download(hub_id, _downloads(output))
+
+
+def _fetched(args: argparse.Namespace, hub_id: str, output: Path) -> Path:
+    """What `_fetch` of the first process of this machine has brought; FileNotFoundError where it is not there."""
+    cache = None if args.keep == "all" else _downloads(output)
+    configuration = checkpoint.downloaded(hub_id, cache, weights=False)
+    named = hub_id if configuration is None else f"{hub_id.partition('@')[0]}@{configuration.name}"
+    folder = checkpoint.downloaded(named, cache) or checkpoint.downloaded(named)
+    if folder is None:
+        raise FileNotFoundError(f"{hub_id}: the first process of this machine has not brought it")
+    return folder
+
+
+def prepare(args: argparse.Namespace, location: Location, output: Path) -> Ready:
+    """Download a checkpoint where it is on the hub, and read it, so that opening it will not wait for the disk.
+
+    A result that is there already with the same identity spares it: of the hub's, commits tell, before any weights.
+    """
+    on_hub = isinstance(location, str)
+    if on_hub and args.keep == "none":
+        check_writable(output)
+    folder = _fetch(args, location, output, weights=False) if isinstance(location, str) else location
+    if args.official:
+        check_tokenizer(args, folder)
     length = args.sequence_length or _context(folder)
     rows = read_instances(args, folder, length)
-    identity = _identity(args, folder, rows)
-    result_file = output / "knowledge_entropy.json"
-    coefficients = output / "mlp_average_coefficients.safetensors"
-    if result_file.is_file() and coefficients.is_file():
-        done = json.loads(result_file.read_text(encoding="utf-8"))
-        same = all(done.get(key) == value for key, value in identity.items())
-        if same and set(args.measures) <= set(done.get("measures", ("knowledge",))):
-            return done
-    check_writable(output)
-    model = open_model(folder, device, PRECISIONS[args.precision])
-    memories = describe(model)
+    identity = _identity(args, location, folder.name, rows)
+    done = _done(args, output, identity) if on_hub else None
+    if done is None:
+        if isinstance(location, str):
+            folder = _fetch(args, location, output, weights=True)
+            identity = _identity(args, location, folder.name, rows)
+        named = None
+        if checkpoint.is_olmo(folder):
+            named = fingerprint(checkpoint.read_state(folder))  # reads all of it
+        else:
+            _read_through((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+        identity["checkpoint"]["fingerprint"] = named
+        done = None if on_hub else _done(args, output, identity)
+        identity["checkpoint"]["tokens"] = tokens_of(location, folder)
+    return Ready(folder, rows, length, identity, done)
+
+
+def _read_through(files: Sequence[Path]) -> None:
+    """Let the system read files into memory that it can spare."""
+    for path in files:
+        check_readable(path)
+        with path.open("rb") as file:
+            while file.read(2**24):
+                pass
+
+
+def _done(args: argparse.Namespace, output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    result_file = output / RESULT
+    if not result_file.is_file() or not (output / COEFFICIENTS_FILE).is_file():
+        return None
+    result = json.loads(result_file.read_text(encoding="utf-8"))
+    enough = set(args.measures) <= set(result.get("measures", ("knowledge",)))
+    return result if enough and _agrees(result, identity) else None
+
+
+def measure_checkpoint(
+    args: argparse.Namespace,
+    location: Location,
+    ready: Ready | None,
+    output: Path,
+    device: torch.device,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Measure one checkpoint and write its two files; on the first rank, which has `ready`, a result that is done is
+    returned as it is."""
+    if ranks.sum(np.array([float(ranks.is_first and ready is not None and ready.done is not None)]))[0]:
+        return ready.done if ready is not None and ready.done is not None else {}
+
+    def opened() -> tuple[Ready, nn.Module, str]:
+        if ranks.is_first:
+            check_writable(output)
+        here = ready or _prepared_by_another(args, location, output)
+        model = open_model(here.folder, device, PRECISIONS[args.precision])
+        return here, model, describe(model)
+
+    here, model, memories = together(ranks, opened)
     if ranks.is_first and not isinstance(model, OLMo):  # ours are known, another family's were found
-        print(f"{folder}: {memories}", file=sys.stderr)
+        print(f"{location}: {memories}", file=sys.stderr)
     asked = (args.batch_size, args.coefficient, device, ranks, args.tolerance)
-    averages = measure(model, rows, *asked, f"entropy of {folder.name}", args.measures)
+    averages = measure(model, here.rows, *asked, f"entropy of {label_of(location)}", args.measures)
     numbers = summary(averages)
     result = {
         **numbers,
-        "number_of_tokens": int(sum(len(row) for row in rows[: numbers["number_of_instances"]])),
-        "sequence_length": length,
+        "number_of_tokens": int(sum(len(row) for row in here.rows[: numbers["number_of_instances"]])),
+        "sequence_length": here.length,
         "memories": memories,
-        **identity,
+        **here.identity,
     }
     if ranks.is_first:
         output.mkdir(parents=True, exist_ok=True)
+        coefficients = output / COEFFICIENTS_FILE
         partial = coefficients.with_suffix(".partial")
-        about = {"checkpoint_fingerprint": str(identity["checkpoint"]["fingerprint"]), "coefficient": args.coefficient}
-        save_tensors(
-            partial, {"mlp_average_coefficients": torch.from_numpy(averages["knowledge"].average).float()}, about
-        )
+        about = {
+            "checkpoint_fingerprint": str(result["checkpoint"]["fingerprint"]),
+            "coefficient": args.coefficient,
+        }
+        average = torch.from_numpy(averages["knowledge"].average).float()
+        save_tensors(partial, {"mlp_average_coefficients": average}, about)
         partial.replace(coefficients)
+        result_file = output / RESULT
         partial = result_file.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         partial.replace(result_file)
     return result
+
+
+def _prepared_by_another(args: argparse.Namespace, location: Location, output: Path) -> Ready:
+    """What a rank needs that does not write: the first one of its machine has downloaded it."""
+    folder = location if isinstance(location, Path) else _fetched(args, location, output)
+    length = args.sequence_length or _context(folder)
+    return Ready(folder, read_instances(args, folder, length), length, {"checkpoint": {}}, None)
 
 
 def _context(folder: Path) -> int:
@@ -369,6 +506,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
+    parser.add_argument(
+        "--keep",
+        choices=("all", "none"),
+        default="all",
+        help="of what this command downloads from the hub (default all, in the hub's cache); none: each checkpoint is "
+        "downloaded into its folder in --output and removed after use",
+    )
     args = parser.parse_args(argv)
     if args.order is not None and args.data is not None and Path(args.data).suffix not in CONFIGURATIONS:
         raise ConfigurationError("--order: goes with the configuration of a run as --data")
@@ -382,31 +526,61 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
-    folders = checkpoint_folders(args.step, args.model_size, args.checkpoint or [])
-    if args.output is None and any(not Path(name).exists() and "*" not in name for name in args.checkpoint or []):
+    locations = checkpoint_locations(args.step, args.model_size, args.checkpoint or [])
+    if args.output is None and not all(isinstance(location, Path) for location in locations):
         raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
-    if args.output is not None and len({folder.name for folder in folders}) < len(folders):
+    if args.output is not None and len({label_of(location) for location in locations}) < len(locations):
         raise ConfigurationError("--output: two checkpoint folders of one name; measure them beside the checkpoints")
-    if args.data is None:
-        official_data(args, folders)
+    args.official = args.data is None
+    if args.official:
+        official_data(args)
+        for folder in locations:
+            if isinstance(folder, Path):
+                check_tokenizer(args, folder)
+    series = Series.of(locations, args.output) if len(locations) > 1 else None
     keep_large_blocks()
     device = pick_device(args.device)
+
+    def output_of(location: Location) -> Path:
+        if args.output is None:
+            return Path(location)
+        return args.output / (label_of(location) if series is not None else "")
+
+    def prepared(location: Location) -> Ready | None:
+        return prepare(args, location, output_of(location)) if is_first_of_machine() else None
+
     with process_group(device) as ranks:
-        for folder in folders:
-            output = folder if args.output is None else args.output / (folder.name if len(folders) > 1 else "")
-            result = measure_checkpoint(args, folder, output, device, ranks)
+
+        def measured(location: Location, ready: Ready | None) -> None:
+            output = output_of(location)
+            if isinstance(location, str):
+                disable_progress_bars()  # those of the next download would run through our own
+            result = measure_checkpoint(args, location, ready, output, device, ranks)
             if ranks.is_first:
                 error = result["standard_error"]
                 shown = "unknown (one instance)" if error is None else f"{error:.4f}"
                 others = "".join(
                     f", {name.replace('_', ' ')} {result[f'{name}_entropy']:.4f}"
                     + ("" if error is None else f" +- {result[f'{name}_standard_error']:.4f}")
-                    for name in result["measures"][1:]
+                    for name in result.get("measures", ["knowledge"])[1:]
                 )
                 print(
-                    f"{folder}: H = {result['knowledge_entropy']:.4f}, standard error {shown}, "
-                    f"{result['number_of_instances']} instances, at most {result['maximum']:.2f}{others}"
+                    f"{location}: H = {result['knowledge_entropy']:.4f}, standard error {shown}, "
+                    f"{result['number_of_instances']} instances, at most {result['maximum']:.2f}{others}",
+                    flush=True,
                 )
+                if series is not None:
+                    series.add(output, new=ready is not None and ready.done is None)
+
+        def let_go(location: Location) -> None:
+            if args.keep == "none" and is_first_of_machine() and isinstance(location, str):
+                shutil.rmtree(_downloads(output_of(location)), ignore_errors=True)
+
+        try:
+            one_ahead(locations, prepared, measured, let_go, ranks)
+        finally:
+            if series is not None and ranks.is_first:
+                series.draw()
 
 
 if __name__ == "__main__":

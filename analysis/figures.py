@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ plt.rcParams.update(
 
 
 def save(figure: Figure, stem: Path) -> Path:
-    """Write PNG and PDF beside each other; returns the PNG's path."""
+    """Write PNG and PDF beside each other, each whole or not at all; returns the PNG's path."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".pdf"):
-        figure.savefig(stem.with_suffix(suffix), dpi=160)
+        partial = stem.with_name(f".{stem.name}{suffix}.partial")
+        figure.savefig(partial, dpi=160, format=suffix[1:])
+        partial.replace(stem.with_suffix(suffix))
     plt.close(figure)
     return stem.with_suffix(".png")
 
@@ -49,9 +52,19 @@ def entropy_over_steps(series: Sequence[Sequence[dict[str, Any]]], marked: Seque
     return figure
 
 
+def _places(axes: Axes, results: Sequence[dict[str, Any]]) -> list[int]:
+    """Where results stand from left to right: at their steps, or, where one is not known, side by side by name."""
+    steps = [r["checkpoint"]["step"] for r in results]
+    if min(steps) >= 0:
+        axes.set_xlabel("pretraining step")
+        return steps
+    axes.set_xticks(range(len(results)), [r["name"] for r in results], rotation=20, ha="right")
+    return list(range(len(results)))
+
+
 def _entropy(axes: Axes, series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int]) -> None:
     for number, results in enumerate(series):
-        steps = [r["checkpoint"]["step"] for r in results]
+        steps = _places(axes, results)
         values = [r["knowledge_entropy"] for r in results]
         errors = [2 * (r["standard_error"] or 0.0) for r in results]
         alpha = max(1 - 0.25 * number, 0.25)
@@ -61,13 +74,13 @@ def _entropy(axes: Axes, series: Sequence[Sequence[dict[str, Any]]], marked: Seq
             axes.plot(step, height, "o", color=color, markersize=11, zorder=5)
             axes.annotate(f"step {step}", (step, height), textcoords="offset points", xytext=(0, 13), ha="center")
     axes.margins(x=0.08, y=0.2)
-    axes.set(xlabel="pretraining step", ylabel="knowledge entropy H (nats)", title="Knowledge entropy over pretraining")
+    axes.set(ylabel="knowledge entropy H (nats)", title="Knowledge entropy over pretraining")
 
 
 def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
     """H of every layer over pretraining, bars of two standard errors."""
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    steps = [r["checkpoint"]["step"] for r in results]
+    steps = _places(axes, results)
     layers = len(results[0]["layers"])
     for layer in range(layers):
         values = [r["layers"][layer] for r in results]
@@ -76,9 +89,49 @@ def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
         axes.errorbar(
             steps, values, errors, color=color, marker="o", markersize=4, capsize=3, label=f"layer {layer + 1}"
         )
-    axes.set(xlabel="pretraining step", ylabel="entropy of the layer (nats)", title="Knowledge entropy per layer")
-    axes.legend(ncols=2)
+    axes.set(ylabel="entropy of the layer (nats)", title="Knowledge entropy per layer")
+    if layers <= 8:
+        axes.legend(ncols=2)
+    else:
+        axes.legend(ncols=math.ceil(layers / 16), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
+    """How each layer shares its use out among its memories: shares in order, largest first, a line a checkpoint.
+
+    checkpoints: `name`, `ranks` (0 the most used memory of the layer, 1 the least) and `shares` (layers, ranks).
+    """
+    layers = len(checkpoints[0]["shares"])
+    columns = min(layers, 4)
+    rows = math.ceil(layers / columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(1.2 + 2.6 * columns, 1 + 2.1 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    colors = BLUES if len(checkpoints) == 3 else (BLUES[0], BLUES[2])
+    for layer, axes in enumerate(panels.flat):
+        if layer >= layers:
+            axes.set_visible(False)
+            continue
+        for number, (one, color) in enumerate(zip(checkpoints, colors)):
+            label = one["name"] if layer == 0 else None
+            axes.plot(one["ranks"], one["shares"][layer], color=color, label=label, zorder=2 + number)
+        axes.set_yscale("log")
+        axes.set_title(f"layer {layer + 1}", fontsize=9)
+    figure.supxlabel("memories of the layer, most used first (fraction of all)", fontsize=10)
+    figure.supylabel("share of the coefficients, $p_i$", fontsize=10)
+    figure.legend(loc="outside upper center", ncols=len(checkpoints))
+    return figure
+
+
+def save_series(series: dict[str, Any], folder: Path) -> None:
+    """The figures of `knowledge_entropy_series.json` (analysis.series), where its checkpoints have as many layers."""
+    rows = series["rows"]
+    save(entropy_over_steps([rows]), folder / "knowledge_entropy")
+    if len({len(row["layers"]) for row in rows}) == 1:
+        save(layer_entropy_over_steps(rows), folder / "knowledge_entropy_layers")
+        if series["distributions"]:
+            save(coefficient_distributions(series["distributions"]), folder / "coefficient_distributions")
 
 
 def bars(

@@ -1,4 +1,7 @@
-"""Where checkpoints lie: `--step N` of the published layout, or `--checkpoint` paths, globs and hub ids."""
+"""Where checkpoints lie: `--step N` of the published layout, or `--checkpoint` paths, globs and hub ids.
+
+A `Location` is a folder, or a hub id (a string) whose folder has yet to be downloaded.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import argparse
 import glob
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from olmo.checkpoint import resolve
+from olmo.checkpoint import is_hub_id, resolve
 from olmo.exceptions import ConfigurationError
+from olmo.tensors import read_training_state
+
+Location = Path | str
 
 FOLDERS = {"1B": Path("checkpoints/pretrained_1B"), "7B": Path("checkpoints/pretrained")}
 
@@ -17,7 +24,15 @@ FOLDERS = {"1B": Path("checkpoints/pretrained_1B"), "7B": Path("checkpoints/pret
 def add_checkpoint_flags(parser: argparse.ArgumentParser, several: bool) -> None:
     """--step with --model_size, or --checkpoint."""
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--step", type=int, help="a step of the official run, in checkpoints/pretrained_1B/")
+    if several:
+        which.add_argument(
+            "--step",
+            type=_step,
+            nargs="+",
+            help="steps of the official run, in checkpoints/pretrained_1B/, or `all` that lie there",
+        )
+    else:
+        which.add_argument("--step", type=int, help="a step of the official run, in checkpoints/pretrained_1B/")
     which.add_argument(
         "--checkpoint",
         nargs="+" if several else None,
@@ -26,25 +41,58 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser, several: bool) -> None
     parser.add_argument("--model_size", choices=sorted(FOLDERS), default="1B", help="of --step")
 
 
-def checkpoint_folders(step: int | None, model_size: str, named: list[str]) -> list[Path]:
-    """The folders that the flags name, patterns expanded, steps in order of their number."""
-    if step is not None:
-        folder = FOLDERS[model_size] / f"{step}-unsharded"
-        if not folder.is_dir():
-            raise ConfigurationError(
-                f"{folder}: no such checkpoint; fetch it there, or give a hub id with --checkpoint "
-                f"(allenai/OLMo-{model_size}@step{step}-tokens...)"
-            )
-        return [folder]
-    folders: list[Path] = []
+def _step(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+_step.__name__ = "step"  # what argparse calls a wrong one
+
+
+def checkpoint_folders(step: int | None, model_size: str, named: Sequence[str]) -> list[Path]:
+    """The folders that the flags name, as `checkpoint_locations`; what is on the hub is downloaded."""
+    locations = checkpoint_locations(None if step is None else [step], model_size, named)
+    return [place if isinstance(place, Path) else resolve(place) for place in locations]
+
+
+def checkpoint_locations(steps: Sequence[int | str] | None, model_size: str, named: Sequence[str]) -> list[Location]:
+    """What the flags name, each once: patterns expanded, and steps in order of their number; hub ids are not asked for.
+
+    `steps` are numbers, or "all" alone. Raises ConfigurationError or FileNotFoundError for what is not there.
+    """
+    if steps is not None:
+        return list(_steps(steps, model_size))
+    locations: list[Location] = []
     for name in named:
-        if any(c in name for c in "*?["):
+        if Path(name).is_dir():
+            locations.append(Path(name))
+        elif any(c in name for c in "*?["):
             found = sorted((Path(p) for p in glob.glob(name) if Path(p).is_dir()), key=lambda p: (step_of(p), p))
             if not found:
                 raise ConfigurationError(f"{name}: no folder matches")
-            folders += found
+            locations += found
+        elif is_hub_id(name):
+            locations.append(name)
         else:
-            folders.append(resolve(name))
+            raise FileNotFoundError(f"{name}: no such checkpoint folder")
+    return list(dict.fromkeys(locations))
+
+
+def _steps(steps: Sequence[int | str], model_size: str) -> list[Path]:
+    place = FOLDERS[model_size]
+    if "all" in steps:
+        if len(steps) > 1:
+            raise ConfigurationError("--step: `all`, or numbers")
+        found = [p for p in place.glob("*-unsharded") if p.is_dir() and re.fullmatch(r"\d+-unsharded", p.name)]
+        if not found:
+            raise ConfigurationError(f"{place}: no checkpoints (*-unsharded) there; fetch some: scripts/get_model.sh")
+        return sorted(found, key=step_of)
+    folders = [place / f"{step}-unsharded" for step in sorted(set(map(int, steps)))]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigurationError(
+                f"{folder}: no such checkpoint; fetch it there, or give a hub id with --checkpoint "
+                f"(allenai/OLMo-{model_size}@step{folder.name.partition('-')[0]}-tokens...)"
+            )
     return folders
 
 
@@ -59,8 +107,26 @@ def check_writable(folder: Path) -> None:
         raise type(error)(f"{folder}: cannot be written: {reason}; name another place with --output") from error
 
 
-def step_of(folder: Path) -> int:
+def label_of(location: Location) -> str:
+    """A short name that can be a folder's: that of the folder, or of the revision or model on the hub."""
+    return location.name if isinstance(location, Path) else location.rpartition("/")[2].rpartition("@")[2]
+
+
+def step_of(location: Location) -> int:
     """The training step in a checkpoint's name (`step90-unsharded`, `738020-unsharded`), -1 where there is none."""
     # All of the name up to a dash: a commit of the hub may begin with digits, and a model's name with its size.
-    match = re.match(r"(?:step)?(\d+)(?:-|$)", folder.name)
+    match = re.match(r"(?:step)?(\d+)(?:-|$)", label_of(location))
     return int(match[1]) if match else -1
+
+
+def tokens_of(location: Location, folder: Path) -> int | None:
+    """Tokens that a checkpoint has seen: as its name says in billions (`step738020-tokens3095B`), or, exactly, the
+    trainer's state beside its weights; None where neither tells."""
+    try:
+        seen = read_training_state(folder, "train", "other").get("global_train_tokens_seen")
+    except (OSError, ValueError, AttributeError):  # not there, or of another program
+        seen = None
+    if isinstance(seen, int):
+        return seen
+    match = re.search(r"-tokens(\d+)B(?:-|$)", label_of(location))
+    return int(match[1]) * 10**9 if match else None

@@ -33,6 +33,7 @@ from analysis.acquisition import (
     strata,
     widen,
 )
+from analysis.series import paired_difference
 from olmo.exceptions import Parser, exit_status
 from olmo.memory import jackknife_error
 from olmo.reporting import clock
@@ -74,10 +75,9 @@ def entropy_difference(first: Sequence[dict[str, Any]], second: Sequence[dict[st
     """
     differences, left_out = [], []
     for one, other in zip(first, second):
-        if any(one[key] != other[key] for key in ("data", "number_of_instances", "coefficient")):
-            raise ValueError("entropies measured on different data cannot be compared in pairs")
-        left_out.append(np.array(other["leave_one_group_out"]).sum(1) - np.array(one["leave_one_group_out"]).sum(1))
-        differences.append(other["knowledge_entropy"] - one["knowledge_entropy"])
+        difference, without_group = paired_difference(one, other)
+        differences.append(difference)
+        left_out.append(without_group)
     value, half = float(np.mean(differences)), 1.96 * float(jackknife_error(np.mean(left_out, axis=0)))
     return widen(Estimate(value, value - half, value + half), np.array(differences))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .config import DDPGradSyncMode, DistributedStrategy, TrainConfig
 from .exceptions import ConfigurationError
+
+READER = "reads ahead"  # name of threads that a process need not see the end of
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,9 @@ def leave(status: int) -> NoReturn:
 
     One of several processes ends without the interpreter's shutdown. DDP keeps the process group for good (seen in
     torch 2.13), and a gloo thread that lets go of a tensor during the shutdown aborts the process: one finished run
-    in fourteen.
+    in fourteen. So does one in which a thread is still reading, and would be inside torch when that is taken down.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or any(t.name == READER for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -70,22 +70,31 @@ class Server(ThreadingHTTPServer):
             self.files[f"{folder}/{name}"] = File(content, dict(headers))
         return f"{self.url}{folder}/"
 
-    def add_hub_model(self, name: str, revision: str, files: dict[str, bytes]) -> None:
+    def add_hub_model(self, name: str, revision: str, files: dict[str, bytes], commit: str = COMMIT) -> None:
         """Serve a model as the Hugging Face hub does: files of weights lie elsewhere, behind a redirect."""
         siblings: list[dict[str, Any]] = []
+        tree: list[dict[str, Any]] = []
         for file, content in files.items():
             about: dict[str, Any] = {"rfilename": file, "size": len(content)}
             about["blobId"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            place = f"/{name}/resolve/{COMMIT}/{file}"
+            place, said = f"/{name}/resolve/{commit}/{file}", {"X-Repo-Commit": commit}
             if not file.endswith(".json"):
                 sha256 = hashlib.sha256(content).hexdigest()
                 about["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 135}
-                self.files[place] = File(b"", {"Location": f"{self.url}/cdn/{file}"}, status=302)
-                place = f"/cdn/{file}"
-            self.files[place] = File(content)
+                there = f"/cdn/{file}" if commit == COMMIT else f"/cdn/{commit}/{file}"
+                linked = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(content))}
+                self.files[place] = File(b"", {"Location": self.url + there, **said, **linked}, status=302)
+                place = there
+            self.files[place] = File(content, dict(said))
             siblings.append(about)
-        info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
-        self.files[f"/api/models/{name}/revision/{revision}"] = File(json.dumps(info).encode())
+            listed = {"type": "file", "path": file, "oid": about["blobId"], "size": len(content)}
+            if "lfs" in about:
+                listed["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 135}
+            tree.append(listed)
+        info = {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}
+        for asked in (revision, commit):
+            self.files[f"/api/models/{name}/revision/{asked}"] = File(json.dumps(info).encode())
+            self.files[f"/api/models/{name}/tree/{asked}"] = File(json.dumps(tree).encode())
 
     def sent(self, path: str) -> list[int]:
         """The bytes of body that each GET of a path has brought."""

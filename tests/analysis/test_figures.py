@@ -111,6 +111,35 @@ def test_entropy_of_every_layer():
     assert len({to_hex(c[0].get_color()) for c in axes.containers}) == 2
 
 
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_checkpoints_without_a_step_stand_side_by_side_by_name(per_layer):
+    results = [{**entropy_result(step, [6.0, 6.5], [0.01, 0.02]), "name": f"model {step}"} for step in (90, -1)]
+    figure = figures.layer_entropy_over_steps(results) if per_layer else figures.entropy_over_steps([results])
+    [axes] = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["model 90", "model -1"]
+    assert [p[0] for p in bars_with_errors(axes.containers[0])] == [0, 1]
+
+
+def test_many_layers_are_told_apart_beside_the_axes():
+    [axes] = figures.layer_entropy_over_steps([entropy_result(step, [6.0] * 16, [0.01] * 16) for step in (1, 2)]).axes
+    assert len(axes.get_legend().get_texts()) == 16
+    assert len({to_hex(container[0].get_color()) for container in axes.containers}) == 16
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6])
+def test_coefficients_of_every_layer_in_order(layers):
+    shares = [[[0.5, 0.25, 0.01 / (k + layer + 1)] for layer in range(layers)] for k in range(3)]
+    checkpoints = [{"name": f"step{k}", "ranks": [0, 0.5, 1], "shares": shares[k]} for k in range(3)]
+    figure = figures.coefficient_distributions(checkpoints)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == layers
+    for layer, axes in enumerate(panels):
+        assert axes.get_yscale() == "log"
+        assert [line.get_ydata().tolist() for line in axes.lines] == [shares[k][layer] for k in range(3)]
+        assert [to_hex(line.get_color()) for line in axes.lines] == list(figures.BLUES)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["step0", "step1", "step2"]
+
+
 def test_one_layer_is_enough():
     [axes] = figures.layer_entropy_over_steps([entropy_result(1, [3.0], [0.1])]).axes
     assert len(axes.containers) == 1

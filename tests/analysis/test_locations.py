@@ -3,9 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from analysis import locations
-from analysis.locations import add_checkpoint_flags, checkpoint_folders, step_of
+from analysis.locations import (
+    add_checkpoint_flags,
+    checkpoint_folders,
+    checkpoint_locations,
+    label_of,
+    step_of,
+    tokens_of,
+)
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError, Parser
 
@@ -121,6 +129,46 @@ def test_step_of_a_folder(name, step):
     assert step_of(Path("anywhere/step3") / name) == step
 
 
+@pytest.mark.parametrize(
+    ("location", "label", "step", "tokens"),
+    [
+        ("allenai/OLMo-1B@step738020-tokens3095B", "step738020-tokens3095B", 738020, 3095 * 10**9),
+        ("allenai/OLMo-1B@main", "main", -1, None),
+        ("allenai/OLMo-1B", "OLMo-1B", -1, None),
+        (Path("runs/step90-unsharded"), "step90-unsharded", 90, None),
+        (Path("kept/step20000-tokens84B"), "step20000-tokens84B", 20000, 84 * 10**9),
+    ],
+)
+def test_what_a_name_tells(location, label, step, tokens):
+    assert (label_of(location), step_of(location), tokens_of(location, Path("nowhere"))) == (label, step, tokens)
+
+
+def test_the_trainers_state_knows_the_tokens(tmp_path):
+    torch.save({"global_train_tokens_seen": 83886080000}, tmp_path / "train.pt")
+    assert tokens_of("allenai/OLMo-1B@step20000-tokens84B", tmp_path) == 83886080000
+    (tmp_path / "train.pt").write_bytes(b"no state")
+    assert tokens_of("allenai/OLMo-1B@step20000-tokens84B", tmp_path) == 84 * 10**9
+
+
+def test_all_steps_that_lie_there_and_several():
+    """In order of their number; what else lies there is no step."""
+    make("checkpoints/pretrained_1B/latest-unsharded", "checkpoints/pretrained_1B/5-old")
+    with pytest.raises(ConfigurationError, match="pretrained_1B: no checkpoints"):
+        checkpoint_locations(["all"], "1B", [])
+    folders = make(*(f"checkpoints/pretrained_1B/{step}-unsharded" for step in (90, 1000, 200)))
+    assert checkpoint_locations(["all"], "1B", []) == [folders[0], folders[2], folders[1]]
+    assert checkpoint_locations([1000, 90, 1000], "1B", []) == [folders[0], folders[1]]
+    with pytest.raises(ConfigurationError, match="5-unsharded: no such checkpoint"):
+        checkpoint_locations([90, 5], "1B", [])
+    with pytest.raises(ConfigurationError, match="--step: `all`, or numbers"):
+        checkpoint_locations(["all", 5], "1B", [])
+
+
+def test_a_checkpoint_named_twice_is_one():
+    [folder] = make("run/step90-unsharded")
+    assert checkpoint_locations(None, "1B", ["run/step90-unsharded", "run/*", "a/b@c", "a/b@c"]) == [folder, "a/b@c"]
+
+
 def parsed(several: bool, *arguments: str):
     parser = Parser(prog="test")
     add_checkpoint_flags(parser, several)
@@ -128,8 +176,10 @@ def parsed(several: bool, *arguments: str):
 
 
 def test_the_flags():
-    assert (parsed(True, "--step", "5").step, parsed(True, "--step", "5").model_size) == (5, "1B")
-    assert parsed(True, "--step", "5", "--model_size", "7B").model_size == "7B"
+    assert (parsed(True, "--step", "5").step, parsed(True, "--step", "5").model_size) == ([5], "1B")
+    assert parsed(True, "--step", "5", "90", "--model_size", "7B").model_size == "7B"
+    assert parsed(True, "--step", "5", "90").step == [5, 90] and parsed(True, "--step", "all").step == ["all"]
+    assert parsed(False, "--step", "5").step == 5
     assert parsed(True, "--checkpoint", "a", "b*").checkpoint == ["a", "b*"]
     assert parsed(False, "--checkpoint", "a").checkpoint == "a"
 
@@ -140,6 +190,7 @@ def test_the_flags():
         [],
         ["--step", "5", "--checkpoint", "a"],
         ["--step", "five"],
+        ["--step"],
         ["--model_size", "2B", "--step", "5"],
         ["--checkpoint"],
     ],

@@ -1,0 +1,48 @@
+"""One table, paired differences and figures of several checkpoints' knowledge entropy, from results alone.
+
+    python -m analysis.entropy_series results --output figures
+
+RESULTS are folders with a `knowledge_entropy.json`, folders that hold such folders, or such files: of one machine or of
+several, as `python -m analysis.entropy` wrote them. No checkpoint is needed any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.locations import check_writable
+from analysis.series import RESULT, SERIES, draw, table, write
+from olmo.exceptions import Parser, exit_status
+
+
+def result_files(place: Path) -> list[Path]:
+    """The results that a path stands for. Raises FileNotFoundError where it stands for none."""
+    if place.is_file():
+        return [place]
+    found = [place / RESULT] if (place / RESULT).is_file() else sorted(place.glob(f"*/{RESULT}"))
+    if not found:
+        raise FileNotFoundError(f"{place}: no {RESULT} there")
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(
+        prog="python -m analysis.entropy_series",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="folders or knowledge_entropy.json")
+    parser.add_argument("--output", type=Path, required=True, help=f"folder for {SERIES} and the figures")
+    args = parser.parse_args(argv)
+    files = list(dict.fromkeys(file for place in args.results for file in result_files(place)))
+    check_writable(args.output)
+    series = write(files, args.output)
+    print(table(series), flush=True)
+    draw(series, args.output)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

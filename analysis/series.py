@@ -1,0 +1,224 @@
+"""Knowledge entropies of several checkpoints together: one table, paired differences, figures; from results alone.
+
+A result is what `python -m analysis.entropy` wrote of one checkpoint: `knowledge_entropy.json`, and beside it
+`mlp_average_coefficients.safetensors`, which only the figure of the coefficients needs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.locations import Location, check_writable
+from olmo.memory import jackknife_error
+from olmo.tensors import read_tensor
+
+RESULT = "knowledge_entropy.json"
+COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"
+SERIES = "knowledge_entropy_series.json"
+RANKS = 201  # points of a curve of sorted shares
+_KEPT = (
+    "knowledge_entropy",
+    "standard_error",
+    "layers",
+    "layer_standard_errors",
+    "maximum",
+    "number_of_instances",
+    "checkpoint",
+    "data",
+    "coefficient",
+)
+
+
+# --- pairs -------------------------------------------------------------------------------------------------------
+
+
+def why_not_paired(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Why two results were not measured on the same instances in the same way; None where they were."""
+    if one["data"]["sha256"] != other["data"]["sha256"]:
+        return "different data"
+    for key, name in (
+        ("coefficient", "coefficients"),
+        ("precision", "precisions"),
+        ("number_of_instances", "numbers of instances"),
+    ):
+        if one.get(key) != other.get(key):
+            return f"different {name} ({one.get(key)}, {other.get(key)})"
+    return None
+
+
+def paired_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, NDArray[np.float64]]:
+    """H(other) - H(one), and the same without one group of instances at a time, float64 (G,), for the jackknife.
+
+    Raises ValueError where the two were not measured on the same instances in the same way.
+    """
+    reason = why_not_paired(one, other)
+    if reason is not None:
+        raise ValueError(f"entropies measured with {reason} cannot be compared in pairs")
+    first, second = (np.array([sum(h) for h in result["leave_one_group_out"]]) for result in (one, other))
+    return other["knowledge_entropy"] - one["knowledge_entropy"], second - first
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float | None] | None:
+    if one is other or why_not_paired(one, other) is not None:
+        return None
+    value, left_out = paired_difference(one, other)
+    error = float(jackknife_error(left_out))
+    return {"value": value, "standard_error": None if math.isnan(error) else error}
+
+
+# --- all together ------------------------------------------------------------------------------------------------
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One result; raises OSError where it cannot be read, ValueError where it is none."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    missing = {*_KEPT, "leave_one_group_out"} - (result.keys() if isinstance(result, dict) else set())
+    if missing:
+        raise ValueError(f"{path}: no result of analysis.entropy, it has no {sorted(missing)[0]}")
+    return result
+
+
+def gather(files: Sequence[Path]) -> dict[str, Any]:
+    """All numbers of a series, ready for JSON: `rows`, in order of their steps where all are known; `not_paired`, a
+    line or None; and `distributions` of the first, the middle and the last row, where their coefficients are there.
+
+    A row has H and its parts, `name`, `tokens` (or None), and the paired differences of H `from_previous`,
+    `from_first` and `from_last`: `value` and `standard_error`, or None where there is no such pair.
+    """
+    results = [(file, read_result(file)) for file in files]
+    if all(result["checkpoint"]["step"] >= 0 for _, result in results):
+        results.sort(key=lambda pair: pair[1]["checkpoint"]["step"])
+    names = [Path(result["checkpoint"]["path"]).name for _, result in results]
+    if len(set(names)) < len(names):
+        names = [result["checkpoint"]["path"] for _, result in results]
+    (_, first), (_, last) = results[0], results[-1]
+    rows, refused = [], []
+    for number, (name, (_, result)) in enumerate(zip(names, results)):
+        previous = results[max(number - 1, 0)][1]
+        rows.append(
+            {
+                "name": name,
+                "tokens": result["checkpoint"].get("tokens"),
+                **{key: result[key] for key in _KEPT},
+                "precision": result.get("precision"),
+                "from_previous": _difference(previous, result),
+                "from_first": _difference(first, result),
+                "from_last": _difference(last, result),
+            }
+        )
+        if (reason := why_not_paired(first, result)) is not None:
+            refused.append(f"{name}: {reason}")
+    return {
+        "rows": rows,
+        "not_paired": f"not paired with {names[0]}: {'; '.join(refused)}" if refused else None,
+        "distributions": _distributions([(name, file) for name, (file, _) in zip(names, results)]),
+    }
+
+
+def _distributions(named: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
+    chosen = sorted({0, len(named) // 2, len(named) - 1})
+    files = [(named[i][0], named[i][1].with_name(COEFFICIENTS_FILE)) for i in chosen]
+    if not all(file.is_file() for _, file in files):
+        return []
+    ranks = np.linspace(0, 1, RANKS)
+    found = []
+    for name, file in files:
+        average = read_tensor(file).double().numpy()  # (L, M)
+        shares = np.quantile(average / average.sum(1, keepdims=True), 1 - ranks, axis=1).T  # (L, RANKS)
+        found.append({"name": name, "ranks": ranks.tolist(), "shares": shares.tolist()})
+    return found
+
+
+def table(series: dict[str, Any]) -> str:
+    """The rows of a series as text, and below them the line that says what could not be paired."""
+    head = ("checkpoint", "step", "tokens", "H", "error", "from the one before", "from the first")
+    lines = [head]
+    for row in series["rows"]:
+        step, tokens, error = row["checkpoint"]["step"], row["tokens"], row["standard_error"]
+        lines.append(
+            (
+                row["name"],
+                str(step) if step >= 0 else "",
+                "" if tokens is None else f"{tokens / 1e9:,.0f}B" if tokens >= 10**10 else f"{tokens / 1e6:,.1f}M",
+                f"{row['knowledge_entropy']:.4f}",
+                f"{error:.4f}" if error is not None else "",
+                _shown(row["from_previous"]),
+                _shown(row["from_first"]),
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*text, series["not_paired"]] if series["not_paired"] else text)
+
+
+def _shown(difference: dict[str, float | None] | None) -> str:
+    if difference is None:
+        return ""
+    error = difference["standard_error"]
+    return f"{difference['value']:+.4f}" + (f" +- {error:.4f}" if error is not None else "")
+
+
+def write(files: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Write `knowledge_entropy_series.json` of these results, whole or not at all; returns what it holds."""
+    series = gather(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{SERIES}.partial"
+    partial.write_text(json.dumps(series) + "\n", encoding="utf-8")
+    partial.replace(folder / SERIES)
+    return series
+
+
+def draw(series: dict[str, Any], folder: Path) -> None:
+    """Write the figures of a series, PNG and PDF."""
+    from analysis import figures  # matplotlib takes its time, and a single checkpoint has no figure
+
+    figures.save_series(series, folder)
+
+
+@dataclass
+class Series:
+    """The results of one command, written anew with each that comes; `folder` None where they have no common one."""
+
+    folder: Path | None
+    files: list[Path] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, locations: Sequence[Location], output: Path | None) -> Series:
+        """In `output`, or in the folder in which all checkpoints lie. Raises OSError where that cannot be written."""
+        parents = {Path(location).absolute().parent for location in locations}
+        folder = output or (parents.pop() if len(parents) == 1 else None)
+        if folder is not None:
+            check_writable(folder)
+        return cls(folder)
+
+    def add(self, result_folder: Path, new: bool) -> None:
+        """Add a result; one that is `new` is written down at once, for the case that the command does not end."""
+        self.files.append(result_folder / RESULT)
+        if new and self.folder is not None:
+            write(self.files, self.folder)
+
+    def draw(self) -> None:
+        """Print the table and draw the figures of what has come so far."""
+        if not self.files:
+            return
+        series = gather(self.files) if self.folder is None else write(self.files, self.folder)
+        print(table(series), flush=True)
+        if self.folder is None:
+            print("the checkpoints lie in several folders: --output says where to put this table and its figures")
+        else:
+            draw(series, self.folder)
+            print(f"{self.folder / SERIES}: this table; its figures beside it")
