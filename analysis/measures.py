@@ -135,8 +135,8 @@ def instance_measures(
     found["knowledge"] = observation.means
     if watch is not None:
         layers, calls = observation.means.shape[1], watch.calls
-        each, rest = divmod(len(calls), layers)  # our own model may take one instance at a time
-        by_layer = [torch.cat(calls[n * each : (n + 1) * each]) for n in range(layers)] if each else []
+        of_layer, rest = divmod(len(calls), layers)  # our own model may take one instance at a time
+        by_layer = [torch.cat(calls[n * of_layer : (n + 1) * of_layer]) for n in range(layers)] if of_layer else []
         if rest or [len(layer) for layer in by_layer] != [len(input_ids)] * layers:
             raise ValueError(
                 f"{type(model).__name__}: {len(calls)} calls of scaled_dot_product_attention for {layers} layers; "
