@@ -137,11 +137,20 @@ def _texts(path: Path) -> list[str]:
         ) from error
     if path.suffix not in (".json", ".jsonl"):
         return [text.strip() for text in content.split("\n\n") if text.strip()]
-    try:
-        items = json.loads(content) if path.suffix == ".json" else [json.loads(x) for x in content.splitlines() if x]
-        return [item["text"] if "text" in item else item["train_context"] for item in items]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected JSON objects with 'text': {error}") from error
+    pieces = [content] if path.suffix == ".json" else content.splitlines()
+    texts: list[str] = []
+    for number, piece in enumerate(pieces, start=1):
+        where = f"{path}: " if path.suffix == ".json" else f"{path}: line {number}: "
+        try:
+            found = json.loads(piece) if piece.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}no JSON: {error}") from error
+        for item in found if isinstance(found, list) else [found]:
+            named = [item[key] for key in ("text", "train_context") if isinstance(item, dict) and key in item]
+            if not named or not isinstance(named[0], str):
+                raise ValueError(f"{where}expected objects with 'text'")
+            texts.append(named[0])
+    return texts
 
 
 def _tokenizer_of(folder: Path) -> str:

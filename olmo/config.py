@@ -605,7 +605,8 @@ def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
         try:
             raw.merge_with_dotlist([override[2:] if "=" in override else f"{override[2:]}=true"])
         except Exception as error:  # PyYAML's errors share no base with OmegaConf's
-            raise ConfigurationError(f"{override}: {str(error).splitlines()[0]}") from error
+            hint = "; put what holds braces into quotes: --key=['part-{000..004}.npy']" if ".." in override else ""
+            raise ConfigurationError(f"{override}: {str(error).splitlines()[0]}{hint}") from error
 
 
 def _types_of(key: str) -> tuple[Any, ...]:
@@ -722,7 +723,9 @@ def _unknown_keys(raw: Any, schema: type, prefix: str = "") -> typing.Iterator[s
             continue
         is_list = any(typing.get_origin(kind) is list for kind in _alternatives(types[key]))
         if is_list and not OmegaConf.is_list(value):
-            yield f"{prefix}{key}: expected a list" + ("" if OmegaConf.is_dict(value) else f"; write [{value}]")
+            yield f"{prefix}{key}: expected a list" + (
+                "" if OmegaConf.is_dict(value) else f"; write [{_quoted(value)}]"
+            )
             continue
         if inner is None:
             continue
@@ -734,6 +737,11 @@ def _unknown_keys(raw: Any, schema: type, prefix: str = "") -> typing.Iterator[s
                 yield from _unknown_keys(section, inner, f"{place}.")
             else:
                 yield f"{place}: expected keys and values"
+
+
+def _quoted(value: Any) -> str:
+    """A value as an item of a list on a command line."""
+    return str(value) if re.fullmatch(r"[\w./-]+", str(value)) else f"'{value}'"
 
 
 def _unsupported(config: Any, prefix: str = "") -> typing.Iterator[str]:

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 # What torchrun has time for between the end of one process and that of the others.
@@ -16,6 +17,12 @@ _PATIENCE = 10.0  # seconds
 
 class ConfigurationError(ValueError):
     """A wrong command line or configuration; commands exit with status 2."""
+
+
+def check_new(output: Path) -> None:
+    """Raise ConfigurationError where the place of an output is taken, perhaps by what the command reads."""
+    if output.exists() or output.is_symlink():
+        raise ConfigurationError(f"{output}: exists; remove it or choose another place")
 
 
 class Parser(argparse.ArgumentParser):

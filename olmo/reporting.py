@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -107,6 +108,19 @@ def git_state() -> str:
         return "unknown"
 
 
+def _only_run(folder: Path) -> TextIO:
+    """A lock on the folder while it is open; ConfigurationError where another process holds it."""
+    lock = (folder / "train.log").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ConfigurationError(f"save_folder: another run is writing to {folder}") from error
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
 class Reporter:
     """Writes a run's folder on rank 0; on other ranks every call does nothing.
 
@@ -128,6 +142,7 @@ class Reporter:
         if not self.active:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _only_run(self.folder)
         if config.wandb is not None:
             self._wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
         if resume_step is None:
@@ -189,6 +204,7 @@ class Reporter:
         if self.active:
             if self._metrics is not None:
                 self._metrics.close()
+            self._lock.close()
             log.removeHandler(self._logfile)
             self._logfile.close()
             if self._wandb is not None:

@@ -152,6 +152,9 @@ class Trainer:
         self._set_temperatures()
         self._warn_about_rounds_missed()
         self._first_step = self.state.step
+        if used and resumed is None and self.state.step < self.last_step:
+            # Before the older run is gone: where the data cannot be read, nothing is lost.
+            self.loader.batch(self.state.epoch, self.state.batch)
         self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
         self._resumed = resumed is not None
         self._saved = {kind: self._saved_before(kind) if self._resumed else [] for kind in ("", "-unsharded")}

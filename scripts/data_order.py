@@ -23,7 +23,7 @@ from typing import Any
 from olmo.config import TrainConfig, load
 from olmo.data.order import PIECE, OrderFile, check_places, order_length, verify_order, write_order
 from olmo.data.sources import TokenFiles
-from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.reporting import Progress
 
 SHOWN_FROM = 10**8  # instances; fewer are shuffled within seconds
@@ -33,7 +33,7 @@ def open_files(config: TrainConfig) -> TokenFiles:
     """The token files of a run. Raises ConfigurationError where it has none, and what TokenFiles raises."""
     if not config.data.paths:
         raise ConfigurationError("data.paths: empty; a data order is of token files")
-    return TokenFiles(config.data.paths, config.model.max_sequence_length, config.data.memmap_dtype)
+    return TokenFiles(config.data.paths, config.model.max_sequence_length, config.data.memmap_dtype, fresh=True)
 
 
 def rebuild(
@@ -113,6 +113,8 @@ def main(argv: Sequence[str]) -> None:
         if (value := getattr(args, name, None)) is not None and value < least:
             raise ConfigurationError(f"--{name} must be at least {least}")
     config = load(args.config, overrides)
+    if args.mode != "verify":
+        check_new(args.output)
     if args.mode == "rebuild":
         rebuild(config, args.output, args.first, args.epoch, args.world_size or 1)
     elif args.mode == "slice":

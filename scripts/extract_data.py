@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from olmo.config import load
-from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.reporting import Progress
 from scripts.inspect_data import batches_of_run, numbers
 
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", required=True)
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides)
+    check_new(args.output)
     # Both follow from the tokens, in the run over the file again.
     config.data.generate_attention_mask, config.data.instance_filter = False, None
     dtype = np.dtype(config.data.memmap_dtype).newbyteorder("<")

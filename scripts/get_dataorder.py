@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ import requests
 from omegaconf import OmegaConf
 
 from olmo.config import load
-from olmo.data.order import DTYPE, LARGEST_WORLD
-from olmo.exceptions import Parser, exit_status
+from olmo.data.order import DTYPE, most_off
+from olmo.exceptions import Parser, check_new, exit_status
 from scripts.data_order import open_files, rebuild
 from scripts.download import describe, fetch, reason
 
@@ -49,7 +50,7 @@ def published(url: str, config: Path, output: Path) -> str | None:
         except OSError as error:
             print(f"how long the order should be is not known: {error}", flush=True)
         else:
-            if remote.size is not None and not 0 <= instances - remote.size / DTYPE.itemsize < LARGEST_WORLD:
+            if remote.size is not None and not 0 <= instances - remote.size / DTYPE.itemsize <= most_off(instances):
                 return f"it has {remote.size // DTYPE.itemsize:,} places for the {instances:,} instances of the files"
         output.parent.mkdir(parents=True, exist_ok=True)
         path, remote = fetch(session, look, name, output.parent)
@@ -67,11 +68,12 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     config = OFFICIAL / f"OLMo-{args.model_size}.yaml"
     output = args.output or Path(f"data/global_indices/{args.model_size}/global_indices.npy")
-    if output.exists():
-        places = output.stat().st_size // DTYPE.itemsize
-        check = f"python -m scripts.data_order verify {config} --order {output}"
-        print(f"{output}: already there, {places:,} places; check it with: {check}")
+    if output.is_file():
+        check = f"python -m scripts.data_order verify {config} --order {shlex.quote(str(output))}"
+        places = f"{output.stat().st_size // DTYPE.itemsize:,} places"
+        print(f"{output}: already there, {places}; check it with: {check}, or remove it to get it anew")
         return
+    check_new(output)
     if not args.rebuild:
         url = OmegaConf.load(OFFICIAL / "checkpoints.yaml")[args.model_size].order
         why = published(url, config, output)

@@ -183,7 +183,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         found = [path for path in map(Path, [pattern, *glob.glob(pattern)]) if path.is_file()]
         if not found:
-            raise FileNotFoundError(f"--input {pattern}: no such file")
+            hint = f"a folder; name its files: '{pattern}/*'" if Path(pattern).is_dir() else "no such file"
+            raise FileNotFoundError(f"--input {pattern}: {hint}")
         paths.update(found)
     return sorted(paths, key=lambda path: (path.name, path))
 
@@ -233,7 +234,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
     eos = eos_of(args.tokenizer) if args.eos_token_id is None else args.eos_token_id
-    largest = max(eos, *tokenizer_of(args.tokenizer).get_vocab().values())
+    largest = max(
+        OLMO_EOS if packaged_tokenizer(args.tokenizer) else 0, *tokenizer_of(args.tokenizer).get_vocab().values()
+    )
+    if eos > largest:
+        raise ConfigurationError(f"--eos_token_id {eos}: the largest id of {args.tokenizer} is {largest}")
     settings = Settings(args.corpus, args.seed, args.tokenizer, eos, "<u2" if largest < 2**16 else "<u4")
     if args.input:
         paths = expand(args.input)
@@ -244,8 +249,9 @@ def main(argv: Sequence[str]) -> None:
     about = prepare(paths, args.output, settings, args.instances, args.sequence_length, args.processes)
     read, seconds = about["read"], time.monotonic() - started
     print(f"{args.output}: {args.instances} rows of {args.sequence_length} ids; {told(about['sample'])}")
+    without = f", {read.get('without_pmid', 0)} of them without PMID" if args.corpus == "pubmed" else ""
     print(
-        f"read {read['files']} files, {read['records']} records, {read.get('without_pmid', 0)} of them without PMID, "
+        f"read {read['files']} files, {read['records']} records{without}, "
         f"{read['bytes'] / MB:,.0f} MB in {seconds:.0f} s, {read['bytes'] / MB / seconds:,.1f} MB/s"
     )
 

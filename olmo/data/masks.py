@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import DataConfig, InstanceFilterConfig
+from ..exceptions import ConfigurationError
 from .filter import repeats_itself
 from .sources import PADDING, TokenDataset, TokenFiles, TokenSource
 
@@ -92,7 +93,7 @@ def open_masks(data: DataConfig, pad_token_id: int, source: TokenSource) -> Mask
     """The masks of a run's data: `data.label_mask_paths` (files of one byte a token), `generate_attention_mask` and
     `instance_filter`; in a `datasets` folder, the columns `label_mask` and `attention_mask` where it has them.
 
-    Raises ValueError where label masks and token files differ in how many instances they hold.
+    Raises ValueError where label masks and token files differ in length.
     """
     masks = Masks(pad_token_id, data.generate_attention_mask, instance_filter=data.instance_filter)
     if isinstance(source, TokenDataset):
@@ -105,12 +106,11 @@ def open_masks(data: DataConfig, pad_token_id: int, source: TokenSource) -> Mask
         return masks
     files = TokenFiles(data.label_mask_paths, source.sequence_length, "uint8", key="data.label_mask_paths")
     if len(files.paths) != len(source.paths):
-        raise ValueError(f"data.label_mask_paths: {len(files.paths)} files, data.paths has {len(source.paths)}")
-    for mask, path, masked, held in zip(files.paths, source.paths, np.diff(files.offsets), np.diff(source.offsets)):
+        raise ConfigurationError(f"data.label_mask_paths: {len(files.paths)} files, data.paths has {len(source.paths)}")
+    tokens = (size // source.dtype.itemsize for size in source.sizes)
+    for mask, path, masked, held in zip(files.paths, source.paths, files.sizes, tokens):
         if masked != held:
-            raise ValueError(
-                f"{mask}: label masks of {masked} instances, {path} holds {held}; a mask has one byte a token"
-            )
+            raise ValueError(f"{mask}: {masked} bytes for the {held} tokens of {path}; a mask has one byte a token")
     return replace(masks, labels=files.read)
 
 

@@ -25,7 +25,7 @@ LARGEST_PIECE = 2**20  # swaps at a time
 MOST_TRACED = 2**14  # places; more of them cost more than the whole shuffle
 SMALL = 2**20  # instances that are shuffled at once
 LARGE = 2**26  # more instances than these do not stay in memory, 4 bytes each
-LARGEST_WORLD = 4096  # ranks; OLMo cuts or pads an order by fewer places than these
+LARGEST_WORLD = 4096  # ranks; OLMo cuts or pads an order by fewer places than it has ranks
 
 
 def order_length(instances: int, world_size: int, drop_last: bool) -> int:
@@ -273,14 +273,34 @@ class OrderFile:
         return np.frombuffer(self._remote.read([0], [start * DTYPE.itemsize], width, keep), DTYPE)
 
 
+def most_off(instances: int) -> int:
+    """By how many places the order of a run with an unknown number of ranks may be cut or padded: not by more than a
+    hundredth, or small orders of other data would pass."""
+    return min(LARGEST_WORLD - 1, instances // 100)
+
+
 def check_places(order: OrderFile, start: int, places: NDArray[np.uint32], source: TokenFiles) -> None:
-    """Raise ValueError for the first of these places, read from `start` on, whose instance the files do not have."""
+    """Raise ValueError where an order is too long for the files, and for the first of these places, read from `start`
+    on, whose instance the files do not have, or that came before among them."""
+    if len(order) > len(source) + LARGEST_WORLD:
+        raise ValueError(
+            f"{order.place}: {len(order)} places for {len(source)} instances ({source.extent()}): it is of other "
+            "files, or no order of 32-bit numbers"
+        )
     outside = places >= len(source)
     if outside.any():
         place = int(outside.argmax())
         raise ValueError(
             f"{order.place}: place {start + place} is instance {places[place]}, the data set has {len(source)} "
             f"({source.extent()}): data order and files disagree"
+        )
+    within = places[: max(len(source) - start, 0)]  # beyond, the front comes again
+    distinct = np.unique(within, return_index=True)[1]
+    if len(distinct) < len(within):
+        place = int(np.setdiff1d(np.arange(len(within)), distinct)[0])
+        raise ValueError(
+            f"{order.place}: place {start + place} is instance {within[place]}, which came before: each should come "
+            "once"
         )
 
 
@@ -294,7 +314,7 @@ def verify_order(
     """
     instances, length = len(source), len(order)
     expected = instances if world_size is None else order_length(instances, world_size, drop_last)
-    most = 0 if world_size is not None else LARGEST_WORLD - 1
+    most = 0 if world_size is not None else most_off(instances)
     off = expected - length if drop_last else length - expected
     if not 0 <= off <= most:
         wrong = "is incomplete" if length < expected else "is of more or larger files"
@@ -302,6 +322,7 @@ def verify_order(
         raise ValueError(
             f"{order.place}: {length} places, expected {'' if world_size else 'about '}{expected} for {instances} "
             f"instances ({source.extent()}): the order {wrong}"
+            + ("" if world_size else "; or say how many ranks the run had (--world_size)")
         )
     seen = np.zeros((instances + 7) // 8, dtype=np.uint8)
     in_place = 0
@@ -314,8 +335,6 @@ def verify_order(
             places = places[: max(instances - start, 0)]  # beyond, the front comes again
             byte, bit = places >> 3, (1 << (places & 7)).astype(np.uint8)
             again = (seen[byte] & bit) != 0
-            if not again.any() and (np.diff(np.sort(places)) == 0).any():  # twice within this piece
-                again = ~np.isin(np.arange(len(places)), np.unique(places, return_index=True)[1])
             if again.any():
                 place = int(again.argmax())
                 raise ValueError(

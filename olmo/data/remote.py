@@ -394,7 +394,7 @@ class RemoteFiles:
     are until a read finds that a file has changed: that is an error, and the next start asks anew.
     """
 
-    def __init__(self, urls: Sequence[str], cache: Path | None = None):
+    def __init__(self, urls: Sequence[str], cache: Path | None = None, fresh: bool = False):
         for url in urls:
             if not re.match(r"https?://[^/]+/.|(s3|r2)://[^/]+/.", url):
                 raise ConfigurationError(f"{url}: neither http(s)://HOST/PATH nor s3:// or r2://BUCKET/KEY")
@@ -403,7 +403,7 @@ class RemoteFiles:
         self._making = threading.Lock()
         self._described = self.cache / f"{DIGEST(json.dumps(list(urls)).encode()).hexdigest()[:32]}.sizes"
         with alone(self._described):
-            self.files = self._known(urls) or self._describe(urls)
+            self.files = (None if fresh else self._known(urls)) or self._describe(urls)
         self.sizes = [file.size for file in self.files]
 
     def _known(self, urls: Sequence[str]) -> list[File] | None:

@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import DataConfig, PaddingDirection
+from ..exceptions import ConfigurationError
 from .remote import RemoteFiles
 
+NUMPY_HEADER = b"\x93NUMPY"
 PADDING = -1  # in place of a token id where a row of a `datasets` folder is shorter than the sequence
 
 
@@ -65,7 +67,8 @@ class TokenFiles:
 
     The rest of each file that fills no instance is dropped; instances are numbered through the files in order
     (formats section 3). Paths may hold brace ranges, see `expand_ranges`, and may be URLs: http(s)://, s3:// or r2://;
-    what is read of those stays on this machine with `keep`. `key` is the configuration's name for the paths.
+    what is read of those stays on this machine with `keep`, and their sizes are asked for again with `fresh`. `key` is
+    the configuration's name for the paths.
     """
 
     def __init__(
@@ -75,21 +78,22 @@ class TokenFiles:
         dtype: str = "uint16",
         *,
         keep: bool = True,
+        fresh: bool = False,
         key: str = "data.paths",
     ):
         kind = {"data.paths": "token file", "data.label_mask_paths": "label mask"}[key]
         if not paths:
-            raise ValueError(f"no {kind}s given ({key} is empty)")
+            raise ConfigurationError(f"no {kind}s given ({key} is empty)")
         self.sequence_length, self.keep = sequence_length, keep
         if dtype not in ("uint8", "uint16", "uint32", "uint64"):
-            raise ValueError(f"data.memmap_dtype: {dtype!r} is none of uint8, uint16, uint32, uint64")
+            raise ConfigurationError(f"data.memmap_dtype: {dtype!r} is none of uint8, uint16, uint32, uint64")
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.paths = [name for path in paths for name in expand_ranges(str(path))]
         remote = [path for path in self.paths if "://" in path]
         for path in self.paths:
             if "://" not in path and not Path(path).is_file():
                 raise FileNotFoundError(f"{path}: no such {kind}")
-        self._remote = RemoteFiles(remote) if remote else None
+        self._remote = RemoteFiles(remote, fresh=fresh) if remote else None
         sizes = iter(self._remote.sizes if self._remote else ())
         self.sizes = [next(sizes) if "://" in path else Path(path).stat().st_size for path in self.paths]
         self._files: list[NDArray[np.unsignedinteger] | None] = []  # None: the next one of the remote files
@@ -100,6 +104,11 @@ class TokenFiles:
             if "://" in path:
                 self._files.append(None)
                 continue
+            with Path(path).open("rb") as file:
+                if file.read(len(NUMPY_HEADER)) == NUMPY_HEADER:
+                    raise ValueError(
+                        f"{path}: begins with the header of numpy.save; a {kind} has none, see ndarray.tofile"
+                    )
             shape = (size // width, sequence_length)
             # numpy cannot map an empty file. As a plain array: indexing a memmap takes longer than copying a row.
             mapped = np.memmap(path, self.dtype, "r", shape=shape) if shape[0] else np.empty(shape, self.dtype)
@@ -158,6 +167,8 @@ class TokenDataset:
             loaded = datasets.load_from_disk(str(path))
         except Exception as error:  # damaged and empty folders raise several types, down to IndexError
             raise ValueError(f"{path}: not a dataset folder, damaged or empty: {error}") from error
+        if isinstance(loaded, datasets.DatasetDict):
+            raise ValueError(f"{path}: holds several datasets; name one of {', '.join(f'{path}/{s}' for s in loaded)}")
         if not isinstance(loaded, datasets.Dataset) or "input_ids" not in loaded.column_names:
             raise ValueError(f"{path}: expected a dataset with a column 'input_ids'")
         if not len(loaded):

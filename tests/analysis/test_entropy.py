@@ -661,7 +661,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
         (["--data", "nowhere.npy"], "nowhere.npy: no such token file"),
         (["--data", "nowhere.txt"], "nowhere.txt: no such data"),
         (["--data", "{tokens}", "--data_size", "101"], "100 instances, --data_size asks for 101"),
-        (["--data", "bad.json", "--tokenizer", "tokenizer.json"], "bad.json: expected JSON objects with 'text'"),
+        (["--data", "bad.json", "--tokenizer", "tokenizer.json"], "bad.json: expected objects with 'text'"),
         (
             ["--data", "tokens.bin"],
             "tokens.bin: no text in UTF-8; --data is a token file named .npy, a datasets folder",

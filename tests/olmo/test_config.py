@@ -177,6 +177,11 @@ def test_override_of_a_missing_section_makes_it(tmp_path: Path) -> None:
         ("--data.paths=[a,", "--data.paths=[a,: "),
         ("--evaluators.0.label=a", "evaluators: expected a list"),
         ("--data.paths=a.npy", "data.paths: expected a list; write [a.npy]"),
+        ("--data.paths=a-{0..3}.npy", "data.paths: expected a list; write ['a-{0..3}.npy']"),
+        (
+            "--data.paths=[a-{0..3}.npy]",
+            "--data.paths=[a-{0..3}.npy]: while parsing a flow sequence; put what holds braces into quotes: --key=['",
+        ),
         ("--evaluators=piqa", "evaluators: expected a list; write [piqa]"),
         ("--max_duration", "--max_duration: has no value; write --max_duration=N"),
         ("--save_folder", "--save_folder: has no value; write --save_folder=VALUE"),

@@ -1001,6 +1001,25 @@ def test_what_is_injected_counts_in_an_instance_that_repeats_itself(world: Path,
     assert series(tmp_path / "run")[1] == 0 and series(tmp_path / "run")[2] > 0
 
 
+def test_an_older_run_stays_where_the_data_of_the_new_one_cannot_be_read(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path / "run", "--stop_at=1", "--save_interval_unsharded=1")
+    np.full(BATCH * SHORT, 60_000, dtype="<u2").tofile(tmp_path / "foreign.npy")
+    with pytest.raises(ValueError, match="holds token 60000"):
+        train(plain, tmp_path / "run", "--save_overwrite", f"--data.paths=[{tmp_path / 'foreign.npy'}]")
+    assert checkpoints(tmp_path / "run") == {"step1-unsharded"} and series(tmp_path / "run").keys() == {1}
+
+
+def test_two_runs_do_not_share_a_folder(plain: Path, tmp_path: Path) -> None:
+    first = Trainer(configure(plain, tmp_path / "run", "--stop_at=2"), CPU, Ranks())
+    for more in ((), ("--save_overwrite",), ("--try_load_latest_save",)):
+        with pytest.raises(ConfigurationError, match=r"^save_folder: another run is writing to .*run$"):
+            train(plain, tmp_path / "run", *more)
+    first.fit()
+    assert series(tmp_path / "run").keys() == {1, 2}
+    train(plain, tmp_path / "run", "--save_overwrite", "--stop_at=1")
+    assert series(tmp_path / "run").keys() == {1}
+
+
 def test_a_large_order_lies_in_the_runs_folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(plain, tmp_path / "small")
     monkeypatch.setattr("olmo.data.order.LARGE", 10)

@@ -68,12 +68,16 @@ def test_rebuild_from_the_sizes_alone(
     assert f"{output}: all 505 places, shuffled with seed 6198 + epoch 0; an epoch is 63 steps of 8\n{NOTE}" in shown
     assert len(server.heads) == 3 and not server.asked
     asked = ["--epoch", "2", "--world_size", "64", "--first", "7"]
+    assert run(["rebuild", str(config), "--output", str(output), *asked]) == 2
+    assert capsys.readouterr().err == f"error: {output}: exists; remove it or choose another place\n"
+    output.unlink()
     assert run(["rebuild", str(config), "--output", str(output), *asked]) == 0
     assert output.read_bytes() == build_order(COUNT, 6198, 2, 64)[:7].tobytes()
     assert "the first 7 of 448 places, shuffled with seed 6198 + epoch 2" in capsys.readouterr().out
+    output.unlink()
     assert run(["rebuild", str(config), "--output", str(output), "--data.seed=5", "--epoch=1"]) == 0
     assert output.read_bytes() == build_order(COUNT, 6, 0).tobytes()
-    assert len(server.heads) == 3 and not server.asked
+    assert len(server.heads) == 9 and not server.asked  # as the files are now
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_slice_is_the_first_places_of_a_rebuilt_order(local: Path, first: int) -> None:
     config, places = str(local / "config.yaml"), ["--first", str(first)]
     order = ["--order", str(local / "order.npy")]
+    for name in ("slice", "first"):
+        (local / f"{name}.npy").unlink(missing_ok=True)
     assert run(["slice", config, *order, *places, "--output", str(local / "slice.npy")]) == 0
     assert run(["rebuild", config, *places, "--output", str(local / "first.npy")]) == 0
     expected = build_order(COUNT, 6198, 0)[:first].tobytes()

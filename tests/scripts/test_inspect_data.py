@@ -113,6 +113,15 @@ def test_masks_are_shown_and_not_lost(world: Path, tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_nothing_is_written_over(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Least of all what the steps are extracted from."""
+    before = (world / f"a{SHORT}.npy").read_bytes()
+    output = str(world / f"a{SHORT}.npy")
+    assert exit_status(extract, [str(world / "plain.yaml"), "--steps", "1", "--output", output]) == 2
+    assert capsys.readouterr().err == f"error: {output}: exists; remove it or choose another place\n"
+    assert (world / f"a{SHORT}.npy").read_bytes() == before
+
+
 @pytest.mark.parametrize("steps", ["2-5", "6"])
 def test_extracting_from_a_large_order(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str

@@ -116,8 +116,8 @@ def test_columns_of_a_datasets_folder(tmp_path: Path) -> None:
     ("sizes", "told"),
     [
         ([8, 4], r"^data\.label_mask_paths: 2 files, data\.paths has 1$"),
-        ([16], r"mask-0\.npy: label masks of 4 instances, .*tokens\.npy holds 2; a mask has one byte a token$"),
-        ([7], r"mask-0\.npy: label masks of 1 instances, .*tokens\.npy holds 2; a mask has one byte a token$"),
+        ([16], r"mask-0\.npy: 16 bytes for the 8 tokens of .*tokens\.npy; a mask has one byte a token$"),
+        ([7], r"mask-0\.npy: 7 bytes for the 8 tokens of .*tokens\.npy; a mask has one byte a token$"),
     ],
 )
 def test_label_masks_of_other_files(tmp_path: Path, sizes: list[int], told: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from olmo.data import order as order_module
-from olmo.data.order import EpochOrder, OrderFile, build_order, instances_at, verify_order, write_order
+from olmo.data.order import EpochOrder, OrderFile, build_order, check_places, instances_at, verify_order, write_order
 from olmo.data.sources import TokenFiles
 from tests.serving import serving
 
@@ -265,7 +265,10 @@ def source(tmp_path: Path) -> TokenFiles:
 
 
 @pytest.mark.parametrize("piece", [7, 64, 1000])
-@pytest.mark.parametrize(("drop_last", "world_size", "known"), [(True, 1, 1), (True, 64, None), (False, 64, 64)])
+@pytest.mark.parametrize(
+    ("drop_last", "world_size", "known"),
+    [(True, 1, 1), (True, 64, 64), (True, 7, None), (False, 64, 64), (False, 7, None)],
+)
 def test_a_right_order(
     tmp_path: Path,
     source: TokenFiles,
@@ -330,4 +333,21 @@ def test_a_wrong_end(tmp_path: Path, source: TokenFiles) -> None:
     order[-1], order[-2] = order[-2], order[-1]
     order.tofile(tmp_path / "order.npy")
     with pytest.raises(ValueError, match="places from 500 on should repeat the first ones"):
-        verify_order(OrderFile(tmp_path / "order.npy"), source, False)
+        verify_order(OrderFile(tmp_path / "order.npy"), source, False, 64)
+
+
+@pytest.mark.parametrize("count", [0, 20, 494, 506])
+def test_a_length_that_no_run_of_few_ranks_has(tmp_path: Path, source: TokenFiles, count: int) -> None:
+    """More than a hundredth is missing or too much, of an order that may be that of other data."""
+    np.resize(build_order(COUNT, 3, 0), count).tofile(tmp_path / "order.npy")
+    with pytest.raises(ValueError, match=rf"{count} places, expected about 500 .* how many ranks the run had"):
+        verify_order(OrderFile(tmp_path / "order.npy"), source, drop_last=count < COUNT)
+
+
+def test_numbers_of_64_bits(tmp_path: Path) -> None:
+    np.zeros(20_000, dtype="<u2").tofile(tmp_path / "a.npy")
+    source = TokenFiles([tmp_path / "a.npy"], 4)
+    build_order(5000, 3, 0).astype("<i8").tofile(tmp_path / "order.npy")
+    order = OrderFile(tmp_path / "order.npy")
+    with pytest.raises(ValueError, match=r"10000 places for 5000 instances .*, or no order of 32-bit numbers"):
+        check_places(order, 0, order.read(0, 10), source)

@@ -28,6 +28,12 @@ def dataset(path: Path, **columns: list) -> Path:
 # --- token files ---
 
 
+def test_a_file_of_numpy_save_is_no_token_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(100, dtype="<u2"))
+    with pytest.raises(ValueError, match=r"a\.npy: begins with the header of numpy\.save; a token file has none"):
+        TokenFiles([tmp_path / "a.npy"], 4)
+
+
 @given(
     counts=st.lists(st.integers(0, 23), min_size=1, max_size=4),
     length=st.integers(1, 6),
@@ -214,7 +220,7 @@ def test_folders_that_are_no_such_dataset(tmp_path: Path) -> None:
         TokenDataset(dataset(tmp_path / "empty", input_ids=[]), 1)
     split = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"input_ids": [[1]]})})
     split.save_to_disk(tmp_path / "split")
-    with pytest.raises(ValueError, match=r"split: expected a dataset with a column 'input_ids'"):
+    with pytest.raises(ValueError, match=r"split: holds several datasets; name one of .*split/train$"):
         TokenDataset(tmp_path / "split", 1)
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"folder: not a dataset folder, damaged or empty"):
