@@ -380,24 +380,25 @@ def prepare(args: argparse.Namespace, location: Location, output: Path) -> Ready
         if isinstance(location, str):
             folder = _fetch(args, location, output, weights=True)
             identity = _identity(args, location, folder.name, rows)
-        named = None
         if checkpoint.is_olmo(folder):
             named = fingerprint(checkpoint.read_state(folder))  # reads all of it
         else:
-            _read_through((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+            named = _digest((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
         identity["checkpoint"]["fingerprint"] = named
         done = None if on_hub else _done(args, output, identity)
         identity["checkpoint"]["tokens"] = tokens_of(location, folder)
     return Ready(folder, rows, length, identity, done)
 
 
-def _read_through(files: Sequence[Path]) -> None:
-    """Let the system read files into memory that it can spare."""
-    for path in files:
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of all that files hold; reading them, the system keeps as much of them in memory as it can spare."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
         check_readable(path)
         with path.open("rb") as file:
-            while file.read(2**24):
-                pass
+            while piece := file.read(2**24):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def _done(args: argparse.Namespace, output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

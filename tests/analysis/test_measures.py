@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from analysis import measures as measures_module
@@ -170,7 +171,7 @@ def test_the_error_of_a_mean_is_that_of_the_textbook() -> None:
     assert GroupedMeans(3).leave_one_out().shape == (0, 3) and GroupedMeans().leave_one_out().shape == (0,)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model = small("llama")
     model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
     rows = torch.randint(100, (80, 11), generator=torch.Generator().manual_seed(6))
@@ -202,7 +203,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out.splitlines()[-1]
     assert f"attention {result['attention_entropy']:.4f} +- {result['attention_standard_error']:.4f}" in shown
     # What is there already is not measured again, whichever part of it is asked for.
-    (tmp_path / "model/model.safetensors").unlink()
+    monkeypatch.setattr("analysis.entropy.open_model", lambda *_: pytest.fail("measured again"))
     main([*asked, "--measures", "attention"])
+    weights = load_file(tmp_path / "model/model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, tmp_path / "model/model.safetensors")
+    with pytest.raises(pytest.fail.Exception, match="measured again"):  # another model in the same place
+        main([*asked, "--measures", "attention"])
     with pytest.raises(ConfigurationError, match="--measures: 'tokens' is none of knowledge, attention, next_token"):
         main([*asked, "--measures", "attention,tokens"])
