@@ -135,7 +135,7 @@ def instance_measures(
     found["knowledge"] = observation.means
     if watch is not None:
         layers, calls = observation.means.shape[1], watch.calls
-        of_layer, rest = divmod(len(calls), layers)  # our own model may take one instance at a time
+        of_layer, rest = divmod(len(calls), layers)  # our own model takes some instances at a time
         by_layer = [torch.cat(calls[n * of_layer : (n + 1) * of_layer]) for n in range(layers)] if of_layer else []
         if rest or [len(layer) for layer in by_layer] != [len(input_ids)] * layers:
             raise ValueError(

@@ -234,14 +234,16 @@ def instance_means(model: nn.Module, observation: Observation, input_ids: Tensor
 
 
 def _pass_through_ours(model: OLMo, input_ids: Tensor, observation: Observation) -> None:
-    """A forward pass of our own model up to its last coefficient, in little memory: on a CPU the attention takes one
-    instance at a time and the feed-forward layer TOKENS_AT_ONCE. A GPU wants all of them together. Without the dropout
-    of the residual stream, so for a model in evaluation.
+    """A forward pass of our own model up to its last coefficient, in little memory: on a CPU some instances at a time,
+    and TOKENS_AT_ONCE in a feed-forward layer. A GPU wants all of them together. Without the dropout of the residual
+    stream, so for a model in evaluation.
     """
     stream, table = model.embed(input_ids)
     instances, length, _ = stream.shape
-    rows = [slice(0, instances)] if stream.is_cuda else [slice(row, row + 1) for row in range(instances)]
-    step = length if stream.is_cuda else TOKENS_AT_ONCE
+    step, together = TOKENS_AT_ONCE, max(TOKENS_AT_ONCE // length, 1)
+    if stream.is_cuda:
+        step, together = length, instances
+    rows = [slice(row, min(row + together, instances)) for row in range(0, instances, together)]
     pieces = [(row, slice(start, min(start + step, length))) for row in rows for start in range(0, length, step)]
     for block in model.blocks:
         for row in rows:
