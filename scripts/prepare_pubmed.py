@@ -160,7 +160,7 @@ def download(url: str, year: str | None, count: int | None, seed: int, folder: P
         try:
             listed = set(re.findall(r'href="(pubmed(\d\d)n\d+\.xml\.gz)"', page(url)))
         except requests.RequestException as error:
-            raise OSError(f"{url}: {reason(error)}") from error
+            raise OSError(f"{url}: {reason(error)}; files that you have can be named with --input") from error
         year = year or max((of_year for _, of_year in listed), default="YY")
         names = sorted((name for name, of_year in listed if of_year == year), key=lambda n: hash_of(n.encode(), seed))
         if len(names) < (count or 1):
