@@ -17,11 +17,10 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from olmo.distributed import READER, Ranks
-from olmo.exceptions import ConfigurationError
+from olmo.exceptions import FAILURES, ConfigurationError
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")
-FAILURES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)  # those of olmo.exceptions.exit_status
 POLL = 0.2  # seconds between two questions whether all ranks are ready
 
 

@@ -23,7 +23,7 @@ from olmo.tensors import read_tensor
 RESULT = "knowledge_entropy.json"
 COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"
 SERIES = "knowledge_entropy_series.json"
-RANKS = 201  # points of a curve of sorted shares
+POINTS = 201  # of a curve of sorted shares
 _KEPT = (
     "knowledge_entropy",
     "standard_error",
@@ -131,11 +131,11 @@ def _distributions(named: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
     files = [(named[i][0], named[i][1].with_name(COEFFICIENTS_FILE)) for i in chosen]
     if not all(file.is_file() for _, file in files):
         return []
-    ranks = np.linspace(0, 1, RANKS)
+    ranks = np.linspace(0, 1, POINTS)
     found = []
     for name, file in files:
         average = read_tensor(file).double().numpy()  # (L, M)
-        shares = np.quantile(average / average.sum(1, keepdims=True), 1 - ranks, axis=1).T  # (L, RANKS)
+        shares = np.quantile(average / average.sum(1, keepdims=True), 1 - ranks, axis=1).T  # (L, POINTS)
         found.append({"name": name, "ranks": ranks.tolist(), "shares": shares.tolist()})
     return found
 

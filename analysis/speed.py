@@ -16,8 +16,7 @@ from olmo.model import OLMo
 WORTH_A_PEAK = 10.0  # seconds of work
 
 
-@cache
-def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Floating-point operations a second of products of large matrices, the median of several, measured now."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(size, size, device=device, dtype=dtype), torch.randn(size, size, device=device, dtype=dtype)
@@ -30,6 +29,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
             torch.cuda.synchronize(device)
         rates.append(2 * size**3 / (time.perf_counter() - before))
     return statistics.median(rates)
+
+
+matmul_peak = cache(measured_peak)  # measured once a process
 
 
 def operations_a_token(model: nn.Module, length: int) -> float | None:

@@ -82,7 +82,7 @@ def downloaded(hub_id: str, cache: Path | None = None, weights: bool = True) -> 
             folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True, **place))
             if not weights or all(path.is_file() for path in model_files(folder)):
                 return folder
-        except Exception:
+        except (OSError, ValueError):  # not there, a part of it missing, or an index that is none
             continue
     return None
 

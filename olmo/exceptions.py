@@ -15,6 +15,10 @@ from typing import NoReturn
 _PATIENCE = 10.0  # seconds
 
 
+# What a user's files, settings or machine can cause; anything else is a programming error.
+FAILURES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
+
+
 class ConfigurationError(ValueError):
     """A wrong command line or configuration; commands exit with status 2."""
 
@@ -49,7 +53,7 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+    except FAILURES as error:
         if isinstance(error, ConfigurationError) and _is_another_rank():
             # torchrun ends this process as soon as the first has ended. One that lives on is alone with its error.
             time.sleep(_PATIENCE)

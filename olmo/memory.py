@@ -76,7 +76,7 @@ class Observation:
             self._means[part] = total / (length if self.mask is None else self.mask.sum(1, keepdim=True))
         else:
             assert self.shape is not None, "no shape of the batch"
-            if means is None or (rows.start or 0) == (tokens.start or 0) == 0:
+            if means is None:
                 means = self._means[part] = total.new_zeros(self.shape[0], memories)
             means[rows] += total / (self.shape[1] if self.mask is None else self.mask[rows].sum(1, keepdim=True))
 
@@ -95,6 +95,10 @@ class Observation:
             owner = torch.arange(instances, device=tokens.device)[:, None] == tokens // length
             means.append(owner.float() @ values)
         self._means[part] = torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True))
+
+    def forget(self) -> None:
+        """Begin a forward pass that comes window by window."""
+        self._means = [None] * len(self._means)
 
     def stop_after(self, part: int) -> None:
         """End the forward pass after the last part; where a layer has several, their order is not known."""
@@ -238,6 +242,7 @@ def _pass_through_ours(model: OLMo, input_ids: Tensor, observation: Observation)
     and TOKENS_AT_ONCE in a feed-forward layer. A GPU wants all of them together. Without the dropout of the residual
     stream, so for a model in evaluation.
     """
+    observation.forget()
     stream, table = model.embed(input_ids)
     instances, length, _ = stream.shape
     step, together = TOKENS_AT_ONCE, max(TOKENS_AT_ONCE // length, 1)
@@ -263,19 +268,13 @@ def _coefficients(block: Block, stream: Tensor, observation: Observation) -> Ten
     slower, perhaps because its rows lie a large power of two apart. `relu` needs the whole, for its hooks.
     """
     gated = block.config.activation_type == ActivationType.swiglu and block.memory_temperature is None
-    if stream.is_cuda or not gated or observation.coefficient == "relu":
+    if stream.is_cuda or not gated or block.ff_proj.bias is not None or observation.coefficient == "relu":
         return block.coefficients(block.project(stream))
     entering = stream if block.config.norm_after else block.ff_norm(stream)
-    size, weight, bias = block.config.inner_size, block.ff_proj.weight, block.ff_proj.bias
-    parts = []
-    for start in range(0, size, MEMORIES_AT_ONCE):
-        up, gate = (
-            F.linear(entering, weight[rows], None if bias is None else bias[rows])
-            for rows in (
-                slice(first + start, min(first + start + MEMORIES_AT_ONCE, first + size)) for first in (0, size)
-            )
-        )
-        parts.append(F.silu(gate, inplace=True).mul_(up))
+    ups, gates = (half.split(MEMORIES_AT_ONCE) for half in block.ff_proj.weight.chunk(2))
+    parts = [
+        F.silu(F.linear(entering, gate), inplace=True).mul_(F.linear(entering, up)) for up, gate in zip(ups, gates)
+    ]
     return torch.cat(parts, -1)
 
 

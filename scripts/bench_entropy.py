@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.entropy import measure, open_model
-from analysis.speed import matmul_peak, operations_a_token
+from analysis.speed import measured_peak, operations_a_token
 from olmo.config import load, save_model_config
 from olmo.distributed import Ranks, keep_large_blocks, pick_device
 from olmo.layouts import to_transformers_config, to_transformers_state
@@ -86,7 +86,7 @@ def _run(way: int, folder: Path, queue: Any) -> None:
 
     for parameter in model.parameters():  # mapped weights are read now, not in the measurement
         parameter.detach().flatten()[::512].float().sum()
-    peak = matmul_peak(device, dtype, 2.0)
+    peak = measured_peak(device, dtype, 2.0)
     weights = forget_peak()
     if device.type == "cuda":
         run()
@@ -96,7 +96,7 @@ def _run(way: int, folder: Path, queue: Any) -> None:
     layers = run()
     seconds = time.perf_counter() - started
     most = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes()
-    peak = (peak + matmul_peak.__wrapped__(device, dtype, 2.0)) / 2  # before and after: other work comes and goes
+    peak = (peak + measured_peak(device, dtype, 2.0)) / 2  # before and after: other work comes and goes
     queue.put((seconds, most - weights, peak, operations, layers))
 
 

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analysis.resuscitation import resuscitate
+from olmo import memory as memory_module
 from olmo.checkpoint import read_state
-from olmo.config import ActivationType
+from olmo.config import ActivationType, ModelConfig
 from olmo.distributed import Ranks
 from olmo.memory import (
     CoefficientAverages,
@@ -105,6 +106,29 @@ def observed(model: nn.Module, rows: list[Tensor], coefficient: str = "abs") -> 
     ids, mask = pad(rows)
     with observe(model, coefficient) as observation:
         return instance_means(model, observation, ids, mask)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 13, 30, 1000])
+@pytest.mark.parametrize("coefficient", ["abs", "relu"])
+@pytest.mark.parametrize(
+    "config", [tiny_config(), tiny_olmo2_config(), tiny_config(include_bias=True, activation_type="gelu")]
+)
+def test_any_piece_of_a_batch_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, config: ModelConfig, coefficient: str, tokens: int
+) -> None:
+    """Pieces of instances, of several instances and of the memories give what one pass of the whole model gives."""
+    torch.manual_seed(0)
+    model = scatter_(OLMo(config)).eval()
+    ids, mask = pad(ragged())
+    with observe(model, coefficient) as observation, torch.no_grad():
+        observation.mask, observation.ends_early = mask, False
+        model(ids)
+    monkeypatch.setattr(memory_module, "TOKENS_AT_ONCE", tokens)
+    monkeypatch.setattr(memory_module, "TOKENS_SUMMED", 3)
+    monkeypatch.setattr(memory_module, "MEMORIES_AT_ONCE", 7)
+    with observe(model, coefficient) as again:
+        for _ in range(2):  # nothing of one pass is left in the next
+            torch.testing.assert_close(instance_means(model, again, ids, mask), observation.means)
 
 
 def entropy_by_definition(average: Tensor) -> list[float]:
