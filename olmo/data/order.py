@@ -80,10 +80,9 @@ def instances_at(
         ends = wanted[np.searchsorted(wanted, low) : np.searchsorted(wanted, top, side="right")] - low
         hashed[partners[ends] & low_bits] = True
         # Places of this piece may become traced within it, so all swaps with them are looked at.
-        looked_at = hashed[partners & low_bits] | (partners >= low)
-        looked_at[ends] = True
+        looked_at = np.flatnonzero(hashed[partners & low_bits] | (partners >= low))
         begin_here = set(ends.tolist())
-        for k in np.flatnonzero(looked_at).tolist():
+        for k in looked_at.tolist():
             partner = int(partners[k])
             moved = traced.pop(partner, None)
             if k in begin_here:

@@ -120,15 +120,18 @@ def test_any_piece_of_a_batch_at_a_time(
     torch.manual_seed(0)
     model = scatter_(OLMo(config)).eval()
     ids, mask = pad(ragged())
-    with observe(model, coefficient) as observation, torch.no_grad():
-        observation.mask, observation.ends_early = mask, False
-        model(ids)
+    whole = []
+    for given in (mask, None):
+        with observe(model, coefficient) as observation, torch.no_grad():
+            observation.mask, observation.ends_early = given, False
+            model(ids)
+            whole.append(observation.means)
     monkeypatch.setattr(memory_module, "TOKENS_AT_ONCE", tokens)
     monkeypatch.setattr(memory_module, "TOKENS_SUMMED", 3)
     monkeypatch.setattr(memory_module, "MEMORIES_AT_ONCE", 7)
     with observe(model, coefficient) as again:
-        for _ in range(2):  # nothing of one pass is left in the next
-            torch.testing.assert_close(instance_means(model, again, ids, mask), observation.means)
+        for given, expected in zip((mask, None, mask), (*whole, whole[0])):  # nothing of one pass is left in the next
+            torch.testing.assert_close(instance_means(model, again, ids, given), expected)
 
 
 def entropy_by_definition(average: Tensor) -> list[float]:

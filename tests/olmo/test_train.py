@@ -1028,6 +1028,10 @@ def test_a_large_order_lies_in_the_runs_folder(plain: Path, tmp_path: Path, monk
     names = sorted(path.name for path in (tmp_path / "large/train_data").glob("*.npy"))
     assert names == ["global_indices_25_seed11.npy", "global_indices_25_seed12.npy"]
     assert not (tmp_path / "small/train_data").exists()
+    # Nothing is read beyond the last step, so the order of another epoch is not made.
+    train(plain, tmp_path / "epoch", "--max_duration=1ep", "--data.num_workers=2")
+    names = [path.name for path in (tmp_path / "epoch/train_data").glob("*.npy")]
+    assert names == ["global_indices_25_seed11.npy"]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -113,6 +113,16 @@ def test_masks_are_shown_and_not_lost(world: Path, tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_what_follows_from_the_tokens_is_no_obstacle(world: Path, tmp_path: Path) -> None:
+    """A run over the file with the same settings finds the same padding and the same repetitions again."""
+    arguments = [str(world / "plain.yaml"), "--steps", "1-3", "--output"]
+    extract([*arguments, str(tmp_path / "plain.npy")])
+    token = np.fromfile(tmp_path / "plain.npy", "<u2")[5]
+    settings = ["--data.generate_attention_mask", f"--model.pad_token_id={token}"]
+    extract([*arguments, str(tmp_path / "masked.npy"), *settings, "--data.instance_filter={repetition_max_count: 1}"])
+    assert (tmp_path / "plain.npy").read_bytes() == (tmp_path / "masked.npy").read_bytes()
+
+
 def test_nothing_is_written_over(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Least of all what the steps are extracted from."""
     before = (world / f"a{SHORT}.npy").read_bytes()
