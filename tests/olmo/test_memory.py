@@ -121,17 +121,17 @@ def test_any_piece_of_a_batch_at_a_time(
     model = scatter_(OLMo(config)).eval()
     ids, mask = pad(ragged())
     whole = []
-    for given in (mask, None):
+    for used in (mask, None):
         with observe(model, coefficient) as observation, torch.no_grad():
-            observation.mask, observation.ends_early = given, False
+            observation.mask, observation.ends_early = used, False
             model(ids)
             whole.append(observation.means)
     monkeypatch.setattr(memory_module, "TOKENS_AT_ONCE", tokens)
     monkeypatch.setattr(memory_module, "TOKENS_SUMMED", 3)
     monkeypatch.setattr(memory_module, "MEMORIES_AT_ONCE", 7)
     with observe(model, coefficient) as again:
-        for given, expected in zip((mask, None, mask), (*whole, whole[0])):  # nothing of one pass is left in the next
-            torch.testing.assert_close(instance_means(model, again, ids, given), expected)
+        for used, expected in zip((mask, None, mask), (*whole, whole[0])):  # nothing of one pass is left in the next
+            torch.testing.assert_close(instance_means(model, again, ids, used), expected)
 
 
 def entropy_by_definition(average: Tensor) -> list[float]:
