@@ -30,8 +30,8 @@ from .tensors import check_readable, save_tensors
 
 COEFFICIENTS = ("abs", "relu")
 GROUPS = 64  # of instances, for the jackknife
-TOKENS_SUMMED = 64  # whose coefficients are summed in one step
-TOKENS_AT_ONCE = 1024  # that pass a feed-forward layer of ours together, on a CPU
+SUMMED_AT_ONCE = 2**21  # coefficients, on a CPU: 8 MB
+PROJECTED_AT_ONCE = 2**24  # numbers that a first projection of ours gives together, on a CPU: 1024 tokens of OLMo-1B
 MEMORIES_AT_ONCE = 2048  # of a layer of ours whose coefficients are computed together, on a CPU
 
 
@@ -64,8 +64,9 @@ class Observation:
         rows, tokens = self.window or (slice(None), slice(None))
         mask = None if self.mask is None else self.mask[rows, tokens, None].bool()
         total = torch.zeros(instances, memories, device=coefficients.device)
-        # On a CPU in pieces that stay in its cache, ten times faster than one sum over T.
-        size = length if coefficients.is_cuda else TOKENS_SUMMED
+        # On a CPU in pieces that stay in its cache, ten times faster than one sum over T; in no smaller ones, because
+        # threads that wait for each other all the time suffer where they share processors with other work.
+        size = length if coefficients.is_cuda else max(SUMMED_AT_ONCE // (instances * memories), 1)
         for start in range(0, length, size):
             piece = coefficients[:, start : start + size].abs().float()
             if mask is not None:
@@ -238,16 +239,14 @@ def instance_means(model: nn.Module, observation: Observation, input_ids: Tensor
 
 
 def _pass_through_ours(model: OLMo, input_ids: Tensor, observation: Observation) -> None:
-    """A forward pass of our own model up to its last coefficient, in little memory: on a CPU some instances at a time,
-    and TOKENS_AT_ONCE in a feed-forward layer. A GPU wants all of them together. Without the dropout of the residual
-    stream, so for a model in evaluation.
+    """A forward pass of our own model up to its last coefficient, in little memory: on a CPU some tokens at a time. A
+    GPU wants all of them together. Without the dropout of the residual stream, so for a model in evaluation.
     """
     observation.forget()
     stream, table = model.embed(input_ids)
     instances, length, _ = stream.shape
-    step, together = TOKENS_AT_ONCE, max(TOKENS_AT_ONCE // length, 1)
-    if stream.is_cuda:
-        step, together = length, instances
+    step = instances * length if stream.is_cuda else max(PROJECTED_AT_ONCE // model.config.projection_size, 1)
+    together = max(step // length, 1)
     rows = [slice(row, min(row + together, instances)) for row in range(0, instances, together)]
     pieces = [(row, slice(start, min(start + step, length))) for row in rows for start in range(0, length, step)]
     for block in model.blocks:

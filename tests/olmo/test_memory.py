@@ -126,8 +126,8 @@ def test_any_piece_of_a_batch_at_a_time(
             observation.mask, observation.ends_early = used, False
             model(ids)
             whole.append(observation.means)
-    monkeypatch.setattr(memory_module, "TOKENS_AT_ONCE", tokens)
-    monkeypatch.setattr(memory_module, "TOKENS_SUMMED", 3)
+    monkeypatch.setattr(memory_module, "PROJECTED_AT_ONCE", tokens * config.projection_size)
+    monkeypatch.setattr(memory_module, "SUMMED_AT_ONCE", 3 * config.inner_size)
     monkeypatch.setattr(memory_module, "MEMORIES_AT_ONCE", 7)
     with observe(model, coefficient) as again:
         for used, expected in zip((mask, None, mask), (*whole, whole[0])):  # nothing of one pass is left in the next
