@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from analysis.ahead import is_first_of_machine, one_ahead, together
+from analysis.instances import CONFIGURATIONS, read_instances
 from analysis.locations import (
     Location,
     add_checkpoint_flags,
@@ -52,10 +53,8 @@ from analysis.series import COEFFICIENTS_FILE, RESULT, Series
 from analysis.speed import Speed
 from olmo import checkpoint
 from olmo.architectures import describe
-from olmo.config import DataConfig, load
-from olmo.data.masks import open_masks, padded
-from olmo.data.order import OrderFile, check_places, instances_at
-from olmo.data.sources import TokenDataset, TokenFiles, open_source
+from olmo.config import load
+from olmo.data.masks import padded
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import (
@@ -70,99 +69,10 @@ from olmo.memory import (
 from olmo.model import OLMo
 from olmo.reporting import Progress
 from olmo.tensors import check_readable, save_tensors
-from olmo.tokenizer import encode, load_tokenizer
 
 # Of a context's length in the config.json of one family or another: GPT-2 says n_positions, MPT max_seq_len.
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CONFIGURATIONS = (".yaml", ".yml")
-
-
-# --- data --------------------------------------------------------------------------------------------------------
-
-
-def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[NDArray[np.int64]]:
-    """The first `--data_size` instances, each a row of at most `length` token ids (ragged where the data is text)."""
-    count = args.data_size
-    path = Path(args.data)
-    if path.suffix in CONFIGURATIONS:
-        return _first_of_run(args, length)
-    if path.suffix == ".npy" or path.is_dir():
-        source = TokenDataset(path, length) if path.is_dir() else TokenFiles([args.data], length)
-        return open_masks(DataConfig(), 0, source).rows(source, _first(len(source), count, path), str(path))
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such data (--data)")
-    texts = _texts(path)[:count]
-    ids = encode(load_tokenizer(args.tokenizer or _tokenizer_of(folder)), texts)
-    rows_of_text = [np.array(row[:length], dtype=np.int64) for row in ids if row]
-    if len(rows_of_text) < count:
-        raise ValueError(f"{path}: {len(rows_of_text)} texts, --data_size asks for {count}")
-    return rows_of_text
-
-
-def _first_of_run(args: argparse.Namespace, length: int) -> list[NDArray[np.int64]]:
-    """The first instances that the run of a configuration sees, each cut to `length` tokens."""
-    config, count = load(args.data), args.data_size
-    if not (config.data.paths or config.data.dataset_path):
-        raise ConfigurationError(f"{args.data}: it names no data, neither data.paths nor data.dataset_path")
-    source = open_source(config.data, config.model.max_sequence_length)
-    if args.order is not None:
-        if not isinstance(source, TokenFiles):
-            raise ConfigurationError(f"--order: {args.data} names a dataset folder; an order is of token files")
-        order = OrderFile(args.order)
-        places = order.read(0, len(_first(len(order), count, args.order)))
-        check_places(order, 0, places, source)
-    else:
-        wanted, epoch = _first(len(source), count, args.data), config.epoch or 0
-        places = instances_at(wanted, len(source), config.data_seed, epoch, config.data_shuffling)
-    masks = open_masks(config.data, config.model.pad_token_id, source)
-    return [row[:length] for row in masks.rows(source, places, args.data)]
-
-
-def _first(available: int, count: int, path: Path | str) -> NDArray[np.int64]:
-    if available < count:
-        raise ValueError(f"{path}: {available} instances, --data_size asks for {count}")
-    return np.arange(count)
-
-
-def _texts(path: Path) -> list[str]:
-    """JSON list or lines of objects with `text` (or `train_context`), or plain text, a document a paragraph."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: no text in UTF-8; --data is a token file named .npy, a datasets folder, JSON with 'text', "
-            "or plain text"
-        ) from error
-    if path.suffix not in (".json", ".jsonl"):
-        return [text.strip() for text in content.split("\n\n") if text.strip()]
-    pieces = [content] if path.suffix == ".json" else content.splitlines()
-    texts: list[str] = []
-    for number, piece in enumerate(pieces, start=1):
-        where = f"{path}: " if path.suffix == ".json" else f"{path}: line {number}: "
-        try:
-            found = json.loads(piece) if piece.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}no JSON: {error}") from error
-        for item in found if isinstance(found, list) else [found]:
-            named = [item[key] for key in ("text", "train_context") if isinstance(item, dict) and key in item]
-            if not named or not isinstance(named[0], str):
-                raise ValueError(f"{where}expected objects with 'text'")
-            texts.append(named[0])
-    return texts
-
-
-def _tokenizer_of(folder: Path) -> str:
-    """The tokenizer that a checkpoint names, or that lies in its folder."""
-    if (folder / "tokenizer.json").is_file():
-        return str(folder / "tokenizer.json")
-    if (folder / "config.yaml").is_file():
-        from omegaconf import OmegaConf
-
-        named = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "tokenizer.identifier")
-        if named:
-            return str(named)
-    raise ConfigurationError(f"{folder}: names no tokenizer; give --tokenizer")
 
 
 # --- measurement -------------------------------------------------------------------------------------------------
@@ -194,10 +104,12 @@ def measure(
     tolerance: float | None = None,
     description: str = "entropy",
     measures: Sequence[str] = ("knowledge",),
+    compiled: bool = False,
 ) -> dict[str, GroupedMeans]:
     """Averages over instances `rows` (ragged token ids): of coefficients, under "knowledge" (CoefficientAverages), and
     of the other `measures` under their names: "attention" (L,), "next_token" ().
 
+    `compiled`: our own model's layers go through torch.compile, where nothing but coefficients (`abs`) is asked for.
     With a `tolerance` it stops at the first check at which the standard error of H is below it; it checks whenever
     the number of instances has grown by a quarter, at 64 instances the earliest.
     """
@@ -209,14 +121,17 @@ def measure(
         observe(model, coefficient) as observation,
         Progress(description, len(rows), "instances", show=ranks.is_first) as progress,
     ):
+        observation.compiled = compiled and tuple(measures) == ("knowledge",)
         speed = Speed(model, max(map(len, rows)), device, ranks.world_size)
         for start in range(0, len(rows), batch_size * ranks.world_size):
             stop = min(start + batch_size * ranks.world_size, len(rows))
             mine = np.arange(start + ranks.rank, stop, ranks.world_size)
             if len(mine):
-                ids, mask = padded([rows[i] for i in mine.tolist()], device)
-                if int(ids.max()) >= vocabulary:
-                    raise ValueError(f"token {int(ids.max())} in the data, the model knows {vocabulary}")
+                chosen = [rows[i] for i in mine.tolist()]
+                largest = max(int(row.max()) for row in chosen)
+                if largest >= vocabulary:
+                    raise ValueError(f"token {largest} in the data, the model knows {vocabulary}")
+                ids, mask = padded(chosen, device)
                 found = instance_measures(model, observation, ids, mask, measures)
                 if not averages:
                     averages = {name: GroupedMeans(*values.shape[1:]) for name, values in found.items()}
@@ -433,7 +348,8 @@ def measure_checkpoint(
     if ranks.is_first and not isinstance(model, OLMo):  # ours are known, another family's were found
         print(f"{location}: {memories}", file=sys.stderr)
     asked = (args.batch_size, args.coefficient, device, ranks, args.tolerance)
-    averages = measure(model, here.rows, *asked, f"entropy of {label_of(location)}", args.measures)
+    compiled = device.type == "cuda" and not args.eager
+    averages = measure(model, here.rows, *asked, f"entropy of {label_of(location)}", args.measures, compiled)
     numbers = summary(averages)
     result = {
         **numbers,
@@ -505,6 +421,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sequence_length", type=int, help="tokens an instance; default: the model's context")
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    parser.add_argument(
+        "--eager", action="store_true", help="on a GPU: without torch.compile, which takes a minute before it is faster"
+    )
     parser.add_argument("--coefficient", choices=COEFFICIENTS, default="abs")
     parser.add_argument(
         "--measures",

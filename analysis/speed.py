@@ -59,9 +59,17 @@ class Speed:
         self.operations, self.device, self.processes = operations_a_token(model, length), device, processes
         self.dtype = next(model.parameters()).dtype
         self.tokens, self.started = 0, time.perf_counter()
+        self._before: torch.cuda.Event | None = None
 
     def advance(self, tokens: int) -> None:
-        """Count tokens of all processes."""
+        """Count tokens of all processes. A GPU may be one batch behind, so that it never waits for this process, and
+        no more, so that the rate is that of its work."""
+        if self.device.type == "cuda":
+            now = torch.cuda.Event()
+            now.record()
+            if self._before is not None:
+                self._before.synchronize()
+            self._before = now
         self.tokens += tokens
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Observation:
         self.shape: torch.Size | None = None
         self.ends_early = True  # the forward pass, at the last coefficient
         self.window: tuple[slice, slice] | None = None  # the instances and tokens that come now, where not all do
+        self.compiled = False  # our own model's layers, for `abs`; worth its minute on a GPU
         self.parts = parts
         self._means: list[Tensor | None] = [None] * (layers * parts)
 
@@ -96,6 +98,10 @@ class Observation:
             owner = torch.arange(instances, device=tokens.device)[:, None] == tokens // length
             means.append(owner.float() @ values)
         self._means[part] = torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True))
+
+    def set(self, part: int, means: Tensor) -> None:
+        """Take means, float32 (B, M), that were reduced elsewhere."""
+        self._means[part] = means
 
     def forget(self) -> None:
         """Begin a forward pass that comes window by window."""
@@ -244,6 +250,12 @@ def _pass_through_ours(model: OLMo, input_ids: Tensor, observation: Observation)
     """
     observation.forget()
     stream, table = model.embed(input_ids)
+    if observation.compiled and observation.coefficient == "abs":
+        mask = torch.ones_like(input_ids) if observation.mask is None else observation.mask
+        for number, block in enumerate(model.blocks):
+            stream, means = _compiled_layer()(block, stream, table, mask, number == len(model.blocks) - 1)
+            observation.set(number, means)
+        return
     instances, length, _ = stream.shape
     step = instances * length if stream.is_cuda else max(PROJECTED_AT_ONCE // model.config.projection_size, 1)
     together = max(step // length, 1)
@@ -258,6 +270,29 @@ def _pass_through_ours(model: OLMo, input_ids: Tensor, observation: Observation)
             with suppress(_LastCoefficientSeen):
                 stream[piece].add_(block.memory_update(_coefficients(block, stream[piece], observation)))
     observation.window = None
+
+
+def _layer(
+    block: Block, stream: Tensor, table: tuple[Tensor, Tensor] | None, mask: Tensor, last: bool
+) -> tuple[Tensor, Tensor]:
+    """One of our layers as nothing but a graph of tensors: the residual stream (B, T, D) that leaves it, unless it is
+    the last one, and its mean coefficients, float32 (B, M)."""
+    stream = stream + block.attention_update(stream, table)
+    coefficients = block.coefficients(block.project(stream))
+    sizes = coefficients.abs().float().masked_fill(mask[..., None] == 0, 0.0)
+    means = sizes.sum(1) / mask.sum(1, keepdim=True)
+    if last:
+        return stream, means
+    # Not by calling ff_out, whose hooks are no part of a graph.
+    written = F.linear(coefficients, block.ff_out.weight, block.ff_out.bias)
+    return stream + (block.ff_norm(written) if block.config.norm_after else written), means
+
+
+@cache
+def _compiled_layer() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`_layer` compiled, once for all layers and checkpoints of a shape: between the projection and the means there is
+    then no other tensor of the coefficients' size than the coefficients."""
+    return torch.compile(_layer)
 
 
 def _coefficients(block: Block, stream: Tensor, observation: Observation) -> Tensor:
@@ -298,19 +333,26 @@ class GroupedMeans:
     """
 
     def __init__(self, *shape: int):
-        self.sums = np.zeros((GROUPS, *shape))
+        self._sums = torch.zeros(GROUPS, *shape, dtype=torch.float64)  # where the values are: a GPU goes on meanwhile
         self.counts = np.zeros(GROUPS)
 
     def add(self, values: Tensor, instances: NDArray[np.integer]) -> None:
         """Add the values (B, ...) of the instances with these numbers (B,)."""
         groups = instances % GROUPS
-        # numpy's add.at, because one batch may hold several instances of a group.
-        np.add.at(self.sums, groups, values.double().cpu().numpy())
-        np.add.at(self.counts, groups, 1.0)
+        # A product of matrices, unlike index_add_, gives the same sum every time on a GPU too.
+        owner = torch.from_numpy(np.arange(GROUPS)[:, None] == groups).double().to(values.device, non_blocking=True)
+        added = owner @ values.double().reshape(len(values), -1)
+        self._sums = self._sums.to(values.device) + added.view(self._sums.shape)
+        np.add.at(self.counts, groups, 1.0)  # one batch may hold several instances of a group
 
     def reduce(self, ranks: Ranks) -> None:
         """Add up what all ranks have seen."""
-        self.sums, self.counts = ranks.sum(self.sums), ranks.sum(self.counts)
+        self._sums, self.counts = torch.from_numpy(ranks.sum(self.sums)), ranks.sum(self.counts)
+
+    @property
+    def sums(self) -> NDArray[np.float64]:
+        """Of each group, (64, ...)."""
+        return self._sums.cpu().numpy()
 
     @property
     def instances(self) -> int:

@@ -29,7 +29,8 @@ from olmo.model import OLMo
 from olmo.tensors import save_tensors, write_tensors
 from scripts.processes import apart, forget_peak, peak_bytes
 
-LAYERS, BATCH, LENGTH = 4, 4, 2048
+LAYERS = 16 if torch.cuda.is_available() else 4
+BATCH, LENGTH = 4, 2048
 WAYS = ("(a) obvious script", "(b) transformers with hooks", "(c) ours, float32", "(d) ours, bfloat16")
 
 
@@ -82,7 +83,9 @@ def _run(way: int, folder: Path, queue: Any) -> None:
         rows = list(ids.cpu().numpy())
 
         def run() -> NDArray[np.float64]:
-            return layer_entropy(measure(model, rows, BATCH, "abs", device, Ranks())["knowledge"].average)
+            compiled = device.type == "cuda"
+            averages = measure(model, rows, BATCH, "abs", device, Ranks(), compiled=compiled)
+            return layer_entropy(averages["knowledge"].average)
 
     for parameter in model.parameters():  # mapped weights are read now, not in the measurement
         parameter.detach().flatten()[::512].float().sum()

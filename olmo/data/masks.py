@@ -122,6 +122,11 @@ def padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Ten
         ids[position, : len(row)] = row
     mask = None
     if any(len(row) != longest for row in rows):
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
-    return torch.from_numpy(ids).to(device), mask
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = _sent((torch.arange(longest) < lengths[:, None]).long(), device)
+    return _sent(torch.from_numpy(ids), device), mask
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; a GPU fetches it while this process goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -35,11 +35,14 @@ def test_logits_equal_those_of_the_cpu() -> None:
 def test_entropy_equals_that_of_the_cpu() -> None:
     torch.manual_seed(0)
     model = OLMo(tiny_config()).eval()
-    rows = list(np.random.default_rng(0).integers(0, model.config.vocab_size, (8, 64)))
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, model.config.vocab_size, length) for length in (64, 64, 64, 64, 40, 3, 64, 10, 7)]
     expected = layer_entropy(measure(model, rows, 4, "abs", torch.device("cpu"), Ranks())["knowledge"].average)
     device = pick_device("cuda")
-    found = layer_entropy(measure(model.to(device), rows, 4, "abs", device, Ranks())["knowledge"].average)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    model = model.to(device)
+    for compiled in (False, True):
+        averages = measure(model, rows, 4, "abs", device, Ranks(), compiled=compiled)
+        np.testing.assert_allclose(layer_entropy(averages["knowledge"].average), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])

@@ -134,6 +134,34 @@ def test_any_piece_of_a_batch_at_a_time(
             torch.testing.assert_close(instance_means(model, again, ids, used), expected)
 
 
+@pytest.mark.parametrize("coefficient", ["abs", "relu"])
+@pytest.mark.parametrize(
+    "config", [tiny_config(), tiny_olmo2_config(), tiny_config(include_bias=True, activation_type="gelu", rope=False)]
+)
+def test_layers_to_compile_are_one_graph_and_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, config: ModelConfig, coefficient: str
+) -> None:
+    """As a GPU runs them, but for the code that a compiler would make of the graph."""
+    torch.manual_seed(0)
+    model = scatter_(OLMo(config)).eval()
+    ids, mask = pad(ragged())
+    as_graphs = torch.compile(memory_module._layer, fullgraph=True, backend="aot_eager")
+    calls = []
+
+    def compiled(*args: Any) -> Any:
+        calls.append(args)
+        return as_graphs(*args)
+
+    monkeypatch.setattr(memory_module, "_compiled_layer", lambda: compiled)
+    with observe(model, coefficient) as observation:
+        for used in (mask, None):
+            expected = instance_means(model, observation, ids, used)
+            observation.compiled = True
+            torch.testing.assert_close(instance_means(model, observation, ids, used), expected)
+            observation.compiled = False
+    assert len(calls) == (4 if coefficient == "abs" else 0)  # relu looks at numbers on the way, which a graph cannot
+
+
 def entropy_by_definition(average: Tensor) -> list[float]:
     """Method section 1, term by term."""
     result = []
