@@ -4,26 +4,33 @@
 
 Reads the average coefficients that `python -m analysis.entropy` wrote and writes, beside the checkpoint, a file
 `resuscitation_ratio{p}_amplifying{q}.safetensors` of multipliers (default), or with `--format full` the whole edited
-state dict as the published script does (`.pt`). `model.resuscitation` in a training configuration names either.
+state dict as the published script does (`.pt`). `model.resuscitation` in a training configuration names either, and
+so does `--resuscitation` of analysis.entropy and scripts.convert. Models of other families can be edited too.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders
-from analysis.resuscitation import SELECTIONS, resuscitate
+from analysis.entropy import open_model
+from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, identity_of
+from analysis.resuscitation import SELECTIONS, THRESHOLDS, resuscitate
+from analysis.verification import verify
 from olmo import checkpoint
+from olmo.distributed import leave
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.memory import Multipliers, fingerprint, rescale
-from olmo.tensors import check_readable
+from olmo.rescaling import Multipliers, check_shapes, rescale_model, rescaled
+from olmo.tensors import check_readable, save_tensors, stream_torch_file
+
+SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
 
 
 def read_coefficients(path: Path) -> tuple[Tensor, str | None]:
@@ -58,6 +65,17 @@ def find_coefficients(folder: Path) -> Path:
     )
 
 
+def parse_layers(text: str) -> list[int]:
+    """Layers such as 0,3,8-11."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected layers such as 0,3,8-11")
+        layers += range(int(first), int(last or first) + 1)
+    return layers
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m analysis.change_parameters",
@@ -70,44 +88,108 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--amplifying_factor", type=float, required=True, help="q > 0")
     parser.add_argument("--select", choices=SELECTIONS, default="lowest", help="random and highest are controls")
     parser.add_argument("--seed", type=int, default=0, help="of --select random")
-    parser.add_argument("--format", choices=("multipliers", "full"), default="multipliers")
+    parser.add_argument(
+        "--threshold", choices=THRESHOLDS, default="layer", help="the quantile of each layer, or of all"
+    )
+    parser.add_argument("--layers", type=parse_layers, metavar="0,3,8-11", help="those to edit (default all)")
+    parser.add_argument("--cap", type=float, help="largest multiplier (default none)")
+    parser.add_argument(
+        "--format",
+        choices=sorted(SUFFIXES),
+        default="multipliers",
+        help="full: the whole state dict; temperature: the divisors 1/u of the same coefficients, for "
+        "model.temperature_MLP, which decay over the run",
+    )
     parser.add_argument("--output", type=Path, help="file; default: beside the checkpoint")
-    return parser.parse_args(argv)
+    parser.add_argument("--verify", action="store_true", help="measure again what was written, on the same data")
+    parser.add_argument("--batch_size", type=int, default=4, help="of --verify, instances a forward pass (default 4)")
+    parser.add_argument("--device", help="of --verify: cpu, cuda, cuda:1; default: a GPU where there is one")
+    args = parser.parse_args(argv)
+    if args.output is not None and args.output.suffix != SUFFIXES[args.format]:
+        raise ConfigurationError(
+            f"--output {args.output}: --format {args.format} is written as {SUFFIXES[args.format]}"
+        )
+    if args.verify and args.format == "temperature":
+        raise ConfigurationError("--verify: goes with an edit of weights; --format temperature edits none")
+    if args.batch_size < 1:
+        raise ConfigurationError("--batch_size must be at least 1")
+    return args
+
+
+def file_name(args: argparse.Namespace) -> str:
+    """The published name, and behind it what differs from the published setting."""
+    name = f"resuscitation_ratio{args.resuscitation_ratio}_amplifying{args.amplifying_factor}"
+    if args.select != "lowest":
+        name += f"_{args.select}" + (f"_seed{args.seed}" if args.select == "random" and args.seed else "")
+    if args.threshold != "layer":
+        name += f"_{args.threshold}"
+    if args.layers is not None:
+        name += "_layers" + "-".join(map(str, args.layers))
+    if args.cap is not None:
+        name += f"_cap{args.cap}"
+    return ("temperature_MLP_" if args.format == "temperature" else "") + name + SUFFIXES[args.format]
+
+
+def _write_full(output: Path, state: Mapping[str, Tensor], multipliers: Tensor) -> None:
+    """The edited state dict as `torch.save` writes it, tensor by tensor, whole or not at all."""
+
+    class Edited(Mapping[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            return rescaled(name, state[name], multipliers)
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(state)
+
+        def __len__(self) -> int:
+            return len(state)
+
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        stream_torch_file(partial, Edited())
+    except OSError as error:
+        raise OSError(f"{output}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+    finally:
+        if partial.is_file() and sys.exc_info()[0] is not None:
+            partial.unlink()
+    partial.replace(output)
 
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
-    suffix = ".pt" if args.format == "full" else ".safetensors"
-    if args.output is not None and args.output.suffix != suffix:
-        raise ConfigurationError(f"--output {args.output}: --format {args.format} is written as {suffix}")
     named = [args.checkpoint] if args.checkpoint else []
     folder = checkpoint_folders(args.step, args.model_size, named)[0]
-    if not checkpoint.is_olmo(folder):
-        raise ConfigurationError(f"{folder}: only OLMo checkpoints can be resuscitated yet")
-    control = "" if args.select == "lowest" else f"_{args.select}"
-    name = f"resuscitation_ratio{args.resuscitation_ratio}_amplifying{args.amplifying_factor}{control}"
-    output = args.output or folder / (name + suffix)
+    output = args.output or folder / file_name(args)
     check_writable(output.parent)
     coefficients_file = args.coefficients or find_coefficients(folder)
     average, made_for = read_coefficients(coefficients_file)
-    state = checkpoint.read_state(folder)
-    identity = fingerprint(state)
+    ours = checkpoint.is_olmo(folder)
+    if ours:
+        whole = checkpoint.transformers_config(folder) is not None  # tensors of it are put together of several
+        state: Mapping[str, Tensor] = checkpoint.read_state(folder) if whole else checkpoint.StateOnDisk(folder)
+        identity = checkpoint.fingerprint(state)
+    else:
+        identity = identity_of(folder)
     if made_for is not None and made_for != identity:
         raise ValueError(f"{coefficients_file}: measured on another checkpoint than {folder}")
+    asked = (args.resuscitation_ratio, args.amplifying_factor, args.select, args.seed, args.threshold)
     try:
-        chosen = resuscitate(average, args.resuscitation_ratio, args.amplifying_factor, args.select, args.seed)
+        chosen = resuscitate(average, *asked, args.layers, args.cap)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     # Also for multipliers: it shows now, not when training starts, that they fit the checkpoint.
-    edited = rescale(state, chosen.multipliers)
+    if ours:
+        shapes = state.shapes if isinstance(state, checkpoint.StateOnDisk) else {n: t.shape for n, t in state.items()}
+        check_shapes(shapes, chosen.multipliers)
+    else:
+        model = open_model(folder, torch.device("cpu"), "auto")
+        rescale_model(model, chosen.multipliers)
     output.parent.mkdir(parents=True, exist_ok=True)
     if args.format == "full":
+        # No row of these changes any more: a model of another family has been edited in place.
+        _write_full(output, state if ours else model.state_dict(), chosen.multipliers)
+    elif args.format == "temperature":
         partial = output.with_name(f".{output.name}.partial")
-        try:
-            torch.save(edited, partial)
-        except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams, not of the file
-            partial.unlink(missing_ok=True)
-            raise OSError(f"{output}: cannot be written: {str(error).splitlines()[0]}") from error
+        save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, {"checkpoint_fingerprint": identity})
         partial.replace(output)
     else:
         about = {
@@ -115,15 +197,24 @@ def main(argv: Sequence[str]) -> None:
             "amplifying_factor": args.amplifying_factor,
             "select": args.select,
             "seed": args.seed,
+            "threshold": args.threshold,
+            "layers": args.layers,
+            "cap": args.cap,
             "checkpoint_fingerprint": identity,
             "coefficients": str(coefficients_file),
+            "coefficients_sha256": hashlib.sha256(average.contiguous().numpy().tobytes()).hexdigest(),
         }
-        Multipliers(chosen.multipliers, about).save(output)
-    rows, dead = int(chosen.selected.sum()), int(chosen.dead.sum())
+        Multipliers(chosen.multipliers, chosen.selected, about).save(output)
+    rows, dead, capped = (int(part.sum()) for part in (chosen.selected, chosen.dead, chosen.capped))
     print(f"{output}: {rows - dead} of {average.numel()} up-projection rows multiplied")
+    if capped:
+        print(f"{capped} multipliers are cut to {args.cap}")
     if dead:
         print(f"warning: {dead} dead memories (coefficient 0) keep their rows; no finite multiplier revives them")
+    if args.verify:
+        for line in verify(folder, output, coefficients_file, average, chosen, args):
+            print(line)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    leave(exit_status(main))

@@ -20,14 +20,13 @@ or into the folder in which all the checkpoints lie; `python -m analysis.entropy
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from analysis.ahead import is_first_of_machine, one_ahead, together
-from analysis.instances import CONFIGURATIONS, read_instances
+from analysis.instances import CONFIGURATIONS, digest_of, read_instances
 from analysis.locations import (
     Location,
     add_checkpoint_flags,
     check_writable,
     checkpoint_locations,
+    identity_of,
     label_of,
     step_of,
     tokens_of,
@@ -61,14 +61,14 @@ from olmo.memory import (
     COEFFICIENTS,
     CoefficientAverages,
     GroupedMeans,
-    fingerprint,
     jackknife_error,
     layer_entropy,
     observe,
 )
 from olmo.model import OLMo
 from olmo.reporting import Progress
-from olmo.tensors import check_readable, save_tensors
+from olmo.rescaling import rescale_model
+from olmo.tensors import check_readable, file_digest, read_tensors, save_tensors
 
 # Of a context's length in the config.json of one family or another: GPT-2 says n_positions, MPT max_seq_len.
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -78,10 +78,21 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # --- measurement -------------------------------------------------------------------------------------------------
 
 
-def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The model of a checkpoint folder: ours for OLMo's layouts, transformers' own class for any other."""
+def open_model(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    resuscitation: Path | None = None,
+    force: bool = False,
+) -> nn.Module:
+    """The model of a checkpoint folder: ours for OLMo's layouts, transformers' own class for any other, which may keep
+    its "auto" dtype. With the edit of a resuscitation file, which must have been made for it, unless `force`.
+    """
     if checkpoint.is_olmo(folder):
-        return checkpoint.load_model(folder, device, dtype).eval()
+        assert isinstance(dtype, torch.dtype)
+        name = None if resuscitation is None else str(resuscitation)
+        config = replace(checkpoint.read_config(folder), resuscitation=name, resuscitation_force=force)
+        return checkpoint.load_model(folder, device, dtype, config).eval()
     from transformers import AutoModelForCausalLM
 
     for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
@@ -91,6 +102,11 @@ def open_model(folder: Path, device: torch.device, dtype: torch.dtype) -> nn.Mod
     except Exception as error:  # each library below has its own errors for damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
+    if resuscitation is not None and resuscitation.suffix == ".pt":
+        model.load_state_dict(read_tensors(resuscitation))
+    elif resuscitation is not None:
+        identity = identity_of(folder)
+        rescale_model(model, checkpoint.multipliers_for(resuscitation, identity, folder, force))
     return model.to(device).eval()
 
 
@@ -191,16 +207,14 @@ def summary(averages: Mapping[str, GroupedMeans]) -> dict[str, Any]:
 
 def _identity(args: argparse.Namespace, location: Location, commit: str, rows: Sequence[Any]) -> dict[str, Any]:
     """What a result must agree in to be the one asked for; the weights of a folder are told apart by `fingerprint`."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(row.astype("<u4").tobytes())
     named = {"path": str(location), "step": step_of(location)}
     return {
         "checkpoint": named if isinstance(location, Path) else {**named, "commit": commit},
-        "data": {"path": args.data, "sha256": digest.hexdigest()},
+        "data": {"path": args.data, "sha256": digest_of(rows)},
         "coefficient": args.coefficient,
         "precision": args.precision,
         "tolerance": args.tolerance,
+        "resuscitation": None if args.resuscitation is None else file_digest(args.resuscitation),
     }
 
 
@@ -294,25 +308,10 @@ def prepare(args: argparse.Namespace, location: Location, output: Path) -> Ready
         if isinstance(location, str):
             folder = _fetch(args, location, output, weights=True)
             identity = _identity(args, location, folder.name, rows)
-        if checkpoint.is_olmo(folder):
-            named = fingerprint(checkpoint.read_state(folder))  # reads all of it
-        else:
-            named = _digest((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
-        identity["checkpoint"]["fingerprint"] = named
+        identity["checkpoint"]["fingerprint"] = identity_of(folder)
         done = None if on_hub else _done(args, output, identity)
         identity["checkpoint"]["tokens"] = tokens_of(location, folder)
     return Ready(folder, rows, length, identity, done)
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """SHA-256 of all that files hold; reading them, the system keeps as much of them in memory as it can spare."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        check_readable(path)
-        with path.open("rb") as file:
-            while piece := file.read(2**24):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def _done(args: argparse.Namespace, output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -341,7 +340,8 @@ def measure_checkpoint(
         if ranks.is_first:
             check_writable(output)
         here = ready or _prepared_by_another(args, location, output)
-        model = open_model(here.folder, device, PRECISIONS[args.precision])
+        edit = (args.resuscitation, args.resuscitation_force)
+        model = open_model(here.folder, device, PRECISIONS[args.precision], *edit)
         return here, model, describe(model)
 
     here, model, memories = together(ranks, opened)
@@ -359,11 +359,15 @@ def measure_checkpoint(
         **here.identity,
     }
     if ranks.is_first:
+        # What finds the same instances again.
+        result["data"] = {**result["data"], "order": args.order, "tokenizer": args.tokenizer}
+    if ranks.is_first:
         output.mkdir(parents=True, exist_ok=True)
         coefficients = output / COEFFICIENTS_FILE
         partial = coefficients.with_suffix(".partial")
+        edited = "" if result["resuscitation"] is None else f" resuscitated by {result['resuscitation']}"
         about = {
-            "checkpoint_fingerprint": str(result["checkpoint"]["fingerprint"]),
+            "checkpoint_fingerprint": f"{result['checkpoint']['fingerprint']}{edited}",
             "coefficient": args.coefficient,
         }
         average = torch.from_numpy(averages["knowledge"].average).float()
@@ -432,6 +436,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar=",".join(MEASURES),
         help="entropies to measure; knowledge always is (default)",
     )
+    parser.add_argument(
+        "--resuscitation", type=Path, metavar="FILE", help="measure the edit that analysis.change_parameters wrote"
+    )
+    parser.add_argument("--resuscitation_force", action="store_true", help="also one made for another checkpoint")
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
     parser.add_argument(
@@ -447,6 +455,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("data_size", "batch_size", "sequence_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigurationError(f"--{name} must be at least 1")
+    if args.resuscitation is not None and args.output is None:
+        raise ConfigurationError("--resuscitation: needs --output; beside the checkpoint lie its own results")
     if args.tolerance is not None and not args.tolerance > 0:
         raise ConfigurationError(f"--tolerance {args.tolerance:g} must be above 0; no standard error is below it")
     return args

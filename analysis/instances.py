@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,14 @@ def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[
     if len(rows_of_text) < count:
         raise ValueError(f"{path}: {len(rows_of_text)} texts, --data_size asks for {count}")
     return rows_of_text
+
+
+def digest_of(rows: Sequence[NDArray[np.int64]]) -> str:
+    """SHA-256 of instances, by which results say what they were measured on."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.astype("<u4").tobytes())
+    return digest.hexdigest()
 
 
 def _first_of_run(args: argparse.Namespace, length: int) -> list[NDArray[np.int64]]:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import glob
+import hashlib
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from olmo.checkpoint import is_hub_id, resolve
+from olmo.checkpoint import fingerprint, is_hub_id, is_olmo, model_files, read_state, resolve
 from olmo.exceptions import ConfigurationError
-from olmo.tensors import read_training_state
+from olmo.tensors import file_digest, read_training_state
 
 Location = Path | str
 
@@ -105,6 +106,16 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise type(error)(f"{folder}: cannot be written: {reason}; name another place with --output") from error
+
+
+def identity_of(folder: Path) -> str:
+    """What tells the weights of a folder from all others: `fingerprint` of an OLMo model, SHA-256 of another's files.
+
+    Reads all of them; the system keeps as much in memory as it can spare.
+    """
+    if is_olmo(folder):
+        return fingerprint(read_state(folder))
+    return hashlib.sha256(" ".join(map(file_digest, model_files(folder))).encode()).hexdigest()
 
 
 def label_of(location: Location) -> str:

@@ -91,11 +91,68 @@ def _held(part: Memory | Experts) -> str:
 def sizes(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear map; transformers' Conv1D holds its weight transposed."""
     rows, columns = module.weight.shape  # type: ignore[misc]
-    return (rows, columns) if _is_conv1d(module) else (columns, rows)
+    return (rows, columns) if is_conv1d(module) else (columns, rows)
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a linear map is transformers' Conv1D, whose rows are its columns."""
     return type(module).__name__ == "Conv1D"
+
+
+@torch.no_grad()
+def up_projection(model: nn.Module, parts: Sequence[Memory | Experts]) -> tuple[nn.Module, slice]:
+    """The linear map, and which of its M outputs, whose rows scale the coefficients of a layer: of a gated layer its up
+    projection, found by doubling what one of the two gives and looking at the coefficients; of a plain one all.
+
+    Raises ValueError for a mixture of experts, and where the up projection cannot be told from the gate.
+    """
+    memory = parts[0]
+    if isinstance(memory, Experts) or len(parts) > 1:
+        raise ValueError(f"{memory.name}: the memories of a mixture of experts cannot be rescaled")
+    halves = [(module, slice(None)) for module in memory.into]
+    if memory.gated and len(memory.into) == 1:
+        halves = [(memory.into[0], half) for half in (slice(memory.count), slice(memory.count, None))]
+    if isinstance(model, OLMo) or not memory.gated:
+        return halves[0]
+    block = model.get_submodule(memory.name.rpartition(".")[0])
+    place = next(memory.down.parameters())
+    tokens = torch.randn(1, 8, sizes(memory.into[0])[0], generator=torch.Generator().manual_seed(0)).to(place)
+    plain = _coefficients(block, memory, tokens)
+    doubling = [
+        (module, half)
+        for module, half in halves
+        if torch.equal(_coefficients(block, memory, tokens, (module, half)), 2 * plain)  # exact, a power of two
+    ]
+    if len(doubling) != 1:
+        raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate")
+    return doubling[0]
+
+
+def _coefficients(
+    block: nn.Module, memory: Memory, tokens: Tensor, doubled: tuple[nn.Module, slice] | None = None
+) -> Tensor:
+    """The input of a layer's down projection, with some outputs of a first projection doubled."""
+    heard: list[Tensor] = []
+
+    def listen(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        heard.append(args[0])
+
+    def double(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., doubled[1]] *= 2  # type: ignore[index]
+        return output
+
+    handles = [memory.down.register_forward_pre_hook(listen)]
+    if doubled is not None:
+        handles.append(doubled[0].register_forward_hook(double))
+    try:
+        block(tokens)
+    except TypeError as error:  # it wants more than tokens
+        raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return heard[0]
 
 
 def _ours(model: OLMo, number: int) -> Memory:
@@ -148,7 +205,7 @@ def _parts(layer: nn.Module, where: str, width: int) -> list[Memory | Experts]:
     maps = {}
     for name in matrices:
         module = layer.get_submodule(name.rpartition(".")[0])
-        if not (name.endswith(".weight") and (isinstance(module, nn.Linear) or _is_conv1d(module))):
+        if not (name.endswith(".weight") and (isinstance(module, nn.Linear) or is_conv1d(module))):
             raise ValueError(
                 f"{where}: cannot tell what {name} {tuple(matrices[name].shape)} does, which is no linear map"
             )

@@ -6,10 +6,11 @@ Weights are mapped from the file onto a model that was built without memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from torch import Tensor
 from .config import ModelConfig, TrainConfig, load_model_config
 from .exceptions import ConfigurationError
 from .layouts import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
-from .memory import fingerprint, load_multipliers, rescale
 from .model import OLMo
 from .optim import LionW
+from .rescaling import load_multipliers, rescale
 from .temperature import Temperatures
 from .tensors import read_tensors, write_tensors
 
@@ -153,6 +154,42 @@ def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
     return plain_names(state) if raw is None else from_transformers_state(state, raw, str(folder))
 
 
+class StateOnDisk(Mapping[str, Tensor]):
+    """The weights of a folder in OLMo's layout under OLMo's names, each read anew whenever it is asked for, and kept by
+    nobody: memory of one tensor is enough to go through all."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.shapes = {name: tensor.shape for name, tensor in read_state(folder).items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        # A copy, for with the file's mapping go the pages of it that have been read.
+        return read_state(self.folder)[name].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Identity of a checkpoint, the same for every file layout that holds the same OLMo state dict.
+
+    SHA-256 over names, shapes, the first and last 64 values of every tensor and a checksum of all its values (the sum
+    of their float32 bit patterns as integers, at the speed of reading): it tells checkpoints apart, edited ones
+    included, but it is no protection against someone who forges one.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        flat = tensor.reshape(-1).float().cpu().contiguous()
+        checksum = int(flat.view(torch.int32).sum(dtype=torch.int64))
+        digest.update(f"{name} {tuple(tensor.shape)} {checksum}".encode())
+        digest.update(torch.cat((flat[:64], flat[-64:])).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def check_fit(model: OLMo, state: Mapping[str, Tensor], where: str) -> None:
     """Raise ValueError that names what does not fit between a model and a state dict."""
     wanted = model.state_dict()
@@ -193,7 +230,7 @@ def load_model(
     model = OLMo.empty(config)
     state = read_state(folder, mapped or device.type != "cpu")
     if config.resuscitation:
-        state = resuscitated(state, config.resuscitation, folder, mapped)
+        state = resuscitated(state, config.resuscitation, folder, mapped, force=config.resuscitation_force)
     check_fit(model, state, str(folder))
     for name in list(state):  # one by one: what has been converted need not be kept
         tensor = state.pop(name).to(device=device, dtype=dtype)
@@ -220,22 +257,40 @@ def _check_behaviour(config: ModelConfig, folder: Path) -> None:
 
 
 def resuscitated(
-    state: dict[str, Tensor], name: str, folder: Path, mapped: bool = True, key: str = "model.resuscitation"
+    state: dict[str, Tensor],
+    name: str,
+    folder: Path,
+    mapped: bool = True,
+    key: str = "model.resuscitation",
+    force: bool = False,
 ) -> dict[str, Tensor]:
     """The weights that a resuscitation file makes of `state`: multipliers applied to it, or a full state dict.
 
     `name` is a path, or a file inside the checkpoint folder; `key` is where the user named it. A multiplier file must
-    have been made for these weights. `mapped` as in `load_model`.
+    have been made for these weights, unless `force`. `mapped` as in `load_model`.
     """
+    path = resuscitation_file(name, folder, key)
+    if path.suffix == ".pt":
+        return plain_names(read_tensors(path, mapped))
+    return rescale(state, multipliers_for(path, fingerprint(state), folder, force))
+
+
+def resuscitation_file(name: str, folder: Path, key: str) -> Path:
+    """Where a resuscitation file lies: a path, or a name inside the checkpoint folder."""
     path = Path(name) if Path(name).is_file() else folder / name
     if not path.is_file():
         raise FileNotFoundError(f"{key}: {name} is no file, here or in {folder}")
-    if path.suffix == ".pt":
-        return plain_names(read_tensors(path, mapped))
+    return path
+
+
+def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> Tensor:
+    """The multipliers (L, M) of a file; ValueError where it was made for another checkpoint, unless forced."""
     multipliers = load_multipliers(path)
-    if multipliers.about.get("checkpoint_fingerprint") != fingerprint(state):
-        raise ValueError(f"{path}: made for another checkpoint than {folder}")
-    return rescale(state, multipliers.values)
+    if multipliers.about.get("checkpoint_fingerprint") != identity and not force:
+        raise ValueError(
+            f"{path}: made for another checkpoint than {folder}; resuscitation_force applies it all the same"
+        )
+    return multipliers.values
 
 
 # --- saving and restarting ---------------------------------------------------------------------------------------

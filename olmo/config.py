@@ -184,6 +184,7 @@ class ModelConfig:
     temperature_MLP: Optional[str] = None  # file of divisors of the memory coefficients, (n_layers, m)
     temperature_decay: Optional[bool] = True  # both go linearly to 1 over the run
     resuscitation: Optional[str] = None  # multiplier file or full state dict to apply when the model is loaded
+    resuscitation_force: bool = False  # also a multiplier file that was made for another checkpoint
     save_grad_: Optional[bool] = False
 
     @property
@@ -428,6 +429,7 @@ _NEWER = {
     "ModelConfig": (
         *("rope_theta", "embedding_layer_norm", "scale_emb_init", "emb_init_std", "norm_after"),
         *("temperature_attention", "temperature_MLP", "temperature_decay", "resuscitation", "save_grad_"),
+        "resuscitation_force",
     ),
     "OptimizerConfig": ("warmup_min_lr",),
     "DataConfig": ("generate_doc_lengths", "dataset_path"),

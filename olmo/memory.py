@@ -1,33 +1,26 @@
-"""The feed-forward layer as a key-value memory, in any model: observe its coefficients, measure their entropy,
-rescale rows of the up projection.
+"""The feed-forward layer as a key-value memory, in any model: observe its coefficients, measure their entropy.
 
 Method section 1 (paper, section 3.1, equation 2). Shapes: B instances, T tokens, L layers, M memories of a layer.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from .architectures import Experts, Memory, find_memories
 from .config import ActivationType
 from .distributed import Ranks
 from .model import Block, OLMo
-from .tensors import check_readable, save_tensors
 
 COEFFICIENTS = ("abs", "relu")
 GROUPS = 64  # of instances, for the jackknife
@@ -391,84 +384,3 @@ def jackknife_error(left_out: NDArray[np.float64]) -> NDArray[np.float64]:
     if groups < 2:
         return np.full(left_out.shape[1:], math.nan)
     return np.sqrt((groups - 1) / groups * ((left_out - left_out.mean(0)) ** 2).sum(0))
-
-
-# --- rescaling the up projection ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Multipliers:
-    """What resuscitation does to a model: factor u (L, M) float32 of every row of the up projections; 1 where
-    nothing changes. `about` says how they were made, for which checkpoint."""
-
-    values: Tensor
-    about: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Write as safetensors, whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        metadata = {"resuscitation": json.dumps(self.about, sort_keys=True)}
-        save_tensors(partial, {"multipliers": self.values.contiguous()}, metadata)
-        partial.replace(path)
-
-
-def load_multipliers(path: Path) -> Multipliers:
-    """Read a multiplier file; raises OSError where it cannot be read, ValueError where it is none."""
-    check_readable(path)
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["resuscitation"])
-            values = file.get_tensor("multipliers")
-    except Exception as error:  # safetensors raises its own error type for files it cannot read
-        raise ValueError(f"{path}: no multiplier file of analysis.change_parameters: {error}") from error
-    if values.ndim != 2 or not torch.isfinite(values).all():
-        raise ValueError(f"{path}: multipliers must be finite, one row a layer")
-    return Multipliers(values.float(), about)
-
-
-def up_projection_name(layer: int) -> str:
-    """The parameter of an OLMo state dict whose first M rows are the up projection of a layer."""
-    return f"transformer.blocks.{layer}.ff_proj.weight"
-
-
-def rescale(state: Mapping[str, Tensor], multipliers: Tensor) -> dict[str, Tensor]:
-    """A state dict whose up projections have row i of layer l multiplied by multipliers[l, i] (algorithm 1).
-
-    Only the edited tensors are copied. Rows of a bias of ff_proj are multiplied too, so that the whole up
-    projection scales. Raises ValueError when the shapes do not fit.
-    """
-    edited = dict(state)
-    layers, memories = multipliers.shape
-    depth = sum(1 for name in state if name.endswith(".ff_proj.weight"))
-    if depth != layers:
-        raise ValueError(f"multipliers for {layers} layers, the model has {depth}")
-    for layer in range(layers):
-        inner = state[f"transformer.blocks.{layer}.ff_out.weight"].shape[1]
-        if inner != memories:
-            raise ValueError(f"{up_projection_name(layer)}: multipliers for {memories} memories, the layer has {inner}")
-        for name in (up_projection_name(layer), up_projection_name(layer).replace("weight", "bias")):
-            if name not in state:
-                continue
-            tensor = state[name].clone()
-            rows = tensor[:memories]
-            changed = multipliers[layer] != 1
-            factor = multipliers[layer][changed].to(tensor.dtype)
-            rows[changed] = rows[changed] * (factor[:, None] if tensor.ndim == 2 else factor)
-            edited[name] = tensor
-    return edited
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Identity of a checkpoint, the same for every file layout that holds the same OLMo state dict.
-
-    SHA-256 over names, shapes, the first and last 64 values of every tensor and a checksum of all its values (the sum
-    of their float32 bit patterns as integers, at the speed of reading): it tells checkpoints apart, edited ones
-    included, but it is no protection against someone who forges one.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        flat = state[name].detach().reshape(-1).float().cpu().contiguous()
-        checksum = int(flat.view(torch.int32).sum(dtype=torch.int64))
-        digest.update(f"{name} {tuple(state[name].shape)} {checksum}".encode())
-        digest.update(torch.cat((flat[:64], flat[-64:])).numpy().tobytes())
-    return digest.hexdigest()

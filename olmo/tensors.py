@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import os
 import pathlib
 import pickle
 import re
 import stat
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +106,16 @@ def check_readable(path: Path) -> None:
         raise type(error)(f"{path}: {(error.strerror or str(error)).lower()}") from error
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; an OSError that names it where it cannot be read."""
+    check_readable(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**24):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file by name; ValueError where it holds anything else.
 
@@ -176,6 +189,37 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file with OLMo's spelling of names, as ai2-olmo and the published code read it."""
     save_tensors(path, {encode_key(name): tensor for name, tensor in tensors.items()}, {"format": "pt"})
+
+
+def stream_torch_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write what `torch.save(dict(tensors), path)` would, asking for one tensor at a time, twice, and keeping none.
+
+    Where every look at `tensors` reads from a file, memory never holds more than one. torch writes the frame, with
+    holes (sparse) for the numbers, from which all but the numbers are taken. Raises OSError.
+    """
+    frame = path.with_name(f"{path.name}.frame")
+    try:
+        with torch.serialization.skip_data():
+            torch.save({name: torch.empty_like(tensors[name]) for name in tensors}, frame)
+        with zipfile.ZipFile(frame) as holes, zipfile.ZipFile(path, "w") as file:
+            names = iter(tensors)
+            for record in holes.infolist():
+                numbers = "/data/" in record.filename
+                entry = zipfile.ZipInfo(path.stem + record.filename[record.filename.index("/") :])
+                entry.file_size = record.file_size
+                wide = record.file_size > 2**30
+                header = 30 + len(entry.filename) + (20 if wide else 0) + 4
+                padding = -(file.start_dir + header) % 64  # so that what torch maps lies at multiples of 64 bytes
+                entry.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
+                with file.open(entry, "w", force_zip64=wide) as target:
+                    if numbers:
+                        target.write(tensors[next(names)].flatten().view(torch.uint8).numpy().data)
+                    else:
+                        target.write(holes.read(record))
+    except RuntimeError as error:  # on a full disk torch speaks of its own streams
+        raise OSError(f"{path}: cannot be written: {_reason(error)}") from error
+    finally:
+        frame.unlink(missing_ok=True)
 
 
 def read_training_state(folder: Path, *stems: str) -> dict[str, Any]:

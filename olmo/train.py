@@ -453,7 +453,7 @@ class Trainer:
         config, step = self.config, self.state.step
         keep = {"": config.save_num_checkpoints_to_keep, "-unsharded": config.save_num_unsharded_checkpoints_to_keep}
         # These weights have been edited and trained since; who loads them must not edit them again.
-        written = replace(config, model=replace(config.model, resuscitation=None))
+        written = replace(config, model=replace(config.model, resuscitation=None, resuscitation_force=False))
         for kind in kinds:
             path = self.folder / f"step{step}{kind}"
             if self.ranks.is_first:

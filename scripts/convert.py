@@ -64,7 +64,9 @@ def write_tokenizer(source: Path, target: Path, identifier: str | None, model: M
     return identifier
 
 
-def convert(source: Path, target: Path, to: str, resuscitation: str | None, identifier: str | None) -> str:
+def convert(
+    source: Path, target: Path, to: str, resuscitation: str | None, identifier: str | None, force: bool = False
+) -> str:
     """Write the checkpoint `source` as the folder `target`, whole or not at all; returns a line that says what.
 
     Raises ConfigurationError where the layout cannot hold the model, ValueError for weights that do not fit.
@@ -77,7 +79,7 @@ def convert(source: Path, target: Path, to: str, resuscitation: str | None, iden
     config = replace(checkpoint.read_config(source), resuscitation=None)
     state = checkpoint.read_state(source)
     if resuscitation is not None:
-        state = checkpoint.resuscitated(state, resuscitation, source, key="--resuscitation")
+        state = checkpoint.resuscitated(state, resuscitation, source, key="--resuscitation", force=force)
     checkpoint.check_fit(OLMo.empty(config), state, str(source))
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -113,10 +115,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="new folder")
     parser.add_argument("--to", choices=("olmo", "hf"), required=True)
     parser.add_argument("--resuscitation", metavar="FILE", help="multipliers (.safetensors) or full state dict (.pt)")
+    parser.add_argument("--resuscitation_force", action="store_true", help="also multipliers of another checkpoint")
     parser.add_argument("--tokenizer", metavar="IDENTIFIER", help="default: the one SRC holds or its config.yaml names")
     args = parser.parse_args(argv)
     source = checkpoint.resolve(args.source)
-    print(convert(source, args.target, args.to, args.resuscitation, args.tokenizer))
+    print(convert(source, args.target, args.to, args.resuscitation, args.tokenizer, args.resuscitation_force))
 
 
 if __name__ == "__main__":

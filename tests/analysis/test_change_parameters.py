@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -19,13 +21,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from analysis import change_parameters, entropy
+from analysis import change_parameters, entropy, verification
 from olmo import checkpoint
 from olmo.config import OptimizerType, TrainConfig
-from olmo.exceptions import exit_status
-from olmo.memory import load_multipliers
+from olmo.exceptions import ConfigurationError, exit_status
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
+from olmo.rescaling import load_multipliers
+from tests.olmo.test_architectures import built
 from tests.reference import tiny_config, to_transformers
 from tests.running import modes_hold
 
@@ -136,7 +139,8 @@ def test_the_default_is_a_small_file_of_the_published_name(folder: Path, capsys:
 def test_both_formats_make_the_same_model(folder: Path, select: str) -> None:
     change(folder, 0.5, 2.0, "--select", select, "--seed", 3)
     change(folder, 0.5, 2.0, "--select", select, "--seed", 3, "--format", "full")
-    stem = "resuscitation_ratio0.5_amplifying2.0" + ("" if select == "lowest" else f"_{select}")
+    stem = "resuscitation_ratio0.5_amplifying2.0"
+    stem += {"lowest": "", "random": "_random_seed3", "highest": "_highest"}[select]
     models = []
     for suffix in (".safetensors", ".pt"):
         assert (folder / (stem + suffix)).is_file()
@@ -396,11 +400,184 @@ def test_a_safetensors_file_of_something_else_is_named(folder: Path, capsys: pyt
     assert status == 1 and "given.safetensors: no file of average coefficients" in said
 
 
-def test_a_foreign_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
-    argv = ["--checkpoint", tmp_path, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
-    status, said = failing(capsys, *argv)
-    assert status == 2 and "only OLMo checkpoints can be resuscitated yet" in said
+# --- beyond the published script ---------------------------------------------------------------------------------
+
+
+def test_each_setting_has_a_file_of_its_own(folder: Path) -> None:
+    before = set(folder.iterdir())
+    for more in ("--select random", "--select random --seed 3", "--threshold global", "--layers 0,1", "--cap 1.5"):
+        change(folder, 0.5, 2.0, *more.split())
+    names = {path.name.removeprefix("resuscitation_ratio0.5_amplifying2.0") for path in set(folder.iterdir()) - before}
+    ends = ("_random", "_random_seed3", "_global", "_layers0-1", "_cap1.5")
+    assert names == {f"{end}.safetensors" for end in ends}
+
+
+def test_the_file_says_how_it_was_made(folder: Path) -> None:
+    change(folder, 0.5, 2.0, "--layers", "1", "--cap", 3, "--threshold", "global")
+    made = load_multipliers(next(folder.glob("resuscitation*")))
+    sha = hashlib.sha256(coefficients(folder).numpy().tobytes()).hexdigest()
+    assert made.about == {
+        "resuscitation_ratio": 0.5,
+        "amplifying_factor": 2.0,
+        "select": "lowest",
+        "seed": 0,
+        "threshold": "global",
+        "layers": [1],
+        "cap": 3.0,
+        "checkpoint_fingerprint": checkpoint.fingerprint(uneven_model().state_dict()),
+        "coefficients": str(folder / "mlp_average_coefficients.safetensors"),
+        "coefficients_sha256": sha,
+    }
+    assert torch.equal(made.selected[1], coefficients(folder)[1] <= coefficients(folder)[1].quantile(0.5))
+    assert not made.selected[0].any() and made.values.max() == 3.0
+
+
+def test_temperatures_divide_the_same_coefficients(folder: Path, tokens: Path) -> None:
+    """`--format temperature` of q gives the entropy that rows multiplied by u give: a coefficient divided by 1 / u."""
+    change(folder, 0.5, 2.0, "--format", "temperature")
+    change(folder, 0.5, 2.0)
+    name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    divisors = load_file(folder / f"temperature_MLP_{name}")["temperature_MLP"]
+    torch.testing.assert_close(1 / divisors, load_multipliers(folder / name).values)
+    ids = torch.arange(2, 2 + LENGTH)[None]
+    models = [
+        checkpoint.load_model(folder, CPU, config=tiny_config(max_sequence_length=LENGTH, **edit))
+        for edit in ({"temperature_MLP": f"temperature_MLP_{name}"}, {"resuscitation": name})
+    ]
+    with torch.no_grad():
+        torch.testing.assert_close(models[0](ids), models[1](ids), rtol=1e-4, atol=1e-5)
+
+
+def test_verify_measures_again_and_checks_the_law(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = json.loads((folder / "knowledge_entropy.json").read_text())["knowledge_entropy"]
+    for form in ("multipliers", "full"):
+        for layer in (0, 1):
+            capsys.readouterr()
+            change(folder, 0.5, 1.0, "--layers", layer, "--format", form, "--verify")
+            _, entropy_line, law = capsys.readouterr().out.splitlines()
+            found = re.fullmatch(
+                r"verified on 40 instances: H (\S+) -> (\S+), difference \+(\S+) \+- \S+", entropy_line
+            )
+            assert found and abs(float(found[1]) - before) < 1e-4 and float(found[3]) > 0.05
+            said = re.fullmatch(rf"layer {layer}, .* of 24 selected memories are 1.0 x the mean \S+ within (\S+)", law)
+            assert said and float(said[1]) < 2e-6
+    monkeypatch.setattr(verification, "open_model", lambda *_: uneven_model())  # an edit that is not there
+    with pytest.raises(ValueError, match="layer 1 does not follow the law of algorithm 1"):
+        change(folder, 0.5, 1.0, "--layers", 1, "--verify")
+
+
+def test_verify_wants_the_same_instances(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--verify"]
+    result_file = folder / "knowledge_entropy.json"
+    result = json.loads(result_file.read_text())
+    other = tmp_path / "other.npy"
+    np.random.default_rng(1).integers(2, 128, 40 * LENGTH).astype("<u2").tofile(other)
+    result_file.write_text(json.dumps({**result, "data": {**result["data"], "path": str(other)}}))
+    assert exit_status(change_parameters.main, [str(a) for a in argv]) == 1
+    assert f"{other}: holds other instances than those of {result_file}" in capsys.readouterr().err
+    result_file.unlink()
+    assert exit_status(change_parameters.main, [str(a) for a in argv]) == 1
+    assert f"{result_file}: missing" in capsys.readouterr().err
+
+
+def test_the_command_measures_an_edited_model(folder: Path, tmp_path: Path, tokens: Path) -> None:
+    """`analysis.entropy --resuscitation` of either format gives what a folder of edited weights gives."""
+    change(folder, 0.5, 2.0)
+    change(folder, 0.5, 2.0, "--format", "full")
+    name = "resuscitation_ratio0.5_amplifying2.0"
+    edited = checkpoint.load_model(
+        folder, CPU, config=tiny_config(max_sequence_length=LENGTH, resuscitation=f"{name}.safetensors")
+    )
+    edited.config.resuscitation = None
+    wanted = measure(write(tmp_path / "edited", edited), tokens)
+    own = (folder / "knowledge_entropy.json").read_bytes()
+    for suffix in (".safetensors", ".pt"):
+        output = tmp_path / suffix
+        measure(folder, tokens, "--resuscitation", folder / (name + suffix), "--output", output)
+        result = json.loads((output / "knowledge_entropy.json").read_text())
+        assert result["knowledge_entropy"] == wanted
+        assert result["resuscitation"] == hashlib.sha256((folder / (name + suffix)).read_bytes()).hexdigest()
+    assert (folder / "knowledge_entropy.json").read_bytes() == own
+    # Coefficients of the edited model are not those of the checkpoint.
+    with pytest.raises(ValueError, match="measured on another checkpoint"):
+        change(folder, 0.5, 2.0, "--coefficients", tmp_path / ".pt/mlp_average_coefficients.safetensors")
+    with pytest.raises(ConfigurationError, match="--resuscitation: needs --output"):
+        measure(folder, tokens, "--resuscitation", folder / f"{name}.pt")
+
+
+def test_another_checkpoints_multipliers_are_refused_unless_forced(folder: Path, tmp_path: Path, tokens: Path) -> None:
+    change(folder, 0.5, 2.0)
+    name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    other = write(tmp_path / "other", uneven_model(1))
+    argv = ["--resuscitation", folder / name, "--output", tmp_path / "result"]
+    with pytest.raises(
+        ValueError, match=r"made for another checkpoint than .*; resuscitation_force applies it all the same"
+    ):
+        measure(other, tokens, *argv)
+    forced = measure_to(other, tokens, tmp_path / "result", *argv[:2], "--resuscitation_force")
+    assert forced != measure_to(other, tokens, tmp_path / "plain")
+    config = tiny_config(max_sequence_length=LENGTH, resuscitation=str(folder / name))
+    with pytest.raises(ValueError, match="; resuscitation_force applies it all the same"):
+        checkpoint.load_model(other, CPU, config=config)
+    config.resuscitation_force = True
+    checkpoint.load_model(other, CPU, config=config)
+
+
+def measure_to(folder: Path, tokens: Path, output: Path, *more: object) -> float:
+    argv = ["--checkpoint", folder, "--data", tokens, "--data_size", 40, "--output", output, *more]
+    entropy.main([str(a) for a in argv])
+    return json.loads((output / "knowledge_entropy.json").read_text())["knowledge_entropy"]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Phi-3", "GPT-2", "Pythia"])
+def test_a_model_of_another_family(name: str, tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model"
+    built(name).save_pretrained(folder)
+    size = ("--sequence_length", LENGTH)
+    measure(folder, tokens, *size)
+    written = (folder / "knowledge_entropy.json").stat().st_mtime_ns
+    measure(folder, tokens, *size)
+    assert (folder / "knowledge_entropy.json").stat().st_mtime_ns == written  # what it wrote is no part of the model
+    capsys.readouterr()
+    change(folder, 0.5, 2.0, "--verify")
+    change(folder, 0.5, 2.0, "--format", "full")
+    law = capsys.readouterr().out.splitlines()[2]
+    error = float(law.rpartition(" ")[2])
+    assert error < 2e-6 if name in ("Llama", "Phi-3") else error > 1e-3  # gelu(u x) is no u gelu(x)
+    edits = [folder / f"resuscitation_ratio0.5_amplifying2.0{suffix}" for suffix in (".safetensors", ".pt")]
+    found = [measure_to(folder, tokens, tmp_path / edit.suffix, "--resuscitation", edit, *size) for edit in edits]
+    before = json.loads((folder / "knowledge_entropy.json").read_text())["knowledge_entropy"]
+    assert found[0] == found[1] != before
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path: Path, tokens: Path) -> None:
+    folder = tmp_path / "model"
+    built("OLMoE").save_pretrained(folder)
+    measure(folder, tokens, "--sequence_length", LENGTH)
+    with pytest.raises(ValueError, match="the memories of a mixture of experts cannot be rescaled"):
+        change(folder, 0.5, 2.0)
+    assert not list(folder.glob("resuscitation*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--layers", "0,two"], "expected layers such as 0,3,8-11"),
+        (["--layers", "3-1"], "expected layers such as 0,3,8-11"),
+        (["--layers", "2"], "layers 2: the model has 0 to 1"),
+        (["--cap", "0"], "cap 0.0 is not a positive number"),
+        (["--verify", "--format", "temperature"], "--verify: goes with an edit of weights"),
+        (["--verify", "--batch_size", "0"], "--batch_size must be at least 1"),
+    ],
+)
+def test_options_that_make_no_sense(
+    folder: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, *more]
+    status, shown = failing(capsys, *argv)
+    assert status == 2 and said in shown
 
 
 def test_the_command_itself_ends_with_status_and_one_line(folder: Path) -> None:

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from analysis import entropy
 from olmo import checkpoint
+from olmo.checkpoint import fingerprint
 from olmo.config import TokenizerConfig, TrainConfig
 from olmo.data.order import build_order
 from olmo.exceptions import ConfigurationError, exit_status
-from olmo.memory import fingerprint
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
 from scripts import data_order

@@ -157,3 +157,63 @@ def test_what_cannot_be_resuscitated_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         resuscitate(torch.tensor(average), ratio, factor, select)
+
+
+# --- what goes beyond the published algorithm --------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(
+    hnp.arrays(np.float64, shapes, elements=coefficients),
+    ratios,
+    st.sampled_from(["layer", "global"]),
+    st.one_of(st.none(), st.floats(1e-3, 1e3)),
+    st.data(),
+)
+def test_layers_threshold_and_cap(
+    average: np.ndarray, p: float, threshold: str, cap: float | None, data: st.DataObject
+) -> None:
+    assume((average.max(1) > 0).all())
+    numbers = data.draw(st.sets(st.integers(0, len(average) - 1), min_size=1))
+    found = resuscitate(torch.from_numpy(average), p, 2.0, threshold=threshold, layers=sorted(numbers), cap=cap)
+    for layer, row in enumerate(average):
+        t = np.quantile(row if threshold == "layer" else average[sorted(numbers)], p)
+        for i, coefficient in enumerate(row.tolist()):
+            selected = layer in numbers and coefficient <= t
+            u = float(np.mean(row)) / coefficient * 2 if coefficient else math.inf
+            above = cap is not None and coefficient > 0 and u > cap
+            dead = selected and not above and not math.isfinite(u)
+            wanted = 1.0 if not selected or dead else float(cap or 0) if above else u
+            assert bool(found.selected[layer, i]) == selected
+            assert bool(found.capped[layer, i]) == (selected and above)
+            assert bool(found.dead[layer, i]) == dead
+            assert math.isclose(float(found.multipliers[layer, i]), wanted, rel_tol=1e-12)
+
+
+def test_the_threshold_of_all_layers_takes_more_of_the_quieter_one() -> None:
+    average = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]])
+    assert resuscitate(average, 0.5, 1.0, threshold="global").selected.sum(1).tolist() == [4, 0]
+    assert resuscitate(average, 0.5, 1.0, "random", threshold="global").selected.sum(1).tolist() == [4, 0]
+    assert resuscitate(average, 0.5, 1.0, threshold="global", layers=[1]).selected.sum(1).tolist() == [0, 2]
+
+
+def test_no_cap_revives_a_dead_memory() -> None:
+    found = resuscitate(torch.tensor([[0.0, 1e-45, 2.0, 5.0]]), 0.5, 1.0, cap=100.0)
+    assert found.dead.tolist() == [[True, False, False, False]]
+    assert found.multipliers.tolist() == [[1.0, 100.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"cap": 0.0}, "cap 0.0 is not a positive number"),
+        ({"cap": math.inf}, "cap inf is not a positive number"),
+        ({"cap": math.nan}, "cap nan is not a positive number"),
+        ({"threshold": "model"}, "threshold 'model' is none of layer, global"),
+        ({"layers": [0, 2, 7]}, "layers 2, 7: the model has 0 to 1"),
+        ({"layers": []}, "layers none: the model has 0 to 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(more: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        resuscitate(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0.5, 1.0, **more)

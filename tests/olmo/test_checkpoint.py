@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from olmo import checkpoint
+from olmo.checkpoint import fingerprint
 from olmo.config import ModelConfig, OptimizerConfig, OptimizerType, TrainConfig, load
-from olmo.memory import Multipliers, fingerprint, rescale
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
+from olmo.rescaling import Multipliers, rescale
 from olmo.tensors import decode_key, encode_key, read_tensors, read_training_state
 from tests.reference import tiny_config, tiny_olmo2_config, to_transformers
 
@@ -548,7 +549,7 @@ def test_a_multiplier_file_is_applied(tmp_path: Path, multipliers: Tensor, besid
     model = made_model()
     folder = write_olmo(tmp_path / "checkpoint", model, weights)
     file = (folder if beside else tmp_path) / "edit.safetensors"
-    Multipliers(multipliers, {"checkpoint_fingerprint": fingerprint(model.state_dict())}).save(file)
+    Multipliers(multipliers, multipliers != 1, {"checkpoint_fingerprint": fingerprint(model.state_dict())}).save(file)
     named = "edit.safetensors" if beside else file
     loaded = checkpoint.load_model(folder, CPU, config=with_resuscitation(model.config, named))
     for name, tensor in rescale(model.state_dict(), multipliers).items():
@@ -559,7 +560,7 @@ def test_a_multiplier_file_fits_the_same_weights_in_another_layout(tmp_path: Pat
     model = made_model(weight_tying=False)
     to_transformers(model).save_pretrained(tmp_path / "hf")
     file = tmp_path / "edit.safetensors"
-    Multipliers(multipliers, {"checkpoint_fingerprint": fingerprint(model.state_dict())}).save(file)
+    Multipliers(multipliers, multipliers != 1, {"checkpoint_fingerprint": fingerprint(model.state_dict())}).save(file)
     loaded = checkpoint.load_model(tmp_path / "hf", CPU, config=with_resuscitation(model.config, file))
     edited = rescale(model.state_dict(), multipliers)
     assert all(torch.equal(tensor, edited[name]) for name, tensor in loaded.state_dict().items())
@@ -573,7 +574,7 @@ def test_a_multiplier_file_of_another_checkpoint_is_refused(
     folder = write_olmo(tmp_path / "checkpoint", model)
     if about.get("checkpoint_fingerprint") == "other":
         about = {"checkpoint_fingerprint": fingerprint(made_model(1).state_dict())}
-    Multipliers(multipliers, about).save(tmp_path / "edit.safetensors")
+    Multipliers(multipliers, multipliers != 1, about).save(tmp_path / "edit.safetensors")
     with pytest.raises(ValueError, match=r"edit\.safetensors: made for another checkpoint than .*checkpoint"):
         checkpoint.load_model(folder, CPU, config=with_resuscitation(model.config, tmp_path / "edit.safetensors"))
 
@@ -876,3 +877,50 @@ def test_interpolations_of_a_checkpoints_config_lead_out_of_its_model(tmp_path: 
     text = (folder / "config.yaml").read_text().replace("n_layers: 2", "n_layers: ${layers}")
     (folder / "config.yaml").write_text("layers: 2\n" + text)
     same_weights(checkpoint.load_model(folder, CPU), made_model())
+
+
+# --- identity ----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_has_one_fingerprint_in_every_layout(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = OLMo(tiny_config(weight_tying=False))
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for name in ("pt", "plain", "encoded"):
+        (tmp_path / name).mkdir()
+    torch.save(dict(reversed(state.items())), tmp_path / "pt/model.pt")
+    save_file(state, tmp_path / "plain/model.safetensors")
+    save_file({encode_key(name): tensor for name, tensor in state.items()}, tmp_path / "encoded/model.safetensors")
+    to_transformers(model).save_pretrained(tmp_path / "transformers")
+    prints = {path.name: fingerprint(checkpoint.read_state(path)) for path in tmp_path.iterdir()}
+    assert set(prints) == {"pt", "plain", "encoded", "transformers"}
+    assert set(prints.values()) == {fingerprint(state)}
+
+
+def test_other_weights_names_or_shapes_have_another_fingerprint() -> None:
+    state = {"a": torch.arange(300.0), "b": torch.ones(2, 3)}
+    others = [
+        {**state, "a": state["a"] + 1e-3},
+        {**state, "a": state["a"].index_fill(0, torch.tensor(299), 0)},
+        {**state, "b": torch.ones(3, 2)},
+        {"a": state["a"], "c": state["b"]},
+        {"a": state["a"]},
+    ]
+    prints = {fingerprint(s) for s in (state, *others)}
+    assert len(prints) == 6 and all(len(p) == 64 for p in prints)
+    assert fingerprint({"b": state["b"], "a": state["a"].clone()}) == fingerprint(state)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.pt"])
+def test_a_state_on_disk_is_the_state_and_keeps_nothing(tmp_path: Path, weights: str) -> None:
+    model = made_model()
+    folder = write_olmo(tmp_path / "checkpoint", model, weights)
+    on_disk, wanted = checkpoint.StateOnDisk(folder), model.state_dict()
+    assert len(on_disk) == len(wanted) and set(on_disk) == set(wanted)
+    for name in on_disk:
+        first, second = on_disk[name], on_disk[name]
+        assert torch.equal(first, wanted[name]) and on_disk.shapes[name] == wanted[name].shape
+        assert first.data_ptr() != second.data_ptr()
+        first.zero_()
+        assert torch.equal(on_disk[name], wanted[name])
+    assert fingerprint(on_disk) == fingerprint(wanted)

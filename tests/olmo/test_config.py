@@ -652,7 +652,14 @@ def test_saved_keys_at_their_defaults_are_those_that_olmo_knows(tmp_path: Path) 
     """ai2-olmo 0.6.0 refuses keys it does not know; the table marks those that it does with no plus sign."""
     lines = (Path(__file__).parent / "olmo_config_keys.txt").read_text(encoding="utf-8").splitlines()
     known = {line.strip().split(":")[0] for line in lines if line.startswith("    ") and ":" in line}
-    known -= {"resuscitation", "save_grad_", "temperature_attention", "temperature_MLP", "temperature_decay"}
+    known -= {
+        "resuscitation",
+        "resuscitation_force",
+        "save_grad_",
+        "temperature_attention",
+        "temperature_MLP",
+        "temperature_decay",
+    }
     load(write(tmp_path, MINIMAL + "evaluators: [{label: piqa, type: downstream}]")).save(tmp_path / "saved.yaml")
     saved = (tmp_path / "saved.yaml").read_text(encoding="utf-8")
     assert set(re.findall(r"^[ -]*(\w+):", saved, re.MULTILINE)) <= known

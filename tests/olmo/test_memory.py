@@ -5,9 +5,7 @@ The direct computation reads transformers' own modules, one instance at a time, 
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,28 +16,19 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from analysis.resuscitation import resuscitate
 from olmo import memory as memory_module
-from olmo.checkpoint import read_state
 from olmo.config import ActivationType, ModelConfig
 from olmo.distributed import Ranks
 from olmo.memory import (
     CoefficientAverages,
-    Multipliers,
-    fingerprint,
     instance_means,
     jackknife_error,
     layer_entropy,
-    load_multipliers,
     observe,
-    rescale,
-    up_projection_name,
 )
 from olmo.model import OLMo
-from olmo.tensors import encode_key
 from tests.reference import scatter_, tiny_config, tiny_olmo2_config, to_transformers
 
 LENGTHS = (9, 4, 1, 13, 13)
@@ -413,127 +402,3 @@ def test_ranks_add_up() -> None:
     averages.add(torch.tensor([[[1.0, 2.0, 3.0]]]), np.array([0]))
     averages.reduce(Doubled(0, 2))
     assert averages.instances == 2 and averages.average.tolist() == [[1.0, 2.0, 3.0]]
-
-
-# --- rescaling ---------------------------------------------------------------------------------------------------
-
-
-def test_only_up_rows_change_and_they_change_exactly() -> None:
-    torch.manual_seed(0)
-    state = OLMo(tiny_config(include_bias=True)).state_dict()
-    state = {name: torch.randn_like(tensor) for name, tensor in state.items()}
-    before = {name: tensor.clone() for name, tensor in state.items()}
-    multipliers = torch.ones(2, 48)
-    multipliers[0, [0, 5, 47]] = torch.tensor([2.5, 0.3, 7.0])
-    multipliers[1, 11] = 3.0
-    edited = rescale(state, multipliers)
-    assert edited.keys() == before.keys()
-    for name, tensor in before.items():
-        wanted = tensor.clone()
-        for layer in range(2):
-            if name in (f"transformer.blocks.{layer}.ff_proj.weight", f"transformer.blocks.{layer}.ff_proj.bias"):
-                for row in range(48):
-                    wanted[row] = tensor[row] * multipliers[layer, row]
-        assert torch.equal(edited[name], wanted), name
-        assert torch.equal(state[name], tensor), "the state that came in was changed"
-    changed = {name for name in before if not torch.equal(edited[name], before[name])}
-    assert changed == {f"transformer.blocks.{layer}.ff_proj.{p}" for layer in (0, 1) for p in ("weight", "bias")}
-    # Rows of multiplier 1 and the whole gate keep every bit, and what is untouched is not copied.
-    assert torch.equal(edited[up_projection_name(0)][48:], before[up_projection_name(0)][48:])
-    assert edited["transformer.wte.weight"] is state["transformer.wte.weight"]
-
-
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
-def test_edited_rows_reach_the_mean_times_the_factor_in_the_edited_layer(layer: int, factor: float) -> None:
-    torch.manual_seed(0)
-    model = OLMo(tiny_config(n_layers=3)).eval()
-    with torch.no_grad():
-        for block in model.blocks:  # uneven rows: some memories are much stronger than others
-            block.ff_proj.weight[:48] *= torch.logspace(-1, 1, 48)[:, None]
-    average = observed(model, ragged()).double().mean(0)
-    chosen = resuscitate(average.float(), 0.5, factor)
-    multipliers = torch.ones(3, 48)
-    multipliers[layer] = chosen.multipliers[layer]
-    model.load_state_dict(rescale(model.state_dict(), multipliers))
-    after = observed(model, ragged()).double().mean(0)
-    rows = chosen.selected[layer]
-    assert rows.sum() == 24
-    wanted = (factor * average[layer].mean()).expand(24)
-    torch.testing.assert_close(after[layer][rows], wanted, rtol=1e-5, atol=0)
-    torch.testing.assert_close(after[layer][~rows], average[layer][~rows], rtol=1e-5, atol=0)
-    torch.testing.assert_close(after[:layer], average[:layer], rtol=1e-5, atol=0)
-
-
-def test_multipliers_of_another_shape_are_refused() -> None:
-    state = OLMo(tiny_config()).state_dict()
-    with pytest.raises(ValueError, match="multipliers for 3 layers, the model has 2"):
-        rescale(state, torch.ones(3, 48))
-    # Anything but half the rows of a swiglu layer would edit gate rows or leave up rows out.
-    for memories in (24, 47, 49, 96, 97):
-        said = rf"blocks\.0\.ff_proj\.weight: multipliers for {memories} memories, the layer has 48"
-        with pytest.raises(ValueError, match=said):
-            rescale(state, torch.ones(2, memories))
-
-
-# --- multiplier files --------------------------------------------------------------------------------------------
-
-
-def test_multiplier_files_round_trip(tmp_path: Path) -> None:
-    values = torch.rand(2, 48) + 0.5
-    Multipliers(values, {"resuscitation_ratio": 0.5, "checkpoint_fingerprint": "f"}).save(tmp_path / "m.safetensors")
-    loaded = load_multipliers(tmp_path / "m.safetensors")
-    assert torch.equal(loaded.values, values)
-    assert loaded.about == {"resuscitation_ratio": 0.5, "checkpoint_fingerprint": "f"}
-    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
-
-
-def test_files_that_hold_no_multipliers_are_refused(tmp_path: Path) -> None:
-    path, about = tmp_path / "m.safetensors", {"resuscitation": json.dumps({})}
-    with pytest.raises(FileNotFoundError, match=r"m\.safetensors: no such file"):
-        load_multipliers(path)
-    for tensors, metadata in (
-        ({"multipliers": torch.ones(2, 3)}, None),
-        ({"else": torch.ones(2, 3)}, about),
-        ({"multipliers": torch.ones(3)}, about),
-        ({"multipliers": torch.tensor([[1.0, math.inf]])}, about),
-        ({"multipliers": torch.tensor([[1.0, math.nan]])}, about),
-    ):
-        save_file(tensors, path, metadata=metadata)
-        with pytest.raises(ValueError, match=r"m\.safetensors: "):
-            load_multipliers(path)
-    path.write_bytes(b"no safetensors")
-    with pytest.raises(ValueError, match=r"m\.safetensors: no multiplier file"):
-        load_multipliers(path)
-
-
-# --- identity ----------------------------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_has_one_fingerprint_in_every_layout(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = OLMo(tiny_config(weight_tying=False))
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    for name in ("pt", "plain", "encoded"):
-        (tmp_path / name).mkdir()
-    torch.save(dict(reversed(state.items())), tmp_path / "pt/model.pt")
-    save_file(state, tmp_path / "plain/model.safetensors")
-    save_file({encode_key(name): tensor for name, tensor in state.items()}, tmp_path / "encoded/model.safetensors")
-    to_transformers(model).save_pretrained(tmp_path / "transformers")
-    prints = {path.name: fingerprint(read_state(path)) for path in tmp_path.iterdir()}
-    assert set(prints) == {"pt", "plain", "encoded", "transformers"}
-    assert set(prints.values()) == {fingerprint(state)}
-
-
-def test_other_weights_names_or_shapes_have_another_fingerprint() -> None:
-    state = {"a": torch.arange(300.0), "b": torch.ones(2, 3)}
-    others = [
-        {**state, "a": state["a"] + 1e-3},
-        {**state, "a": state["a"].index_fill(0, torch.tensor(299), 0)},
-        {**state, "b": torch.ones(3, 2)},
-        {"a": state["a"], "c": state["b"]},
-        {"a": state["a"]},
-    ]
-    prints = {fingerprint(s) for s in (state, *others)}
-    assert len(prints) == 6 and all(len(p) == 64 for p in prints)
-    assert fingerprint({"b": state["b"], "a": state["a"].clone()}) == fingerprint(state)

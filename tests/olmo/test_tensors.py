@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import pickle
 import random
+import resource
+import weakref
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import Tensor
 
-from olmo.tensors import read_tensor, read_training_state, write_tensors
+from olmo.tensors import file_digest, read_tensor, read_tensors, read_training_state, stream_torch_file, write_tensors
 
 
 def key(*path: Any, pickled: bool = False) -> str:
@@ -89,3 +97,82 @@ def test_a_single_tensor(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bomb\.pt: damaged or no file of tensors"):
         read_tensor(tmp_path / "bomb.pt")
     assert not (tmp_path / "touched").exists()
+
+
+# --- a torch file, tensor by tensor ------------------------------------------------------------------------------
+
+KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
+
+
+@given(
+    st.dictionaries(
+        st.text("abc._0", min_size=1),
+        st.tuples(st.lists(st.integers(0, 40), max_size=3), st.sampled_from(KINDS)),
+        max_size=6,
+    )
+)
+def test_a_streamed_file_is_what_torch_saves(
+    tmp_path_factory: pytest.TempPathFactory, shapes: dict[str, tuple[list[int], torch.dtype]]
+) -> None:
+    folder = tmp_path_factory.mktemp("streamed")
+    torch.manual_seed(0)
+    wanted = {name: (100 * torch.randn(shape)).to(kind) for name, (shape, kind) in shapes.items()}
+    stream_torch_file(folder / "streamed.pt", wanted)
+    torch.save(wanted, folder / "streamed.saved.pt")
+    assert {path.name for path in folder.iterdir()} == {"streamed.pt", "streamed.saved.pt"}
+    assert zipfile.ZipFile(folder / "streamed.pt").testzip() is None
+    for mapped in (True, False):
+        found = torch.load(folder / "streamed.pt", weights_only=True, mmap=mapped)
+        assert list(found) == list(wanted)
+        for name, tensor in found.items():
+            assert tensor.dtype == wanted[name].dtype and torch.equal(tensor, wanted[name])
+            assert tensor.numel() == 0 or tensor.data_ptr() % 64 == 0
+    assert list(read_tensors(folder / "streamed.pt")) == list(wanted)
+
+
+class Counted(Mapping[str, Tensor]):
+    """Tensors that are made when they are asked for, each after the one before it is gone."""
+
+    def __init__(self) -> None:
+        self.alive = self.most = 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = torch.full((1000,), float(name))
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(tensor, self._gone)
+        return tensor
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("0123456789")
+
+    def __len__(self) -> int:
+        return 10
+
+
+def test_one_tensor_at_a_time(tmp_path: Path) -> None:
+    tensors = Counted()
+    stream_torch_file(tmp_path / "streamed.pt", tensors)
+    assert tensors.most == 1
+    assert [float(t[7]) for t in torch.load(tmp_path / "streamed.pt").values()] == list(range(10))
+
+
+def test_a_full_disk_leaves_no_frame(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            stream_torch_file(tmp_path / "streamed.pt", {"a": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "streamed.pt.frame").exists()
+
+
+def test_the_digest_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 100)
+    assert file_digest(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 100).hexdigest()
+    with pytest.raises(FileNotFoundError, match="none: no such file"):
+        file_digest(tmp_path / "none")

@@ -19,15 +19,16 @@ import torch.nn.functional as F
 
 from olmo import checkpoint
 from olmo import train as train_module
+from olmo.checkpoint import fingerprint
 from olmo.config import TrainConfig
 from olmo.data.sources import TokenFiles
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.knowledge.injection import inject
-from olmo.memory import Multipliers, fingerprint, rescale
 from olmo.model import OLMo
 from olmo.optim import learning_rate
 from olmo.reporting import Progress, clock
+from olmo.rescaling import Multipliers, rescale
 from olmo.tensors import read_training_state
 from olmo.tokenizer import load_tokenizer
 from olmo.train import Trainer, language_model_loss
@@ -566,7 +567,7 @@ def edited(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     train(plain, folder, "--save_interval=3", "--stop_at=3")
     state = checkpoint.read_state(folder / "step3")
     factors = 1 + 4 * torch.rand(2, 48, generator=torch.Generator().manual_seed(4)).round()
-    Multipliers(factors, {"checkpoint_fingerprint": fingerprint(state)}).save(folder / "edit.safetensors")
+    Multipliers(factors, factors != 1, {"checkpoint_fingerprint": fingerprint(state)}).save(folder / "edit.safetensors")
     edit = rescale(state, factors)
     torch.save(edit, folder / "edit.pt")
     return {"folder": folder / "step3", "state": state, "edit": edit}

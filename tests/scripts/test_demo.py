@@ -21,7 +21,7 @@ import analysis.report
 from analysis import acquisition, change_parameters, entropy
 from olmo.config import EvaluatorType, TrainConfig, load
 from olmo.exceptions import ConfigurationError, exit_status
-from olmo.memory import load_multipliers
+from olmo.rescaling import load_multipliers
 from scripts import demo, make_fictional_knowledge, prepare_demo_text
 from tests.run_folders import direct_k
 
