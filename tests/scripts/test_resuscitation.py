@@ -1,0 +1,114 @@
+"""scripts/resuscitation.sh: the published flow on a small checkpoint that lies where OLMo-1B's would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from olmo import checkpoint
+from olmo.config import TrainConfig
+from olmo.model import OLMo
+from olmo.optim import build_optimizer
+from olmo.rescaling import load_multipliers, rescale
+from tests.reference import tiny_config
+from tests.running import ROOT, SHORT, write_world
+
+SETTING = "step738020_ratio0.5_factor2_select_random"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder that looks like the repository's, with a measured checkpoint's data and the configuration of a run."""
+    world = write_world(tmp_path / "world")
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in ("olmo", "analysis", "scripts"):
+        (place / name).symlink_to(ROOT / name)
+    torch.manual_seed(0)
+    config = TrainConfig(model=tiny_config(max_sequence_length=SHORT))
+    model = OLMo(config.model)
+    folder = place / "checkpoints/pretrained_1B/738020-unsharded"
+    checkpoint.save(folder, model, config, build_optimizer(config.optimizer, model), {})
+    np.random.default_rng(0).integers(2, 128, 40 * SHORT).astype("<u2").tofile(place / "tokens.npy")
+    (place / "run.yaml").write_text((world / "plain.yaml").read_text())
+    return place
+
+
+def script(place: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    environment = {
+        **inherited,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ENTROPY_FLAGS": "--data tokens.npy --data_size 40",
+        "CHANGE_FLAGS": "--select random",
+        "PROCESSES": "1",
+        **variables,
+    }
+    command = ["bash", str(place / "scripts/resuscitation.sh"), *arguments]
+    return subprocess.run(command, cwd=place.parent, env=environment, capture_output=True, text=True, timeout=180)
+
+
+def test_entropy_parameters_training_and_again(place: Path) -> None:
+    """On two ranks; with a learning rate of 0 the last checkpoint holds the weights that training started from."""
+    asked = ["738020", "0.5", "2", "run.yaml", "--optimizer.learning_rate=0", "--save_folder=runs/${run_name}"]
+    asked += ["--save_interval_unsharded=2", "--max_duration=2", "--reset_optimizer_state", "--reset_trainer_state"]
+    done = script(place, *asked, PROCESSES="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = place / "checkpoints/pretrained_1B/738020-unsharded"
+    assert json.loads((folder / "knowledge_entropy.json").read_text())["number_of_instances"] == 40
+    edit = place / f"checkpoints/resuscitated/1B/{SETTING}.safetensors"
+    assert load_multipliers(edit).about["select"] == "random"
+    run = place / f"runs/run_{SETTING}"
+    wanted = rescale(checkpoint.read_state(folder), load_multipliers(edit).values)
+    found = checkpoint.read_state(run / "step2-unsharded")
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+    assert not torch.equal(
+        found["transformer.blocks.0.ff_proj.weight"],
+        checkpoint.read_state(folder)["transformer.blocks.0.ff_proj.weight"],
+    )
+    stamps = [path.stat().st_mtime_ns for path in (folder / "knowledge_entropy.json", edit)]
+    lines = (run / "metrics.jsonl").read_text()
+    again = script(place, *asked, PROCESSES="2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "done before" in again.stdout and (run / "metrics.jsonl").read_text() == lines
+    assert [path.stat().st_mtime_ns for path in (folder / "knowledge_entropy.json", edit)] == stamps
+
+
+def test_a_failure_ends_it(place: Path) -> None:
+    folder = place / "checkpoints/pretrained_1B/738020-unsharded"
+    failed = script(place, "738020", "0.5", "2", "run.yaml", ENTROPY_FLAGS="--data none.npy --data_size 40")
+    assert failed.returncode == 1 and "none.npy" in failed.stderr
+    assert not (place / "checkpoints/resuscitated").exists() and not list(folder.glob("mlp_*"))
+    failed = script(place, "738020", "1.5", "2", "run.yaml")
+    assert failed.returncode == 2 and "ratio 1.5 is not in (0, 1]" in failed.stderr
+    assert not list((place / "checkpoints").glob("resuscitated/1B/*")) and not (place / "runs").exists()
+
+
+def test_too_few_arguments(place: Path) -> None:
+    failed = script(place, "738020", "0.5", "2")
+    assert failed.returncode == 2 and failed.stderr.startswith("usage: bash scripts/resuscitation.sh STEP RATIO")
+
+
+def test_slurm_reads_its_header_and_it_runs_where_it_was_submitted(place: Path, tmp_path: Path) -> None:
+    """SLURM copies the script to a folder of its own, and reads #SBATCH lines before the first command."""
+    text = (ROOT / "scripts/resuscitation.sh").read_text().splitlines()
+    first_command = next(number for number, line in enumerate(text) if line and not line.startswith("#"))
+    header = [line for line in text[:first_command] if line.startswith("#SBATCH --")]
+    assert text[0].startswith("#!") and len(header) == sum(line.startswith("#SBATCH") for line in text) > 3
+    copy = tmp_path / "spool" / "slurm_script"
+    copy.parent.mkdir()
+    copy.write_text("\n".join(text) + "\n")
+    environment = {**os.environ, "SLURM_SUBMIT_DIR": str(place), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    command = ["bash", str(copy), "1", "0.5", "2", "run.yaml"]
+    failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "checkpoints/pretrained_1B/1-unsharded: no such checkpoint" in failed.stderr
