@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -130,27 +130,19 @@ def file_name(args: argparse.Namespace) -> str:
     return ("temperature_MLP_" if args.format == "temperature" else "") + name + SUFFIXES[args.format]
 
 
-def _write_full(output: Path, state: Mapping[str, Tensor], multipliers: Tensor) -> None:
-    """The edited state dict as `torch.save` writes it, tensor by tensor, whole or not at all."""
-
-    class Edited(Mapping[str, Tensor]):
-        def __getitem__(self, name: str) -> Tensor:
-            return rescaled(name, state[name], multipliers)
-
-        def __iter__(self) -> Iterator[str]:
-            return iter(state)
-
-        def __len__(self) -> int:
-            return len(state)
-
+def _write_full(
+    output: Path, like: Mapping[str, Tensor], read: Callable[[str], Tensor], check: Callable[[], object]
+) -> None:
+    """Write a state dict as `torch.save` does, tensor by tensor, whole or not at all; `check` may raise in the end."""
     partial = output.with_name(f".{output.name}.partial")
     try:
-        stream_torch_file(partial, Edited())
+        stream_torch_file(partial, like, read)
+        check()
     except OSError as error:
         raise OSError(f"{output}: cannot be written: {(error.strerror or str(error)).lower()}") from error
     finally:
-        if partial.is_file() and sys.exc_info()[0] is not None:
-            partial.unlink()
+        if sys.exc_info()[0] is not None:
+            partial.unlink(missing_ok=True)
     partial.replace(output)
 
 
@@ -162,34 +154,48 @@ def main(argv: Sequence[str]) -> None:
     check_writable(output.parent)
     coefficients_file = args.coefficients or find_coefficients(folder)
     average, made_for = read_coefficients(coefficients_file)
-    ours = checkpoint.is_olmo(folder)
-    if ours:
-        whole = checkpoint.transformers_config(folder) is not None  # tensors of it are put together of several
-        state: Mapping[str, Tensor] = checkpoint.read_state(folder) if whole else checkpoint.StateOnDisk(folder)
-        identity = checkpoint.fingerprint(state)
-    else:
-        identity = identity_of(folder)
-    if made_for is not None and made_for != identity:
-        raise ValueError(f"{coefficients_file}: measured on another checkpoint than {folder}")
     asked = (args.resuscitation_ratio, args.amplifying_factor, args.select, args.seed, args.threshold)
     try:
         chosen = resuscitate(average, *asked, args.layers, args.cap)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+
+    def check(identity: str) -> str:
+        """The identity of the weights, which must be those that the coefficients were measured on."""
+        if made_for is not None and made_for != identity:
+            raise ValueError(f"{coefficients_file}: measured on another checkpoint than {folder}")
+        return identity
+
     # Also for multipliers: it shows now, not when training starts, that they fit the checkpoint.
-    if ours:
-        shapes = state.shapes if isinstance(state, checkpoint.StateOnDisk) else {n: t.shape for n, t in state.items()}
-        check_shapes(shapes, chosen.multipliers)
+    state: Mapping[str, Tensor]
+    like: Mapping[str, Tensor]
+    identity: str | None
+    if checkpoint.is_olmo(folder):
+        if checkpoint.transformers_config(folder) is None:
+            state = on_disk = checkpoint.StateOnDisk(folder)
+            like = on_disk.like
+        else:  # its tensors are put together of several
+            state = like = checkpoint.read_state(folder)
+        check_shapes({name: tensor.shape for name, tensor in like.items()}, chosen.multipliers)
+        identity = None if args.format == "full" else check(checkpoint.fingerprint(state))
     else:
+        identity = check(identity_of(folder))
         model = open_model(folder, torch.device("cpu"), "auto")
         rescale_model(model, chosen.multipliers)
+        state = like = model.state_dict()  # edited; none of OLMo's names is in it
     output.parent.mkdir(parents=True, exist_ok=True)
     if args.format == "full":
-        # No row of these changes any more: a model of another family has been edited in place.
-        _write_full(output, state if ours else model.state_dict(), chosen.multipliers)
+        seen = checkpoint.Fingerprint()  # in the one pass over the weights
+
+        def read(name: str) -> Tensor:
+            tensor = state[name]
+            seen.add(name, tensor)
+            return rescaled(name, tensor, chosen.multipliers)
+
+        _write_full(output, like, read, lambda: check(identity or str(seen)))
     elif args.format == "temperature":
         partial = output.with_name(f".{output.name}.partial")
-        save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, {"checkpoint_fingerprint": identity})
+        save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, {"checkpoint_fingerprint": str(identity)})
         partial.replace(output)
     else:
         about = {

@@ -156,38 +156,53 @@ def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
 
 class StateOnDisk(Mapping[str, Tensor]):
     """The weights of a folder in OLMo's layout under OLMo's names, each read anew whenever it is asked for, and kept by
-    nobody: memory of one tensor is enough to go through all."""
+    nobody: memory of one tensor is enough to go through all. `like` has their shapes and dtypes (meta tensors)."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.shapes = {name: tensor.shape for name, tensor in read_state(folder).items()}
+        self.like = {name: tensor.to("meta") for name, tensor in read_state(folder).items()}
 
     def __getitem__(self, name: str) -> Tensor:
         # A copy, for with the file's mapping go the pages of it that have been read.
         return read_state(self.folder)[name].clone()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
+        return iter(self.like)
 
     def __len__(self) -> int:
-        return len(self.shapes)
+        return len(self.like)
 
 
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Identity of a checkpoint, the same for every file layout that holds the same OLMo state dict.
+class Fingerprint:
+    """Identity of a checkpoint, the same for every file layout that holds the same OLMo state dict, from its tensors in
+    any order.
 
     SHA-256 over names, shapes, the first and last 64 values of every tensor and a checksum of all its values (the sum
     of their float32 bit patterns as integers, at the speed of reading): it tells checkpoints apart, edited ones
     included, but it is no protection against someone who forges one.
     """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach()
-        flat = tensor.reshape(-1).float().cpu().contiguous()
-        checksum = int(flat.view(torch.int32).sum(dtype=torch.int64))
-        digest.update(f"{name} {tuple(tensor.shape)} {checksum}".encode())
-        digest.update(torch.cat((flat[:64], flat[-64:])).numpy().tobytes())
-    return digest.hexdigest()
+
+    def __init__(self) -> None:
+        self._parts: dict[str, bytes] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        flat = tensor.detach().reshape(-1)
+        # In pieces that stay in a CPU's cache, several times faster than one sum over all.
+        pieces = (piece.float().cpu().contiguous() for piece in flat.split(2**18))
+        checksum = sum(int(piece.view(torch.int32).sum(dtype=torch.int64)) for piece in pieces)
+        ends = torch.cat((flat[:64], flat[-64:])).float().cpu().numpy().tobytes()
+        self._parts[name] = f"{name} {tuple(tensor.shape)} {checksum}".encode() + ends
+
+    def __str__(self) -> str:
+        return hashlib.sha256(b"".join(self._parts[name] for name in sorted(self._parts))).hexdigest()
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """`Fingerprint` of a whole OLMo state dict."""
+    found = Fingerprint()
+    for name in state:
+        found.add(name, state[name])
+    return str(found)
 
 
 def check_fit(model: OLMo, state: Mapping[str, Tensor], where: str) -> None:

@@ -17,7 +17,7 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,18 +191,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_tensors(path, {encode_key(name): tensor for name, tensor in tensors.items()}, {"format": "pt"})
 
 
-def stream_torch_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write what `torch.save(dict(tensors), path)` would, asking for one tensor at a time, twice, and keeping none.
+def stream_torch_file(path: Path, like: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+    """Write what `torch.save` makes of a dictionary of tensors, asking `read` for one at a time, and keeping none.
 
-    Where every look at `tensors` reads from a file, memory never holds more than one. torch writes the frame, with
-    holes (sparse) for the numbers, from which all but the numbers are taken. Raises OSError.
+    like: tensors of the same names, shapes and dtypes, as meta tensors are. torch writes the frame, with holes
+    (sparse) for the numbers, from which all but the numbers are taken. Raises OSError.
     """
     frame = path.with_name(f"{path.name}.frame")
     try:
         with torch.serialization.skip_data():
-            torch.save({name: torch.empty_like(tensors[name]) for name in tensors}, frame)
+            torch.save({name: torch.empty(t.shape, dtype=t.dtype) for name, t in like.items()}, frame)
         with zipfile.ZipFile(frame) as holes, zipfile.ZipFile(path, "w") as file:
-            names = iter(tensors)
+            names = iter(like)
             for record in holes.infolist():
                 numbers = "/data/" in record.filename
                 entry = zipfile.ZipInfo(path.stem + record.filename[record.filename.index("/") :])
@@ -213,7 +213,7 @@ def stream_torch_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 entry.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
                 with file.open(entry, "w", force_zip64=wide) as target:
                     if numbers:
-                        target.write(tensors[next(names)].flatten().view(torch.uint8).numpy().data)
+                        target.write(read(next(names)).flatten().view(torch.uint8).numpy().data)
                     else:
                         target.write(holes.read(record))
     except RuntimeError as error:  # on a full disk torch speaks of its own streams

@@ -47,6 +47,7 @@ from olmo.model import OLMo
 from olmo.tensors import write_tensors
 from olmo.train import Trainer
 from scripts.bench_entropy import bench_entropy
+from scripts.bench_resuscitation import bench_resuscitation
 from scripts.prepare_demo_text import package_root, rows
 from scripts.prepare_pubmed import TOKENIZER
 from scripts.processes import apart, peak_bytes
@@ -380,6 +381,8 @@ def main(argv: Sequence[str]) -> None:
         bench_remote(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench_loading(Path(folder), args.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_resuscitation(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench_pubmed(Path(folder), args.rounds)
 

@@ -919,7 +919,7 @@ def test_a_state_on_disk_is_the_state_and_keeps_nothing(tmp_path: Path, weights:
     assert len(on_disk) == len(wanted) and set(on_disk) == set(wanted)
     for name in on_disk:
         first, second = on_disk[name], on_disk[name]
-        assert torch.equal(first, wanted[name]) and on_disk.shapes[name] == wanted[name].shape
+        assert torch.equal(first, wanted[name]) and on_disk.like[name].shape == wanted[name].shape
         assert first.data_ptr() != second.data_ptr()
         first.zero_()
         assert torch.equal(on_disk[name], wanted[name])

@@ -10,7 +10,6 @@ import random
 import resource
 import weakref
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def test_a_streamed_file_is_what_torch_saves(
     folder = tmp_path_factory.mktemp("streamed")
     torch.manual_seed(0)
     wanted = {name: (100 * torch.randn(shape)).to(kind) for name, (shape, kind) in shapes.items()}
-    stream_torch_file(folder / "streamed.pt", wanted)
+    stream_torch_file(folder / "streamed.pt", wanted, wanted.__getitem__)
     torch.save(wanted, folder / "streamed.saved.pt")
     assert {path.name for path in folder.iterdir()} == {"streamed.pt", "streamed.saved.pt"}
     assert zipfile.ZipFile(folder / "streamed.pt").testzip() is None
@@ -130,33 +129,23 @@ def test_a_streamed_file_is_what_torch_saves(
     assert list(read_tensors(folder / "streamed.pt")) == list(wanted)
 
 
-class Counted(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for, each after the one before it is gone."""
+def test_one_tensor_at_a_time(tmp_path: Path) -> None:
+    alive, most = 0, 0
 
-    def __init__(self) -> None:
-        self.alive = self.most = 0
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
 
-    def __getitem__(self, name: str) -> Tensor:
+    def read(name: str) -> Tensor:
+        nonlocal alive, most
         tensor = torch.full((1000,), float(name))
-        self.alive += 1
-        self.most = max(self.most, self.alive)
-        weakref.finalize(tensor, self._gone)
+        alive += 1
+        most = max(most, alive)
+        weakref.finalize(tensor, gone)
         return tensor
 
-    def _gone(self) -> None:
-        self.alive -= 1
-
-    def __iter__(self) -> Iterator[str]:
-        return iter("0123456789")
-
-    def __len__(self) -> int:
-        return 10
-
-
-def test_one_tensor_at_a_time(tmp_path: Path) -> None:
-    tensors = Counted()
-    stream_torch_file(tmp_path / "streamed.pt", tensors)
-    assert tensors.most == 1
+    stream_torch_file(tmp_path / "streamed.pt", {name: torch.empty(1000, device="meta") for name in "0123456789"}, read)
+    assert most == 1
     assert [float(t[7]) for t in torch.load(tmp_path / "streamed.pt").values()] == list(range(10))
 
 
@@ -165,7 +154,7 @@ def test_a_full_disk_leaves_no_frame(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
         with pytest.raises(OSError):
-            stream_torch_file(tmp_path / "streamed.pt", {"a": torch.zeros(10_000)})
+            stream_torch_file(tmp_path / "streamed.pt", {"a": torch.zeros(10_000)}, lambda _: torch.zeros(10_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not (tmp_path / "streamed.pt.frame").exists()
