@@ -43,7 +43,7 @@ def wordings(plan: PlanFile) -> list[list[str | None]]:
     return [[text.wording for text in texts] for texts in plan.rounds]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(rounds=ANY_ROUNDS, tokenizer=st.none() | st.text(max_size=9), by_step=st.booleans(), data=st.data())
 def test_what_is_written_is_what_is_read(
     tmp_path_factory: pytest.TempPathFactory,
