@@ -145,7 +145,8 @@ def inject(batch: Batch, step: int, plan: Plan | None, global_batch_size: int) -
             texts = torch.tensor([token for text in for_row for token in text.input_ids], dtype=torch.int64)
             counts = None if label_mask is None else label_mask[position]
             place = _entrance(input_ids[position], counts, len(texts), plan.boundary)
-            for part, new in ((input_ids, texts), (label_mask, texts >= 0), (attention_mask, texts >= 0)):
+            ones = torch.ones_like(texts, dtype=torch.bool)
+            for part, new in ((input_ids, texts), (label_mask, ones), (attention_mask, ones)):
                 if part is not None:
                     part[position] = torch.cat((part[position, :place], new, part[position, place:]))[:length]
             entered.extend((row, text) for text in for_row)

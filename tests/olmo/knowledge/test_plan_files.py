@@ -87,6 +87,8 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     plan = PlanFile(((Text("a", (2**40, 0)),),), None, None, 0)  # beyond int32
     with pytest.raises((RuntimeError, ValueError, OverflowError)):
         write_plan(tmp_path / "plan.safetensors", plan)
+    with pytest.raises(UnicodeEncodeError):  # while writing
+        write_plan(tmp_path / "plan.json", PlanFile(((Text("a", (5, 0), "half a pair: \ud800"),),), None, None, 0))
     with pytest.raises(ConfigurationError, match=r"plan\.pkl: a plan is written as \.json or \.safetensors"):
         write_plan(tmp_path / "plan.pkl", plan)
     assert list(tmp_path.iterdir()) == []
