@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,19 @@ import pyarrow.parquet
 import pytest
 
 from olmo import checkpoint
-from olmo.eval.evaluators import Evaluators
+from olmo.distributed import Ranks
 from olmo.reporting import Reporter
 from olmo.train import Trainer
-from tests.running import ROOT, command, indices, metrics, train, write_world
+from tests.running import CPU, ROOT, command, configure, indices, metrics, write_world
 
 INJECTED = {2: 1, 4: 2}  # step -> round
 SETTINGS = ["--max_duration=5", "--eval_interval=2", "--save_num_checkpoints_to_keep=2"]
 PROBES = "--evaluators=[{{label: once_memorization, data: {{dataset_path: '{}/once.json'}}}}]"
-AROUND = ("before the step", "after the step", "half a line", "line", "logged", "evaluating", "evaluated")
+MOMENTS = ("after the step", "half a line", "line", "logged", "evaluated", "saving", "saved")
 CASES = [
-    *((moment, 3, 1) for moment in ("after the step", "saving", "saved")),
-    *((moment, 4, 1) for moment in (*AROUND, "saving", "saved")),
-    *((moment, 5, 1) for moment in ("after the step", "logged", "saving")),
+    *((moment, 3, 1) for moment in ("after the step", "saved")),
+    *((moment, 4, 1) for moment in MOMENTS),
+    ("after the step", 5, 1),
     *(("logged", step, 3) for step in (4, 5)),  # beyond its last checkpoint, before and after which are injections
 ]  # (moment, step, save_interval)
 
@@ -42,51 +43,40 @@ def name_of(case: tuple[str, int, int]) -> str:
 
 
 def kill_at(moment: str, step: int) -> None:
-    """From now on this process dies when it comes to that moment."""
+    """From now on this process dies when it comes to that moment of that step."""
 
-    def reached(name: str, now: int) -> None:
-        if (name, now) == (moment, step):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(owner: Any, name: str, before: str, after: str, now: Callable[..., int]) -> None:
-        real = getattr(owner, name)
+    def tear(reporter: Reporter, *_: Any) -> None:
+        lines = reporter.folder / "injections.jsonl"
+        os.truncate(lines, lines.stat().st_size - 30)
 
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            reached(before, now(*arguments))
-            result = real(*arguments, **named)
-            reached(after, now(*arguments))
-            return result
+    # moment -> what is called then, where its arguments tell the step, and what of the call still happens.
+    owner, name, step_of, happens = {
+        "after the step": (Trainer, "_train_step", lambda _, batch, now, *rest: now, True),
+        "half a line": (Reporter, "injection", lambda _, now, *rest: now, True),
+        "line": (Reporter, "injection", lambda _, now, *rest: now, True),
+        "logged": (Reporter, "metrics", lambda _, now, *rest: now, True),
+        "evaluated": (Reporter, "evaluation", lambda _, now, *rest: now, False),
+        # The rename is the last of saving: all is written, under another name.
+        "saving": (Path, "rename", lambda _, path: step if path.name == f"step{step}" else 0, False),
+        "saved": (checkpoint, "save", lambda path, *rest: int(path.name.removeprefix("step")), True),
+    }[moment]
+    real = getattr(owner, name)
 
-        setattr(owner, name, wrapped)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        due = step_of(*arguments) == step
+        if due and not happens:
+            die()
+        result = real(*arguments, **named)
+        if due and moment == "half a line":
+            tear(*arguments)
+        if due:
+            die()
+        return result
 
-    rename, injection = Path.rename, Reporter.injection
-
-    def renamed(path: Path, target: Path) -> Path:
-        if target.name == f"step{step}":
-            reached("saving", step)  # all is written, under another name
-        return rename(path, target)
-
-    def half_written(reporter: Reporter, now: int, *arguments: Any) -> None:
-        injection(reporter, now, *arguments)
-        if (moment, step) == ("half a line", now):
-            lines = reporter.folder / "injections.jsonl"
-            os.truncate(lines, lines.stat().st_size - 30)
-        reached("half a line", now)
-
-    def trained_to(evaluators: Evaluators, *_: Any) -> int:
-        return trainers[0].state.step
-
-    trainers: list[Trainer] = []
-    begin = Trainer.fit
-    Trainer.fit = lambda trainer: (trainers.append(trainer), begin(trainer))[1]  # type: ignore[assignment,method-assign]
-    Path.rename = renamed  # type: ignore[assignment,method-assign]
-    Reporter.injection = half_written  # type: ignore[assignment,method-assign]
-    around(Trainer, "_train_step", "before the step", "after the step", lambda _, batch, now, length: now)
-    around(Reporter, "injection", "", "line", lambda _, now, *rest: now)
-    around(Trainer, "_log", "", "logged", lambda _, now, *rest: now)
-    around(Evaluators, "run", "evaluating", "", trained_to)
-    around(Reporter, "evaluation", "", "evaluated", lambda _, now, *rest: now)
-    around(checkpoint, "save", "", "saved", lambda path, *rest: int(path.name.removeprefix("step")))
+    setattr(owner, name, wrapped)
 
 
 def in_a_fork(work: Callable[..., object], *arguments: Any) -> int:
@@ -104,14 +94,15 @@ def in_a_fork(work: Callable[..., object], *arguments: Any) -> int:
 
 def kill_and_go_on(world: Path) -> dict[str, list[int]]:
     """All runs, in folders beside the world's files; name -> how its processes ended."""
+    config = configure(world / "config.yaml", world, *SETTINGS, PROBES.format(world))
 
-    def run(folder: str, interval: int, *more: str) -> object:
-        probes = PROBES.format(world)
-        return train(world / "config.yaml", world / folder, *SETTINGS, probes, f"--save_interval={interval}", *more)
+    def run(folder: str, interval: int, goes_on: bool = False) -> None:
+        own = {"save_folder": str(world / folder), "save_interval": interval, "try_load_latest_save": goes_on}
+        Trainer(replace(config, **own), CPU, Ranks()).fit()
 
-    def killed(moment: str, step: int, interval: int) -> object:
+    def killed(moment: str, step: int, interval: int) -> None:
         kill_at(moment, step)
-        return run(name_of((moment, step, interval)), interval)
+        run(name_of((moment, step, interval)), interval)
 
     for name in ("torch._dynamo", "pandas"):  # the first optimizer and the first table would, in every fork anew
         import_module(name)
@@ -120,7 +111,7 @@ def kill_and_go_on(world: Path) -> dict[str, list[int]]:
         ended[f"unbroken {interval}"] = [in_a_fork(run, f"unbroken {interval}", interval)]
     for case in CASES:
         first = in_a_fork(killed, *case)
-        ended[name_of(case)] = [first, in_a_fork(run, name_of(case), case[2], "--try_load_latest_save")]
+        ended[name_of(case)] = [first, in_a_fork(run, name_of(case), case[2], True)]
     return ended
 
 
