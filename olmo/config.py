@@ -1,7 +1,7 @@
 """Every setting of a run: dataclasses own the defaults, YAML overrides them, `--key.sub=value` overrides YAML.
 
 The keys are those of OLMo 0.6.0, those the published Knowledge-Entropy trainer adds, and a few of our own
-(`base`, `injection`). A key we do not know is an error that suggests the nearest one; a key we know and do
+(such as `base` and `injection`). A key we do not know is an error that suggests the nearest one; a key we know and do
 not support is an error as soon as it is given a value that would change the run. `WITHOUT_EFFECT` lists the
 keys that old configurations carry and that change neither numbers nor memory here.
 """
@@ -81,6 +81,11 @@ class EvaluatorType(str, Enum):
     downstream = "downstream"
     lm = "lm"
     knowledge_entropy = "knowledge_entropy"
+
+
+class InjectionPosition(str, Enum):
+    front = "front"
+    document = "document"
 
 
 class TruncationDirection(str, Enum):
@@ -408,10 +413,12 @@ class TrainConfig:
     fused_loss: Optional[bool] = None
     hf_datasets_cache_dir: Optional[str] = None
     module_outputs_save_steps: Optional[List[int]] = None
-    inject_indices_map: Optional[str] = None  # a published injection map
+    inject_indices_map: Optional[str] = None  # a plan: .json or .safetensors of ours, or a published pickle
     base_step: Optional[int] = None
     data_shuffling: bool = True  # false: instances in the order of the files
     inject_interval: Optional[int] = None  # steps between injection rounds
+    inject_start_step: Optional[int] = None  # of the first round; default: inject_interval
+    inject_position: InjectionPosition = InjectionPosition.front  # of a row; document: behind its first document
     probe_dataset: Optional[str] = None
     injection: Optional[InjectionConfig] = None
 
@@ -438,7 +445,7 @@ _NEWER = {
     "TrainConfig": (
         *("auxiliary_loss_multiplier", "module_outputs_save_steps", "try_load_latest_save", "base", "injection"),
         *("save_steps_unsharded", "inject_indices_map", "base_step", "data_shuffling", "inject_interval"),
-        "probe_dataset",
+        *("inject_start_step", "inject_position", "probe_dataset"),
     ),
 }
 
@@ -512,6 +519,7 @@ _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
         *("scheduler.t_max", "data.instance_filter.repetition_max_period"),
         *("data.instance_filter.repetition_min_period", "data.instance_filter.repetition_max_count"),
         *("eval_interval", "save_interval", "save_interval_unsharded", "console_log_interval", "inject_interval"),
+        "inject_start_step",
         *("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"),
         "data.prefetch_factor",
     ),
@@ -846,7 +854,7 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield f"evaluators.{label}: two evaluators of one label"
     if config.inject_indices_map and config.injection:
         yield "inject_indices_map and injection: give one of them"
-    if (config.inject_indices_map or config.injection) and not config.inject_interval:
+    if config.injection and config.inject_interval is None:  # a map may say it itself
         yield "inject_interval: missing; it says every how many steps a round is injected"
     if config.injection and config.injection.rounds < 0:
         yield f"injection.rounds: {config.injection.rounds} is negative; 0 injects nothing"

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from .eval.evaluators import Evaluation
+    from .knowledge.plan import Text
 
 log = logging.getLogger("olmo")
 
@@ -124,9 +125,9 @@ def _only_run(folder: Path) -> TextIO:
 class Reporter:
     """Writes a run's folder on rank 0; on other ranks every call does nothing.
 
-    metrics.jsonl: one object a line, `step` and metric names. `probes/` and `losses/`: one Parquet table an
-    evaluation. A run that continues from step s first drops what an interrupted run wrote beyond s; a new run
-    drops all that an older one told and saved (`save_overwrite`). A dry run writes nothing.
+    metrics.jsonl: one object a line, `step` and metric names. injections.jsonl: one object an injection. `probes/` and
+    `losses/`: one Parquet table an evaluation. A run that continues from step s first drops what an interrupted run
+    wrote beyond s; a new run drops all that an older one told and saved (`save_overwrite`). A dry run writes nothing.
 
     metrics.jsonl marks a folder that holds a run. `begin`, or the first metrics, makes it: a start that fails leaves
     nothing that stands in the way of the next one, and no older run is gone before all else has succeeded.
@@ -148,6 +149,7 @@ class Reporter:
         if resume_step is None:
             for name in ("probes", "losses", "data-indices"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / "injections.jsonl").unlink(missing_ok=True)
             if (self.folder / "metrics.jsonl").is_file():  # a run that this one replaces, checkpoints and all
                 for path in self.folder.glob("step*"):
                     if re.fullmatch(r"step\d+(-unsharded)?", path.name):
@@ -162,7 +164,8 @@ class Reporter:
         log.addHandler(self._logfile)
 
     def _drop_beyond(self, step: int) -> None:
-        _drop_lines(self.folder / "metrics.jsonl", lambda line: json.loads(line)["step"] > step)
+        for name in ("metrics.jsonl", "injections.jsonl"):
+            _drop_lines(self.folder / name, lambda line: json.loads(line)["step"] > step)
         for path in self.folder.glob("data-indices/rank*.tsv"):
             _drop_lines(path, lambda line: int(line.split("\t")[0]) > step)
         for table in (*self.folder.glob("probes/step*.parquet"), *self.folder.glob("losses/step*.parquet")):
@@ -180,6 +183,19 @@ class Reporter:
             self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             if self._wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
                 self._wandb.log(dict(values), step=step)
+
+    def injection(self, step: int, injection_round: int, entered: Sequence[tuple[int, Text]]) -> None:
+        """Record what entered the global batch of a step: pairs of row and text, in the order of the rows.
+
+        To be called after the step and before its checkpoint: a checkpoint has the lines of all steps up to its own,
+        and a restart from it drops the others.
+        """
+        if self.active:
+            texts = [{"entry": text.entry, "row": row, "tokens": len(text.input_ids)} for row, text in entered]
+            tokens = sum(len(text.input_ids) for _, text in entered)
+            line = json.dumps({"step": step, "round": injection_round, "tokens": tokens, "texts": texts})
+            with (self.folder / "injections.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def evaluation(self, step: int, result: Evaluation, prefix: str = "") -> None:
         """Record an evaluation; `prefix` ('original') marks one of other weights than those being trained."""

@@ -23,7 +23,8 @@ from .data.loader import Batch, run_loader
 from .distributed import Ranks, distribute, gradient_sync
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
-from .knowledge.injection import Text, inject, plan_from_config
+from .knowledge.injection import inject, plan_from_config
+from .knowledge.plan import Text
 from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
 from .reporting import Reporter, clock, log
@@ -119,7 +120,7 @@ class Trainer:
             for e in config.evaluators
         )
         tokenizer = run_tokenizer(config) if config.injection or any(asks) else None
-        self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
+        self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
         self.loader = run_loader(
             config,
             ranks.rank,
@@ -150,7 +151,7 @@ class Trainer:
         if self.max_steps < 1:
             raise ConfigurationError(f"max_duration: {config.max_duration} is less than one step")
         self._set_temperatures()
-        self._warn_about_rounds_missed()
+        self._warn_about_rounds_missed(1 if resumed is not None else self.state.step + 1)
         self._first_step = self.state.step
         if used and resumed is None and self.state.step < self.last_step:
             # Before the older run is gone: where the data cannot be read, nothing is lost.
@@ -196,12 +197,13 @@ class Trainer:
         if resumed is None and config.reset_optimizer_state and not config.reset_trainer_state:
             self.state.restarted_at = self.state.tokens if self._by_tokens else self.state.step
 
-    def _warn_about_rounds_missed(self) -> None:
+    def _warn_about_rounds_missed(self, first_step: int) -> None:
         if self.plan is None or not self.ranks.is_first:
             return
-        rounds, held = len(self.plan.rounds), self.last_step // self.plan.interval
+        rounds, held = len(self.plan.rounds), self.plan.rounds_within(first_step, self.last_step)
         if held < rounds:
-            log.warning("only %d of %d injection rounds fall within %d steps", held, rounds, self.last_step)
+            missed = "only %d of %d injection rounds fall within steps %d to %d"
+            log.warning(missed, held, rounds, first_step, self.last_step)
 
     # --- how long ---
 
@@ -414,13 +416,17 @@ class Trainer:
             metrics["throughput/device/batches_per_second"] = 1 / seconds
             left = clock(seconds * (last_step - step))
             speed = f", {self.tokens_per_batch / seconds:,.0f} tokens/s, {left} left"
-        if self.plan is not None and self.plan.round_of(step) is not None:
+        injection_round = self.plan.round_of(step) if self.plan is not None else None
+        if self.plan is not None and injection_round is not None:
             counts = torch.tensor([len(entered), sum(len(t.input_ids) for _, t in entered)], device=self.device)
             texts, tokens = self.ranks.sum_tensor(counts).tolist()
-            metrics["injection/round"] = float(self.plan.round_of(step) or 0)
+            metrics["injection/round"] = float(injection_round)
             metrics["injection/texts"], metrics["injection/tokens"] = float(texts), float(tokens)
+            of_all_ranks = self.plan.texts_of_batch(injection_round, self.config.global_train_batch_size)
+            assert texts == len(of_all_ranks)
+            self.reporter.injection(step, injection_round, of_all_ranks)
             if self.ranks.is_first:
-                log.info("step %d: injection round %d, %d texts", step, self.plan.round_of(step), texts)
+                log.info("step %d: injection round %d, %d texts", step, injection_round, texts)
         self.reporter.metrics(step, metrics)
         if self.ranks.is_first and (step % self.config.console_log_interval == 0 or step == last_step):
             log.info("step %d/%d: loss %.4f%s", step, last_step, value, speed)

@@ -3,7 +3,7 @@
     python -m scripts.inspect_data CONFIG --step N [--rows A-B] [--decode] [--json] [--key.sub=value ...]
 
 Rows are those of the global batch, from 0; A-B includes both. `index` is the instance's number in the data. As JSON,
-one line a row: `step`, `row`, `index`, `input_ids`, `injected` (ids of the entries at the front of the row), and where
+one line a row: `step`, `row`, `index`, `input_ids`, `injected` (the entries whose texts entered the row), and where
 there are any, `label_mask` and `attention_mask` (0 where a token does not count, or later ones do not see it).
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from olmo.config import TrainConfig, load
 from olmo.data.loader import Batch, run_loader
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.knowledge.injection import inject, plan_from_config
+from olmo.knowledge.injection import inject, needs_tokenizer, plan_from_config
 from olmo.tokenizer import encode, run_tokenizer
 from olmo.train import TrainState
 
@@ -68,8 +68,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="one line a row")
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides)
-    tokenizer = run_tokenizer(config) if args.decode or config.injection else None
-    plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else lambda texts: [])
+    tokenizer = run_tokenizer(config) if args.decode or needs_tokenizer(config) else None
+    plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
     batch = batches_of_run(config)(args.step)
     size = config.global_train_batch_size
     batch, entered = inject(batch, args.step, plan, size)

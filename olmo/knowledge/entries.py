@@ -1,19 +1,14 @@
-"""Fictional knowledge: entries, their probes, and the published injection map read without running code."""
+"""Fictional knowledge: entries and their probes."""
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from ..tokenizer import encode
 
@@ -97,57 +92,3 @@ def make_probes(
             raise ValueError(f"{setting} entry {number}, {kind} {index}: no target span in {whole!r}")
         probes.append(Probe(setting, kind, number, index, tuple(ids), len(prompt_ids)))
     return probes
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Makes containers, numbers, strings and tensors; every other name in the pickle is an error."""
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        makers: dict[tuple[str, str], Callable[..., Any]] = {
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch.storage", "_load_from_bytes"): _read_storage,
-            ("collections", "OrderedDict"): OrderedDict,
-        }
-        if (module, name) not in makers:
-            raise pickle.UnpicklingError(f"refused to make {module}.{name}")
-        return makers[module, name]
-
-
-def _read_storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-
-
-def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    whole = torch.empty(0, dtype=storage.dtype).set_(storage)
-    # as_strided refuses a view that leaves the storage; set_ would grow the storage by uninitialised memory.
-    view = whole.as_strided(tuple(size), tuple(stride), offset)
-    if view.numel() > whole.numel():
-        raise pickle.UnpicklingError("a tensor larger than its storage")
-    return view
-
-
-def load_injection_map(path: str | Path) -> dict[int, list[list[int]]]:
-    """Read a published injection map: a pickle {round: [token ids (n,), ...]}, rounds numbered from 1.
-
-    Only containers, numbers and tensors are ever made; a pickle that asks for anything else is refused with a
-    ValueError before it can run. The content is checked to be what it should be.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such injection map (inject_indices_map)")
-    try:
-        with path.open("rb") as file:
-            raw = _TensorUnpickler(file).load()
-    except Exception as error:  # a malformed pickle raises almost anything
-        raise ValueError(f"{path}: no safe injection map: {error}") from error
-    if not isinstance(raw, dict) or sorted(raw) != list(range(1, len(raw) + 1)) or not raw:
-        raise ValueError(f"{path}: expected rounds 1, 2, ... with a list of token tensors each")
-    for number, texts in raw.items():
-        fine = isinstance(texts, list) and all(
-            isinstance(t, Tensor) and t.dtype == torch.int64 and t.ndim == 1 and len(t) for t in texts
-        )
-        if not fine:
-            raise ValueError(f"{path}: round {number} is no list of one-dimensional int64 tensors")
-    return {number: [t.tolist() for t in raw[number]] for number in sorted(raw)}

@@ -454,7 +454,8 @@ def test_keys_without_effect_load(tmp_path: Path, key: str) -> None:
         ("eval_interval: 0", "eval_interval: 0 must be at least 1"),
         ("inject_interval: 0", "inject_interval: 0 must be at least 1"),
         ("injection: {once: a}", "inject_interval: missing"),
-        ("inject_indices_map: a", "inject_interval: missing"),
+        ("inject_start_step: 0", "inject_start_step: 0 must be at least 1"),
+        ("inject_position: middle", "inject_position: Invalid value 'middle', expected one of"),
         ("{inject_indices_map: a, injection: {once: b}, inject_interval: 5}", "inject_indices_map and injection: give"),
         ("max_duration: 0", "max_duration: 0 must be more than 0"),
         ("max_duration: -3", "max_duration: -3 must be more than 0"),
@@ -500,6 +501,13 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
         "inject_interval",
     ):
         assert re.search(rf"(^|; ){re.escape(key)}: ", message), key
+
+
+def test_when_a_map_is_injected_may_stand_in_the_map_itself(tmp_path: Path) -> None:
+    config = load(write(tmp_path, MINIMAL + "inject_indices_map: a\ninject_start_step: 5\ninject_position: document"))
+    assert (config.inject_interval, config.inject_start_step, config.inject_position.value) == (None, 5, "document")
+    config.save(tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == config
 
 
 # --- old spellings ---

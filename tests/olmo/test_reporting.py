@@ -20,6 +20,7 @@ from olmo.eval.evaluators import Evaluation
 from olmo.eval.probes import ProbeTable
 from olmo.exceptions import ConfigurationError
 from olmo.knowledge.entries import Probe
+from olmo.knowledge.plan import Text
 from olmo.reporting import Progress, Reporter, clock, environment, log
 from tests.reference import tiny_config
 
@@ -78,6 +79,7 @@ def test_a_run_leaves_config_environment_and_metrics(config: TrainConfig) -> Non
 def test_other_ranks_write_nothing(config: TrainConfig) -> None:
     reporter = Reporter(config, active=False, resume_step=None)
     reporter.metrics(1, {"a": 1.0})
+    reporter.injection(1, 1, [(0, Text("a", (1, 2)))])
     reporter.evaluation(1, an_evaluation())
     reporter.close()
     assert not Path(config.save_folder).exists()
@@ -130,6 +132,7 @@ def run_to(config: TrainConfig, steps: list[int], resume_step: int | None = None
     reporter = Reporter(config, active=True, resume_step=resume_step)
     for step in steps:
         reporter.metrics(step, {"train/CrossEntropyLoss": float(step)})
+        reporter.injection(step, step % 3, [(0, Text(f"once/{step}", (1, 2))), (5, Text("map/1", (3,)))])
         reporter.evaluation(step, an_evaluation())
     reporter.close()
 
@@ -139,15 +142,25 @@ def test_a_resumed_run_reads_like_an_unbroken_one(config: TrainConfig, tmp_path:
     run_to(config, [1, 2, 3, 4])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "train/Cross')  # killed while writing
+    with (folder / "injections.jsonl").open("a") as file:
+        file.write('{"step": 5, "rou')
     run_to(config, [3, 4, 5], resume_step=2)
-    resumed = (folder / "metrics.jsonl").read_text()
+    resumed = [(folder / name).read_text() for name in ("metrics.jsonl", "injections.jsonl")]
     tables = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.parquet"))
 
     config.save_folder = str(tmp_path / "unbroken")
     run_to(config, [1, 2, 3, 4, 5])
     unbroken = Path(config.save_folder)
-    assert resumed == (unbroken / "metrics.jsonl").read_text()
+    assert resumed == [(unbroken / name).read_text() for name in ("metrics.jsonl", "injections.jsonl")]
     assert tables == sorted(str(path.relative_to(unbroken)) for path in unbroken.rglob("*.parquet"))
+
+
+def test_an_injection_is_one_line(config: TrainConfig) -> None:
+    run_to(config, [7])
+    assert (Path(config.save_folder) / "injections.jsonl").read_text() == (
+        '{"step": 7, "round": 1, "tokens": 3, "texts": [{"entry": "once/7", "row": 0, "tokens": 2}, '
+        '{"entry": "map/1", "row": 5, "tokens": 1}]}\n'
+    )
 
 
 def test_a_torn_line_of_a_kept_step_is_dropped(config: TrainConfig) -> None:
@@ -173,6 +186,7 @@ def test_a_new_run_starts_from_nothing(config: TrainConfig) -> None:
     run_to(config, [7])
     folder = Path(config.save_folder)
     assert {line["step"] for line in metrics(folder)} == {7}
+    assert (folder / "injections.jsonl").read_text().startswith('{"step": 7, ')
     assert [path.name for path in (folder / "probes").iterdir()] == ["step7.parquet"]
 
 

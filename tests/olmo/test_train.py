@@ -264,7 +264,7 @@ def test_injections_are_reported_whatever_the_log_interval(
 
 def test_rounds_that_never_come_are_announced(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(world, tmp_path, "--evaluators=[]", "--stop_at=5")
-    assert "only 2 of 3 injection rounds fall within 5 steps" in caplog.messages
+    assert "only 2 of 3 injection rounds fall within steps 1 to 5" in caplog.messages
 
 
 # --- stop and start again ---

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
 
 from olmo.data import order as order_module
 from olmo.exceptions import exit_status
@@ -59,6 +61,48 @@ def test_what_is_injected_stands_at_the_front(world: Path, capsys: pytest.Captur
     assert [row["injected"] for row in rows[:4]] == [["paraphrase/0"], ["paraphrase/1"], ["paraphrase/2"], ["once/0"]]
     later = lines(capsys, config, "--step", "3", "--inject_interval=2", "--injection.rounds=3")
     assert all(row["injected"] == [] for row in later)
+
+
+def test_the_knobs_of_injection_show(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What training sees with them, against rows put together by hand."""
+    entries = json.loads((world / "paraphrase.json").read_text())
+    tokenizer = load_tokenizer(str(world / "tokenizer.json"))
+    text = [*encode(tokenizer, [entries[0]["train_context"]])[0], 0]
+    config = [str(world / "config.yaml"), "--inject_start_step=3", "--inject_position=document"]
+    assert all(row["injected"] == [] for row in lines(capsys, *config, "--step", "2"))
+    rows, plain = (lines(capsys, *config, "--step", "3", more) for more in ("--run_name=a", "--injection=null"))
+    assert [row["injected"] for row in rows] == [
+        ["paraphrase/0"],
+        ["paraphrase/1"],
+        ["paraphrase/2"],
+        ["once/0"],
+        [],
+        [],
+    ]
+    old, new = plain[0]["input_ids"], rows[0]["input_ids"]
+    ends = [place + 1 for place, token in enumerate(old) if token == 0 and place + 1 + len(text) <= LENGTH]
+    place = ends[0] if ends else 0
+    assert place > 0, "the first row has no document that ends early enough to tell"
+    assert new == [*old[:place], *text, *old[place:]][:LENGTH]
+
+
+def test_texts_of_a_map_show_the_names_that_the_run_logs(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = json.loads((world / "once.json").read_text())
+    once = encode(load_tokenizer(str(world / "tokenizer.json")), [entries[2]["train_context"]])[0]
+    texts = {"0": [torch.tensor([5, 0])], "2": [torch.tensor([*once, 0]), torch.tensor([6, 0])]}
+    (tmp_path / "map.pkl").write_bytes(pickle.dumps(texts))
+    named = [f"--inject_indices_map={tmp_path / 'map.pkl'}", "--injection=null", "--inject_interval=null"]
+    config = [str(world / "config.yaml"), *named]
+    assert [row["injected"] for row in lines(capsys, *config, "--step", "3")][:3] == [["once/2"], ["map/1"], []]
+    train(world / "config.yaml", tmp_path / "run", *named, "--stop_at=4", "--eval_interval=100")
+    logged = [json.loads(line) for line in (tmp_path / "run/injections.jsonl").read_text().splitlines()]
+    assert logged == [
+        {"step": 1, "round": 1, "tokens": 2, "texts": [{"entry": "map/0", "row": 0, "tokens": 2}]},
+        {"step": 3, "round": 2, "tokens": len(once) + 3, "texts": [
+            {"entry": "once/2", "row": 0, "tokens": len(once) + 1}, {"entry": "map/1", "row": 1, "tokens": 2}]},
+    ]  # fmt: skip
 
 
 def test_rows_and_text(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from contextlib import nullcontext
@@ -15,8 +16,11 @@ from olmo import checkpoint
 from olmo.config import load
 from olmo.distributed import Ranks
 from olmo.exceptions import exit_status
+from olmo.knowledge.entries import load_entries
 from olmo.tensors import read_training_state
+from olmo.tokenizer import encode, load_tokenizer
 from scripts.train import main
+from tests.hostile import HOSTILE, hostile
 from tests.running import BATCH, ROOT, checkpoints, command, indices, metrics, order, series, write_world
 
 TASK = "{label: copa, type: downstream, subset_num_batches: 3, eval_interval: 100}"
@@ -82,6 +86,25 @@ def test_two_processes_inject_the_same_knowledge(one: Path, two: Path) -> None:
     assert set(series(one, "injection/texts").values()) == {4}
 
 
+def test_every_injection_is_logged_with_its_entries_and_rows(folder: Path, one: Path, two: Path) -> None:
+    assert (two / "injections.jsonl").read_bytes() == (one / "injections.jsonl").read_bytes()
+    lines = [json.loads(line) for line in (one / "injections.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["step"], line["round"]) for line in lines] == [(2, 1), (4, 2), (6, 3)]
+    files = {name: load_entries(folder / f"{name}.json") for name in ("paraphrase", "once")}
+    tokenizer = load_tokenizer(str(folder / "tokenizer.json"))
+    for line in lines:
+        number = line["round"] - 1
+        wordings = {
+            f"paraphrase/{n}": (e.train_context, *e.paraphrases)[number] for n, e in enumerate(files["paraphrase"])
+        }
+        wordings[f"once/{number}"] = files["once"][number].train_context
+        lengths = [len(ids) + 1 for ids in encode(tokenizer, list(wordings.values()))]  # and the end of the text
+        assert line["texts"] == [
+            {"entry": entry, "row": row, "tokens": tokens} for row, (entry, tokens) in enumerate(zip(wordings, lengths))
+        ]
+        assert line["tokens"] == sum(lengths) == series(one, "injection/tokens")[line["step"]]
+
+
 def test_two_processes_measure_the_same(one: Path, two: Path) -> None:
     evaluations = {folder: [line for line in metrics(folder) if "eval/K" in line] for folder in (one, two)}
     assert [line["step"] for line in evaluations[one]] == [0, 3, 6, 7]
@@ -143,6 +166,7 @@ def test_two_processes_that_were_killed_go_on_with_the_same_bits(folder: Path, t
         after = theirs["step"] > 4
         assert mine == {name: value for name, value in theirs.items() if not (after and "downstream" in name)}
     assert indices(again) == indices(two)
+    assert (again / "injections.jsonl").read_bytes() == (two / "injections.jsonl").read_bytes()
     mine, theirs = (checkpoint.read_state(folder / "step7-unsharded") for folder in (again, two))
     assert all(mine[name].equal(theirs[name]) for name in theirs)
     assert checkpoints(again) == {"step4", "step7", "step7-unsharded"}
@@ -150,7 +174,7 @@ def test_two_processes_that_were_killed_go_on_with_the_same_bits(folder: Path, t
 
 def test_what_a_run_leaves_in_its_folder(one: Path) -> None:
     names = {path.name for path in one.iterdir()}
-    files = {"config.yaml", "environment.json", "metrics.jsonl", "train.log"}
+    files = {"config.yaml", "environment.json", "injections.jsonl", "metrics.jsonl", "train.log"}
     assert names == files | {"data-indices", "losses", "probes", "step7-unsharded"}
     assert {p.name for p in (one / "step7-unsharded").iterdir()} == {
         "config.yaml", "model.safetensors", "optim.pt", "train.pt",
@@ -225,6 +249,32 @@ def test_exit_status_and_one_line(
     filled = [argument.format(world=folder, tmp=tmp_path) for argument in arguments]
     assert exit_status(main, [*filled, "--save_folder=run"] if filled else filled) == status
     assert re.search(message, one_line(capsys.readouterr().err))
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated", "ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_map_is_one_line_and_runs_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    arguments = with_hostile_map(folder, tmp_path, kind)
+    assert exit_status(main, arguments) == 1
+    assert one_line(capsys.readouterr().err).startswith(f"{tmp_path / 'map.pkl'}: no safe injection map: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.pkl"]
+
+
+def test_a_hostile_map_is_refused_by_the_command(folder: Path, tmp_path: Path) -> None:
+    done = command(["-m", "scripts.train", *with_hostile_map(folder, tmp_path, "call in a round")], folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    refused = "refused to make posix.system"
+    assert one_line(done.stderr) == f"{tmp_path / 'map.pkl'}: no safe injection map: {refused}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.pkl"]
+
+
+def with_hostile_map(folder: Path, tmp_path: Path, kind: str) -> list[str]:
+    """Arguments of a run whose map would touch a file, where `kind` can."""
+    (tmp_path / "map.pkl").write_bytes(pickle.dumps(hostile(kind, tmp_path / "touched")))
+    named = f"--inject_indices_map={tmp_path / 'map.pkl'}"
+    return [str(folder / "plain.yaml"), named, f"--save_folder={tmp_path / 'run'}"]
 
 
 def test_nan_leaves_one_line_and_the_traceback_to_debug(

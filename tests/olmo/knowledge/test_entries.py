@@ -1,21 +1,17 @@
-"""Entries, probes, and pickles that try to run code."""
+"""Entries and probes."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tokenizers import Tokenizer
 
-from olmo.knowledge.entries import load_entries, load_injection_map, make_probes
-from tests.published import INJECTION_MAP, ONCE, PARAPHRASE, fictional_knowledge, olmo_tokenizer
+from olmo.knowledge.entries import load_entries, make_probes
+from tests.published import ONCE, PARAPHRASE, fictional_knowledge, olmo_tokenizer
 from tests.reference import tiny_tokenizer
 
 KINDS = {"memorization": "mem", "semantic": "gen", "composition": "hard_gen"}
@@ -143,155 +139,3 @@ def test_a_probe_without_target_span_is_named(tmp_path: Path, tokenizer: Tokeniz
     entries = load_entries(write(tmp_path / "one.json", [{**raw_entry(), "mem_input": ["éé"]}]))
     with pytest.raises(ValueError, match="once entry 0, memorization 0: no target span in 'éé silver lake'"):
         make_probes(entries, "once", tokenizer)
-
-
-# --- the injection map -------------------------------------------------------------------------------------------
-
-
-def test_the_published_map_is_read() -> None:
-    rounds = load_injection_map(fictional_knowledge() / INJECTION_MAP)
-    assert list(rounds) == list(range(1, 11))
-    assert [len(texts) for texts in rounds.values()] == [76] * 10
-    assert sum(len(text) for texts in rounds.values() for text in texts) == 271_407
-    assert all(0 <= token <= 50279 for texts in rounds.values() for text in texts for token in text)
-    assert all(text[-1] == 50279 for texts in rounds.values() for text in texts)
-
-
-def test_a_map_of_views_into_shared_storage_is_read(tmp_path: Path) -> None:
-    base = torch.arange(20)
-    rounds = {2: [base[3:7], base[::2].clone()], 1: [base[1::4]]}  # offset, copy, stride
-    path = tmp_path / "map.pkl"
-    path.write_bytes(pickle.dumps(rounds))
-    assert load_injection_map(path) == {1: [[1, 5, 9, 13, 17]], 2: [[3, 4, 5, 6], list(range(0, 20, 2))]}
-
-
-class Calls:
-    """Pickles to a call of `function(*arguments)` when it is loaded."""
-
-    def __init__(self, function: Any, *arguments: Any):
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-class SomeClass:
-    """A class of this file that a map has no business naming."""
-
-
-def torch_bytes(content: Any, legacy: bool) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
-    return buffer.getvalue()
-
-
-def hostile(kind: str, touched: Path) -> Any:
-    bomb = Calls(os.system, f"touch '{touched}'")
-    rebuild, load = torch._utils._rebuild_tensor_v2, torch.storage._load_from_bytes
-    return {
-        "call": bomb,
-        "call in a round": {1: [torch.arange(3), bomb]},
-        "eval": {1: [Calls(eval, f"open({str(touched)!r}, 'w')")]},
-        "open": {1: [Calls(open, str(touched), "w")]},
-        "class": {1: [SomeClass()]},
-        "torch.load": {1: [Calls(torch.load, str(touched))]},
-        "getattr": {1: [Calls(getattr, Calls(__import__, "os"), "system")]},
-        "nested storage": {1: [Calls(load, pickle.dumps(bomb))]},
-        "nested zip storage": {1: [Calls(load, torch_bytes({"a": bomb}, legacy=False))]},
-        "nested legacy storage": {1: [Calls(load, torch_bytes([bomb], legacy=True))]},
-        "storage that is none": {1: [Calls(rebuild, 3, 0, (3,), (1,), False, {})]},
-        "view beyond its storage": {
-            1: [Calls(rebuild, Calls(load, torch_bytes(torch.arange(3).storage(), True)), 0, (10**6,), (1,), False, {})]
-        },
-        "negative offset": {
-            1: [Calls(rebuild, Calls(load, torch_bytes(torch.arange(3).storage(), True)), -8, (3,), (1,), False, {})]
-        },
-        "one token a billion times": {
-            1: [Calls(rebuild, Calls(load, torch_bytes(torch.arange(3).storage(), True)), 0, (10**9,), (0,), False, {})]
-        },
-    }[kind]
-
-
-HOSTILE = [
-    "call",
-    "call in a round",
-    "eval",
-    "open",
-    "class",
-    "torch.load",
-    "getattr",
-    "nested storage",
-    "nested zip storage",
-    "nested legacy storage",
-    "storage that is none",
-    "view beyond its storage",
-    "negative offset",
-    "one token a billion times",
-]
-
-
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated", "ignore:Detected pickle protocol")
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path, kind: str, protocol: int) -> None:
-    path, touched = tmp_path / "map.pkl", tmp_path / "touched"
-    path.write_bytes(pickle.dumps(hostile(kind, touched), protocol=protocol))
-    with pytest.raises(ValueError, match=r"map\.pkl: no safe injection map"):
-        load_injection_map(path)
-    assert not touched.exists()
-
-
-@pytest.mark.parametrize("kind", ["call", "call in a round", "eval", "open", "nested storage"])
-def test_the_hostile_pickles_are_live(tmp_path: Path, kind: str) -> None:
-    """What a plain unpickler does with them; otherwise the test above would prove nothing."""
-    touched = tmp_path / "touched"
-    content = hostile(kind, touched)
-    if kind == "nested storage":
-        content = content[1][0].call[1][0]  # torch.load itself refuses by now; what lies inside does not
-        pickle.loads(content)
-    else:
-        pickle.loads(pickle.dumps(content))
-    assert touched.exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        [],
-        {},
-        {0: [torch.arange(3)]},
-        {1: [torch.arange(3)], 3: [torch.arange(3)]},
-        {"1": [torch.arange(3)]},
-        {1: torch.arange(3)},
-        {1: (torch.arange(3),)},
-        {1: [[1, 2, 3]]},
-        {1: [torch.arange(3, dtype=torch.int32)]},
-        {1: [torch.arange(3.0)]},
-        {1: [torch.arange(4).view(2, 2)]},
-        {1: [torch.tensor(3)]},
-        {1: [torch.arange(0)]},
-        {1: ["text"]},
-        3,
-        None,
-    ],
-    ids=repr,
-)
-def test_a_map_of_another_shape_is_an_error_that_names_the_file(tmp_path: Path, content: Any) -> None:
-    path = tmp_path / "map.pkl"
-    path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=r"map\.pkl: "):
-        load_injection_map(path)
-
-
-def test_a_truncated_map_is_an_error_wherever_it_ends(tmp_path: Path) -> None:
-    path = tmp_path / "map.pkl"
-    whole = pickle.dumps({1: [torch.arange(5), torch.arange(9)], 2: [torch.arange(4)]})
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"map\.pkl: "):
-            load_injection_map(path)
-
-
-def test_a_missing_map_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pkl"):
-        load_injection_map(tmp_path / "nowhere.pkl")
