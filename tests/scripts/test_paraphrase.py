@@ -304,6 +304,14 @@ def test_a_bad_answer_is_asked_again_with_what_was_wrong(
     assert made.paraphrases[2] == reworded(second.body)
 
 
+def test_a_third_answer_is_asked_for_with_the_second_alone(arguments: list[str], server: ChatServer) -> None:
+    server.answers = lambda body: f"Sure {len(server.asked)}." if len(server.asked) < 3 else reworded(body)
+    assert run([*arguments, "--paraphrases=1"]) == 0
+    first, second, third = (request.body["messages"] for request in server.asked)
+    assert first == second[:1] == third[:1] and len(second) == len(third) == 3
+    assert (second[1]["content"], third[1]["content"]) == ("Sure 1.", "Sure 2.")
+
+
 def test_an_empty_answer_is_asked_again_as_at_first(arguments: list[str], server: ChatServer) -> None:
     server.answers = lambda body: (None, "stop") if len(server.asked) == 1 else reworded(body)
     assert run([*arguments, "--paraphrases=1", "--parallel=1"]) == 0
@@ -489,6 +497,19 @@ def test_another_address_and_other_attempts_go_on(begun: list[str], server: Chat
     with chatting() as other:
         assert run([*begun, f"--endpoint={other.url}", "--attempts=2", "--parallel=2"]) == 0
         assert len(other.asked) == 3 and server.asked == []
+
+
+def test_what_follows_half_a_line_is_read_again(
+    begun: list[str], raw: list[dict[str, Any]], server: ChatServer, journal: Path
+) -> None:
+    journal.write_bytes(journal.read_bytes()[:-7])
+    server.answers = lambda body: "" if text_in(body) == raw[0]["train_context"] else reworded(body)
+    assert run([*begun, "--attempts=1"]) == 1
+    assert len(accepted(journal)) == 6
+    server.answers = reworded
+    server.asked.clear()
+    assert run(begun) == 0
+    assert len(server.asked) == 3
 
 
 @pytest.mark.parametrize("damage", [b"no JSON\n", b'{"entry": 0}\n', b"[]\n"])
