@@ -262,6 +262,7 @@ def write_all(
             try:
                 outcome = write_one(place, entries[place[0]], endpoint, journal, attempts, seed)
             except BaseException as error:
+                endpoint.stopped.set()  # before this thread could ask for another one
                 outcome = error
             done.put((place, outcome))
 
@@ -336,9 +337,10 @@ def main(argv: Sequence[str]) -> None:
             tried = f"{len(own)} missing after {args.attempts} answers for each"
             print(f"error: entry {i}: {tried}; of the last one: {own[-1]}", file=sys.stderr)
         if faults:
+            kept = f"the others are in {journal.path}, and " if journal.texts else ""
             raise ValueError(
-                f"{len(faults)} of {len(places)} paraphrases could not be had; the others are in {journal.path}, and "
-                "the same command asks again for those that are missing"
+                f"{len(faults)} of {len(places)} paraphrases could not be had; {kept}the same command asks again for "
+                "those that are missing"
             )
         raw = json.loads(content)
         for i, k in places:

@@ -377,6 +377,17 @@ def test_what_cannot_be_had_is_one_line_an_entry_and_the_rest_is_kept(
     assert not journal.exists()
 
 
+def test_where_nothing_can_be_had_nothing_is_left(
+    arguments: list[str], server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers = lambda body: "No."
+    assert run([*arguments, "--attempts=1"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: 9 of 9 paraphrases could not be had; the same command asks again for those that are missing"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["entries.json"]
+
+
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_so_many_are_asked_for_at_a_time(parallel: int, arguments: list[str], server: ChatServer) -> None:
     server.seconds = 0.05
