@@ -1,7 +1,6 @@
 """Write more paraphrases of fictional knowledge with a chat model, and keep those that still tell every fact.
 
-    python -m scripts.paraphrase data/own/fictional_knowledge_once.json --output data/own/once9.json \
-        --paraphrases 9 --endpoint http://localhost:8000/v1 --model NAME
+    python -m scripts.paraphrase once.json --output once9.json --endpoint http://localhost:8000/v1 --model NAME
 
 The endpoint is any server that speaks OpenAI's chat completions; a key, where it wants one, comes from OPENAI_API_KEY.
 Paraphrases that an entry has already are kept and counted. A new one must be whole, say nothing but the text, differ
@@ -258,13 +257,11 @@ def write_all(
                 place = waiting.get_nowait()
             except queue.Empty:
                 return
-            outcome: str | BaseException | None
             try:
-                outcome = write_one(place, entries[place[0]], endpoint, journal, attempts, seed)
+                done.put((place, write_one(place, entries[place[0]], endpoint, journal, attempts, seed)))
             except BaseException as error:
-                endpoint.stopped.set()  # before this thread could ask for another one
-                outcome = error
-            done.put((place, outcome))
+                done.put((place, error))
+                endpoint.stopped.set()  # and only now: those who wait for the endpoint end with errors of their own
 
     faults: dict[Place, str] = {}
     # Daemons, unlike the threads of a pool, are not waited for when the user interrupts; an answer can take minutes.
@@ -300,7 +297,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--temperature", type=float, metavar="T", help="of the model's sampling (default: the endpoint's)")
     add("--seed", type=int, metavar="S", help="of the model's sampling, for endpoints that know seeds")
     add("--parallel", type=int, default=4, metavar="N", help="requests at a time (default: 4)")
-    add("--attempts", type=int, default=5, metavar="N", help="answers to one request for a paraphrase (default: 5)")
+    add(
+        "--attempts",
+        type=int,
+        default=5,
+        metavar="N",
+        help="answers to hear for one paraphrase before it is given up (default: 5)",
+    )
     args = parser.parse_args(argv)
     if not re.match(r"https?://[^/?#]+", args.endpoint):
         parser.error(f"--endpoint {args.endpoint}: no address as http://localhost:8000/v1")
