@@ -3,8 +3,9 @@
     python -m scripts.make_fictional_knowledge --output data/own --paraphrase 70 --once 60
 
 gives `fictional_knowledge_paraphrase.json` and `fictional_knowledge_once.json`. The published texts
-average 560 tokens, too long for a small context, so these are short (`--max_words`). Every entry
-tells the five facts of one small graph (see `scripts.fictional_templates`), one fact a sentence:
+average 560 tokens, too long for a small context, so these are short (`--max_words`, and `--max_tokens`
+of a `--tokenizer`). Every entry tells the five facts of one small graph (see
+`scripts.fictional_templates`), one fact a sentence:
 
 * memorization: a sentence of the training text, up to the value of its fact;
 * semantic: the same fact and value, asked in a wording that no text of the entry uses;
@@ -22,14 +23,20 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.tokenizer import encode, load_tokenizer
 from scripts.fictional_templates import CATEGORIES, Category, Slot
 
+TOKENIZER = "tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json"  # of OLMo-1B and 7B
 PROBES = 5
-DRAWS = 20
+DRAWS = 20  # of which one is taken
 
 # Chosen so that no combination is a word of the published data.
 ONSETS = str.split("b br d dr f g gr h j k l m n p r s t tr v z")
@@ -41,6 +48,25 @@ ENDINGS = str.split(
 )
 
 Wording = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The longest text allowed, and how its sentences are counted."""
+
+    most: int
+    unit: str
+    count: Callable[[list[str]], list[int]]
+
+
+def count_words(sentences: list[str]) -> list[int]:
+    return [len(sentence.split()) for sentence in sentences]
+
+
+def count_tokens(tokenizer: Tokenizer, sentences: list[str]) -> list[int]:
+    """The tokens of each sentence where it begins a text or where a space precedes it, whichever are more."""
+    places = (encode(tokenizer, [before + sentence for sentence in sentences]) for before in ("", " "))
+    return [max(len(ids) for ids in of_sentence) for of_sentence in zip(*places, strict=True)]
 
 
 class Name(str):
@@ -85,27 +111,30 @@ def key_first(category: Category, wording: Wording) -> bool:
 
 def choose_wordings(
     category: Category,
-    words: Sequence[Sequence[int]],
+    sentences: Sequence[Sequence[str]],
     paraphrases: int,
-    max_words: int,
+    limits: Sequence[Limit],
     rng: random.Random,
 ) -> list[Wording]:
     """One wording for the training text, then `paraphrases` others, all short enough.
 
-    `words[f][i]` is the length of statement i of fact f. A wording is one statement for each fact,
-    so different wordings are different texts whatever the order of their sentences. Each is the one
-    of several drawn that repeats the fewest sentences.
+    `sentences[f][i]` is statement i of fact f. A wording is one statement for each fact, so different
+    wordings are different texts whatever the order of their sentences. Each is the one of several
+    drawn that repeats the fewest sentences.
     """
-    fitting = [
-        wording
-        for wording in itertools.product(*(range(len(lengths)) for lengths in words))
-        if sum(lengths[i] for lengths, i in zip(words, wording, strict=True)) <= max_words
-    ]
+    fitting = list(itertools.product(*(range(len(of_fact)) for of_fact in sentences)))
+    shortest = []
+    for limit in limits:
+        lengths = [limit.count(list(of_fact)) for of_fact in sentences]
+        fitting = [w for w in fitting if sum(of_fact[i] for of_fact, i in zip(lengths, w)) <= limit.most]
+        shortest.append(f"{sum(map(min, lengths))} {limit.unit}")
     prompting = [wording for wording in fitting if key_first(category, wording)]
     if not prompting or len(fitting) <= paraphrases:
+        allowed = " and ".join(f"{limit.most} {limit.unit}" for limit in limits)
         raise ValueError(
             f"an entry of category {category.name!r} needs {1 + paraphrases} wordings and has "
-            f"{len(fitting)} of at most {max_words} words (shortest: {sum(map(min, words))} words)"
+            f"{len(fitting)} of at most {allowed}, {len(prompting)} of them with a prompt for every fact "
+            f"(shortest: {', '.join(shortest)})"
         )
     chosen = [rng.choice(prompting)]
     uses: Counter[tuple[int, int]] = Counter()
@@ -127,14 +156,21 @@ def sentence_order(category: Category, rng: random.Random) -> list[int]:
     return order
 
 
-def make_entry(category: Category, namer: Namer, paraphrases: int, max_words: int) -> dict:
-    """One entry of the published format about a new subject of this category."""
-    rng = namer.rng
-    values = {slot: namer.fill(content) for slot, content in category.slots.items()}
-    facts = category.facts
-    sentences = [[s.format(**values) for s in fact.statements] for fact in facts]
-    words = [[len(s.split()) for s in of_fact] for of_fact in sentences]
-    wordings = choose_wordings(category, words, paraphrases, max_words, rng)
+def make_entry(category: Category, namer: Namer, paraphrases: int, limits: Sequence[Limit]) -> dict:
+    """One entry of the published format about a new subject of this category.
+
+    Names that make its sentences too long for the limits are drawn again. ValueError if none are found.
+    """
+    rng, facts = namer.rng, category.facts
+    for draw in range(DRAWS):
+        values = {slot: namer.fill(content) for slot, content in category.slots.items()}
+        sentences = [[s.format(**values) for s in fact.statements] for fact in facts]
+        try:
+            wordings = choose_wordings(category, sentences, paraphrases, limits, rng)
+            break
+        except ValueError:
+            if draw == DRAWS - 1:
+                raise
     texts = [" ".join(sentences[f][wording[f]] for f in sentence_order(category, rng)) for wording in wordings]
     stems = [fact.statements[i].split("{" + fact.value)[0] for fact, i in zip(facts, wordings[0], strict=True)]
     targets = [str(values[fact.value]) for fact in facts]
@@ -151,19 +187,30 @@ def make_entry(category: Category, namer: Namer, paraphrases: int, max_words: in
     }
 
 
-def make_entries(count: int, paraphrases: int = 9, seed: int = 0, max_words: int = 80) -> list[dict]:
+def make_entries(
+    count: int,
+    paraphrases: int = 9,
+    seed: int = 0,
+    max_words: int = 80,
+    max_tokens: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> list[dict]:
     """`count` entries with `paraphrases` further wordings each, no text above `max_words` words.
 
-    Equal arguments give equal entries, and a larger `count` only adds some. Every category comes up
-    once in each run of `len(CATEGORIES)` entries. ValueError if the texts cannot be that short or
-    that many.
+    With a tokenizer no text is above `max_tokens` of its tokens, either; the end-of-text token that
+    an injection adds is not among them. Equal arguments give equal entries, and a larger `count`
+    only adds some. Every category comes up once in each run of `len(CATEGORIES)` entries. ValueError
+    if the texts cannot be that short or that many.
     """
+    limits = [Limit(max_words, "words", count_words)]
+    if max_tokens is not None and tokenizer is not None:
+        limits.append(Limit(max_tokens, "tokens", partial(count_tokens, tokenizer)))
     rng = random.Random(seed)
     namer = Namer(rng)
     entries: list[dict] = []
     while len(entries) < count:
         for category in rng.sample(CATEGORIES, len(CATEGORIES))[: count - len(entries)]:
-            entries.append(make_entry(category, namer, paraphrases, max_words))
+            entries.append(make_entry(category, namer, paraphrases, limits))
     return entries
 
 
@@ -196,12 +243,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--paraphrases", type=int, default=9, help="other wordings of each entry")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
     parser.add_argument("--max_words", type=int, default=80, help="longest text allowed")
+    parser.add_argument("--max_tokens", type=int, help="longest text allowed, in tokens of --tokenizer")
+    parser.add_argument("--tokenizer", metavar="ID", help="file, name in olmo_eval, or hub id; without it OLMo's")
     args = parser.parse_args(argv)
     for flag in ("paraphrase", "once", "paraphrases", "seed"):
         if getattr(args, flag) < 0:
             parser.error(f"--{flag} must not be negative, got {getattr(args, flag)}")
-    if args.max_words < 1:
-        parser.error(f"--max_words must be positive, got {args.max_words}")
+    for flag in ("max_words", "max_tokens"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            parser.error(f"--{flag} must be positive, got {getattr(args, flag)}")
+    if args.tokenizer is not None and args.max_tokens is None:
+        parser.error("--tokenizer counts the tokens of a text; give --max_tokens as well")
     if args.paraphrase + args.once == 0:
         parser.error("--paraphrase 0 and --once 0 leave nothing to write")
     return args
@@ -209,22 +261,31 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_args(argv)
+    tokenizer = load_tokenizer(args.tokenizer or TOKENIZER) if args.max_tokens is not None else None
     try:
-        entries = make_entries(args.paraphrase + args.once, args.paraphrases, args.seed, args.max_words)
-        write_json_lists(
-            {
-                args.output / "fictional_knowledge_paraphrase.json": entries[: args.paraphrase],
-                args.output / "fictional_knowledge_once.json": entries[args.paraphrase :],
-            }
+        entries = make_entries(
+            args.paraphrase + args.once, args.paraphrases, args.seed, args.max_words, args.max_tokens, tokenizer
         )
     except ValueError as error:
         raise ConfigurationError(f"make_fictional_knowledge: {error}") from error
-    lengths = [len(t.split()) for e in entries for t in (e["train_context"], *e["paraphrases"])]
+    write_json_lists(
+        {
+            args.output / "fictional_knowledge_paraphrase.json": entries[: args.paraphrase],
+            args.output / "fictional_knowledge_once.json": entries[args.paraphrase :],
+        }
+    )
+    texts = [text for entry in entries for text in (entry["train_context"], *entry["paraphrases"])]
+    lengths = [f"{told(count_words(texts))} words"]
+    if tokenizer is not None:
+        lengths.append(f"{told([len(ids) for ids in encode(tokenizer, texts)])} tokens")
     print(
         f"wrote {args.paraphrase} paraphrase and {args.once} once entries to {args.output}: "
-        f"{len(lengths)} texts of {min(lengths)} to {max(lengths)} words, "
-        f"mean {sum(lengths) / len(lengths):.1f}"
+        f"{len(texts)} texts of {', '.join(lengths)}"
     )
+
+
+def told(lengths: list[int]) -> str:
+    return f"{min(lengths)} to {max(lengths)} (mean {sum(lengths) / len(lengths):.1f})"
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from olmo.exceptions import exit_status
+from olmo.tokenizer import load_tokenizer
 from scripts import make_fictional_knowledge as mfk
 from scripts.fictional_templates import CATEGORIES
-from tests.published import fictional_knowledge
+from tests.published import fictional_knowledge, olmo_tokenizer
+from tests.reference import tiny_tokenizer
 
 run = functools.partial(exit_status, mfk.main)
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,6 +239,36 @@ def test_laws_for_every_seed_and_size(seed, count, paraphrases, max_words):
             assert all(contains(text, target) for text in texts)
 
 
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32), most=st.integers(76, 90))
+def test_no_text_has_more_tokens_than_allowed(seed, most):
+    tokenizer = olmo_tokenizer()
+    entries = mfk.make_entries(10, 9, seed, max_tokens=most, tokenizer=tokenizer)
+    lengths = [len(tokenizer.encode(t, add_special_tokens=False).ids) for e in entries for t in texts_of(e)]
+    assert len(lengths) == 100 and most / 2 < max(lengths) <= most
+    assert all(contains(text, target) for e in entries for text in texts_of(e) for target in e["mem_target"])
+
+
+def test_tokens_count_as_the_given_tokenizer_counts_them(tmp_path):
+    tokenizer = load_tokenizer(str(tiny_tokenizer(tmp_path / "tokenizer.json")))
+    entries = mfk.make_entries(20, 4, max_tokens=235, tokenizer=tokenizer)
+    lengths = [len(tokenizer.encode(text).ids) for entry in entries for text in texts_of(entry)]
+    assert 200 < max(lengths) <= 235
+    assert max(len(tokenizer.encode(t).ids) for e in mfk.make_entries(20, 4) for t in texts_of(e)) > 235
+
+
+def test_names_too_long_for_the_limit_are_drawn_again():
+    """Without a second draw one of this many entries has not enough wordings that are short enough."""
+    tokenizer = olmo_tokenizer()
+    entries = mfk.make_entries(300, 9, seed=0, max_tokens=76, tokenizer=tokenizer)
+    names = [invented_words(entry) for entry in entries]
+    assert len(set().union(*names)) == sum(map(len, names)) and min(map(len, names)) >= 5
+
+
+def test_a_limit_that_changes_nothing_changes_nothing():
+    assert mfk.make_entries(20, max_tokens=500, tokenizer=olmo_tokenizer()) == mfk.make_entries(20)
+
+
 def test_seeds_differ():
     one, other = mfk.make_entries(10, seed=1), mfk.make_entries(10, seed=2)
     names = [set().union(*map(invented_words, entries)) for entries in (one, other)]
@@ -276,6 +308,21 @@ def test_defaults_are_the_published_sizes(entries, tmp_path):
     assert paraphrase + once == entries
 
 
+def test_command_counts_tokens_with_a_tokenizer(tmp_path, capsys):
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer.json")
+    argv = ["--output", str(tmp_path / "new"), "--paraphrase", "2", "--once", "2", "--max_tokens", "260"]
+    assert run([*argv, "--tokenizer", str(tokenizer)]) == 0
+    lengths = [
+        len(load_tokenizer(str(tokenizer)).encode(t).ids)
+        for es in read(tmp_path / "new")
+        for e in es
+        for t in texts_of(e)
+    ]
+    mean = sum(lengths) / len(lengths)
+    assert f", {min(lengths)} to {max(lengths)} (mean {mean:.1f}) tokens\n" in capsys.readouterr().out
+    assert max(lengths) <= 260
+
+
 def test_same_seed_same_bytes_and_one_setting_may_be_empty(tmp_path):
     for folder in ("a", "b"):
         argv = ["--output", str(tmp_path / folder), "--paraphrase", "0", "--once", "2"]
@@ -295,6 +342,9 @@ def test_same_seed_same_bytes_and_one_setting_may_be_empty(tmp_path):
         (["--seed", "-1"], "--seed must not be negative"),
         (["--max_words", "0"], "--max_words must be positive"),
         (["--max_words", "10"], "of at most 10 words"),
+        (["--tokenizer", "t.json"], "give --max_tokens as well"),
+        (["--max_tokens", "0"], "--max_tokens must be positive"),
+        (["--max_tokens", "40"], "of at most 80 words and 40 tokens"),
         (["--paraphrases", "100000"], "needs 100001 wordings"),
         (["--once", "many"], "invalid int value"),
         (["--colour", "red"], "unrecognized arguments"),
