@@ -252,9 +252,11 @@ def _notes_of_dynamics(run: dict[str, Any]) -> list[str]:
             f"of {of_all['probes']} probes {of_all['nothing_acquired']} acquired nothing and have no retainability, "
             f"{of_all['not_known']} lack a table for it"
         )
-    if of_all["decay"] is None:
-        low, high = measured["fit_range"]
-        said.append(f"no decay constant: fewer than two tables {low} to {high or 'any'} steps after the maxima")
+    low, high = measured["fit_range"]
+    lacking = [s for s in SETTINGS if s in measured["groups"] and measured["groups"][s]["decay"] is None]
+    if lacking:
+        when = f"{low} or more" if high is None else f"{low} to {high:.0f}"
+        said.append(f"no decay constant of {', '.join(lacking)}: fewer than two tables {when} steps after their maxima")
     return said
 
 

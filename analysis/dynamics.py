@@ -20,7 +20,7 @@ compared fairly where they were probed at the same steps; a run without injectio
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from analysis.estimates import Estimate, Values, bands, bootstrap, finite, quantiles, ratio
 from analysis.runs import Entry, Integers, ProbeSeries
 from olmo.knowledge.entries import KINDS, SETTINGS
+
+FEW = 20  # values of which quartiles tell little
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,31 @@ def without_outliers(values: Values, factor: float) -> Values:
 
 def clean(dynamics: Dynamics) -> Dynamics:
     """Without outliers: of E among the probes of a setting and kind at the same number of injections, of R at the
-    same time."""
+    same time. Times at which fewer than `FEW` probes have a value are judged together with the next ones."""
     effectivity, retainability = dynamics.effectivity.copy(), dynamics.retainability.copy()
+    factor = dynamics.options.outlier_factor
     for setting in SETTINGS:
         for kind in KINDS:
             [columns] = np.nonzero((dynamics.probes.settings == setting) & (dynamics.probes.kinds == kind))
-            for values in (effectivity, retainability):
-                values[:, columns] = without_outliers(values[:, columns], dynamics.options.outlier_factor)
+            effectivity[:, columns] = without_outliers(effectivity[:, columns], factor)
+            part = retainability[:, columns]
+            for rows in _together((~np.isnan(part)).sum(axis=1).tolist()):
+                part[rows] = without_outliers(part[rows].reshape(1, -1), factor).reshape(part[rows].shape)
+            retainability[:, columns] = part
     return replace(dynamics, effectivity=effectivity, retainability=retainability)
+
+
+def _together(counts: Sequence[int]) -> Iterator[slice]:
+    """Slices of rows, as few in each as hold at least `FEW` values; what is left at the end joins the last."""
+    start, number, found = 0, 0, []
+    for row, count in enumerate(counts):
+        number += count
+        if number >= FEW:
+            found.append((start, row + 1))
+            start, number = row + 1, 0
+    if start < len(counts):
+        found[-1:] = [(found[-1][0] if found else 0, len(counts))]
+    return (slice(*ends) for ends in found)
 
 
 # --- groups of probes --------------------------------------------------------------------------------------------

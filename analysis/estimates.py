@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,12 +49,18 @@ def ratio(total: Any, count: Any) -> Any:
 
 def _draws(sizes: Sequence[int], resamples: int, seed: int) -> Iterator[Values]:
     """Blocks (resamples of the block, n) of how often each of n entries was drawn, within strata of these sizes."""
-    generator = np.random.default_rng(seed)
     block = max(1, 2_000_000 // sum(sizes))  # resamples at a time, to bound memory
     for start in range(0, resamples, block):
-        number = min(block, resamples - start)
-        drawn = [generator.multinomial(size, np.full(size, 1 / size), number) for size in sizes]
-        yield np.concatenate(drawn, axis=1).astype(np.float64)
+        yield _block(tuple(sizes), min(block, resamples - start), (seed, start))
+
+
+@functools.lru_cache(maxsize=6)  # the same draws serve many estimates, and take longer than these
+def _block(sizes: tuple[int, ...], number: int, seed: tuple[int, int]) -> Values:
+    generator = np.random.default_rng(seed)
+    drawn = [generator.multinomial(size, np.full(size, 1 / size), number) for size in sizes]
+    found = np.concatenate(drawn, axis=1).astype(np.float64)
+    found.setflags(write=False)
+    return found
 
 
 def bootstrap(

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from olmo.knowledge.entries import SETTINGS
 
@@ -258,12 +259,15 @@ def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[A
             if estimate is not None:
                 _error_bar(axes, place, estimate, color)
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(ylabel=f"{name} (95 % interval)", title="Acquired" if name == "A, %" else "Forgotten")
+        axes.set_title(name)
         axes.margins(x=0.1)
         if known:
             axes.set_xlabel("pretraining step of the start")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         else:
             axes.set_xticks(places, [run["run"] for run in runs], rotation=20, ha="right")
+    figure.supylabel("95 % interval", fontsize=10)
     _legend_of_runs(figure, runs, colors)
     return figure
 
@@ -278,11 +282,13 @@ def _error_bar(axes: Axes, place: float, estimate: dict[str, Any], color: Any) -
 
 def retainability(runs: Sequence[dict[str, Any]]) -> Figure:
     """Mean retainability over the time since the maximum, on a log axis, with its intervals and the line of its fit: a
-    row of panels a run, a column a setting, a colour a kind of probe.
+    row of panels a run, a column a setting that has any, a colour a kind of probe. The larger a point, the more values
+    it is the mean of.
 
     runs: `run` and `dynamics`.`groups`, named {setting}_{kind}, with `retainability` (at, mean, low, high) and `decay`.
     """
-    settings = [s for s in SETTINGS if any(g.startswith(f"{s}_") for r in runs for g in r["dynamics"]["groups"])]
+    groups = [item for run in runs for item in run["dynamics"]["groups"].items()]
+    settings = [s for s in SETTINGS if any(name == s and group["retainability"]["at"] for name, group in groups)]
     size = (1.2 + 4.2 * len(settings), 0.8 + 3.2 * len(runs))
     figure, panels = plt.subplots(len(runs), len(settings), figsize=size, sharex=True, sharey=True, squeeze=False)
     for row, run in zip(panels, runs):
@@ -303,11 +309,11 @@ def retainability(runs: Sequence[dict[str, Any]]) -> Figure:
 
 def _decay_of(axes: Axes, group: dict[str, Any], kind: str, color: str) -> None:
     curve, fit = group["retainability"], group["decay"]
-    known = [low is not None and high is not None for low, high in zip(curve["low"], curve["high"])]
-    low, high = ([math.nan if end is None else end for end in curve[name]] for name in ("low", "high"))
-    axes.fill_between(curve["at"], low, high, where=known, color=color, alpha=0.15, linewidth=0)
     label = kind if fit is None else f"{kind}, a = {fit['a']['value']:.3f}"
-    axes.plot(curve["at"], curve["mean"], "o", color=color, markersize=2.5, alpha=0.5, label=label)
+    sizes = [number / max(curve["values"]) for number in curve["values"]]
+    low, high = ([math.nan if end is None else end for end in curve[name]] for name in ("low", "high"))
+    axes.vlines(curve["at"], low, high, color=color, alpha=0.4, linewidths=[1.5 * size for size in sizes])
+    axes.scatter(curve["at"], curve["mean"], [12 * size for size in sizes], color=color, linewidth=0, label=label)
     if fit is not None:
         axes.plot(*zip(*fit["line"]), color=color, linewidth=1.5, linestyle="--")
 
