@@ -164,7 +164,7 @@ def table(result: dict[str, Any]) -> str:
     shown = {name: how for name, how in shown.items() if any(row[name] is not None for row in found)}
     lines = [["run", "start", "step", *(head for head, _, _ in shown.values())]]
     for row in found:
-        start = "" if row["start"] is None else str(row["start"])
+        start = "?" if row["start"] is None else str(row["start"])
         cells = [_cell(row, name, digits, interval) for name, (_, digits, interval) in shown.items()]
         lines.append([row["run"], start, str(row["step"]), *cells])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
