@@ -25,7 +25,6 @@ import csv
 import io
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -159,7 +158,11 @@ def table(result: dict[str, Any]) -> str:
         "F": ("F %", 2, True),
         "effectivity": ("effectivity", 4, True),
         "a": ("a", 4, True),
-        **{name: (f"{name} %", 2, True) for name in found[0] if re.fullmatch(r"rise of .*(?<! low)(?<! high)", name)},
+        **{
+            name: (f"{name} %", 2, True)
+            for name in found[0]
+            if name.startswith("rise of ") and f"{name} low" in found[0]
+        },
     }
     shown = {name: how for name, how in shown.items() if any(row[name] is not None for row in found)}
     lines = [["run", "start", "step", *(head for head, _, _ in shown.values())]]
@@ -243,6 +246,9 @@ def _notes_of_dynamics(run: dict[str, Any]) -> list[str]:
     if coverage["just_before"] < coverage["measured"]:
         count = coverage["measured"] - coverage["just_before"]
         said.append(f"{count} of {coverage['measured']} effectivities are against a table older than the step before")
+    looked_at = pairs - coverage["no_table_after"]
+    if looked_at and coverage["tables"] < looked_at * window / 2:
+        said.append(f"a maximum is over {coverage['tables'] / looked_at:.1f} tables of the {window} steps on average")
     if coverage["cut_short"]:
         said.append(
             f"{coverage['cut_short']} of {pairs} windows end beyond the newest table; their maxima are of what is there"

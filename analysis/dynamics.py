@@ -14,7 +14,8 @@ before the previous injection. Of equal maxima the first one is taken.
 A maximum over w noisy values lies above the value that it would have without noise: E is biased upwards, by about as
 many standard deviations of the noise as the largest of w draws has (2.2 for 50 independent ones), most of all where
 little is acquired, and the more the more tables there are. For the same reason R falls at once below 1. Runs are
-compared fairly where they were probed at the same steps; a run without injection shows the size of the bias.
+compared fairly where they were probed at the same steps. A window that reaches beyond the newest table has the maximum
+of what is there, which may yet rise.
 """
 
 from __future__ import annotations
@@ -82,9 +83,10 @@ def measure(probes: ProbeSeries, encounters: Mapping[Entry, Sequence[int]], opti
             if number == 0:
                 base[columns] = before
             coverage["pairs"] += len(columns)
-            coverage["measured"] += int((~np.isnan(maximum - before)).sum())
+            both = ~np.isnan(maximum - before)
+            coverage["measured"] += int(both.sum())
             coverage["no_table_before"] += int(np.isnan(before).sum())
-            coverage["just_before"] += int((before_step == step - 1).sum())
+            coverage["just_before"] += int((both & (before_step == step - 1)).sum())
             coverage["no_table_after"] += int(np.isnan(maximum).sum())
             coverage["cut_short"] += len(columns) if end - 1 > newest else 0
             coverage["tables"] += tables

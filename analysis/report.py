@@ -357,8 +357,8 @@ def _downstream_table(report: dict[str, Any]) -> str:
     table = _table(("accuracy minus chance", *(c["name"] for c in conditions)), rows, "numbers")
     return (
         "<p>Downstream accuracy minus that of guessing, before → after; P is the mean of the six tasks, a few "
-        "hundred questions each, so differences of some points are noise. A model this small may only guess, so the "
-        "held-out loss measures forgetting here.</p>"
+        "hundred questions each, so differences of some points are noise; the interval of F is over tasks. A model "
+        "this small may only guess, so the held-out loss measures forgetting here.</p>"
         f"{table}"
     )
 

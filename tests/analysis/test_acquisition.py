@@ -150,7 +150,7 @@ def test_dynamics_in_table_and_json(tmp_path, capsys, no_figures):
     rows, rest = table_of(capsys.readouterr().out)
     assert [row["effectivity"] for row in rows] == ["+1.0000 [+1.0000, +1.0000]", "+0.5000 [+0.5000, +0.5000]"]
     assert [row["a"] for row in rows] == ["+0.2000 [+0.2000, +0.2000]", "+0.3000 [+0.3000, +0.3000]"]
-    [line] = rest
+    [line] = rest  # no notes
     assert "effectivity -0.5000 [-0.5000, -0.5000], a +0.1000 [+0.1000, +0.1000]" in line
     result = json.loads((output / "acquisition.json").read_text(), parse_constant=pytest.fail)
     found = result["runs"][0]["dynamics"]
@@ -183,6 +183,7 @@ def test_what_could_not_be_measured_is_said(tmp_path, capsys):
         "note: sparse: the loss of general is of steps 0 and 30",
         "note: sparse: of 9 pairs of probe and injection 6 have no table in the 5 steps before, 6 none in those from "
         "it; probing windows give them",
+        "note: sparse: a maximum is over 1.0 tables of the 5 steps on average",
         "note: sparse: 3 of 9 windows end beyond the newest table; their maxima are of what is there",
         "note: sparse: of 6 probes 0 acquired nothing and have no retainability, 6 lack a table for it",
         "note: sparse: no decay constant of once: fewer than two tables 1 or more steps after their maxima",
@@ -196,7 +197,7 @@ def test_a_table_older_than_the_step_before_is_said(tmp_path, capsys):
     tables = {step: probe_table({"once": [-6.0 + 0.1 * step] * 2}, per_kind=1) for step in (0, 4, 5)}
     folder = write_run(tmp_path / "run", tables, injections=[4])
     write_injections(folder, {4: ["once/0"]})
-    assert command([str(folder), "--window", "4"]) == 0
+    assert command([str(folder), "--window", "4"]) == 0  # from step 0 to step 4
     assert "note: run: 3 of 3 effectivities are against a table older than the step before" in capsys.readouterr().out
 
 

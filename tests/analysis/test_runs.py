@@ -1,5 +1,7 @@
 """What is read from a run's folder: which steps are compared, and what is not there yet."""
 
+import json
+
 import numpy as np
 import pandas
 import pytest
@@ -92,7 +94,7 @@ def test_losses_and_accuracies_are_the_newest_up_to_the_newest_probes(tmp_path):
     accuracy[20] = {"sciq": 0.9}  # not all that were asked before
     folder = write_run(tmp_path / "run", tables, losses, accuracy, injections=[20])
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 30, "eval/downstream/sciq_acc": 0.1}\n')
+        file.write(json.dumps({"step": 30, **{f"eval/downstream/{task}_acc": 0.1 for task in TASKS}}) + "\n")
     run = read_run(folder)
     assert (run.first_step, run.step) == (0, 22)
     assert run.after.entries()[0] == pytest.approx(-6.8)
@@ -115,7 +117,7 @@ def test_all_probes_of_all_tables_by_step(tmp_path):
     other = probe_table(BEFORE, spread=1.0, seed=2)
     paragraph = other.iloc[:1].assign(kind="paragraph", mean_log_prob=-99.0)
     some = other[other.kind == "semantic"].sample(frac=1, random_state=0)
-    tables = {0: full, 7: pandas.concat([paragraph, some]), 30: full.sample(frac=1, random_state=1)}
+    tables = {0: full.sample(frac=1, random_state=1), 7: pandas.concat([paragraph, some]), 30: full}
     series = read_probes(write_run(tmp_path / "run", tables))
     assert series.steps.tolist() == [0, 7, 30]
     assert series.values.shape == (3, 8 * 15)
