@@ -1,395 +1,372 @@
 """What runs acquired and forgot (method section 4; paper, B.2, equations 4 and 5), from what they wrote.
 
     python -m analysis.acquisition RUN [RUN ...] [--output DIR]
+    python -m analysis.acquisition DIR/acquisition.json [--output DIR]      table and figures anew
 
 K(theta): mean over entries of the mean over their probes of the target's log-probability. A and F in percent:
 A = (K(after) - K(before)) / |K(before)|, positive when knowledge was acquired; F = -(P(after) - P(before)) / P(before),
-positive when downstream accuracy was lost. Beside F: the rise of held-out losses. A run that started from
-resuscitated weights gets A against these and against the original weights; only K(after) compares end states.
-Intervals are 95 % percentile bootstrap intervals over entries (A, K) and instances (losses). Works on a run that
-is still going: `after` is then its newest evaluation.
+positive when downstream accuracy was lost. P: mean accuracy over six tasks. Beside F: the rise of held-out losses. A
+run that started from resuscitated weights gets A against these and against the original weights; only K(after)
+compares end states. From probes scored around injections (probing windows) also Chang et al.'s effectivity,
+retainability and decay constant a, positive when knowledge decays: analysis/dynamics.py.
+
+Intervals are 95 % percentile bootstrap intervals over entries (K, A, effectivity, a), instances (losses) and tasks (P,
+F); further runs are compared with the first one on the same draws. Of six tasks an interval is rough, and tells what
+another choice of tasks might give, not what other questions would.
+
+Works on a run that is still going: `after` is then its newest evaluation of all probes, and losses and accuracies are
+the newest ones up to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import math
-import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet
-from numpy.typing import NDArray
-
-from olmo.exceptions import Parser, exit_status
+from analysis import dynamics, estimates
+from analysis.dynamics import Dynamics
+from analysis.locations import check_writable
+from analysis.outcomes import (
+    acquired,
+    acquired_against_original,
+    compare,
+    compare_forgotten,
+    compare_loss_rise,
+    forgotten,
+    knowledge,
+    loss_rise,
+)
+from analysis.runs import Run, read_run
+from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.knowledge.entries import KINDS, SETTINGS
 
-TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P, paper B.2
-RESAMPLES = 10_000
-# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the last one they hardly fall.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-Values = NDArray[np.float64]
+RESULT = "acquisition.json"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_json(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
+# --- everything, ready for JSON ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Knowledge:
-    """l(p; theta) of one evaluation: per [setting, kind] its sum over each entry's probes (entries,), and how many
-    probes these are. An entry may have more probes of one kind than of another; K weighs every probe alike."""
-
-    sums: dict[tuple[str, str], Values]
-    counts: dict[tuple[str, str], NDArray[np.int64]]
-
-    def entries(self, setting: str | None = None, kind: str | None = None) -> Values:
-        """Means of the entries (n,) of one setting or all, over the probes of one kind or all."""
-        found = []
-        for name in SETTINGS if setting is None else (setting,):
-            keys = [(name, k) for k in ((kind,) if kind else KINDS) if (name, k) in self.sums]
-            if keys:
-                total = np.sum([self.sums[k] for k in keys], axis=0)
-                count = np.sum([self.counts[k] for k in keys], axis=0)
-                found.append(total[count > 0] / count[count > 0])
-        if not found:
-            raise ValueError(f"no probes of setting {setting or 'any'} and kind {kind or 'any'}")
-        return np.concatenate(found)
-
-    def same_probes(self, other: Knowledge) -> bool:
-        """Whether both have the same numbers of probes of the same entries, settings and kinds."""
-        return self.counts.keys() == other.counts.keys() and all(
-            np.array_equal(self.counts[key], other.counts[key]) for key in self.counts
-        )
+def measure(run: Run, options: dynamics.Options) -> Dynamics | None:
+    """None where the run did not log what it injected, or injected nothing that it probes."""
+    found = dynamics.measure(run.probes, run.encounters or {}, options)
+    return found if found.injected.any() else None
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run's folder says about its first and its newest evaluation."""
-
-    name: str
-    first_step: int  # of the evaluation before
-    step: int  # of the newest evaluation
-    before: Knowledge
-    after: Knowledge
-    original: Knowledge | None  # the weights before resuscitation
-    losses_before: dict[str, Values]  # label -> loss of each held-out instance
-    losses_after: dict[str, Values]
-    accuracy_before: dict[str, float]  # task -> accuracy
-    accuracy_after: dict[str, float]
-    chance: dict[str, float]
-    curve: list[tuple[int, dict[str, float]]]  # (step, K metrics of that evaluation)
-    injections: list[int]  # steps
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
-def read_knowledge(path: Path) -> Knowledge:
-    """One table of probes, as the trainer wrote it."""
-    table = pyarrow.parquet.read_table(path, columns=["setting", "entry", "kind", "mean_log_prob"]).to_pydict()
-    settings, kinds = np.array(table["setting"]), np.array(table["kind"])
-    entries, values = np.array(table["entry"]), np.array(table["mean_log_prob"])
-    sums: dict[tuple[str, str], Values] = {}
-    counts: dict[tuple[str, str], NDArray[np.int64]] = {}
-    for setting in SETTINGS:
-        size = entries[settings == setting].max(initial=-1) + 1
-        for kind in KINDS:
-            chosen = (settings == setting) & (kinds == kind)
-            if chosen.any():
-                sums[setting, kind] = np.bincount(entries[chosen], values[chosen], size).astype(np.float64)
-                counts[setting, kind] = np.bincount(entries[chosen], None, size)
-    if not sums:
-        raise ValueError(f"{path}: no probes in this table")
-    return Knowledge(sums, counts)
-
-
-def _read_losses(path: Path) -> dict[str, Values]:
-    if not path.is_file():
-        return {}
-    table = pyarrow.parquet.read_table(path, columns=["label", "loss"]).to_pydict()
-    labels, losses = np.array(table["label"]), np.array(table["loss"])
-    return {label: losses[labels == label] for label in dict.fromkeys(table["label"])}
-
-
-def _downstream(lines: list[dict[str, Any]], step: int) -> tuple[dict[str, float], dict[str, float]]:
-    """({task: accuracy}, {task: chance}) of the evaluation at a step."""
-    accuracy: dict[str, float] = {}
-    chance: dict[str, float] = {}
-    for line in lines:
-        for name, value in line.items():
-            found = re.fullmatch(r"eval/downstream/(\w+?)_(acc|len_norm|pmi_dc|f1|chance)", name)
-            if found and line["step"] == step:
-                (chance if found[2] == "chance" else accuracy)[found[1]] = value
-    return accuracy, chance
-
-
-def read_run(folder: Path) -> Run:
-    """Read a run's folder; ValueError where it has no two evaluations with probes."""
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
-        raise FileNotFoundError(f"{folder}: no run here (no metrics.jsonl)")
-    # The last line of a run that is still going may be half written.
-    complete = [x for x in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if x.endswith("\n")]
-    lines = [json.loads(x) for x in complete]
-    # An evaluation is whole once its line, written after its tables, is there.
-    whole = {line["step"] for line in lines if "eval/K" in line}
-    found = {int(p.stem.removeprefix("step")): p for p in folder.glob("probes/step*.parquet")}
-    tables = {step: path for step, path in found.items() if step in whole}
-    if len(tables) < 2:
-        raise ValueError(f"{folder}: {len(tables)} evaluation(s) with probes, before and after are needed")
-    first, *later = sorted(tables)
-    before = read_knowledge(tables[first])
-    # Evaluators of different intervals: the newest evaluation may hold only some of the probes.
-    for last in reversed(later):
-        after = read_knowledge(tables[last])
-        if after.same_probes(before):
-            break
-    else:
-        raise ValueError(f"{folder}: no evaluation after step {first} has the same probes")
-    original = folder / "probes" / "original.parquet"
-    losses_before, losses_after = (_read_losses(folder / "losses" / f"step{step}.parquet") for step in (first, last))
-    both = [label for label, losses in losses_before.items() if len(losses_after.get(label, ())) == len(losses)]
-    accuracy_before, chance = _downstream(lines, first)
-    return Run(
-        folder.name,
-        first,
-        last,
-        before,
-        after,
-        read_knowledge(original) if original.is_file() else None,
-        {label: losses_before[label] for label in both},
-        {label: losses_after[label] for label in both},
-        accuracy_before,
-        _downstream(lines, last)[0],
-        chance,
-        [
-            (line["step"], {k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/K")})
-            for line in lines
-            if "eval/K" in line
-        ],
-        [line["step"] for line in lines if "injection/round" in line],
-    )
-
-
-# --- estimates ---------------------------------------------------------------------------------------------------
-
-
-def percent_change(before: Any, after: Any) -> Any:
-    """100 (after - before) / |before|."""
-    return 100 * (after - before) / np.abs(before)
-
-
-def bootstrap(
-    columns: Sequence[Values], statistic: Callable[..., Any], strata: Sequence[int] = (), seed: int = 0
-) -> Estimate:
-    """Estimate of a statistic of the means of `columns`, resampling what they have in common.
-
-    columns: arrays (seeds, n), all of one shape: values of the same n entries (or instances) under several
-    conditions. Entries are drawn with replacement, within strata of the given sizes, the same draw for every
-    condition and seed. statistic: takes one mean a column (float64, vectorised). With several seeds the interval is
-    widened by what they differ by (`widen`).
-    """
-    stacked = np.stack(columns)  # (conditions, seeds, n)
-    over_seeds, count = stacked.mean(axis=1), stacked.shape[2]
-    sizes = list(strata) or [count]
-    assert sum(sizes) == count
-    generator = np.random.default_rng(seed)
-    found = []
-    block = max(1, 2_000_000 // count)  # resamples at a time, to bound memory
-    for start in range(0, RESAMPLES, block):
-        number = min(block, RESAMPLES - start)
-        draws = [generator.multinomial(size, np.full(size, 1 / size), number) for size in sizes]
-        found.append(statistic(*(over_seeds @ (np.concatenate(draws, axis=1) / count).T)))
-    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
-    estimate = Estimate(float(statistic(*over_seeds.mean(axis=1))), float(low), float(high))
-    return widen(estimate, np.array([statistic(*stacked[:, s].mean(axis=1)) for s in range(stacked.shape[1])]))
-
-
-def widen(estimate: Estimate, per_seed: Values) -> Estimate:
-    """Add the uncertainty of a mean over few seeds to an interval, in quadrature.
-
-    per_seed: the estimate of every seed (seeds,). Its part is Student's t with seeds - 1 degrees of freedom times the
-    standard error of their mean; a single seed tells nothing of it and leaves the interval as it is.
-    """
-    seeds = len(per_seed)
-    if seeds < 2:
-        return estimate
-    half = STUDENT[min(seeds - 2, len(STUDENT) - 1)] * float(np.std(per_seed, ddof=1)) / math.sqrt(seeds)
-    below, above = math.hypot(estimate.value - estimate.low, half), math.hypot(estimate.high - estimate.value, half)
-    return Estimate(estimate.value, estimate.value - below, estimate.value + above)
-
-
-def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Estimate:
-    """A in percent against the weights that training started from, over runs that differ in their seed only."""
-    before, after = ([getattr(r, n).entries(setting, kind) for r in runs] for n in ("before", "after"))
-    return bootstrap([np.stack(before), np.stack(after)], percent_change, strata(runs[0], setting, kind))
-
-
-def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
-    """A in percent against the weights before resuscitation; None where nothing was resuscitated."""
-    originals = [r.original for r in runs if r.original is not None]
-    if len(originals) != len(runs):
-        return None
-    columns = [np.stack([o.entries() for o in originals]), np.stack([r.after.entries() for r in runs])]
-    return bootstrap(columns, percent_change, strata(runs[0]))
-
-
-def strata(run: Run, setting: str | None = None, kind: str | None = None) -> list[int]:
-    """Numbers of entries of the settings that a run probes, with probes of one kind or any."""
-    probed = {s for s, k in run.before.sums if setting in (None, s) and kind in (None, k)}
-    return [len(run.before.entries(s, kind)) for s in SETTINGS if s in probed]
-
-
-def loss_rise(runs: Sequence[Run], label: str) -> Estimate:
-    """Rise of a held-out loss in percent: forgetting, where the label's text is what came before."""
-    columns = [np.stack([getattr(r, n)[label] for r in runs]) for n in ("losses_before", "losses_after")]
-    return bootstrap(columns, percent_change)
-
-
-def forgotten(run: Run) -> dict[str, float] | None:
-    """P before and after and F in percent over the tasks of the paper; None where the run has not all of them."""
-    if not all(t in run.accuracy_before and t in run.accuracy_after for t in TASKS):
-        return None
-    before, after = (float(np.mean([a[t] for t in TASKS])) for a in (run.accuracy_before, run.accuracy_after))
-    chance = float(np.mean([run.chance[t] for t in TASKS])) if all(t in run.chance for t in TASKS) else float("nan")
-    return {"P_before": before, "P_after": after, "P_chance": chance, "F": -percent_change(before, after)}
-
-
-def compare(one: Sequence[Run], other: Sequence[Run]) -> dict[str, Estimate]:
-    """`other` minus `one`, paired over their common entries: A in points, and K(after)."""
-    for run in (*one, *other):
-        if not run.before.same_probes(one[0].before):
-            raise ValueError(f"{one[0].name} and {run.name} were probed with different entries")
-    columns = [np.stack([getattr(r, n).entries() for r in runs]) for runs in (one, other) for n in ("before", "after")]
-
-    def difference_of_a(before: Any, after: Any, other_before: Any, other_after: Any) -> Any:
-        return percent_change(other_before, other_after) - percent_change(before, after)
-
-    def difference_of_k(before: Any, after: Any, other_before: Any, other_after: Any) -> Any:
-        return other_after - after
-
-    sizes = strata(one[0])
-    return {
-        "A": bootstrap(columns, difference_of_a, sizes),
-        "K_after": bootstrap(columns, difference_of_k, sizes),
-    }
-
-
-def compare_loss_rise(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
-    """`other` minus `one`: rise of a held-out loss in points, paired over instances."""
-    columns = [
-        np.stack([getattr(r, n)[label] for r in runs])
-        for runs in (one, other)
-        for n in ("losses_before", "losses_after")
-    ]
-    return bootstrap(columns, lambda a, b, c, d: percent_change(c, d) - percent_change(a, b))
-
-
-def compare_loss_after(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
-    """Held-out loss after training, `other` minus `one`, in percent of the loss from which `one` started; paired over
-    instances. Unlike the rise of each from its own start, it does not favour a start that an edit made worse."""
-    columns = [
-        np.stack([values[label] for values in group])
-        for group in (
-            [r.losses_before for r in one],
-            [r.losses_after for r in one],
-            [r.losses_after for r in other],
-        )
-    ]
-    return bootstrap(columns, lambda before, after, other_after: 100 * (other_after - after) / before)
-
-
-def summarise(run: Run) -> dict[str, Any]:
-    """Everything above for one run, ready for JSON."""
+def summarise(run: Run, measured: Dynamics | None = None) -> dict[str, Any]:
+    """Everything about one run."""
     settings = [s for s in SETTINGS if any(key[0] == s for key in run.before.sums)]
     kinds = [k for k in KINDS if any(key[1] == k for key in run.before.sums)]
     against_original = acquired_against_original([run])
     return {
         "run": run.name,
+        "start": run.start,
         "first_step": run.first_step,
         "step": run.step,
-        "K_before": float(run.before.entries().mean()),
-        "K_after": float(run.after.entries().mean()),
+        "K_before": knowledge(run, "before").as_json(),
+        "K_after": knowledge(run, "after").as_json(),
         "K_original": None if run.original is None else float(run.original.entries().mean()),
         "A": acquired([run]).as_json(),
         "A_against_original": None if against_original is None else against_original.as_json(),
         "A_by_setting": {s: acquired([run], s).as_json() for s in settings},
         "A_by_kind": {k: acquired([run], None, k).as_json() for k in kinds},
+        "by_setting_and_kind": {
+            f"{s}_{k}": {
+                "K_before": knowledge(run, "before", s, k).as_json(),
+                "K_after": knowledge(run, "after", s, k).as_json(),
+                "A": acquired([run], s, k).as_json(),
+            }
+            for s, k in run.before.sums
+        },
         "loss_rise": {label: loss_rise([run], label).as_json() for label in run.losses_before},
-        "downstream": forgotten(run),
+        "loss_steps": {label: list(steps) for label, steps in run.loss_steps.items()},
+        "downstream": forgotten([run]),
+        "downstream_steps": None if run.accuracy_steps is None else list(run.accuracy_steps),
         "accuracy_before": run.accuracy_before,
         "accuracy_after": run.accuracy_after,
         "chance": run.chance,
         "curve": [{"step": step, **values} for step, values in run.curve],
         "injections": run.injections,
+        "injections_logged": run.encounters is not None,
+        "dynamics": None if measured is None else dynamics.summarise(measured),
     }
+
+
+def comparison(one: Run, other: Run, first: Dynamics | None, second: Dynamics | None) -> dict[str, Any]:
+    """Paired differences, `other` minus `one`, of all that both have."""
+    f = compare_forgotten([one], [other])
+    labels = [k for k in one.losses_before if len(other.losses_before.get(k, ())) == len(one.losses_before[k])]
+    both = first is not None and second is not None and first.probes.same(second.probes)
+    return {
+        "from": one.name,
+        "to": other.name,
+        **{name: found.as_json() for name, found in compare([one], [other]).items()},
+        "by_setting_and_kind": {
+            f"{s}_{k}": {name: found.as_json() for name, found in compare([one], [other], s, k).items()}
+            for s, k in one.before.sums
+        },
+        "F": None if f is None else f.as_json(),
+        "loss_rise": {label: compare_loss_rise([one], [other], label).as_json() for label in labels},
+        "dynamics": dynamics.compare(first, second) if both and first and second else None,
+    }
+
+
+# --- table -------------------------------------------------------------------------------------------------------
+
+
+def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table's numbers, a row a run, an estimate as three columns; None where a run has not got it."""
+    labels = dict.fromkeys(label for run in result["runs"] for label in run["loss_rise"])
+    found = []
+    for run in result["runs"]:
+        downstream, of_all = run["downstream"] or {}, ((run["dynamics"] or {}).get("groups") or {}).get("all") or {}
+        named = {
+            "K_before": run["K_before"],
+            "K_after": run["K_after"],
+            "A": run["A"],
+            "A_against_original": run["A_against_original"],
+            **{key: downstream.get(key) for key in ("P_before", "P_after", "F")},
+            "effectivity": of_all.get("effectivity"),
+            "a": (of_all.get("decay") or {}).get("a"),
+            **{f"rise of {label}": run["loss_rise"].get(label) for label in labels},
+        }
+        row: dict[str, Any] = {"run": run["run"], "start": run["start"], "step": run["step"]}
+        for name, estimate in named.items():
+            for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
+                row[name + suffix] = None if estimate is None else estimate[part]
+        found.append(row)
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """A line a run; what no run has is left out."""
+    found = rows(result)
+    shown = {  # column -> (head, digits, with its interval)
+        "K_before": ("K before", 4, False),
+        "K_after": ("K after", 4, False),
+        "A": ("A %", 2, True),
+        "A_against_original": ("A % of original", 2, True),
+        "P_before": ("P before", 4, False),
+        "P_after": ("P after", 4, False),
+        "F": ("F %", 2, True),
+        "effectivity": ("effectivity", 4, True),
+        "a": ("a", 4, True),
+        **{
+            name: (f"{name} %", 2, True)
+            for name in found[0]
+            if name.startswith("rise of ") and f"{name} low" in found[0]
+        },
+    }
+    shown = {name: how for name, how in shown.items() if any(row[name] is not None for row in found)}
+    lines = [["run", "start", "step", *(head for head, _, _ in shown.values())]]
+    for row in found:
+        start = "?" if row["start"] is None else str(row["start"])
+        cells = [_cell(row, name, digits, interval) for name, (_, digits, interval) in shown.items()]
+        lines.append([row["run"], start, str(row["step"]), *cells])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def _cell(row: dict[str, Any], name: str, digits: int, interval: bool) -> str:
+    if row[name] is None:
+        return "-"
+    sign = "+" if interval else ""
+    return f"{row[name]:{sign}.{digits}f}" + (
+        f" [{_end(row[name + ' low'], digits)}, {_end(row[name + ' high'], digits)}]" if interval else ""
+    )
+
+
+def _end(value: float | None, digits: int) -> str:
+    return "?" if value is None else f"{value:+.{digits}f}"
+
+
+def differences(result: dict[str, Any]) -> list[str]:
+    """A line for every run but the first."""
+    lines = []
+    for found in result["comparisons"]:
+        of_all = (found["dynamics"] or {}).get("all") or {}
+        named = {
+            "A": (found["A"], " points", 2),
+            "K after": (found["K_after"], "", 4),
+            "F": (found["F"], " points", 2),
+            "effectivity": (of_all.get("effectivity"), "", 4),
+            "a": (of_all.get("a"), "", 4),
+            **{f"rise of {label}": (rise, " points", 2) for label, rise in found["loss_rise"].items()},
+        }
+        parts = [
+            f"{name} {e['value']:+.{digits}f}{unit} [{_end(e['low'], digits)}, {_end(e['high'], digits)}]"
+            for name, (e, unit, digits) in named.items()
+            if e is not None
+        ]
+        lines.append(f"{found['to']} minus {found['from']}: {', '.join(parts)}")
+    return lines
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader of the table must know of these runs."""
+    found = []
+    for run in result["runs"]:
+        said = []
+        if run["first_step"] > 0:
+            said.append(f"was first evaluated at step {run['first_step']}; eval_on_load gives the start itself")
+        steps = {f"the loss of {label}": pair for label, pair in run["loss_steps"].items()}
+        if run["downstream_steps"]:
+            steps["downstream accuracy"] = run["downstream_steps"]
+        for name, (before, after) in steps.items():
+            if (before, after) != (run["first_step"], run["step"]):
+                said.append(f"{name} is of steps {before} and {after}")
+        said += _notes_of_dynamics(run)
+        found += [f"note: {run['run']}: {text}" for text in said]
+    if len({run["step"] for run in result["runs"]}) > 1:
+        found.append("note: the runs were evaluated up to different steps; their differences hold that too")
+    return found
+
+
+def _notes_of_dynamics(run: dict[str, Any]) -> list[str]:
+    measured = run["dynamics"]
+    if measured is None:
+        if not run["injections"]:
+            return []
+        why = "holds no entry that is probed" if run["injections_logged"] else "is missing (an older run)"
+        return [f"injections.jsonl {why}; effectivity and retainability need it"]
+    said, coverage, window = [], measured["coverage"], measured["window"]
+    pairs, of_all = coverage["pairs"], measured["groups"]["all"]
+    if coverage["measured"] < pairs:
+        said.append(
+            f"of {pairs} pairs of probe and injection {coverage['no_table_before']} have no table in the {window} "
+            f"steps before, {coverage['no_table_after']} none in those from it; probing windows give them"
+        )
+    if coverage["just_before"] < coverage["measured"]:
+        count = coverage["measured"] - coverage["just_before"]
+        said.append(f"{count} of {coverage['measured']} effectivities are against a table older than the step before")
+    looked_at = pairs - coverage["no_table_after"]
+    if looked_at and coverage["tables"] < looked_at * window / 2:
+        said.append(f"a maximum is over {coverage['tables'] / looked_at:.1f} tables of the {window} steps on average")
+    if coverage["cut_short"]:
+        said.append(
+            f"{coverage['cut_short']} of {pairs} windows end beyond the newest table; their maxima are of what is there"
+        )
+    if of_all["nothing_acquired"] or of_all["not_known"]:
+        said.append(
+            f"of {of_all['probes']} probes {of_all['nothing_acquired']} acquired nothing and have no retainability, "
+            f"{of_all['not_known']} lack a table for it"
+        )
+    low, high = measured["fit_range"]
+    lacking = [s for s in SETTINGS if s in measured["groups"] and measured["groups"][s]["decay"] is None]
+    if lacking:
+        when = f"{low} or more" if high is None else f"{low} to {high:.0f}"
+        said.append(f"no decay constant of {', '.join(lacking)}: fewer than two tables {when} steps after their maxima")
+    return said
 
 
 # --- command -----------------------------------------------------------------------------------------------------
 
 
-def table(summaries: Sequence[dict[str, Any]]) -> str:
-    """A line a run."""
-    width = max(len(s["run"]) for s in summaries)
-    lines = [f"{'run':{width}}  K before   K after   A %  [95 %]             held-out loss rise %, F %"]
-    for s in summaries:
-        a, rises = s["A"], ", ".join(f"{k} {v['value']:+.2f}" for k, v in s["loss_rise"].items())
-        f = "" if s["downstream"] is None else f", F {s['downstream']['F']:+.2f}"
-        lines.append(
-            f"{s['run']:{width}}  {s['K_before']:8.4f}  {s['K_after']:8.4f}  {a['value']:+5.2f} "
-            f"[{a['low']:+.2f}, {a['high']:+.2f}]   {rises}{f}"
-        )
-    return "\n".join(lines)
+def _window(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _factor(text: str) -> float:
+    factor = 0.0 if text == "none" else float(text)
+    if not 0 <= factor < math.inf:
+        raise ValueError
+    return factor
+
+
+def _range(text: str) -> tuple[int, float]:
+    low, _, high = text.partition("-")
+    found = int(low), int(high) if high else math.inf
+    if not 1 <= found[0] < found[1]:
+        raise ValueError
+    return found
+
+
+_window.__name__, _factor.__name__, _range.__name__ = "window", "outlier_factor", "fit_range"  # of argparse's errors
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m analysis.acquisition", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="save_folder of a training run")
-    parser.add_argument("--output", type=Path, help="folder for acquisition.json and the figures")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"save_folder of a run, or one {RESULT}")
+    parser.add_argument("--output", type=Path, help=f"folder for {RESULT}, acquisition.csv and the figures")
+    parser.add_argument(
+        "--window", type=_window, default=50, help="steps from an injection to its maximum: %(default)s"
+    )
+    parser.add_argument(
+        "--outlier_factor",
+        type=_factor,
+        default=1.5,
+        help="of interquartile ranges, beyond which effectivities and retainabilities are left out; 0 or none: no such",
+    )
+    parser.add_argument(
+        "--fit_range",
+        type=_range,
+        default=(1, math.inf),
+        metavar="A-B",
+        help="steps after the maximum to fit; `A-`: from A",
+    )
     return parser.parse_args(argv)
+
+
+def _measure_all(folders: Sequence[Path], options: dynamics.Options) -> dict[str, Any]:
+    runs = [read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):  # runs of several seeds, say, in folders of one name
+        runs = [replace(run, name=str(folder)) for run, folder in zip(runs, folders)]
+    measured = [measure(run, options) for run in runs]
+    return {
+        "runs": [summarise(run, of_run) for run, of_run in zip(runs, measured)],
+        "comparisons": [comparison(runs[0], run, measured[0], of_run) for run, of_run in zip(runs[1:], measured[1:])],
+        "resamples": estimates.RESAMPLES,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
+    if not isinstance(result, dict) or not {"runs", "comparisons"} <= result.keys():
+        raise ValueError(f"{path}: not what this command wrote")
+    return result
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    partial = folder / f".{name}.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / name)
 
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
-    runs = [read_run(folder) for folder in args.runs]
-    if len({run.name for run in runs}) < len(runs):  # runs of several seeds, say, in folders of one name
-        runs = [replace(run, name=str(folder)) for run, folder in zip(runs, args.runs)]
-    summaries = [summarise(run) for run in runs]
-    print(table(summaries))
-    for run in runs:
-        if run.first_step > 0:
-            print(f"note: {run.name} was first evaluated at step {run.first_step}; eval_on_load gives the start itself")
-    comparisons = []
-    for run in runs[1:]:
-        found = compare(runs[:1], [run])
-        comparisons.append({"from": runs[0].name, "to": run.name, **{k: e.as_json() for k, e in found.items()}})
-        a = found["A"]
-        print(f"{run.name} minus {runs[0].name}: A {a.value:+.2f} points [{a.low:+.2f}, {a.high:+.2f}]")
+    if args.output is not None:
+        check_writable(args.output)
+    again = args.runs[0].is_file()
+    if again and len(args.runs) > 1:
+        raise ConfigurationError(f"{args.runs[0]}: a file of results stands alone; runs are folders")
+    options = dynamics.Options(args.window, args.outlier_factor, args.fit_range)
+    result = _read(args.runs[0]) if again else _measure_all(args.runs, options)
+    for text in (table(result), *notes(result), *differences(result)):
+        print(text)
     if args.output is not None:
         from analysis.figures import save_acquisition
 
         args.output.mkdir(parents=True, exist_ok=True)
-        result = {"runs": summaries, "comparisons": comparisons, "resamples": RESAMPLES}
-        partial = args.output / ".acquisition.json.partial"
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(args.output / "acquisition.json")
+        _write(args.output, RESULT, json.dumps(result) + "\n")
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(rows(result)[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows(result))
+        _write(args.output, "acquisition.csv", buffer.getvalue())
         save_acquisition(result, args.output)
 
 

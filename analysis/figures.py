@@ -13,10 +13,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from olmo.knowledge.entries import SETTINGS
 
 BLUES = ("#9ecae1", "#4292c6", "#08306b")  # early, middle, last checkpoint
 ORANGES = ("#fdae6b", "#e6550d")  # resuscitated, q = 1 and q = 2
 GREY = "#7f7f7f"
+KIND_COLORS = {"memorization": "#08306b", "semantic": "#e6550d", "composition": "#31a354"}
 
 plt.rcParams.update(
     {
@@ -197,8 +202,125 @@ def probes_over_steps(
     return figure
 
 
+def probes_by_part(runs: Sequence[dict[str, Any]], colors: Sequence[Any], parts: Sequence[Sequence[str]]) -> Figure:
+    """Log-probability over steps, a panel for each of `parts`, rows of names of measures such as K_once_semantic; a
+    mark at every injection.
+
+    runs: `run`, `curve`, a list of {step, measure: value, ...}, and `injections`, steps.
+    """
+    injections = sorted({step for run in runs for step in run["injections"]})  # a control has none
+    size = (1.2 + 3.4 * len(parts[0]), 1.2 + 2.4 * len(parts))
+    figure, panels = plt.subplots(len(parts), len(parts[0]), figsize=size, sharex=True, squeeze=False)
+    for axes, measure in zip(panels.flat, (measure for row in parts for measure in row)):
+        for step in injections:
+            axes.axvline(step, color=GREY, linewidth=0.7, linestyle=":")
+        for run, color in zip(runs, colors):
+            points = [p for p in run["curve"] if measure in p]
+            few = len(points) <= 40
+            axes.plot(
+                [p["step"] for p in points],
+                [p[measure] for p in points],
+                color=color,
+                linewidth=1.2,
+                marker="o" if few else None,
+                markersize=3,
+            )
+        axes.set_title(measure.removeprefix("K_").replace("_", ", "), fontsize=9)
+    figure.supxlabel("step of training (dotted: injection)", fontsize=10)
+    figure.supylabel("log-probability of the target span", fontsize=10)
+    _legend_of_runs(figure, runs, colors)
+    return figure
+
+
+def _legend_of_runs(figure: Figure, runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> None:
+    handles = [Line2D([], [], color=color, marker="o", markersize=4, label=r["run"]) for r, color in zip(runs, colors)]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(runs), 3), fontsize=8)
+
+
+def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> Figure:
+    """A, F and the rise of the first held-out loss over the pretraining steps from which runs started, as far as there
+    is any; side by side where a step is not known.
+
+    runs: `run`, `start`, and the estimates `A`, `downstream`.`F` (or None) and `loss_rise`.
+    """
+    labels = list(dict.fromkeys(label for run in runs for label in run["loss_rise"]))[:1]
+    measures = {
+        "A, %": [run["A"] for run in runs],
+        "F, %": [(run["downstream"] or {}).get("F") for run in runs],
+        **{f"rise of held-out {label} loss, %": [run["loss_rise"].get(label) for run in runs] for label in labels},
+    }
+    measures = {name: found for name, found in measures.items() if any(found)}
+    figure, panels = plt.subplots(1, len(measures), figsize=(1 + 4.2 * len(measures), 3.8), squeeze=False)
+    starts = [run["start"] for run in runs]
+    known = None not in starts
+    places = starts if known else list(range(len(runs)))
+    for axes, (name, estimates) in zip(panels.flat, measures.items()):
+        for place, estimate, color in zip(places, estimates, colors):
+            if estimate is not None:
+                _error_bar(axes, place, estimate, color)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_title(name)
+        axes.margins(x=0.1)
+        if known:
+            axes.set_xlabel("pretraining step of the start")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        else:
+            axes.set_xticks(places, [run["run"] for run in runs], rotation=20, ha="right")
+    figure.supylabel("95 % interval", fontsize=10)
+    _legend_of_runs(figure, runs, colors)
+    return figure
+
+
+def _error_bar(axes: Axes, place: float, estimate: dict[str, Any], color: Any) -> None:
+    """An estimate with its interval, as far as that is known."""
+    value = estimate["value"]
+    ends = [value if estimate[end] is None else estimate[end] for end in ("low", "high")]
+    lengths = [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]
+    axes.errorbar([place], [value], lengths, color=color, marker="o", markersize=6, capsize=4)
+
+
+def retainability(runs: Sequence[dict[str, Any]]) -> Figure:
+    """Mean retainability over the time since the maximum, on a log axis, with its intervals and the line of its fit: a
+    row of panels a run, a column a setting that has any, a colour a kind of probe. The larger a point, the more values
+    it is the mean of.
+
+    runs: `run` and `dynamics`.`groups`, named {setting}_{kind}, with `retainability` (at, mean, low, high) and `decay`.
+    """
+    groups = [item for run in runs for item in run["dynamics"]["groups"].items()]
+    settings = [s for s in SETTINGS if any(name == s and group["retainability"]["at"] for name, group in groups)]
+    size = (1.2 + 4.2 * len(settings), 0.8 + 3.2 * len(runs))
+    figure, panels = plt.subplots(len(runs), len(settings), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for row, run in zip(panels, runs):
+        for axes, setting in zip(row, settings):
+            for kind, color in KIND_COLORS.items():
+                group = run["dynamics"]["groups"].get(f"{setting}_{kind}")
+                if group is not None and group["retainability"]["at"]:
+                    _decay_of(axes, group, kind, color)
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.set(xscale="log", ylim=(-0.25, 1.25))
+            axes.set_title(f"{run['run']}: {setting}", fontsize=9)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=8, loc="upper right")
+    figure.supxlabel("steps since the maximum after the last injection, t", fontsize=10)
+    figure.supylabel("mean retainability R(q, t)", fontsize=10)
+    return figure
+
+
+def _decay_of(axes: Axes, group: dict[str, Any], kind: str, color: str) -> None:
+    curve, fit = group["retainability"], group["decay"]
+    label = kind if fit is None else f"{kind}, a = {fit['a']['value']:.3f}"
+    sizes = [number / max(curve["values"]) for number in curve["values"]]
+    low, high = ([math.nan if end is None else end for end in curve[name]] for name in ("low", "high"))
+    axes.vlines(curve["at"], low, high, color=color, alpha=0.4, linewidths=[1.5 * size for size in sizes])
+    axes.scatter(curve["at"], curve["mean"], [12 * size for size in sizes], color=color, linewidth=0, label=label)
+    if fit is not None:
+        axes.plot(*zip(*fit["line"]), color=color, linewidth=1.5, linestyle="--")
+
+
 def save_acquisition(result: dict[str, Any], folder: Path) -> None:
-    """The figures of analysis.acquisition: A and loss rise of each run, and the log-probabilities over steps."""
+    """The figures of acquisition.json (analysis.acquisition): A and what was forgotten of each run, and over the stage
+    of pretraining; log-probabilities over steps; retainability."""
     runs, palette = result["runs"], plt.colormaps["viridis"]
     colors = [palette(0.85 * i / max(len(runs) - 1, 1)) for i in range(len(runs))]
     labels = [label for label in runs[0]["loss_rise"] if all(label in r["loss_rise"] for r in runs)]
@@ -208,6 +330,11 @@ def save_acquisition(result: dict[str, Any], folder: Path) -> None:
             for r, c in zip(runs, colors)
         ]
         save(acquisition_and_forgetting(rows, labels[0]), folder / "acquisition_and_forgetting")
-    curves = [{"name": r["run"], "color": c, "curve": r["curve"]} for r, c in zip(runs, colors)]
-    injections = sorted({step for r in runs for step in r["injections"]})  # a control has none
-    save(probes_over_steps(curves, injections, "K", "Probes during training"), folder / "probes_over_steps")
+    if len(runs) > 1:
+        save(outcomes_over_pretraining(runs, colors), folder / "outcomes_over_pretraining")
+    asked = {name for run in runs for point in run["curve"] for name in point}
+    parts = [[f"K_{s}_{kind}" for kind in KIND_COLORS] for s in SETTINGS if f"K_{s}" in asked]
+    save(probes_by_part(runs, colors, parts), folder / "probes_over_steps")
+    measured = [run for run in runs if run["dynamics"] is not None]
+    if any(group["retainability"]["at"] for run in measured for group in run["dynamics"]["groups"].values()):
+        save(retainability(measured), folder / "retainability")

@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 
 from analysis import figures
-from analysis.acquisition import (
-    TASKS,
-    Estimate,
-    Run,
+from analysis.estimates import Estimate, widen
+from analysis.outcomes import (
     acquired,
     acquired_against_original,
     compare,
@@ -29,10 +27,9 @@ from analysis.acquisition import (
     compare_loss_rise,
     forgotten,
     loss_rise,
-    read_run,
     strata,
-    widen,
 )
+from analysis.runs import TASKS, Run, read_run
 from analysis.series import paired_difference
 from olmo.exceptions import Parser, exit_status
 from olmo.memory import jackknife_error
@@ -129,7 +126,7 @@ def gather(folder: Path) -> dict[str, Any]:
             "A_by_setting": {s: acquired(group, s).as_json() for s in settings},
             "A_by_kind": {k: acquired(group, None, k).as_json() for k in kinds},
             "loss_rise": {label: loss_rise(group, label).as_json() for label in group[0].losses_before},
-            "downstream": [forgotten(r) for r in group],
+            "downstream": forgotten(group),
             "accuracy": {
                 task: {
                     "before": float(np.mean([r.accuracy_before[task] for r in group])),
@@ -352,15 +349,16 @@ def _downstream_table(report: dict[str, Any]) -> str:
     for task in first["accuracy"]:
         accuracies = [c["accuracy"][task] for c in conditions]
         rows.append((task, *(_above_chance(a["before"], a["after"], a["chance"]) for a in accuracies)))
-    if all(d is not None for c in conditions for d in c["downstream"]):
-        means = [{k: float(np.mean([d[k] for d in c["downstream"]])) for k in c["downstream"][0]} for c in conditions]
-        rows.append(("<b>P</b>", *(_above_chance(m["P_before"], m["P_after"], m["P_chance"]) for m in means)))
-        rows.append(("<b>F, %</b>", *(f"{m['F']:+.2f}" for m in means)))
+    found = [c["downstream"] for c in conditions]
+    if all(found):
+        ends = [(d["P_before"]["value"], d["P_after"]["value"], d["P_chance"]) for d in found]
+        rows.append(("<b>P</b>", *(_above_chance(*end) for end in ends)))
+        rows.append(("<b>F, %</b>", *(_interval(d["F"]) for d in found)))
     table = _table(("accuracy minus chance", *(c["name"] for c in conditions)), rows, "numbers")
     return (
         "<p>Downstream accuracy minus that of guessing, before → after; P is the mean of the six tasks, a few "
-        "hundred questions each, so differences of some points are noise. A model this small may only guess, so the "
-        "held-out loss measures forgetting here.</p>"
+        "hundred questions each, so differences of some points are noise; the interval of F is over tasks. A model "
+        "this small may only guess, so the held-out loss measures forgetting here.</p>"
         f"{table}"
     )
 

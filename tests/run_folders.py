@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 KINDS = ("memorization", "semantic", "composition")
 TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P
 
+# One number an entry, of different sizes so that weighing the settings alike would give another K.
+BEFORE = {"paraphrase": [-4.0, -5.0, -7.0], "once": [-6.0, -9.0, -3.0, -5.0, -8.0]}
+AFTER = {"paraphrase": [-2.0, -1.5, -3.0], "once": [-5.5, -8.0, -3.5, -5.0, -6.0]}
+
 
 def probe_table(
     levels: Mapping[str, Sequence[float] | NDArray], per_kind: int = 5, spread: float = 0.0, seed: int = 0
@@ -70,3 +74,17 @@ def write_run(
     lines.sort(key=lambda line: line["step"])
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def write_injections(folder: Path, rounds: Mapping[int, Sequence[str]]) -> None:
+    """injections.jsonl of a run: the names of the entries that entered, by step."""
+    lines = [
+        {
+            "step": step,
+            "round": number,
+            "tokens": 8 * len(names),
+            "texts": [{"entry": name, "row": row, "tokens": 8} for row, name in enumerate(names)],
+        }
+        for number, (step, names) in enumerate(sorted(rounds.items()), start=1)
+    ]
+    (folder / "injections.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,8 +1,11 @@
-"""Acquisition and forgetting against direct computations from the tables, and the intervals' properties."""
+"""The command: its table, its notes, its files, its errors; and real runs from beginning to end."""
 
+import csv
 import functools
+import itertools
 import json
-import math
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,359 +14,34 @@ import numpy as np
 import pandas
 import pytest
 
-from analysis import acquisition
-from analysis.acquisition import (
-    acquired,
-    acquired_against_original,
-    bootstrap,
-    compare,
-    compare_loss_after,
-    compare_loss_rise,
-    forgotten,
-    loss_rise,
-    percent_change,
-    read_run,
-    strata,
-    summarise,
-)
-from olmo.config import TrainConfig
-from olmo.eval.evaluators import Evaluation
-from olmo.eval.probes import ProbeTable
+from analysis import acquisition, estimates
+from analysis.outcomes import acquired, compare, forgotten
+from analysis.runs import read_run
 from olmo.exceptions import exit_status
-from olmo.knowledge.entries import Probe
-from olmo.reporting import Reporter
-from tests.run_folders import KINDS, TASKS, direct_k, probe_table, write_run
+from tests.run_folders import AFTER, BEFORE, TASKS, direct_k, probe_table, write_injections, write_run
+from tests.running import train, write_world
 
 command = functools.partial(exit_status, acquisition.main)
 ROOT = Path(__file__).resolve().parents[2]
-# One number an entry, of different sizes so that weighing the settings alike would give another K.
-BEFORE = {"paraphrase": [-4.0, -5.0, -7.0], "once": [-6.0, -9.0, -3.0, -5.0, -8.0]}
-AFTER = {"paraphrase": [-2.0, -1.5, -3.0], "once": [-5.5, -8.0, -3.5, -5.0, -6.0]}
 
 
 @pytest.fixture(autouse=True)
 def _fewer_resamples(monkeypatch):
-    monkeypatch.setattr(acquisition, "RESAMPLES", 1000)
+    monkeypatch.setattr(estimates, "RESAMPLES", 1000)
 
 
-def varied(size: int, level: float, deviation: float, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(level, deviation, size)
+@pytest.fixture
+def no_figures(monkeypatch):
+    """They take most of the time."""
+    monkeypatch.setattr("analysis.figures.save_acquisition", lambda result, folder: None)
 
 
-def knowledge_run(folder: Path, before: dict, after: dict, **extra) -> acquisition.Run:
-    return read_run(write_run(folder, {0: probe_table(before), 20: probe_table(after)}, **extra))
-
-
-# --- K and A -----------------------------------------------------------------------------------------------------
-
-
-def test_k_and_a_equal_a_direct_computation(tmp_path):
-    """Of everything, of each setting and of each kind, from probes that all differ."""
-    before, after = probe_table(BEFORE, spread=0.7, seed=1), probe_table(AFTER, spread=0.7, seed=2)
-    run = read_run(write_run(tmp_path / "run", {0: before, 20: after}))
-    found = summarise(run)
-    assert found["step"] == 20
-    assert found["K_before"] == pytest.approx(direct_k(before), rel=1e-12)
-    assert found["K_after"] == pytest.approx(direct_k(after), rel=1e-12)
-
-    def direct_a(choose) -> float:
-        first, last = direct_k(before[choose(before)]), direct_k(after[choose(after)])
-        return 100 * (last - first) / abs(first)
-
-    assert found["A"]["value"] == pytest.approx(direct_a(lambda t: t.entry >= 0), rel=1e-12)
-    assert set(found["A_by_setting"]) == set(BEFORE)
-    for setting, estimate in found["A_by_setting"].items():
-        assert estimate["value"] == pytest.approx(direct_a(lambda t, s=setting: t.setting == s), rel=1e-12)
-    assert set(found["A_by_kind"]) == set(KINDS)
-    for kind, estimate in found["A_by_kind"].items():
-        assert estimate["value"] == pytest.approx(direct_a(lambda t, k=kind: t.kind == k), rel=1e-12)
-
-
-def test_settings_weigh_as_much_as_they_have_entries(tmp_path):
-    """method.md section 4, in numbers that can be checked by hand: K = (3 * -16/3 + 5 * -31/5) / 8."""
-    run = knowledge_run(tmp_path / "run", BEFORE, AFTER)
-    assert summarise(run)["K_before"] == pytest.approx(-47 / 8)
-    assert acquired([run]).value == pytest.approx(100 * (47 - 34.5) / 47)
-
-
-def test_every_probe_of_an_entry_weighs_alike(tmp_path):
-    """Also where an entry has fewer probes of one kind, or none; and the trainer's own K says the same."""
-    before, after = probe_table(BEFORE, spread=1.0, seed=1), probe_table(AFTER, spread=1.0, seed=2)
-    gone = (before.kind == "semantic") & (before["index"] > 1)
-    gone |= (before.kind == "composition") & (before.setting == "once") & (before.entry == 4)
-    before, after = before[~gone], after[~gone]
-    run = read_run(write_run(tmp_path / "run", {0: before, 20: after}))
-    assert summarise(run)["K_before"] == pytest.approx(direct_k(before), rel=1e-12)
-    assert summarise(run)["K_after"] == pytest.approx(run.curve[-1][1]["K"], rel=1e-12)
-    last_of_once = before[(before.setting == "once") & (before.entry == 4)].mean_log_prob.mean()
-    assert run.before.entries("once")[4] == pytest.approx(last_of_once, rel=1e-12)
-
-
-def test_a_kind_that_only_one_setting_has(tmp_path):
-    """An interval needs the numbers of entries that were probed with this kind."""
-    before, after = (probe_table(x)[lambda t: (t.setting == "once") | (t.kind != "semantic")] for x in (BEFORE, AFTER))
-    run = read_run(write_run(tmp_path / "run", {0: before, 20: after}))
-    assert strata(run, None, "semantic") == [5]
-    assert strata(run) == [3, 5]
-    assert summarise(run)["A_by_kind"]["semantic"]["value"] == acquired([run], "once").value
-
-
-@pytest.mark.parametrize(("gain", "sign"), [(0.5, 1), (-0.5, -1)])
-def test_a_is_positive_when_knowledge_was_gained(tmp_path, gain, sign):
-    after = {s: np.add(levels, gain) for s, levels in BEFORE.items()}
-    estimate = acquired([knowledge_run(tmp_path / "run", BEFORE, after)])
-    assert sign * estimate.low > 0 and sign * estimate.high > 0
-    assert estimate.low <= estimate.value <= estimate.high
-
-
-def test_a_against_the_weights_before_resuscitation(tmp_path):
-    """The edited start is worse; A against it looks like a gain, A against the original weights does not."""
-    edited = {s: np.subtract(levels, 1.0) for s, levels in BEFORE.items()}
-    run = knowledge_run(tmp_path / "run", edited, BEFORE, original=probe_table(BEFORE))
-    k_original, k_edited = direct_k(probe_table(BEFORE)), direct_k(probe_table(edited))
-    assert acquired([run]).value == pytest.approx(100 * (k_original - k_edited) / abs(k_edited))
-    assert acquired_against_original([run]).value == pytest.approx(0.0, abs=1e-12)
-    assert summarise(run)["K_original"] == pytest.approx(k_original)
-    plain = knowledge_run(tmp_path / "plain", BEFORE, AFTER)
-    assert acquired_against_original([plain]) is None
-    assert acquired_against_original([run, plain]) is None
-
-
-# --- forgetting --------------------------------------------------------------------------------------------------
-
-
-def test_p_and_f_equal_a_direct_computation(tmp_path):
-    first = dict(zip(TASKS, (0.3, 0.5, 0.6, 0.25, 0.26, 0.31)))
-    last = dict(zip(TASKS, (0.28, 0.52, 0.55, 0.25, 0.25, 0.3)))
-    tables = {0: probe_table(BEFORE), 10: probe_table(AFTER), 20: probe_table(AFTER)}
-    # A task that is none of P's six must not enter it.
-    accuracy = {0: {**first, "copa": 0.9}, 20: {**last, "copa": 0.1}}
-    run = read_run(write_run(tmp_path / "run", tables, accuracy=accuracy))
-    p_before, p_after = sum(first.values()) / 6, sum(last.values()) / 6
-    assert forgotten(run) == pytest.approx(
-        {"P_before": p_before, "P_after": p_after, "P_chance": 0.25, "F": 100 * (p_before - p_after) / p_before}
-    )
-    assert forgotten(run)["F"] > 0  # performance was lost
-
-
-def test_no_f_without_all_six_tasks(tmp_path):
-    tables = {0: probe_table(BEFORE), 20: probe_table(AFTER)}
-    five = dict.fromkeys(TASKS[:5], 0.5)
-    run = read_run(write_run(tmp_path / "run", tables, accuracy={0: five, 20: five}))
-    assert forgotten(run) is None
-    assert summarise(run)["downstream"] is None
-
-
-def test_loss_rise_equals_a_direct_computation(tmp_path):
-    tables = {0: probe_table(BEFORE), 20: probe_table(AFTER)}
-    losses = {
-        0: {"general": [4.0, 5.0, 6.0], "science": [3.0, 3.0]},
-        20: {"general": [4.5, 5.5, 6.5], "science": [2, 3]},
-    }
-    run = read_run(write_run(tmp_path / "run", tables, losses))
-    assert loss_rise([run], "general").value == pytest.approx(10.0)  # 0.5 of 5
-    assert loss_rise([run], "science").value == pytest.approx(-100 / 6)
-    assert set(summarise(run)["loss_rise"]) == {"general", "science"}
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
-def test_reads_what_the_trainer_writes(tmp_path):
-    """Through the trainer's own Reporter: tables, metrics, the evaluation of the original weights."""
-    reporter = Reporter(TrainConfig(save_folder=str(tmp_path / "run")), active=True, resume_step=None)
-    probes = [Probe(s, k, e, i, (1, 2, 3), 1) for s in BEFORE for e in range(2) for k in KINDS for i in range(5)]
-    ranks, matches = np.zeros(len(probes), dtype=np.int64), np.zeros(len(probes), dtype=bool)
-
-    def evaluation(k: float, loss: float) -> Evaluation:
-        total = np.full(len(probes), 2 * k)  # of targets of two tokens
-        table = ProbeTable(probes, np.full(len(probes), 2), total, total / 2, ranks, matches)
-        metrics = {"eval/K": k, "eval/downstream/sciq_acc": 0.5, "eval/downstream/sciq_chance": 0.25}
-        return Evaluation(metrics, table, {"general": np.array([loss, loss + 1])})
-
-    reporter.evaluation(0, evaluation(-4.0, 3.0), prefix="original")
-    reporter.evaluation(0, evaluation(-5.0, 3.5))
-    reporter.metrics(10, {"train/CrossEntropyLoss": 2.0, "injection/round": 1.0})
-    reporter.evaluation(20, evaluation(-3.0, 3.7))
-    reporter.close()
-    found = summarise(read_run(tmp_path / "run"))
-    assert (found["K_original"], found["K_before"], found["K_after"]) == (-4.0, -5.0, -3.0)
-    assert found["A"]["value"] == pytest.approx(40.0) and found["A_against_original"]["value"] == pytest.approx(25.0)
-    assert found["loss_rise"]["general"]["value"] == pytest.approx(5.0)
-    assert found["injections"] == [10]
-    assert found["curve"] == [{"step": 0, "K": -5.0}, {"step": 20, "K": -3.0}]
-    assert (found["accuracy_before"], found["chance"]) == ({"sciq": 0.5}, {"sciq": 0.25})
-
-
-def test_before_and_after_are_the_first_and_the_newest_step(tmp_path):
-    """By number: step 90 comes before step 100."""
-    tables = {step: probe_table({"once": [-float(step) - 1]}) for step in (0, 90, 100)}
-    run = read_run(write_run(tmp_path / "run", tables))
-    assert (run.step, run.before.entries()[0], run.after.entries()[0]) == (100, -1.0, -101.0)
-
-
-def test_a_run_that_is_still_going(tmp_path):
-    """Its last line half written, and tables of an evaluation whose line is not there yet: step 20 counts."""
-    folder = write_run(tmp_path / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER), 30: probe_table(AFTER)})
-    metrics = folder / "metrics.jsonl"
-    text = metrics.read_text()
-    cut = text.index('"step": 30') + 30
-    assert "\n" not in text[cut - 5 : cut]
-    metrics.write_text(text[:cut])
-    assert read_run(folder).step == 20
-
-
-def test_an_evaluation_of_some_probes_is_not_compared_with_one_of_all(tmp_path):
-    """Evaluators of different intervals: at step 30 only one kind was due."""
-    some = probe_table(AFTER)[lambda t: t.kind == "memorization"]
-    folder = write_run(tmp_path / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER), 30: some})
-    assert read_run(folder).step == 20
-    other = write_run(tmp_path / "other", {0: probe_table(BEFORE), 30: some})
-    with pytest.raises(ValueError, match="no evaluation after step 0 has the same probes"):
-        read_run(other)
-
-
-def test_losses_that_the_newest_evaluation_lacks_are_left_out(tmp_path):
-    tables = {0: probe_table(BEFORE), 20: probe_table(AFTER)}
-    losses = {0: {"general": [4.0, 5.0], "rare": [1.0]}, 20: {"general": [4.5, 5.5]}}
-    assert set(summarise(read_run(write_run(tmp_path / "run", tables, losses)))["loss_rise"]) == {"general"}
-
-
-# --- intervals ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("statistic", ["mean", "A"])
-def test_an_interval_holds_the_truth_as_often_as_it_says(statistic):
-    """200 repetitions; of a binomial of 200 at 95 %, 88 to 99 % leaves out far less than one in a thousand."""
-    generator, covered = np.random.default_rng(0), 0
-    for _ in range(200):
-        before = generator.normal(-6, 2, 80)
-        after = before + generator.normal(1, 1, 80)
-        if statistic == "mean":
-            estimate, truth = bootstrap([before[None]], lambda mean: mean), -6.0
-        else:
-            estimate, truth = bootstrap([before[None], after[None]], percent_change), 100 / 6
-        covered += estimate.low <= truth <= estimate.high
-    assert 0.88 <= covered / 200 <= 0.99
-
-
-def test_entries_are_drawn_within_their_setting():
-    """Two settings far apart, without variation inside: nothing varies, unless the numbers of each were drawn."""
-    values = np.array([[-1.0] * 20 + [-9.0] * 30])
-    within = bootstrap([values], lambda mean: mean, [20, 30])
-    assert within.low == pytest.approx(within.high) and within.value == pytest.approx(-5.8)
-    free = bootstrap([values], lambda mean: mean)
-    assert free.high - free.low > 1
-
-
-def test_differences_are_paired_over_entries(tmp_path):
-    """Entries differ much, the two runs' gains little: pairing takes the entries' differences out."""
-    before = {"paraphrase": varied(30, -6, 2, 0), "once": varied(40, -7, 2, 1)}
-
-    def gained(gain: float, seed: int) -> dict:
-        return {s: levels + gain + varied(len(levels), 0, 0.05, seed) for s, levels in before.items()}
-
-    one = knowledge_run(tmp_path / "one", before, gained(1.0, 2))
-    other = knowledge_run(tmp_path / "other", before, gained(1.1, 3))
-    paired = compare([one], [other])["K_after"]
-    apart = [bootstrap([r.after.entries()[None]], lambda mean: mean, strata(r)) for r in (one, other)]
-    unpaired = math.hypot(*(e.high - e.low for e in apart))
-    assert paired.high - paired.low < unpaired / 10
-    assert 0 < paired.low < 0.1 < paired.high
-    # And it is the right width: of the mean of 70 differences.
-    differences = other.after.entries() - one.after.entries()
-    assert paired.value == pytest.approx(differences.mean())
-    assert paired.high - paired.low == pytest.approx(2 * 1.96 * differences.std() / math.sqrt(70), rel=0.15)
-
-
-def test_a_comparison_is_the_second_minus_the_first(tmp_path):
-    one = knowledge_run(tmp_path / "one", BEFORE, AFTER)
-    other = knowledge_run(tmp_path / "other", AFTER, BEFORE)
-    found = compare([one], [other])
-    assert found["A"].value == pytest.approx(acquired([other]).value - acquired([one]).value)
-    assert found["K_after"].value == pytest.approx(direct_k(probe_table(BEFORE)) - direct_k(probe_table(AFTER)))
-    assert compare([one], [one])["A"] == acquisition.Estimate(0.0, 0.0, 0.0)
-
-
-def test_a_comparison_of_loss_rises_is_paired_over_instances(tmp_path):
-    tables, first = {0: probe_table(BEFORE), 20: probe_table(AFTER)}, varied(100, 5, 1, 0)
-    runs = []
-    for name, rise in (("one", 0.5), ("other", 0.75)):
-        losses = {0: {"general": first}, 20: {"general": first + rise}}
-        runs.append(read_run(write_run(tmp_path / name, tables, losses)))
-    found = compare_loss_rise(runs[:1], runs[1:], "general")
-    assert found.value == pytest.approx(100 * 0.25 / first.mean())
-    # Every instance rose by as much, so that only the mean of the first losses varies.
-    assert found.high - found.low < 0.1 * found.value
-
-
-def test_losses_after_training_do_not_favour_a_start_that_was_made_worse(tmp_path):
-    """The edited one starts at 6 instead of 5 and ends where the other does: it rose less, and is no better."""
-    tables, first = {0: probe_table(BEFORE), 20: probe_table(AFTER)}, varied(100, 5, 1, 0)
-    runs = []
-    for name, start, end in (("one", 0.0, 0.5), ("edited", 1.0, 0.5), ("better", 1.0, 0.25)):
-        losses = {0: {"general": first + start}, 20: {"general": first + end}}
-        runs.append(read_run(write_run(tmp_path / name, tables, losses)))
-    one, edited, better = ([run] for run in runs)
-    assert compare_loss_rise(one, edited, "general").high < 0
-    assert compare_loss_after(one, edited, "general") == acquisition.Estimate(0.0, 0.0, 0.0)
-    found = compare_loss_after(one, better, "general")
-    assert found.value == pytest.approx(-100 * 0.25 / first.mean())
-    assert found.low < found.value < found.high < 0
-
-
-def test_runs_with_other_entries_are_not_compared(tmp_path):
-    one = knowledge_run(tmp_path / "one", BEFORE, AFTER)
-    fewer = knowledge_run(tmp_path / "fewer", *({**x, "once": x["once"][:4]} for x in (BEFORE, AFTER)))
-    with pytest.raises(ValueError, match="one and fewer were probed with different entries"):
-        compare([one], [fewer])
-    # As many entries, but not the same ones.
-    renamed = {"once": BEFORE["paraphrase"], "paraphrase": AFTER["once"]}
-    swapped = knowledge_run(tmp_path / "swapped", renamed, renamed)
-    alone = knowledge_run(tmp_path / "alone", {"paraphrase": BEFORE["once"]}, {"paraphrase": AFTER["once"]})
-    once = knowledge_run(tmp_path / "once", {"once": BEFORE["once"]}, {"once": AFTER["once"]})
-    for first, second in ((one, swapped), (alone, once)):
-        with pytest.raises(ValueError, match="probed with different entries"):
-            compare([first], [second])
-
-
-def test_several_seeds_widen_the_interval(tmp_path):
-    """What seeds differ by is noise of the result too. One value a seed: the interval of the mean spans them."""
-    before = {"once": varied(50, -6, 0.5, 0)}
-    runs = [
-        knowledge_run(tmp_path / f"seed{i}", before, {"once": before["once"] + gain})
-        for i, gain in enumerate((0.5, 1.0, 1.5))
-    ]
-    one, all_three = acquired(runs[1:2]), acquired(runs)
-    assert all_three.value == pytest.approx(one.value, rel=0.01)
-    assert all_three.high - all_three.low > 4 * (one.high - one.low)
-    alike = acquired([runs[1]] * 3)
-    assert alike.value == pytest.approx(one.value)
-    assert alike.high - alike.low == pytest.approx(one.high - one.low, rel=0.1)
-
-
-def test_seeds_are_paired_in_a_comparison(tmp_path):
-    """What a seed does to both conditions alike is not noise of their difference."""
-    before = {"once": varied(50, -6, 0.5, 0)}
-    groups = [
-        [knowledge_run(tmp_path / f"{c}{s}", before, {"once": before["once"] + gain + seed}) for s, seed in shifts]
-        for c, gain in (("one", 1.0), ("other", 1.25))
-        for shifts in [list(enumerate((-0.5, 0.0, 0.5)))]
-    ]
-    difference = compare(*groups)["K_after"]
-    assert difference.value == pytest.approx(0.25)
-    assert difference.high - difference.low < 1e-9
-
-
-def test_intervals_are_the_same_every_time(tmp_path):
-    run = knowledge_run(tmp_path / "run", BEFORE, AFTER)
-    assert acquired([run]) == acquired([run])
-    values = varied(50, 0, 1, 0)[None]
-    other = bootstrap([values], lambda mean: mean, seed=1)
-    assert bootstrap([values], lambda mean: mean) != other
-
-
-# --- command -----------------------------------------------------------------------------------------------------
+def table_of(output: str) -> tuple[list[dict[str, str]], list[str]]:
+    """(the table's rows by its heads, the lines after it), of what was printed."""
+    lines = output.splitlines()
+    cells = [re.split(r"  +", line) for line in lines]
+    rows = [dict(zip(cells[0], row, strict=True)) for row in itertools.takewhile(lambda r: len(r) > 1, cells[1:])]
+    return rows, lines[1 + len(rows) :]
 
 
 def test_the_command_prints_a_line_a_run_and_writes_what_it_prints(tmp_path, capsys):
@@ -373,26 +51,157 @@ def test_the_command_prints_a_line_a_run_and_writes_what_it_prints(tmp_path, cap
     accuracy = {step: dict.fromkeys(TASKS, p) for step, p in ((0, 0.5), (20, 0.4))}
     one = write_run(tmp_path / "one", tables, losses, accuracy, injections=[10, 20])
     other = write_run(tmp_path / "other", worse, losses)
+    (other / "config.yaml").write_text("load_path: checkpoints/pretrained_1B/369000-unsharded\n")
     output = tmp_path / "deep" / "output"
     assert command([str(one), str(other), "--output", str(output)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["run", "one", "other", "other"]
-    assert "-5.8750" in lines[1] and "+26.60" in lines[1] and "general +10.00, F +20.00" in lines[1]
-    assert lines[3].startswith("other minus one: A -26.60 points [")
-    result = json.loads((output / "acquisition.json").read_text())
+    rows, rest = table_of(capsys.readouterr().out)
+    assert [row["run"] for row in rows] == ["one", "other"]
+    assert [row["start"] for row in rows] == ["?", "369000"]
+    assert rows[0] | {"A %": "", "run": ""} == {
+        "run": "",
+        "start": "?",
+        "step": "20",
+        "K before": "-5.8750",
+        "K after": "-4.3125",
+        "A %": "",
+        "P before": "0.5000",
+        "P after": "0.4000",
+        "F %": "+20.00 [+20.00, +20.00]",
+        "rise of general %": "+10.00 [+10.00, +10.00]",
+    }
+    assert rows[0]["A %"].startswith("+26.60 [+")
+    assert (rows[1]["F %"], rows[1]["A %"]) == ("-", "+0.00 [+0.00, +0.00]")
+    assert rest[0] == ("note: one: injections.jsonl is missing (an older run); effectivity and retainability need it")
+    [line] = rest[1:]
+    assert line.startswith("other minus one: A -26.60 points [") and ", K after -1.5625 [" in line
+    assert line.endswith("rise of general +0.00 points [+0.00, +0.00]") and "F " not in line
+
+    result = json.loads((output / "acquisition.json").read_text(), parse_constant=pytest.fail)
+    first, second = (read_run(folder) for folder in (one, other))
     assert [r["run"] for r in result["runs"]] == ["one", "other"]
-    assert result["runs"][0] == summarise(read_run(one))
-    assert result["comparisons"][0]["A"] == compare([read_run(one)], [read_run(other)])["A"].as_json()
+    assert result["runs"][0]["A"] == acquired([first]).as_json()
+    assert result["runs"][0]["downstream"] == forgotten([first])
+    assert result["runs"][0]["A_by_setting"]["once"] == acquired([first], "once").as_json()
+    assert result["runs"][0]["A_by_kind"]["semantic"] == acquired([first], None, "semantic").as_json()
+    part = result["runs"][0]["by_setting_and_kind"]["once_semantic"]
+    assert part["A"] == acquired([first], "once", "semantic").as_json()
+    assert (part["K_before"]["value"], part["K_after"]["value"]) == pytest.approx((-31 / 5, -28 / 5))
+    assert result["comparisons"][0]["A"] == compare([first], [second])["A"].as_json()
+    part = result["comparisons"][0]["by_setting_and_kind"]["once_semantic"]
+    assert part["K_after"] == compare([first], [second], "once", "semantic")["K_after"].as_json()
     assert (result["comparisons"][0]["from"], result["comparisons"][0]["to"]) == ("one", "other")
-    drawn = {p.name for p in output.iterdir()} - {"acquisition.json"}
-    stems = ("acquisition_and_forgetting", "probes_over_steps")
+    with (output / "acquisition.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert float(written[0]["A low"]) == result["runs"][0]["A"]["low"] and written[1]["F"] == ""
+    drawn = {p.name for p in output.iterdir()} - {"acquisition.json", "acquisition.csv"}
+    stems = ("acquisition_and_forgetting", "outcomes_over_pretraining", "probes_over_steps")
     assert drawn == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+
+
+def test_table_and_figures_anew_from_the_json_alone(tmp_path, capsys):
+    """The runs are gone."""
+    tables, accuracy = {0: probe_table(BEFORE), 20: probe_table(AFTER)}, {s: dict.fromkeys(TASKS, 0.5) for s in (0, 20)}
+    write_run(tmp_path / "run", tables, accuracy=accuracy, injections=[10])
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert command([str(tmp_path / "run"), "--output", str(first)]) == 0
+    said = capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run")
+    assert command([str(first / "acquisition.json"), "--output", str(again)]) == 0
+    assert capsys.readouterr().out == said
+    assert {p.name for p in again.iterdir()} == {p.name for p in first.iterdir()}
+    for name in ("acquisition.json", "acquisition.csv", "probes_over_steps.png"):
+        assert (again / name).read_bytes() == (first / name).read_bytes()
 
 
 def test_the_command_works_without_losses_and_downstream_tasks(tmp_path, capsys):
     folder = write_run(tmp_path / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER)})
     assert command([str(folder), "--output", str(tmp_path / "output")]) == 0
     assert (tmp_path / "output" / "probes_over_steps.png").is_file()
+    assert capsys.readouterr().out.count("\n") == 2  # nothing was injected, nothing is said of it
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}" / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER)})
+    assert command([str(tmp_path / f"seed{seed}" / "run") for seed in (0, 1)]) == 0
+    rows, _ = table_of(capsys.readouterr().out)
+    assert [row["run"] for row in rows] == [f"{tmp_path}/seed{seed}/run" for seed in (0, 1)]
+
+
+# --- dynamics ----------------------------------------------------------------------------------------------------
+
+
+def write_injected_run(folder: Path, slope: float = 0.2, gain: float = 1.0, last: int = 60) -> Path:
+    """Entries that gain by `gain` at step 3, and lose `slope` of it with every tenfold of the steps since."""
+    level = {s: -6.0 + gain * (s >= 3) * (1 - slope * np.log10(max(s - 3, 1))) for s in range(last + 1)}
+    names = {"paraphrase": 3, "once": 4}
+    tables = {s: probe_table({k: [v] * n for k, n in names.items()}, per_kind=2) for s, v in level.items()}
+    write_run(folder, tables, injections=[3])
+    write_injections(folder, {3: [f"{k}/{n}" for k, count in names.items() for n in range(count)]})
+    return folder
+
+
+def test_dynamics_in_table_and_json(tmp_path, capsys, no_figures):
+    runs = [
+        write_injected_run(tmp_path / name, slope, gain) for name, slope, gain in (("one", 0.2, 1), ("two", 0.3, 0.5))
+    ]
+    output = tmp_path / "output"
+    assert command([*map(str, runs), "--window", "10", "--fit_range", "2-40", "--output", str(output)]) == 0
+    rows, rest = table_of(capsys.readouterr().out)
+    assert [row["effectivity"] for row in rows] == ["+1.0000 [+1.0000, +1.0000]", "+0.5000 [+0.5000, +0.5000]"]
+    assert [row["a"] for row in rows] == ["+0.2000 [+0.2000, +0.2000]", "+0.3000 [+0.3000, +0.3000]"]
+    [line] = rest  # no notes
+    assert "effectivity -0.5000 [-0.5000, -0.5000], a +0.1000 [+0.1000, +0.1000]" in line
+    result = json.loads((output / "acquisition.json").read_text(), parse_constant=pytest.fail)
+    found = result["runs"][0]["dynamics"]
+    assert (found["window"], found["outlier_factor"], found["fit_range"]) == (10, 1.5, [2, 40])
+    fit = found["groups"]["once_semantic"]["decay"]
+    assert fit["a"]["value"] == pytest.approx(0.2) and fit["times"] == 39
+    assert fit["x_intercept"]["value"] == pytest.approx(1e5)
+    assert result["comparisons"][0]["dynamics"]["once"]["a"]["value"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("option", "factor"), [("none", 0), ("0", 0), ("2.5", 2.5)])
+def test_the_outlier_factor_reaches_the_measurement(tmp_path, no_figures, option, factor):
+    folder, output = write_injected_run(tmp_path / "run", last=8), tmp_path / "output"
+    assert command([str(folder), "--outlier_factor", option, "--output", str(output)]) == 0
+    assert json.loads((output / "acquisition.json").read_text())["runs"][0]["dynamics"]["outlier_factor"] == factor
+
+
+def test_what_could_not_be_measured_is_said(tmp_path, capsys):
+    """Tables at 0, 30 and 31 only, injections at 10 and 31, K of different steps, losses of an older one."""
+    tables = {step: probe_table({"once": [-6.0 + 0.1 * step] * 2}, per_kind=1) for step in (0, 30, 31)}
+    losses = {step: {"general": [4.0 + step, 5.0]} for step in (0, 30)}
+    folder = write_run(tmp_path / "sparse", tables, losses, injections=[10, 31])
+    write_injections(folder, {10: ["once/0", "once/1"], 31: ["once/1"]})
+    tables = dict.fromkeys((5, 9), tables[0])
+    other = write_run(tmp_path / "other", tables, injections=[6])
+    write_injections(other, {6: ["map/0"]})
+    assert command([str(folder), str(other), "--window", "5"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert said == [
+        "note: sparse: the loss of general is of steps 0 and 30",
+        "note: sparse: of 9 pairs of probe and injection 6 have no table in the 5 steps before, 6 none in those from "
+        "it; probing windows give them",
+        "note: sparse: a maximum is over 1.0 tables of the 5 steps on average",
+        "note: sparse: 3 of 9 windows end beyond the newest table; their maxima are of what is there",
+        "note: sparse: of 6 probes 0 acquired nothing and have no retainability, 6 lack a table for it",
+        "note: sparse: no decay constant of once: fewer than two tables 1 or more steps after their maxima",
+        "note: other: was first evaluated at step 5; eval_on_load gives the start itself",
+        "note: other: injections.jsonl holds no entry that is probed; effectivity and retainability need it",
+        "note: the runs were evaluated up to different steps; their differences hold that too",
+    ]
+
+
+def test_a_table_older_than_the_step_before_is_said(tmp_path, capsys):
+    tables = {step: probe_table({"once": [-6.0 + 0.1 * step] * 2}, per_kind=1) for step in (0, 4, 5)}
+    folder = write_run(tmp_path / "run", tables, injections=[4])
+    write_injections(folder, {4: ["once/0"]})
+    assert command([str(folder), "--window", "4"]) == 0  # from step 0 to step 4
+    assert "note: run: 3 of 3 effectivities are against a table older than the step before" in capsys.readouterr().out
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 def missing(folder: Path) -> None:
@@ -423,7 +232,7 @@ def no_probes(folder: Path) -> None:
         (empty, "no run here (no metrics.jsonl)"),
         (one_evaluation, "1 evaluation(s) with probes, before and after are needed"),
         (no_probes, "0 evaluation(s) with probes, before and after are needed"),
-        (only_paragraphs, "no probes in this table"),
+        (only_paragraphs, "0 evaluation(s) with probes, before and after are needed"),
     ],
 )
 def test_a_folder_without_what_is_needed_is_an_error_that_names_it(tmp_path, capsys, make, message):
@@ -442,7 +251,18 @@ def test_runs_with_other_entries_end_the_command_with_one_line(tmp_path, capsys)
     assert capsys.readouterr().err == "error: one and other were probed with different entries\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["run", "--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["run", "--nonsense"],
+        ["run", "--window", "0"],
+        ["run", "--outlier_factor", "-1"],
+        ["run", "--outlier_factor", "inf"],
+        ["run", "--fit_range", "0-9"],
+        ["run", "--fit_range", "9-9"],
+    ],
+)
 def test_a_wrong_command_line_is_status_2(capsys, arguments):
     assert command(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -460,20 +280,91 @@ def test_the_module_as_a_program(tmp_path):
     assert done.stderr == f"error: {tmp_path}/absent: no run here (no metrics.jsonl)\n"
 
 
-def test_tables_of_pandas_are_tables_of_the_trainer(tmp_path):
-    """The helper of these tests writes the columns that the trainer writes, as far as the analysis reads them."""
-    folder = write_run(tmp_path / "run", {0: probe_table(BEFORE)}, {0: {"general": [1.0]}})
-    written = pandas.read_parquet(folder / "probes" / "step0.parquet")
-    table = ProbeTable([], *(np.zeros(0, dtype=np.int64) for _ in range(5)))
-    assert set(written.columns) <= {"step", *table.columns()}
+def test_results_stand_alone(tmp_path, capsys):
+    result = tmp_path / "acquisition.json"
+    result.write_text('{"runs": []}')
+    assert command([str(result)]) == 1
+    assert capsys.readouterr().err == f"error: {result}: not what this command wrote\n"
+    assert command([str(result), "run"]) == 2
+    assert capsys.readouterr().err == f"error: {result}: a file of results stands alone; runs are folders\n"
 
 
-def test_a_few_seeds_are_covered_as_often_as_the_interval_says():
-    """What seeds share is not resampled; what they differ by has Student's t, so three seeds are wide enough."""
-    generator = np.random.default_rng(5)
-    hits = 0
-    for _ in range(300):
-        values = generator.normal(0.0, 1.0, (3, 1)) + generator.normal(0.0, 0.05, (3, 40))
-        estimate = bootstrap([values], lambda mean: mean)
-        hits += estimate.low <= 0.0 <= estimate.high
-    assert 0.90 <= hits / 300 <= 0.99
+def test_a_place_that_cannot_be_written_is_known_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert command(["nowhere", "--output", str(tmp_path / "file" / "output")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/file/output: cannot be written")
+
+
+# --- from beginning to end ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> list[Path]:
+    """Two runs of the trainer: one from new weights, one from its checkpoint of step 4; all is evaluated at every step,
+    six entries enter at steps 2, 4 and 6, `once` entries in one round each."""
+    world = write_world(tmp_path_factory.mktemp("trained"))
+    common = ("--eval_interval=1", "--eval_on_load=true", "--save_interval_unsharded=4")
+    runs = [world / "first", world / "second"]
+    train(world / "config.yaml", runs[0], *common)
+    train(
+        world / "config.yaml", runs[1], *common, f"--load_path={runs[0]}/step4-unsharded", "--reset_trainer_state=true"
+    )
+    for run in runs:
+        if not (run / "injections.jsonl").exists():
+            entered = [f"paraphrase/{number}" for number in range(3)]
+            write_injections(run, {step: [*entered, f"once/{number}"] for number, step in enumerate((2, 4, 6))})
+    return runs
+
+
+def test_real_runs_from_beginning_to_end(trained, tmp_path, capsys):
+    output = tmp_path / "output"
+    assert command([*map(str, trained), "--outlier_factor", "none", "--output", str(output)]) == 0
+    rows, _ = table_of(capsys.readouterr().out)
+    assert [(row["run"], row["start"], row["step"]) for row in rows] == [("first", "0", "7"), ("second", "4", "7")]
+    result = json.loads((output / "acquisition.json").read_text(), parse_constant=pytest.fail)
+    for run, found in zip(trained, result["runs"]):
+        tables = {step: pandas.read_parquet(run / "probes" / f"step{step}.parquet") for step in range(8)}
+        tables = {step: table[table.kind != "paragraph"] for step, table in tables.items()}
+        k = {step: direct_k(table) for step, table in tables.items()}
+        assert found["A"]["value"] == pytest.approx(100 * (k[7] - k[0]) / abs(k[0]))
+        assert [point["K"] for point in found["curve"]] == pytest.approx(list(k.values()))
+        assert set(found["loss_rise"]) == {"walk/heldout", "walk/other"}
+        measured = found["dynamics"]
+        # 15 probes of three entries at three steps each, and of three entries at one.
+        assert measured["coverage"]["pairs"] == measured["coverage"]["measured"] == 45 * 3 + 45
+        assert measured["coverage"]["just_before"] == 180
+        level = {
+            step: table.set_index(["setting", "entry", "kind", "index"]).mean_log_prob for step, table in tables.items()
+        }
+        gains = []
+        for number, step in enumerate((2, 4, 6)):
+            gain = pandas.concat([level[step], level[step + 1]], axis=1).max(axis=1) - level[step - 1]
+            gains += gain.loc["paraphrase"].tolist()
+            to_the_end = pandas.concat([level[s] for s in range(step, 8)], axis=1).max(axis=1) - level[step - 1]
+            gains += to_the_end.xs("once").xs(number).tolist()
+        assert len(gains) == 180
+        by_injection = measured["groups"]["all"]["effectivity_by_injection"]
+        assert (by_injection["at"], by_injection["values"]) == ([1, 2, 3], [90, 45, 45])
+        assert measured["groups"]["all"]["effectivity"]["value"] == pytest.approx(np.mean(gains))
+    figures = ("acquisition_and_forgetting", "outcomes_over_pretraining", "probes_over_steps", "retainability")
+    assert all((output / f"{name}.{kind}").stat().st_size for name in figures for kind in ("png", "pdf"))
+
+
+def test_a_real_run_that_is_still_going(trained, tmp_path, capsys, no_figures):
+    """Cut off in the middle of the lines of step 5, whose tables are there already."""
+    run = tmp_path / "going"
+    shutil.copytree(trained[0], run)
+    for name in ("metrics.jsonl", "injections.jsonl"):
+        text = (run / name).read_text()
+        cut = text.index('"step": 5') if name == "metrics.jsonl" else text.index('"step": 6')
+        (run / name).write_text(text[: cut + 12])
+    for step in (6, 7):
+        (run / "probes" / f"step{step}.parquet").unlink()
+        (run / "losses" / f"step{step}.parquet").unlink()
+    assert command([str(run), "--output", str(tmp_path / "output")]) == 0
+    rows, rest = table_of(capsys.readouterr().out)
+    assert rows[0]["step"] == "4"
+    [found] = json.loads((tmp_path / "output" / "acquisition.json").read_text())["runs"]
+    assert found["loss_steps"] == {"walk/heldout": [0, 4], "walk/other": [0, 4]}
+    assert found["dynamics"]["coverage"]["pairs"] == 45 * 2 + 30
+    assert any("windows end beyond the newest table" in line for line in rest)

@@ -200,13 +200,36 @@ def test_a_figure_is_saved_as_png_and_pdf_and_let_go(tmp_path):
     assert plt.imread(path).std() > 0.01  # not blank
 
 
-def run_summary(name: str, injections: list[int], labels: tuple[str, ...] = ("general", "science")) -> dict:
+def dynamics(settings: tuple[str, ...], times: tuple[int, ...] = (1, 2, 40), decay: bool = True) -> dict:
+    """As in acquisition.json: one kind is not measured."""
+    group = {
+        "retainability": {
+            "at": list(times),
+            "mean": [0.9, 0.8, 0.5][: len(times)],
+            "low": [0.8, None, 0.4][: len(times)],
+            "high": [0.95, None, 0.6][: len(times)],
+            "values": [10, 5, 1][: len(times)],
+        },
+        "decay": {"a": estimate(0.25, 0.2, 0.3), "line": [[1, 0.9], [40, 0.5]]} if decay else None,
+    }
+    names = [f"{s}{kind}" for s in settings for kind in ("", "_memorization", "_composition")]
+    return {"groups": dict.fromkeys(["all", *names], group)}
+
+
+def run_summary(name: str, injections: list[int], labels: tuple[str, ...] = ("general", "science"), **more) -> dict:
     return {
         "run": name,
+        "start": None,
         "A": estimate(10, 8, 12),
+        "downstream": None,
         "loss_rise": {label: estimate(3, 2, 4) for label in labels},
-        "curve": CURVES[0]["curve"],
+        "curve": [
+            {"step": 0, "K": -6.0, "K_once": -7.0, "K_once_semantic": -7.5, "K_once_composition": -7.0},
+            {"step": 15, "K": -5.0, "K_once": -6.0, "K_once_semantic": -6.5},
+        ],
         "injections": injections,
+        "dynamics": None,
+        **more,
     }
 
 
@@ -218,14 +241,26 @@ def drawn(monkeypatch) -> dict:
     return found
 
 
+def marks(axes) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+
+
 def test_save_acquisition_draws_every_run(tmp_path, drawn):
     runs = [run_summary("one", [10, 20]), run_summary("two", [10, 20])]
     figures.save_acquisition({"runs": runs}, tmp_path)
+    assert set(drawn) == {"acquisition_and_forgetting", "outcomes_over_pretraining", "probes_over_steps"}
     left, right = drawn["acquisition_and_forgetting"].axes
     assert [bar.get_height() for bar in left.containers[-1]] == [10, 10]
     assert [bar.get_height() for bar in right.containers[-1]] == [3, 3]
-    [axes] = drawn["probes_over_steps"].axes
-    assert sum(line.get_linestyle() == ":" for line in axes.lines) == 2
+    memorization, semantic, composition = drawn["probes_over_steps"].axes
+    assert [axes.get_title() for axes in (memorization, semantic, composition)] == [
+        f"once, {kind}" for kind in ("memorization", "semantic", "composition")
+    ]
+    for axes, wanted in ((memorization, []), (semantic, [(0, -7.5), (15, -6.5)]), (composition, [(0, -7.0)])):
+        assert marks(axes) == [10, 20]
+        curves = [list(zip(line.get_xdata(), line.get_ydata())) for line in axes.lines[2:]]
+        assert curves == [wanted, wanted]
+    assert [text.get_text() for text in drawn["probes_over_steps"].legends[0].get_texts()] == ["one", "two"]
 
 
 def test_save_acquisition_draws_a_loss_that_all_runs_have(tmp_path, drawn):
@@ -243,6 +278,55 @@ def test_save_acquisition_without_a_common_loss_draws_the_probes_alone(tmp_path,
 def test_injections_are_marked_when_the_first_run_has_none(tmp_path, drawn):
     """A control without injection may stand first."""
     figures.save_acquisition({"runs": [run_summary("control", []), run_summary("two", [10, 20])]}, tmp_path)
-    [axes] = drawn["probes_over_steps"].axes
-    marked = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
-    assert np.array_equal(marked, [10, 20])
+    assert marks(drawn["probes_over_steps"].axes[0]) == [10, 20]
+
+
+def test_outcomes_stand_at_the_pretraining_steps_of_their_starts():
+    """F where a run has it, with as much of its interval as is known."""
+    f = {"value": 5.0, "low": None, "high": 6.0}
+    runs = [run_summary("one", [], start=18000, downstream={"F": f}), run_summary("two", [], start=738020)]
+    figure = figures.outcomes_over_pretraining(runs, ["red", "blue"])
+    a, forgotten, loss = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["A, %", "F, %", "rise of held-out general loss, %"]
+    assert [bars_with_errors(c) for c in a.containers] == [[(18000, 10, [8, 12])], [(738020, 10, [8, 12])]]
+    assert [bars_with_errors(c) for c in forgotten.containers] == [[(18000, 5, [5, 6])]]
+    assert len(loss.containers) == 2
+    assert [to_hex(c[0].get_color()) for c in a.containers] == ["#ff0000", "#0000ff"]
+
+
+def test_outcomes_of_unknown_starts_stand_side_by_side():
+    runs = [run_summary("one", [], (), start=18000), run_summary("two", [], ())]
+    [axes] = figures.outcomes_over_pretraining(runs, ["red", "blue"]).axes
+    assert [bars_with_errors(c)[0][0] for c in axes.containers] == [0, 1]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["one", "two"]
+
+
+def test_retainability_is_drawn_with_its_fit_on_a_log_axis(tmp_path, drawn):
+    """A row a run that was measured, a column a setting that has any."""
+    runs = [
+        run_summary("one", [10], dynamics=dynamics(("once", "paraphrase"))),
+        run_summary("control", []),
+        run_summary("two", [10], dynamics=dynamics(("once",), decay=False)),
+    ]
+    figures.save_acquisition({"runs": runs}, tmp_path)
+    panels = drawn["retainability"].axes
+    titles = ["one: paraphrase", "one: once", "two: paraphrase", "two: once"]
+    assert [axes.get_title() for axes in panels] == titles
+    assert {axes.get_xscale() for axes in panels} == {"log"}
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in panels if axes.get_legend()]
+    with_fit = ["memorization, a = 0.250", "composition, a = 0.250"]
+    assert labels == [with_fit, with_fit, ["memorization", "composition"]]
+    intervals, points = panels[0].collections[:2]
+    assert points.get_offsets().tolist() == [[1, 0.9], [2, 0.8], [40, 0.5]]
+    assert points.get_sizes().tolist() == pytest.approx([12, 6, 1.2])
+    ends = [segment[:, 1].tolist() for segment in map(np.asarray, intervals.get_segments()) if segment.ndim == 2]
+    assert ends == [[0.8, 0.95], [0.4, 0.6]]
+    fits = [line for line in panels[0].lines if line.get_linestyle() == "--"]
+    assert [list(zip(*line.get_data())) for line in fits] == [[(1, 0.9), (40, 0.5)]] * 2
+    assert not panels[2].collections
+
+
+def test_nothing_retained_is_no_figure(tmp_path, drawn):
+    """A run whose last injection was at its last step."""
+    figures.save_acquisition({"runs": [run_summary("one", [10], dynamics=dynamics(("once",), ()))]}, tmp_path)
+    assert "retainability" not in drawn

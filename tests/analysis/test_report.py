@@ -15,10 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import acquisition, report
-from analysis.acquisition import Estimate, read_run
+from analysis import estimates, report
 from analysis.entropy import summary
+from analysis.estimates import Estimate
+from analysis.outcomes import acquired
 from analysis.report import entropy_difference, gather, verdict
+from analysis.runs import read_run
 from olmo.exceptions import exit_status
 from olmo.memory import CoefficientAverages
 from tests.run_folders import TASKS, direct_k, probe_table, write_run
@@ -277,7 +279,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(autouse=True, scope="module")
 def _fewer_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(acquisition, "RESAMPLES", 300)
+        patch.setattr(estimates, "RESAMPLES", 300)
         yield
 
 
@@ -312,7 +314,7 @@ def test_the_report_equals_direct_computations_from_the_files(study, saved):
         assert (condition["K_before"], condition["K_after"]) == pytest.approx((before, after))
         assert condition["A"]["value"] == pytest.approx(100 * (after - before) / abs(before))
         assert (condition["A_against_original"] is None) == (key not in ("last_q1", "last_q2"))
-        assert condition["downstream"][0]["F"] == pytest.approx(100 * (0.41 - 0.375) / 0.41)
+        assert condition["downstream"]["F"]["value"] == pytest.approx(100 * (0.41 - 0.375) / 0.41)
         assert condition["start"] == STEPS[key.partition("_")[0]]
         [entropy] = [r for r in saved["entropy"][0] if r["checkpoint"]["step"] == condition["start"]]
         assert condition["entropy"] == entropy["knowledge_entropy"]
@@ -392,10 +394,11 @@ def test_the_numbers_shown_are_those_of_report_json(page, saved):
     assert tasks[0][1:] == [c["name"] for c in conditions]
     assert [row[0] for row in tasks[1:]] == [*TASKS, "P", "F, %"]
     for column, c in enumerate(conditions, start=1):
-        accuracies, p = c["accuracy"].values(), c["downstream"][0]
-        changes = [(a["before"], a["after"]) for a in accuracies] + [(p["P_before"], p["P_after"])]
+        accuracies, p = c["accuracy"].values(), c["downstream"]
+        ends = (p["P_before"]["value"], p["P_after"]["value"])
+        changes = [(a["before"], a["after"]) for a in accuracies] + [ends]
         assert [row[column] for row in tasks[1:-1]] == [f"{a - 0.25:+.3f} → {b - 0.25:+.3f}" for a, b in changes]
-        assert tasks[-1][column] == f"{p['F']:+.2f}"
+        assert tasks[-1][column] == shown(p["F"])
     assert [row[3] for row in commands[1:]] == [" ".join(s["command"]) for s in saved["stages"]]
 
 
@@ -445,7 +448,7 @@ def test_several_seeds_are_averaged_and_widen_the_intervals(tmp_path, saved, fig
     last = found["conditions"]["last"]
     runs = [read_run(folder / f"seed{seed}" / "continual" / "last") for seed in range(3)]
     assert last["K_after"] == pytest.approx(np.mean([r.after.entries().mean() for r in runs]))
-    assert last["A_per_seed"] == pytest.approx([acquisition.acquired([r]).value for r in runs])
+    assert last["A_per_seed"] == pytest.approx([acquired([r]).value for r in runs])
     assert min(last["A_per_seed"]) < last["A"]["value"] < max(last["A_per_seed"])
     one = saved["conditions"]["last"]["A"]
     assert last["A"]["high"] - last["A"]["low"] > 1.5 * (one["high"] - one["low"])

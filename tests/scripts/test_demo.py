@@ -18,7 +18,8 @@ import torch
 from omegaconf import OmegaConf
 
 import analysis.report
-from analysis import acquisition, change_parameters, entropy
+from analysis import change_parameters, entropy, estimates
+from analysis.runs import TASKS
 from olmo.config import EvaluatorType, TrainConfig, load
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.rescaling import load_multipliers
@@ -293,7 +294,7 @@ def test_every_training_configuration_loads_and_hangs_together(variant):
                 assert evaluator.data.dataset_path == files[setting]
             else:
                 assert evaluator.data.paths == [f"{output}/text/{evaluator.label}_heldout.npy"]
-        assert {e.label for e in config.evaluators} >= {*acquisition.TASKS, "general", "science"}
+        assert {e.label for e in config.evaluators} >= {*TASKS, "general", "science"}
     assert len(seen) == len(recorded.module("scripts.train")), "two runs in one folder"
 
 
@@ -467,7 +468,7 @@ def miniature(tmp_path_factory):
         patch.setattr(demo, "LEARNED", 10)
         patch.setattr(demo, "KNOWLEDGE", {"paraphrase": 4, "once": 10})
         patch.setattr(prepare_demo_text, "main", prepare)
-        patch.setattr(acquisition, "RESAMPLES", 200)
+        patch.setattr(estimates, "RESAMPLES", 200)
         arguments = ["--output", str(place / "demo")]
         assert command(arguments) == 0
         first = list(runner.called)
