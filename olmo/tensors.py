@@ -17,7 +17,9 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +108,12 @@ def check_readable(path: Path) -> None:
         raise type(error)(f"{path}: {(error.strerror or str(error)).lower()}") from error
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file; an OSError that names it where it cannot be read."""
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal hash of a file; `git` is the name that git gives to its content. OSError where it cannot be read."""
     check_readable(path)
-    digest = hashlib.sha256()
+    digest = hashlib.new("sha1" if algorithm == "git" else algorithm)
+    if algorithm == "git":
+        digest.update(b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as file:
         while piece := file.read(2**24):
             digest.update(piece)
@@ -191,8 +195,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_tensors(path, {encode_key(name): tensor for name, tensor in tensors.items()}, {"format": "pt"})
 
 
+def _one_ahead(read: Callable[[str], Tensor], names: Iterable[str]) -> Iterator[Tensor]:
+    """What `read` makes of names, each read in a thread while the one before is used."""
+    pending: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for name in names:
+            pending.append(reader.submit(read, name))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
 def stream_torch_file(path: Path, like: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
-    """Write what `torch.save` makes of a dictionary of tensors, asking `read` for one at a time, and keeping none.
+    """Write what `torch.save` makes of a dictionary of tensors, asking `read` for one while the one before is
+    written, and keeping none.
 
     like: tensors of the same names, shapes and dtypes, as meta tensors are. torch writes the frame, with holes
     (sparse) for the numbers, from which all but the numbers are taken. Raises OSError.
@@ -202,7 +219,7 @@ def stream_torch_file(path: Path, like: Mapping[str, Tensor], read: Callable[[st
         with torch.serialization.skip_data():
             torch.save({name: torch.empty(t.shape, dtype=t.dtype) for name, t in like.items()}, frame)
         with zipfile.ZipFile(frame) as holes, zipfile.ZipFile(path, "w") as file:
-            names = iter(like)
+            coming = _one_ahead(read, like)
             for record in holes.infolist():
                 numbers = "/data/" in record.filename
                 entry = zipfile.ZipInfo(path.stem + record.filename[record.filename.index("/") :])
@@ -213,7 +230,7 @@ def stream_torch_file(path: Path, like: Mapping[str, Tensor], read: Callable[[st
                 entry.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
                 with file.open(entry, "w", force_zip64=wide) as target:
                     if numbers:
-                        target.write(read(next(names)).flatten().view(torch.uint8).numpy().data)
+                        target.write(next(coming).flatten().view(torch.uint8).numpy().data)
                     else:
                         target.write(holes.read(record))
     except RuntimeError as error:  # on a full disk torch speaks of its own streams

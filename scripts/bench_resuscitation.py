@@ -69,8 +69,8 @@ def bench_resuscitation(folder: Path, rounds: int) -> None:
     memory = statistics.median(ours[1] / obvious[1] for obvious, ours in times)
     print(
         f"resuscitation of 1B, full: {statistics.median(seconds):.2f} x the time of load, modify, save "
-        f"({seconds[0]:.2f} to {seconds[-1]:.2f}; {statistics.median(t[1][0] for t in times):.1f} s), {memory:.2f} x its peak memory "
-        f"({statistics.median(t[1][1] for t in times) / 2**30:.2f} GiB); multipliers: "
+        f"({seconds[0]:.2f} to {seconds[-1]:.2f}; {statistics.median(t[1][0] for t in times):.1f} s), "
+        f"{memory:.2f} x its peak memory ({statistics.median(t[1][1] for t in times) / 2**30:.2f} GiB); multipliers: "
         f"{(folder / f'{name}.safetensors').stat().st_size / 1e6:.2f} MB",
         flush=True,
     )

@@ -21,6 +21,7 @@ import requests
 
 from olmo.data.remote import Interrupted, reason
 from olmo.reporting import Progress
+from olmo.tensors import file_digest
 
 ATTEMPTS = 5  # in a row that bring nothing new
 WAIT = 0.5  # seconds before the second attempt, twice as long before each further one
@@ -56,17 +57,6 @@ class Remote:
 
 
 Look = Callable[[str], Remote | None]  # name -> what the server has under it
-
-
-def file_digest(path: Path, algorithm: str) -> str:
-    """Hexadecimal hash of a file; `git` is the name that git gives to its content."""
-    digest = hashlib.new("sha1" if algorithm == "git" else algorithm)
-    if algorithm == "git":
-        digest.update(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def stated_digest(headers: Mapping[str, str]) -> tuple[str, str] | None:

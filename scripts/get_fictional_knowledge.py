@@ -22,8 +22,10 @@ from tempfile import TemporaryDirectory
 import requests
 
 from olmo.exceptions import Parser, exit_status
-from olmo.knowledge.entries import load_entries, load_injection_map
-from scripts.download import describe, fetch, file_digest, reason
+from olmo.knowledge.entries import load_entries
+from olmo.knowledge.plan_files import read_plan
+from olmo.tensors import file_digest
+from scripts.download import describe, fetch, reason
 
 # A commit, not a branch: what its files hold cannot change.
 SOURCE = (
@@ -66,8 +68,8 @@ def told(path: Path, name: str) -> str:
     """What a file holds. Raises ValueError where it cannot be read."""
     if name.endswith(".json"):
         return f"{len(load_entries(path))} entries"
-    rounds = load_injection_map(path)
-    return f"{len(rounds)} rounds, {sum(map(len, rounds.values()))} texts"
+    rounds = read_plan(path).rounds
+    return f"{len(rounds)} rounds, {sum(map(len, rounds))} texts"
 
 
 def open_source(source: str, names: Sequence[str], folder: Path, stack: ExitStack) -> Callable[[str], Path]:
