@@ -19,12 +19,17 @@ from olmo.config import DataConfig, EvaluatorConfig, TokenizerConfig, TrainConfi
 from olmo.distributed import Ranks
 from olmo.eval.probes import ProbeTable, parse_label, probe_metrics, probes_of, score_probes
 from olmo.exceptions import ConfigurationError
-from olmo.knowledge.entries import Probe
+from olmo.knowledge.entries import SETTINGS, Probe
 from olmo.model import OLMo
 from tests.reference import tiny_config, tiny_tokenizer, to_transformers
 
 CPU = torch.device("cpu")
 KINDS = ("memorization", "semantic", "composition")
+
+
+def sizes(batch_size: int) -> dict[str, int]:
+    """The same batch size for all labels."""
+    return {f"{setting}_{kind}": batch_size for setting in SETTINGS for kind in (*KINDS, "paragraph")}
 
 
 class InTurn(Ranks):
@@ -149,7 +154,7 @@ def test_any_number_of_ranks_gives_the_same(
 def test_k_is_the_mean_over_entries_of_the_mean_over_their_probes(
     model: OLMo, probes: list[Probe], direct: list[dict[str, Any]]
 ) -> None:
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), 4)
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), sizes(4))
     of_entry: dict[tuple[str, int], list[float]] = defaultdict(list)
     for probe, found in zip(probes, direct):
         of_entry[probe.setting, probe.entry].append(found["mean"])
@@ -165,7 +170,7 @@ def test_k_is_the_mean_over_entries_of_the_mean_over_their_probes(
 
 
 def test_the_means_of_a_label(model: OLMo, probes: list[Probe], direct: list[dict[str, Any]]) -> None:
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), 4)
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), sizes(4))
     for setting in ("paraphrase", "once"):
         for kind in KINDS:
             mine = [d for p, d in zip(probes, direct) if (p.setting, p.kind) == (setting, kind)]
@@ -197,7 +202,7 @@ def published_loss(reference: Any, probes: list[Probe], batch_size: int) -> floa
 def test_the_published_diluted_loss_stands_under_its_own_name(
     model: OLMo, reference: Any, probes: list[Probe], batch_size: int
 ) -> None:
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), batch_size)
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), sizes(batch_size))
     for setting in ("paraphrase", "once"):
         for kind in KINDS:
             mine = [p for p in probes if (p.setting, p.kind) == (setting, kind)]
@@ -261,9 +266,9 @@ def test_a_paragraph_is_the_loss_on_its_text_cut_to_the_context(
         with torch.no_grad():
             losses.append(reference(torch.tensor([cut]), labels=torch.tensor([cut])).loss.item())
     assert max(len(p.input_ids) for p in probes) == 64
-    metrics = probe_metrics(score_probes(model, probes, 100, CPU, Ranks()), 2)
+    metrics = probe_metrics(score_probes(model, probes, 100, CPU, Ranks()), sizes(2))
     assert metrics["eval/once_paragraph/CrossEntropyLoss"] == pytest.approx(np.mean(losses), abs=1e-5)
-    without = probe_metrics(score_probes(model, probes[3:], 100, CPU, Ranks()), 2)
+    without = probe_metrics(score_probes(model, probes[3:], 100, CPU, Ranks()), sizes(2))
     assert metrics["eval/K"] == pytest.approx(without["eval/K"], abs=1e-6), "a paragraph is no probe of K"
 
 
@@ -285,4 +290,4 @@ def test_another_label_is_an_error_that_lists_what_there_is(label: str) -> None:
 def test_an_entry_without_probes_counts_for_nothing(model: OLMo) -> None:
     probes = [Probe("once", "semantic", entry, 0, (1, 2, 3), 1) for entry in (0, 2)]
     table = score_probes(model, probes, 64, CPU, Ranks())
-    assert probe_metrics(table, 4)["eval/K"] == pytest.approx(table.mean_log_prob.mean())
+    assert probe_metrics(table, sizes(4))["eval/K"] == pytest.approx(table.mean_log_prob.mean())
