@@ -8,13 +8,14 @@ PREDICTIONS = 1024  # scored over the vocabulary at a time: float32 logits of 20
 
 
 def batched_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[slice]:
-    """Cut texts sorted by length, longest first, into batches of at most `tokens_per_batch` padded tokens or one text.
+    """Cut texts sorted by length, longest first, none empty, into batches of at most `tokens_per_batch` padded tokens,
+    or of one text.
 
-    No text is padded by more than a seventh of its length: padding costs what text costs, a batch more hardly anything.
+    No text is padded by more than a seventh of its length: padding costs as much as text, one batch more hardly anything.
     """
     start = 0
     while start < len(lengths):
-        longest = max(lengths[start], 1)
+        longest = lengths[start]
         most = start + max(1, tokens_per_batch // longest)
         stop = start + 1
         while stop < min(most, len(lengths)) and 8 * lengths[stop] >= 7 * longest:
