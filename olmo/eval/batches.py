@@ -11,7 +11,7 @@ def batched_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator
     """Cut texts sorted by length, longest first, none empty, into batches of at most `tokens_per_batch` padded tokens,
     or of one text.
 
-    No text is padded by more than a seventh of its length: padding costs as much as text, one batch more hardly anything.
+    No text is padded by more than a seventh of its length: padding costs as much as text, a batch more hardly anything.
     """
     start = 0
     while start < len(lengths):
