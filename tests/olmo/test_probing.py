@@ -123,15 +123,12 @@ def test_no_injection_near_the_start_leaves_it_alone(world: Path, tmp_path: Path
     assert tables(tmp_path).keys() == {1, 2, 3}
 
 
-@pytest.mark.parametrize("stop", [4, 5])  # within a window
-def test_a_restart_finds_what_an_unbroken_run_finds(
-    world: Path, tmp_path: Path, everywhere: tuple[Path, dict[str, torch.Tensor]], stop: int
-) -> None:
+def test_a_restart_finds_what_an_unbroken_run_finds(world: Path, tmp_path: Path) -> None:
     wanted = (*settings(4, "{steps: 3}"), "--save_interval=5")
     whole = tmp_path / "whole"
     train(world, whole, *wanted)
     stopped = tmp_path / "stopped"
-    train(world, stopped, *wanted, f"--stop_at={stop}")
+    train(world, stopped, *wanted, "--stop_at=5")  # within a window
     train(world, stopped, *wanted, "--try_load_latest_save")
     killed = tmp_path / "killed"  # after it had scored the probes of step 9: step 5 is the newest checkpoint
     shutil.copytree(whole, killed)
@@ -155,7 +152,7 @@ def test_the_console_tells_k_of_a_window_and_no_more(
     k = series(tmp_path, "eval/K")
     said = [message for message in caplog.messages if "eval/" in message]
     assert said[:2] == [f"step {step}: eval/K = {k[step]:.4f}" for step in (3, 4)]
-    assert "  eval/walk/heldout/CrossEntropyLoss" in said[-1] or any("walk" in message for message in said[2:])
+    assert len(said) > 10 and any(message.startswith("  eval/walk/heldout/") for message in said)  # the last step
 
 
 # --- what makes no sense ---

@@ -188,6 +188,17 @@ def test_pmi_dc_divides_by_the_librarys_own_domain(
     assert found["eval/downstream/arc_challenge_pmi_dc"] == float(theirs.compute()["pmi_dc_v1"])
 
 
+def test_questions_of_unequal_numbers_of_choices(
+    model: OLMo, few_documents: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = DownstreamTask("copycolors_10way_fast", config())
+    task.task.samples[0]["choices"] = task.task.samples[0]["choices"][:7]
+    task.task.samples[0]["label_id"] = 3
+    _, ours = evaluated(task, model, 500, monkeypatch)
+    assert len(state(ours, "labels")) == 17
+    same_collection(ours, obvious(task, model))
+
+
 @pytest.mark.parametrize("tokens_per_batch", [1, 60, 10**6])
 def test_the_packing_changes_nothing(
     model: OLMo, few_documents: None, monkeypatch: pytest.MonkeyPatch, tokens_per_batch: int
