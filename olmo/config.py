@@ -1,8 +1,8 @@
 """Every setting of a run: dataclasses own the defaults, YAML overrides them, `--key.sub=value` overrides YAML.
 
-The keys are those of OLMo 0.6.0, those the published Knowledge-Entropy trainer adds, and a few of our own
-(such as `base` and `injection`). A key we do not know is an error that suggests the nearest one; a key we know and do
-not support is an error as soon as it is given a value that would change the run. `WITHOUT_EFFECT` lists the
+The keys are those of OLMo 0.6.0, those the published Knowledge-Entropy trainer adds, and a few of our own (such as
+`base`, `injection` and `probing`). A key we do not know is an error that suggests the nearest one; a key we know and
+do not support is an error as soon as it is given a value that would change the run. `WITHOUT_EFFECT` lists the
 keys that old configurations carry and that change neither numbers nor memory here.
 """
 
@@ -303,6 +303,14 @@ class InjectionConfig:
 
 
 @dataclass
+class ProbingConfig:
+    """Probes around every injection, beside the regular evaluations: a window opens with the injection step s."""
+
+    steps: int = 50  # the window is s, ..., s + steps - 1; probes are scored just before it, at s - 1, as well
+    interval: int = 1  # steps from one evaluation in the window to the next
+
+
+@dataclass
 class WandbConfig:
     project: Optional[str] = None
     entity: Optional[str] = "ai2-llm"
@@ -421,6 +429,7 @@ class TrainConfig:
     inject_position: InjectionPosition = InjectionPosition.front  # of a row; document: behind its first document
     probe_dataset: Optional[str] = None
     injection: Optional[InjectionConfig] = None
+    probing: Optional[ProbingConfig] = None  # null: probes are scored in regular evaluations alone
 
     @property
     def data_seed(self) -> int:
@@ -445,7 +454,7 @@ _NEWER = {
     "TrainConfig": (
         *("auxiliary_loss_multiplier", "module_outputs_save_steps", "try_load_latest_save", "base", "injection"),
         *("save_steps_unsharded", "inject_indices_map", "base_step", "data_shuffling", "inject_interval"),
-        *("inject_start_step", "inject_position", "probe_dataset"),
+        *("inject_start_step", "inject_position", "probe_dataset", "probing"),
     ),
 }
 
@@ -521,7 +530,7 @@ _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
         *("eval_interval", "save_interval", "save_interval_unsharded", "console_log_interval", "inject_interval"),
         "inject_start_step",
         *("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"),
-        "data.prefetch_factor",
+        *("data.prefetch_factor", "probing.steps", "probing.interval"),
     ),
     (0, math.inf, False): (
         *("model.clip_qkv", "model.layer_norm_eps", "model.init_std", "model.init_cutoff_factor", "model.emb_init_std"),
@@ -858,6 +867,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield "inject_interval: missing; it says every how many steps a round is injected"
     if config.injection and config.injection.rounds < 0:
         yield f"injection.rounds: {config.injection.rounds} is negative; 0 injects nothing"
+    if config.probing is not None:
+        yield from _invalid_probing(config, config.probing)
     try:
         duration = float(str(config.max_duration).removesuffix("ep").removesuffix("T"))
     except ValueError:
@@ -865,3 +876,12 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
     else:
         if not 0 < duration < math.inf:
             yield f"max_duration: {config.max_duration} must be more than 0"
+
+
+def _invalid_probing(config: TrainConfig, probing: ProbingConfig) -> typing.Iterator[str]:
+    if not (config.inject_indices_map or (config.injection and config.injection.rounds)):
+        yield "probing: is about injections, and nothing is injected; leave it out, or set --probing=null"
+    if not any(e.type == EvaluatorType.lm and e.data.dataset_path for e in config.evaluators):
+        yield "probing: no evaluator has probes; add one of type lm with data.dataset_path, or leave probing out"
+    if probing.interval > probing.steps >= 1:
+        yield f"probing.interval: {probing.interval} must be at most probing.steps: {probing.steps}"

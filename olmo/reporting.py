@@ -197,8 +197,9 @@ class Reporter:
             with (self.folder / "injections.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
-    def evaluation(self, step: int, result: Evaluation, prefix: str = "") -> None:
-        """Record an evaluation; `prefix` ('original') marks one of other weights than those being trained."""
+    def evaluation(self, step: int, result: Evaluation, prefix: str = "", brief: bool = False) -> None:
+        """Record an evaluation; `prefix` ('original') marks one of other weights than those being trained, of a brief
+        one the console shows K alone."""
         if not self.active:
             return
         named = {f"{prefix}/{k}" if prefix else k: v for k, v in result.metrics.items()}
@@ -213,7 +214,9 @@ class Reporter:
             _write_parquet(self.folder / "losses" / f"{stem}.parquet", columns)
         self.metrics(step, named)
         for name, value in named.items():
-            if _is_shown(name, named):
+            if brief and name == "eval/K":
+                log.info("step %d: %s = %.4f", step, name, value)
+            elif not brief and _is_shown(name, named):
                 log.info("  %s = %.4f", name, value)
 
     def close(self) -> None:

@@ -287,7 +287,9 @@ class Trainer:
 
             # Once in a while: evaluate.
             due = config.evaluators if step == last_step else self.evaluators.due(step)
-            if due:
+            if self._in_probing_window(step):
+                self._evaluate(f"evaluating at step {step}", self.evaluators.with_probes(due), brief=not due)
+            elif due:
                 self._evaluate(f"evaluating at step {step}", due)
 
             # Once in a while: save. After evaluating, so that a restart from here has all of its metrics.
@@ -375,6 +377,8 @@ class Trainer:
         """Evaluate the starting point, and where it was resuscitated also the weights as they were before."""
         config = self.config
         if not (config.eval_on_load and config.evaluators):
+            if self._in_probing_window(self.state.step):
+                self._evaluate("probing the starting point", self.evaluators.with_probes([]), brief=True)
             return
         if config.model.resuscitation and config.load_path:
             folder = checkpoint.resolve(config.load_path)
@@ -383,8 +387,17 @@ class Trainer:
             self.reporter.evaluation(self.state.step, result, prefix="original")
         self._evaluate("evaluating the starting point", config.evaluators)
 
-    def _evaluate(self, description: str, chosen: Sequence[EvaluatorConfig]) -> None:
-        self.reporter.evaluation(self.state.step, self.evaluators.run(self.model, chosen, description))
+    def _in_probing_window(self, step: int) -> bool:
+        """Whether probes are to be scored after this step because of an injection near it (`ProbingConfig`)."""
+        probing, plan = self.config.probing, self.plan
+        if probing is None or plan is None:
+            return False
+        since = range(0, probing.steps, probing.interval)
+        return plan.round_of(step + 1) is not None or any(plan.round_of(step - n) is not None for n in since)
+
+    def _evaluate(self, description: str, chosen: Sequence[EvaluatorConfig], brief: bool = False) -> None:
+        result = self.evaluators.run(self.model, chosen, description)
+        self.reporter.evaluation(self.state.step, result, brief=brief)
 
     def _log(
         self,

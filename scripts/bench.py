@@ -5,6 +5,7 @@
 training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop over the same
 model, batches and optimizer. Each line gives the median ratio of the rounds and their range.
 entropy: a model of OLMo-1B's shape, see scripts/bench_entropy.py.
+probes: 1,950 in one pass against one padded evaluator at a time, see scripts/bench_probes.py.
 loader: batches of 128 x 1024 from memory-mapped files in a shuffled order, as a training loop gets them, against numpy
 alone copying the same rows; one thread reading ahead, and two. The files are in the page cache.
 remote: 2048 instances of 249 remote files of Dolma's size, from a server on this machine whose every answer takes 5 ms.
@@ -47,6 +48,7 @@ from olmo.model import OLMo
 from olmo.tensors import write_tensors
 from olmo.train import Trainer
 from scripts.bench_entropy import bench_entropy
+from scripts.bench_probes import bench_probes
 from scripts.bench_resuscitation import bench_resuscitation
 from scripts.prepare_demo_text import package_root, rows
 from scripts.prepare_pubmed import TOKENIZER
@@ -375,6 +377,8 @@ def main(argv: Sequence[str]) -> None:
         bench_training(Path(folder), args.rounds, args.steps)
     with tempfile.TemporaryDirectory() as folder:
         bench_entropy(Path(folder), args.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        bench_probes(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench_loader(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:

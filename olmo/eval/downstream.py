@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
 from ..model import OLMo
 from ..tokenizer import tokenizer_file
+from .batches import PREDICTIONS, batched_by_length
+
+ACCURACIES = ("acc", "len_norm", "pmi_dc")  # metrics that count documents whose best choice is the right one
 
 
 class DownstreamTask:
@@ -32,8 +37,19 @@ class DownstreamTask:
         )
         # The library announces the first tokens of every task; that is no news to the user of a run.
         logging.getLogger("olmo_eval").setLevel(logging.WARNING)
-        self.label = label
-        self.task = olmo_eval.build_task(label, tokenizer, model_ctx_len=config.model.max_sequence_length)
+        self.label, length = label, config.model.max_sequence_length
+        try:
+            self.task = olmo_eval.build_task(label, tokenizer, model_ctx_len=length)
+        except Exception as error:  # whatever a task stumbles over: files that its release lacks, another format
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ConfigurationError(f"evaluators.{label}: olmo_eval cannot build this task: {reason}") from error
+        # The library cuts a query to the context from the left; in front of its continuation a token must be left.
+        crowded = [s["cont_len"] for s in self.task.samples if s["ctx_len"] < 1]
+        if crowded:
+            raise ConfigurationError(
+                f"evaluators.{label}: continuations of up to {max(crowded)} tokens have no room for a context; "
+                f"leave this task out, or raise model.max_sequence_length: {length}"
+            )
         self._make_metric = lambda: olmo_eval.ICLMetric(metric_type=self.task.metric_type)
 
     def __len__(self) -> int:
@@ -41,18 +57,19 @@ class DownstreamTask:
         return len(self.task.samples)
 
     def limit(self, batches: int, batch_size: int) -> None:
-        """Keep the documents of the first `batches` batches, whole documents only."""
-        samples = self.task.samples
-        if batches * batch_size < len(samples):
-            cut = samples[batches * batch_size]["doc_id"]
-            self.task.samples = [s for s in samples if s["doc_id"] < max(cut, 1)]
+        """Keep the documents of the first `batches` batches, whole documents only, at least one."""
+        documents = [s["doc_id"] for s in self.task.samples]
+        stop = batches * batch_size
+        if stop < len(documents):
+            whole = documents.index(documents[stop])
+            self.task.samples = self.task.samples[: whole or documents.count(documents[0])]
 
     @property
     def chance(self) -> float:
         """Expected accuracy of guessing: the mean of 1 / number of choices over the documents."""
-        choices: dict[int, int] = {}
+        choices: dict[int, int] = defaultdict(int)
         for sample in self.task.samples:
-            choices[sample["doc_id"]] = choices.get(sample["doc_id"], 0) + 1
+            choices[sample["doc_id"]] += len(sample["choices"]) if self.task.fast_mc else 1
         return sum(1 / n for n in choices.values()) / len(choices)
 
     @torch.no_grad()
@@ -64,34 +81,73 @@ class DownstreamTask:
         ranks: Ranks,
         progress: Callable[[int], None] = lambda _: None,
     ) -> dict[str, float]:
-        """{metric name: value}, as the library's own metric computes it, the same for any number of ranks;
-        beside it what guessing would score.
+        """{metric name: value}, as the library's own metric computes it, the same for any number of ranks; beside an
+        accuracy what guessing would score.
 
-        Samples are sorted by length and dealt to the ranks in turn; only hidden states in front of continuation
-        tokens reach the vocabulary. The metric sees them as if the context were one token long.
+        Samples are sorted by length and dealt to the ranks in turn, none twice; only hidden states in front of
+        continuation tokens reach the vocabulary, and only the log-probabilities of these tokens leave the device.
         """
         samples = sorted(self.task.samples, key=lambda s: -len(s["query"]))[ranks.rank :: ranks.world_size]
-        metric = self._make_metric()
-        start = 0
-        while start < len(samples):
-            longest = max(len(samples[start]["query"]), 1)
-            chosen = samples[start : start + max(1, tokens_per_batch // longest)]
-            batch: dict[str, Any] = self.task.collate_fn(chosen)
-            ids = batch["input_ids"][:, :longest].to(device)
-            width = batch["continuation"].shape[1]
-            first = batch["ctx_len"].to(device) - 1
-            places = (first[:, None] + torch.arange(width, device=device)).clamp(max=longest - 1)
-            hidden = model.hidden_states(ids).gather(1, places[..., None].expand(-1, -1, model.config.d_model))
-            batch["ctx_len"] = torch.ones_like(batch["ctx_len"])
-            domain_logits = None
-            if self.task.metric_type == "pmi_dc":
-                domain_logits = model(batch["dc_input_ids"].to(device)).float().cpu()
-            metric.update(batch, model.logits(hidden).float().cpu(), domain_logits)
+        metric, kind = self._make_metric(), self.task.metric_type
+        if not samples:
+            metric.update({}, None)  # the library's way to take part in the exchange between ranks with nothing
+        for part in batched_by_length([len(s["query"]) for s in samples], tokens_per_batch):
+            chosen = samples[part]
+            metric.update(*self._scored(chosen, model, device))
             progress(len(chosen))
-            start += len(chosen)
-        name = f"{self.task.metric_type}_v1"
-        prefix = f"eval/downstream/{self.label}"
-        return {
-            f"{prefix}_{self.task.metric_type}": float(metric.compute()[name]),
-            f"{prefix}_chance": self.chance,
-        }
+        value = _f1(metric) if kind == "f1" else float(metric.compute()[f"{kind}_v1"])
+        found = {f"eval/downstream/{self.label}_{kind}": value}
+        return {**found, f"eval/downstream/{self.label}_chance": self.chance} if kind in ACCURACIES else found
+
+    def _scored(
+        self, samples: Sequence[dict[str, Any]], model: OLMo, device: torch.device
+    ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+        """What the metric takes: a batch, logits, and for `pmi_dc` the logits behind the domain's own prompt.
+
+        The metric looks up tokens (C choices of one, or else C = 1) in the log-softmax of logits (n, W, V). It gets
+        logits (n, W, C + 1), the log-probabilities of these tokens and of all others together, whose log-softmax is
+        themselves; tokens are numbered accordingly, and contexts are one token long.
+        """
+        batch: dict[str, Any] = self.task.collate_fn(samples)
+        targets = batch["choice_ids"][:, None] if self.task.fast_mc else batch["continuation"][..., None]  # (n, W, C)
+        counted = torch.arange(targets.shape[1]) < batch["cont_len"][:, None]
+        tokens = targets[counted].clamp(min=0).to(device)
+
+        def logits_of(ids: Tensor, context: Tensor, normalise: bool) -> Tensor:
+            place = (context[:, None] - 1 + torch.arange(targets.shape[1]))[counted].to(device)
+            row = counted.nonzero()[:, 0].to(device)
+            hidden = model.hidden_states(ids.to(device))[row, place]
+            found = []
+            for states, wanted in zip(hidden.split(PREDICTIONS), tokens.split(PREDICTIONS)):
+                logits = model.logits(states).float()
+                found.append((logits.log_softmax(-1) if normalise else logits).gather(1, wanted))
+            result = torch.zeros(targets.shape)
+            result[counted] = torch.cat(found).cpu()
+            return result
+
+        longest = len(samples[0]["query"])
+        log_probs = logits_of(batch["input_ids"][:, :longest], batch["ctx_len"], normalise=True)
+        present = log_probs.exp().masked_fill(targets < 0, 0).sum(-1, keepdim=True)
+        logits = torch.cat((log_probs, torch.log1p(-present.clamp(max=1))), dim=-1)
+        domain = None
+        if self.task.metric_type == "pmi_dc":  # of which the metric takes no log-softmax
+            domain = logits_of(batch["dc_input_ids"], batch["dc_len"], normalise=False)
+            batch["dc_len"] = torch.ones_like(batch["dc_len"])
+        batch["ctx_len"] = torch.ones_like(batch["ctx_len"])
+        batch["continuation"] = torch.zeros_like(batch["continuation"])
+        if self.task.fast_mc:
+            numbers = torch.arange(targets.shape[2]).expand(len(samples), -1)
+            batch["choice_ids"] = numbers.masked_fill(batch["choice_ids"] < 0, -1)
+        return batch, logits, domain
+
+
+def _f1(metric: Any) -> float:
+    """What `ICLMetric.compute` would give for 'f1', were it not for an assertion that always fails there (0.8.5)."""
+    with metric.sync_context():
+        labels = {document: label for document, _, label in reversed(metric.labels) if document is not None}
+        scores: dict[int, dict[int, float]] = defaultdict(dict)
+        for document, choice, score in metric.loglikelihoods:
+            if document is not None:
+                scores[document].setdefault(choice, score)
+    predictions = [max(sorted(of_document), key=of_document.__getitem__) for of_document in scores.values()]
+    return float(metric.custom_f1_score([labels[document] for document in scores], predictions, pos_label=0))

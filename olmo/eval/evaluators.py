@@ -86,6 +86,11 @@ class Evaluators:
         """The evaluators whose interval ends with this step."""
         return [e for e in self.config.evaluators if step % (e.eval_interval or self.config.eval_interval) == 0]
 
+    def with_probes(self, due: Sequence[EvaluatorConfig]) -> list[EvaluatorConfig]:
+        """What is due and all evaluators that ask for probes, in the order of the configuration."""
+        probing = [evaluator for evaluator, _ in self.probes]
+        return [e for e in self.config.evaluators if e in due or e in probing]
+
     def run(self, model: OLMo, chosen: Sequence[EvaluatorConfig], description: str = "evaluating") -> Evaluation:
         """Evaluate the model as it is with the chosen evaluators; its training mode is restored afterwards.
 
@@ -106,7 +111,8 @@ class Evaluators:
             if probes:
                 room = config.device_eval_batch_size * self.length
                 result.probes = score_probes(model, probes, room, device, ranks, progress.advance)
-                result.metrics.update(probe_metrics(result.probes, config.device_eval_batch_size))
+                sizes = {evaluator.label: self._batch_size(evaluator) for evaluator, _ in self.probes}
+                result.metrics.update(probe_metrics(result.probes, sizes))
             for evaluator, label, source in sources:
                 size, limit = self._batch_size(evaluator), self._limit(evaluator, source)
                 losses = instance_losses(model, source, size, device, ranks, limit, progress.advance)

@@ -7,12 +7,13 @@ the loss on `train_context`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -23,6 +24,7 @@ from ..exceptions import ConfigurationError
 from ..knowledge.entries import KINDS, SETTINGS, Probe, load_entries, make_probes
 from ..model import OLMo
 from ..tokenizer import encode, truncate
+from .batches import PREDICTIONS, batched_by_length
 
 PARAGRAPH = "paragraph"
 
@@ -77,10 +79,19 @@ def probes_of(evaluator: EvaluatorConfig, tokenizer: Tokenizer, config: TrainCon
     """
     setting, kind = parse_label(evaluator.label)
     entries = load_entries(str(evaluator.data.dataset_path))
-    if kind != PARAGRAPH:
-        return make_probes(entries, setting, tokenizer, [kind])
-    texts = encode(tokenizer, [entry.train_context for entry in entries])
     length = config.model.max_sequence_length
+    if kind != PARAGRAPH:
+        probes = make_probes(entries, setting, tokenizer, [kind])
+        longest = max((len(probe.input_ids) for probe in probes), default=0)
+        if longest > length:
+            raise ConfigurationError(
+                f"evaluators.{evaluator.label}: a probe of {longest} tokens exceeds model.max_sequence_length: {length}"
+            )
+        return probes
+    texts = encode(tokenizer, [entry.train_context for entry in entries])
+    for number, ids in enumerate(texts):
+        if len(ids) < 2:
+            raise ValueError(f"{evaluator.data.dataset_path}: entry {number}: 'train_context' is a single token")
     return [
         Probe(setting, kind, number, 0, tuple(truncate(ids, length, config.tokenizer)), 1)
         for number, ids in enumerate(texts)
@@ -105,13 +116,10 @@ def score_probes(
     order = sorted(range(len(probes)), key=lambda i: -len(probes[i].input_ids))
     mine = order[ranks.rank :: ranks.world_size]
     scores = np.zeros((len(probes), 4), dtype=np.float64)
-    start = 0
-    while start < len(mine):
-        longest = len(probes[mine[start]].input_ids)
-        chosen = mine[start : start + max(1, tokens_per_batch // longest)]
+    for batch in batched_by_length([len(probes[i].input_ids) for i in mine], tokens_per_batch):
+        chosen = mine[batch]
         scores[chosen] = _score([probes[i] for i in chosen], model, device)
         progress(len(chosen))
-        start += len(chosen)
     scores = ranks.sum(scores)
     return ProbeTable(
         probes,
@@ -124,39 +132,51 @@ def score_probes(
 
 
 def _score(probes: Sequence[Probe], model: OLMo, device: torch.device) -> NDArray[np.float64]:
-    """(n, 4): sum of log-probabilities, that of the first target token, its rank, wrong greedy tokens."""
-    longest = max(len(p.input_ids) for p in probes)
+    """(n, 4): sum of log-probabilities, that of the first target token, its rank, wrong greedy tokens.
+
+    probes: the longest first.
+    """
+    longest = len(probes[0].input_ids)
     # Causal attention never looks at what stands to the right, so any id will do as padding.
     ids = torch.tensor([list(p.input_ids) + [0] * (longest - len(p.input_ids)) for p in probes], device=device)
     rows = [r for r, p in enumerate(probes) for _ in range(p.target_start, len(p.input_ids))]
     places = [t for p in probes for t in range(p.target_start, len(p.input_ids))]
     row, place = torch.tensor(rows, device=device), torch.tensor(places, device=device)
-    hidden = model.hidden_states(ids)[row, place - 1]
-    targets = ids[row, place]
-    log_prob, rank = _log_prob_and_rank(model.logits(hidden), targets)
-    first = torch.tensor([places[i] == probes[r].target_start for i, r in enumerate(rows)], device=device)
-    total = torch.zeros(len(probes), dtype=torch.float64, device=device).index_add_(0, row, log_prob.double())
-    wrong = torch.zeros(len(probes), dtype=torch.float64, device=device).index_add_(0, row, (rank > 0).double())
-    return torch.stack((total, log_prob[first].double(), rank[first].double(), wrong), dim=1).cpu().numpy()
+    first = torch.tensor([t == probes[r].target_start for r, t in zip(rows, places)], device=device)
+    hidden, targets = model.hidden_states(ids[:, :-1])[row, place - 1], ids[row, place]
+    parts = zip(*(tensor.split(PREDICTIONS) for tensor in (hidden, targets, first)))
+    scored = [_predictions(model.logits(hidden), targets, first) for hidden, targets, first in parts]
+    log_prob, wrong, rank = (torch.cat(part).double() for part in zip(*scored))
+    total, mistakes = (ids.new_zeros(len(probes), dtype=torch.float64).index_add(0, row, x) for x in (log_prob, wrong))
+    return torch.stack((total, log_prob[first], rank, mistakes), dim=1).cpu().numpy()
 
 
-def _log_prob_and_rank(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability (float32) and rank of each target, from logits (n, V)."""
+def _predictions(logits: Tensor, targets: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability (n,), float32, of each target and whether another token is more probable (n,); of those in
+    `first` (n,), bool, also the rank. logits (n, V)."""
     logits = logits.float()
     chosen = logits.gather(1, targets[:, None])
-    return (chosen[:, 0] - logits.logsumexp(1)), (logits > chosen).sum(1)
+    wrong = logits.amax(1) > chosen[:, 0]
+    rank = (logits[first] > chosen[first]).sum(1)
+    return -F.cross_entropy(logits, targets, reduction="none"), wrong, rank
 
 
-def probe_metrics(table: ProbeTable, device_eval_batch_size: int) -> dict[str, float]:
-    """Metrics of a pass over the probes, under OLMo's names.
+def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str, float]:
+    """Metrics of a pass over the probes, under OLMo's names; `batch_sizes`: label -> its `device_eval_batch_size`.
 
     eval/{label}/log_probability: mean l(p; theta) of the label's probes.
     eval/{label}/CrossEntropyLoss: the published, diluted variant (method section 4, known discrepancy): the
-    label's probes in file order in batches of `device_eval_batch_size`, the negative log-probability of a probe's
-    target divided by all T - 1 predictions of its padded batch, mean over probes. For paragraphs it is the mean
+    label's probes in file order in batches of its size, the negative log-probability of a probe's target divided
+    by all T - 1 predictions of its padded batch, mean over probes. For paragraphs it is the mean
     over the paragraph's own tokens, without padding.
     eval/{label}/exact_match: share of probes whose whole target greedy decoding gives.
     eval/K, eval/K_{setting}: K(theta), the mean over entries of the mean over their probes.
+
+    The published trainer (kaistAI/Knowledge-Entropy, `eval_batch` of olmo/train.py) takes the cross-entropy of all
+    T - 1 predictions of a padded batch, 0 where the target is masked, means over each row and gives row after row to
+    one torchmetrics `MeanMetric` (olmo/eval/evaluator.py): every probe weighs the same, also in a smaller last batch.
+    That is what is computed here, as one process prints it. With W processes its sampler deals probes r, r + W, ... to
+    rank r and repeats the first ones where they do not divide, so that its number depends on W; ours does not.
     """
     labels = np.array([f"{p.setting}_{p.kind}" for p in table.probes])
     settings = np.array([p.setting if p.kind != PARAGRAPH else "" for p in table.probes])
@@ -170,8 +190,8 @@ def probe_metrics(table: ProbeTable, device_eval_batch_size: int) -> dict[str, f
             continue
         metrics[f"eval/{label}/exact_match"] = float(table.exact_match[chosen].mean())
         diluted = []
-        for start in range(0, len(chosen), device_eval_batch_size):
-            batch = chosen[start : start + device_eval_batch_size]
+        for start in range(0, len(chosen), batch_sizes[label]):
+            batch = chosen[start : start + batch_sizes[label]]
             diluted.append(-table.sum_log_prob[batch] / (lengths[batch].max() - 1))
         metrics[f"eval/{label}/CrossEntropyLoss"] = float(np.concatenate(diluted).mean())
     means = []

@@ -114,6 +114,17 @@ def test_subset_of_a_task(config: TrainConfig, model: OLMo, label: str) -> None:
     assert 5 * found.metrics[name] == pytest.approx(round(5 * found.metrics[name]))  # of five documents
 
 
+def test_diluted_losses_of_batches_of_the_evaluators_own_size(config: TrainConfig, model: OLMo) -> None:
+    (chosen,) = (e for e in config.evaluators if e.label == "once_semantic")
+    found = {}
+    for own, run_wide in ((None, 4), (2, 4), (None, 2), (15, 4)):
+        mine = replace(chosen, device_eval_batch_size=own)
+        evaluators = build(replace(config, evaluators=[mine], device_eval_batch_size=run_wide))
+        found[own, run_wide] = evaluators.run(model, [mine]).metrics["eval/once_semantic/CrossEntropyLoss"]
+    assert found[2, 4] == pytest.approx(found[None, 2], rel=1e-6)
+    assert found[15, 4] < found[None, 4] < found[2, 4]  # the longer the batch, the more padding dilutes
+
+
 def test_only_the_chosen_are_asked(config: TrainConfig, model: OLMo) -> None:
     evaluators = build(config)
     whole = evaluators.run(model, config.evaluators).metrics

