@@ -142,8 +142,9 @@ class Endpoint:
                 said = said[place]
         if not isinstance(said, str):
             return ""
-        shown = " ".join(said.split())[:300]
-        return ": " + (shown.replace(self._key, "(the key)") if self._key else shown)
+        if self._key:  # before it is cut, so that no part of the key is left at the end
+            said = said.replace(self._key, "(the key)")
+        return ": " + " ".join(said.split())[:300]
 
     def _failure(self, response: requests.Response, answer: Any) -> OSError:
         """What a status other than 200 means: an Interrupted where it may pass."""

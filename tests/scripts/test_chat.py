@@ -216,3 +216,10 @@ def test_an_answer_without_text_is_empty(server: ChatServer) -> None:
     assert Endpoint(server.url, "small").ask(HELLO) == Reply("", "length")
     server.answers = lambda body: ("Well.", None)
     assert Endpoint(server.url, "small").ask(HELLO).text == "Well."
+
+
+@pytest.mark.parametrize("before", range(280, 300))
+def test_nor_a_part_of_it(before: int, server: ChatServer) -> None:
+    """Where the server's words are cut."""
+    server.troubles = [Trouble(401, {"error": before * "." + KEY + "..."})]
+    assert KEY[:4] not in failed(server, key=KEY)
