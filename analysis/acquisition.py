@@ -68,6 +68,7 @@ def summarise(run: Run, measured: Dynamics | None = None) -> dict[str, Any]:
     return {
         "run": run.name,
         "start": run.start,
+        "begins": run.begins,
         "first_step": run.first_step,
         "step": run.step,
         "K_before": knowledge(run, "before").as_json(),
@@ -214,7 +215,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     found = []
     for run in result["runs"]:
         said = []
-        if run["first_step"] > 0:
+        if run["begins"] is not None and run["first_step"] > run["begins"]:
             said.append(f"was first evaluated at step {run['first_step']}; eval_on_load gives the start itself")
         steps = {f"the loss of {label}": pair for label, pair in run["loss_steps"].items()}
         if run["downstream_steps"]:

@@ -105,6 +105,7 @@ class Run:
 
     name: str
     start: int | None  # pretraining step of the checkpoint it started from, 0 for new weights; None: not known
+    begins: int | None  # its own step at that checkpoint, 0 unless it goes on from the checkpoint's step; None: not known
     first_step: int  # of the evaluation before
     step: int  # of the newest evaluation of all those probes
     before: Knowledge
@@ -234,16 +235,19 @@ def _downstream(lines: list[dict[str, Any]], last: int) -> tuple[dict[int, dict[
     return accuracy, chance
 
 
-def _start(folder: Path) -> int | None:
-    """The pretraining step in the name of the checkpoint that config.yaml names."""
+def _start(folder: Path) -> tuple[int | None, int | None]:
+    """`start` and `begins` of a run: the step in the name of the checkpoint that config.yaml names, and whether the run
+    counts on from it."""
     path = folder / "config.yaml"
     if not path.is_file():
-        return None
-    load_path = OmegaConf.select(OmegaConf.load(path), "load_path")
+        return None, 0
+    config = OmegaConf.load(path)
+    load_path = OmegaConf.select(config, "load_path")
     if load_path is None:
-        return 0
+        return 0, 0
     step = step_of(str(load_path) if is_hub_id(str(load_path)) else Path(str(load_path)))
-    return step if step >= 0 else None
+    start = step if step >= 0 else None
+    return start, 0 if OmegaConf.select(config, "reset_trainer_state") else start
 
 
 def read_run(folder: Path) -> Run:
@@ -276,7 +280,7 @@ def read_run(folder: Path) -> Run:
     original = folder / "probes" / "original.parquet"
     return Run(
         folder.name or folder.resolve().name,
-        _start(folder),
+        *_start(folder),
         first_step,
         step,
         probes.knowledge(first),
@@ -289,7 +293,8 @@ def read_run(folder: Path) -> Run:
         accuracy[max(comparable)] if comparable else {},
         (min(accuracy), max(comparable)) if comparable else None,
         chance,
-        [(int(s), probes.knowledge(place).means()) for place, s in enumerate(probes.steps)],
+        # Of a run that diverged, the last tables may hold no number.
+        [(int(s), probes.knowledge(place).means()) for place, s in enumerate(probes.steps) if asked[place].any()],
         [line["step"] for line in lines if "injection/round" in line],
         read_encounters(folder),
         probes,

@@ -193,6 +193,14 @@ def test_what_could_not_be_measured_is_said(tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize(("evaluated", "said"), [(90, False), (95, True)])
+def test_a_run_that_counts_on_from_its_checkpoint_was_evaluated_at_its_start(tmp_path, capsys, evaluated, said):
+    folder = write_run(tmp_path / "run", {evaluated: probe_table(BEFORE), 100: probe_table(AFTER)})
+    (folder / "config.yaml").write_text("load_path: runs/before/step90\n")
+    assert command([str(folder)]) == 0
+    assert ("was first evaluated at step" in capsys.readouterr().out) == said
+
+
 def test_a_table_older_than_the_step_before_is_said(tmp_path, capsys):
     tables = {step: probe_table({"once": [-6.0 + 0.1 * step] * 2}, per_kind=1) for step in (0, 4, 5)}
     folder = write_run(tmp_path / "run", tables, injections=[4])

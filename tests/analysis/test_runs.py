@@ -141,6 +141,13 @@ def test_a_table_that_is_none_is_named(tmp_path):
         read_run(folder)
 
 
+def test_a_run_that_diverged(tmp_path):
+    """Between two logged steps the loss is not looked at, so an evaluation may find weights that are no numbers."""
+    lost = probe_table(BEFORE).assign(mean_log_prob=np.nan)
+    run = read_run(write_run(tmp_path / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER), 30: lost}))
+    assert run.step == 20 and [step for step, _ in run.curve] == [0, 20]
+
+
 # --- injections --------------------------------------------------------------------------------------------------
 
 
@@ -178,18 +185,20 @@ def test_a_line_of_something_else_is_named(tmp_path, line):
 
 
 @pytest.mark.parametrize(
-    ("text", "start"),
+    ("text", "start", "begins"),
     [
-        ("load_path: checkpoints/pretrained_1B/738020-unsharded/\n", 738020),
-        ("load_path: runs/demo/pretrain/step90-unsharded\n", 90),
-        ("load_path: allenai/OLMo-1B@step20000-tokens84B\n", 20000),
-        ("load_path: allenai/OLMo-1B\n", None),
-        ("load_path: null\n", 0),
-        (None, None),
+        ("reset_trainer_state: true\nload_path: checkpoints/pretrained_1B/738020-unsharded/\n", 738020, 0),
+        ("reset_trainer_state: false\nload_path: runs/demo/pretrain/step90-unsharded\n", 90, 90),
+        ("load_path: runs/demo/pretrain/step90\n", 90, 90),  # the default
+        ("reset_trainer_state: true\nload_path: allenai/OLMo-1B@step20000-tokens84B\n", 20000, 0),
+        ("load_path: allenai/OLMo-1B\n", None, None),
+        ("load_path: null\n", 0, 0),
+        (None, None, 0),
     ],
 )
-def test_the_pretraining_step_of_the_start(tmp_path, text, start):
+def test_the_pretraining_step_of_the_start_and_the_runs_own(tmp_path, text, start, begins):
     folder = write_run(tmp_path / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER)})
     if text is not None:
         (folder / "config.yaml").write_text(text)
-    assert read_run(folder).start == start
+    run = read_run(folder)
+    assert (run.start, run.begins) == (start, begins)
