@@ -294,7 +294,7 @@ class TokenizerConfig:
 
 @dataclass
 class InjectionConfig:
-    """A plan built from entries (`olmo/knowledge/injection.py`); the alternative is `inject_indices_map`."""
+    """A plan built from entries (`olmo/knowledge/plan.py`); the alternative is `inject_indices_map`."""
 
     paraphrase: Optional[str] = None  # entries of which every round holds another wording
     duplicate: Optional[str] = None  # entries of which every round holds the same wording
@@ -867,6 +867,9 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield "inject_interval: missing; it says every how many steps a round is injected"
     if config.injection and config.injection.rounds < 0:
         yield f"injection.rounds: {config.injection.rounds} is negative; 0 injects nothing"
+    chosen = config.injection
+    if chosen and chosen.rounds > 0 and not (chosen.paraphrase or chosen.duplicate or chosen.once):
+        yield "injection: names no entries; give paraphrase, duplicate or once a file, or leave injection out"
     if config.probing is not None:
         yield from _invalid_probing(config, config.probing)
     try:

@@ -454,6 +454,7 @@ def test_keys_without_effect_load(tmp_path: Path, key: str) -> None:
         ("eval_interval: 0", "eval_interval: 0 must be at least 1"),
         ("inject_interval: 0", "inject_interval: 0 must be at least 1"),
         ("injection: {once: a}", "inject_interval: missing"),
+        ("injection: {rounds: 3}\ninject_interval: 1", "injection: names no entries; give paraphrase, duplicate or"),
         ("inject_start_step: 0", "inject_start_step: 0 must be at least 1"),
         ("inject_position: middle", "inject_position: Invalid value 'middle', expected one of"),
         ("{inject_indices_map: a, injection: {once: b}, inject_interval: 5}", "inject_indices_map and injection: give"),

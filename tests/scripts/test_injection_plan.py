@@ -97,7 +97,8 @@ def test_the_published_map_gets_the_names_of_the_published_entries(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["--injection=null"], 2, "config.yaml: injects nothing; it has neither injection nor inject_indices_map"),
+        (["--injection=null"], 2, "config.yaml: injects nothing; give injection and its rounds, or inject_indices_map"),
+        (["--injection.rounds=0"], 2, "config.yaml: injects nothing; give injection and its rounds, or inject"),
         (["--output", "{tmp}/plan.pkl"], 2, "/plan.pkl: a plan is written as .json or .safetensors"),
         (["--output", "{tmp}/there.json"], 2, "/there.json: exists; remove it or choose another place"),
         (["--global_train_batch_size=1"], 1, "injection round 1, row 0: "),
