@@ -105,7 +105,9 @@ class Run:
 
     name: str
     start: int | None  # pretraining step of the checkpoint it started from, 0 for new weights; None: not known
-    begins: int | None  # its own step at that checkpoint, 0 unless it goes on from the checkpoint's step; None: not known
+    begins: (
+        int | None
+    )  # its own step at that checkpoint, 0 unless it goes on from the checkpoint's step; None: not known
     first_step: int  # of the evaluation before
     step: int  # of the newest evaluation of all those probes
     before: Knowledge

@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = run_tokenizer(config) if needs_tokenizer(config) else None
     plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
     if plan is None:
-        raise ConfigurationError(f"{args.config}: injects nothing; give injection and its rounds, or inject_indices_map")
+        raise ConfigurationError(
+            f"{args.config}: injects nothing; give injection and its rounds, or inject_indices_map"
+        )
     texts = [text for round_texts in plan.rounds for text in round_texts]
     spelled = tokenizer is not None and all(text.wording is not None for text in texts)  # and checked, or encoded here
     made_by = config.tokenizer.identifier if spelled else None

@@ -37,7 +37,7 @@ class ProbeTable:
     tokens: NDArray[np.int64]  # in the target span
     sum_log_prob: NDArray[np.float64]  # of the target span given the prompt
     first_log_prob: NDArray[np.float64]  # of its first token
-    first_rank: NDArray[np.int64]  # of its first token among the vocabulary, 0 = most probable
+    first_rank: NDArray[np.int64]  # how many tokens of the vocabulary are more probable than its first token
     exact_match: NDArray[np.bool_]  # greedy decoding would give the whole target span
 
     @property
@@ -152,11 +152,13 @@ def _score(probes: Sequence[Probe], model: OLMo, device: torch.device) -> NDArra
 
 
 def _predictions(logits: Tensor, targets: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability (n,), float32, of each target and whether another token is more probable (n,); of those in
+    """Log-probability (n,), float32, of each target and whether greedy decoding gives another token (n,); of those in
     `first` (n,), bool, also the rank. logits (n, V)."""
     logits = logits.float()
     chosen = logits.gather(1, targets[:, None])
     wrong = logits.amax(1) > chosen[:, 0]
+    # Of equally probable tokens, which are common in bfloat16, greedy decoding takes the first; argmax is slow.
+    wrong[~wrong] = logits[~wrong].argmax(1) != targets[~wrong]
     rank = (logits[first] > chosen[first]).sum(1)
     return -F.cross_entropy(logits, targets, reduction="none"), wrong, rank
 

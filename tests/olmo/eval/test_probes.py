@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from olmo.config import DataConfig, EvaluatorConfig, TokenizerConfig, TrainConfig, TruncationDirection
 from olmo.distributed import Ranks
-from olmo.eval.probes import ProbeTable, parse_label, probe_metrics, probes_of, score_probes
+from olmo.eval.probes import ProbeTable, _predictions, parse_label, probe_metrics, probes_of, score_probes
 from olmo.exceptions import ConfigurationError
 from olmo.knowledge.entries import SETTINGS, Probe
 from olmo.model import OLMo
@@ -133,6 +133,18 @@ def test_scores_are_those_of_one_plain_pass_a_probe(
 
     check(score_probes(model, probes, tokens_per_batch, CPU, Ranks(), progress), direct)
     assert done == len(probes)
+
+
+def test_greedy_decoding_takes_the_first_of_equally_probable_tokens() -> None:
+    """As logits of bfloat16 often are."""
+    logits = torch.randint(0, 4, (500, 12), generator=torch.Generator().manual_seed(0)).bfloat16()
+    targets = logits.flip(1).argmax(1).sub(11).abs()  # the last of the most probable tokens
+    targets[::3] = logits[::3].argmax(1)
+    targets[::5] = logits[::5].argmin(1)
+    _, wrong, rank = _predictions(logits, targets, torch.ones(500, dtype=torch.bool))
+    assert wrong.tolist() == [int(row.argmax()) != target for row, target in zip(logits, targets.tolist())]
+    assert rank.tolist() == [int((row > row[target]).sum()) for row, target in zip(logits, targets.tolist())]
+    assert (wrong & (rank == 0)).sum() > 100
 
 
 def test_the_made_probes_can_tell_right_from_wrong(direct: list[dict[str, Any]]) -> None:
