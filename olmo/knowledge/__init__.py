@@ -1,2 +1,2 @@
-"""Fictional knowledge: entries and probes (`entries`), what of it comes when (`plan`, `plan_files`), and how it enters the
-batches (`injection`)."""
+"""Fictional knowledge: entries and probes (`entries`), what of it comes when (`plan`, `plan_files`), and how it enters
+the batches (`injection`)."""
