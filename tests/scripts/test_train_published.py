@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from analysis.acquisition import TASKS
+from analysis.runs import TASKS
 from olmo.checkpoint import load_model
 from olmo.config import EvaluatorType, TrainConfig, load
 from olmo.knowledge.entries import KINDS
