@@ -267,6 +267,21 @@ def test_rounds_that_never_come_are_announced(world: Path, tmp_path: Path, caplo
     assert "only 2 of 3 injection rounds fall within steps 1 to 5" in caplog.messages
 
 
+def test_rounds_before_the_checkpoint_that_a_run_goes_on_from_are_announced(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    train(world, before, "--evaluators=[]", "--stop_at=2", "--save_interval=1")
+    on = ("--evaluators=[]", f"--load_path={before / 'step2'}", "--stop_at=6", "--save_interval=5")
+    caplog.clear()
+    train(world, after, *on)
+    assert "only 2 of 3 injection rounds fall within steps 3 to 6" in caplog.messages
+    shutil.rmtree(after / "step6")
+    caplog.clear()
+    train(world, after, *on, "--try_load_latest_save")  # what this run itself injected is not missing
+    assert not any("injection rounds fall within" in message for message in caplog.messages)
+
+
 # --- stop and start again ---
 
 
