@@ -244,7 +244,8 @@ def main(argv: Sequence[str]) -> None:
             del edited  # of another family it holds a model
             verified = list(verify(before, folder, partial, stored, average, chosen, args))
     rows, dead, capped = (int(part.sum()) for part in (chosen.selected, chosen.dead, chosen.capped))
-    print(f"{output}: {rows - dead} of {average.numel()} up-projection rows multiplied")
+    done = "memories get a temperature" if args.format == "temperature" else "up-projection rows multiplied"
+    print(f"{output}: {rows - dead} of {average.numel()} {done}")
     if capped:
         print(f"{capped} multipliers are cut to {args.cap}")
     if dead:

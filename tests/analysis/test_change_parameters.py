@@ -433,9 +433,10 @@ def test_the_file_says_how_it_was_made(folder: Path) -> None:
     assert not made.selected[0].any() and made.values.max() == 3.0
 
 
-def test_temperatures_divide_the_same_coefficients(folder: Path, tokens: Path) -> None:
+def test_temperatures_divide_the_same_coefficients(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--format temperature` of q gives the entropy that rows multiplied by u give: a coefficient divided by 1 / u."""
     change(folder, 0.5, 2.0, "--format", "temperature")
+    assert capsys.readouterr().out.endswith("safetensors: 48 of 96 memories get a temperature\n")
     change(folder, 0.5, 2.0)
     name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
     divisors = load_file(folder / f"temperature_MLP_{name}")["temperature_MLP"]
