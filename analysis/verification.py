@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +30,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 class Before:
     """What analysis.entropy wrote of a model before its edit, and the instances that it measured."""
 
-    result: dict[str, Any]
     rows: list[NDArray[np.int64]]
+    entropy: float
     left_out: NDArray[np.float64]  # H^l without group g, (G, L)
+    coefficient: str
+    precision: torch.dtype
 
 
 def measured_before(coefficients_file: Path, average: Tensor, folder: Path) -> Before:
@@ -50,6 +51,7 @@ def measured_before(coefficients_file: Path, average: Tensor, folder: Path) -> B
         data, count, length = result["data"], result["number_of_instances"], result["sequence_length"]
         path, digest, layers = data["path"], data["sha256"], np.array(result["layers"])
         left_out = np.array(result["leave_one_group_out"]).reshape(-1, len(layers))
+        how = (float(result["knowledge_entropy"]), left_out, result["coefficient"], PRECISIONS[result["precision"]])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{result_file}: no result of analysis.entropy: {error!r}") from error
     found = layer_entropy(average.double().numpy())
@@ -60,7 +62,7 @@ def measured_before(coefficients_file: Path, average: Tensor, folder: Path) -> B
     rows = read_instances(argparse.Namespace(**named, data_size=data.get("instances", count)), folder, length)
     if digest_of(rows) != digest:
         raise ValueError(f"{path}: holds other instances than those of {result_file}")
-    return Before(result, rows[:count], left_out)
+    return Before(rows[:count], *how)
 
 
 def verify(
@@ -81,16 +83,16 @@ def verify(
     Raises ValueError where the law does not hold within rounding.
     """
     keep_large_blocks()
-    device, dtype = pick_device(args.device), PRECISIONS[before.result["precision"]]
-    model = open_model(folder, device, dtype, edit)
-    asked_for = (args.batch_size, before.result["coefficient"], device, Ranks(), None, "verifying")
+    device = pick_device(args.device)
+    model = open_model(folder, device, before.precision, edit)
+    asked_for = (args.batch_size, before.coefficient, device, Ranks(), None, "verifying")
     after = measure(model, before.rows, *asked_for)["knowledge"]
     coefficients = torch.from_numpy(after.average)
-    entropy, entropy_before = float(layer_entropy(after.average).sum()), before.result["knowledge_entropy"]
+    entropy = float(layer_entropy(after.average).sum())
     error = float(jackknife_error(after.leave_one_out().sum(1) - before.left_out.sum(1)))
     yield (
-        f"verified on {len(before.rows)} instances: H {entropy_before:.4f} -> {entropy:.4f}, difference "
-        f"{entropy - entropy_before:+.4f} +- {'unknown (one instance)' if math.isnan(error) else f'{error:.4f}'}"
+        f"verified on {len(before.rows)} instances: H {before.entropy:.4f} -> {entropy:.4f}, difference "
+        f"{entropy - before.entropy:+.4f} +- {'unknown (one instance)' if math.isnan(error) else f'{error:.4f}'}"
     )
     edited = (chosen.selected & ~chosen.dead).any(1)
     if not edited.any():
@@ -109,7 +111,7 @@ def verify(
         f"mean coefficients of {int(bound.sum())} selected memories are {args.amplifying_factor} x the mean "
         f"{float(average[layer].mean()):.6g} within {error:.1e}"
     )
-    if gated and not error <= max(TOLERANCE[dtype], TOLERANCE.get(stored, 0.0)):
+    if gated and not error <= max(TOLERANCE[before.precision], TOLERANCE.get(stored, 0.0)):
         raise ValueError(
             f"layer {layer} does not follow the law of algorithm 1, it is {error:.1e} off; nothing is kept"
         )
