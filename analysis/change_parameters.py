@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,12 +23,13 @@ from torch import Tensor
 from analysis.entropy import open_model
 from analysis.locations import add_checkpoint_flags, check_writable, checkpoint_folders, identity_of
 from analysis.resuscitation import SELECTIONS, THRESHOLDS, resuscitate
-from analysis.verification import verify
+from analysis.verification import measured_before, verify
 from olmo import checkpoint
+from olmo.checkpoint import is_hub_id
 from olmo.distributed import leave
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.rescaling import Multipliers, check_shapes, rescale_model, rescaled
-from olmo.tensors import check_readable, save_tensors, stream_torch_file
+from olmo.rescaling import Multipliers, check_shapes, rescale_model, rescaled, up_projection_name
+from olmo.tensors import check_readable, save_tensors, stream_torch_file, whole
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
 
@@ -50,7 +51,7 @@ def read_coefficients(path: Path) -> tuple[Tensor, str | None]:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-            return file.get_tensor("mlp_average_coefficients"), about.get("checkpoint_fingerprint")
+            return file.get_tensor("mlp_average_coefficients").float(), about.get("checkpoint_fingerprint")
     except Exception as error:  # safetensors raises its own error type
         raise ValueError(f"{path}: no file of average coefficients: {error}") from error
 
@@ -70,10 +71,10 @@ def parse_layers(text: str) -> list[int]:
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise argparse.ArgumentTypeError(f"{text!r}: expected layers such as 0,3,8-11")
         layers += range(int(first), int(last or first) + 1)
-    return layers
+    return sorted(set(layers))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -87,7 +88,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resuscitation_ratio", type=float, required=True, help="share of rows, p in (0, 1]")
     parser.add_argument("--amplifying_factor", type=float, required=True, help="q > 0")
     parser.add_argument("--select", choices=SELECTIONS, default="lowest", help="random and highest are controls")
-    parser.add_argument("--seed", type=int, default=0, help="of --select random")
+    parser.add_argument("--seed", type=int, help="of --select random (default 0)")
     parser.add_argument(
         "--threshold", choices=THRESHOLDS, default="layer", help="the quantile of each layer, or of all"
     )
@@ -102,7 +103,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="file; default: beside the checkpoint")
     parser.add_argument("--verify", action="store_true", help="measure again what was written, on the same data")
-    parser.add_argument("--batch_size", type=int, default=4, help="of --verify, instances a forward pass (default 4)")
+    parser.add_argument("--batch_size", type=int, help="of --verify, instances a forward pass (default 4)")
     parser.add_argument("--device", help="of --verify: cpu, cuda, cuda:1; default: a GPU where there is one")
     args = parser.parse_args(argv)
     if args.output is not None and args.output.suffix != SUFFIXES[args.format]:
@@ -111,6 +112,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     if args.verify and args.format == "temperature":
         raise ConfigurationError("--verify: goes with an edit of weights; --format temperature edits none")
+    for name in ("batch_size", "device"):
+        if getattr(args, name) is not None and not args.verify:
+            raise ConfigurationError(f"--{name}: goes with --verify")
+    if args.seed is not None and args.select != "random":
+        print(f"warning: --seed has no effect with --select {args.select}", file=sys.stderr)
+    args.seed, args.batch_size = args.seed or 0, 4 if args.batch_size is None else args.batch_size
     if args.batch_size < 1:
         raise ConfigurationError("--batch_size must be at least 1")
     return args
@@ -130,96 +137,121 @@ def file_name(args: argparse.Namespace) -> str:
     return ("temperature_MLP_" if args.format == "temperature" else "") + name + SUFFIXES[args.format]
 
 
-def _write_full(
-    output: Path, like: Mapping[str, Tensor], read: Callable[[str], Tensor], check: Callable[[], object]
-) -> None:
-    """Write a state dict as `torch.save` does, tensor by tensor, whole or not at all; `check` may raise in the end."""
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        stream_torch_file(partial, like, read)
-        check()
-    except OSError as error:
-        raise OSError(f"{output}: cannot be written: {(error.strerror or str(error)).lower()}") from error
-    finally:
-        if sys.exc_info()[0] is not None:
-            partial.unlink(missing_ok=True)
-    partial.replace(output)
+def _checkpoint_of(args: argparse.Namespace) -> Path:
+    """The one checkpoint folder that the flags name."""
+    if args.checkpoint and is_hub_id(args.checkpoint) and not (args.output and args.coefficients):
+        raise ConfigurationError(
+            "--output and --coefficients: needed with a hub id, whose folder is the download cache"
+        )
+    folders = checkpoint_folders(args.step, args.model_size, [args.checkpoint] if args.checkpoint else [])
+    if len(folders) > 1:
+        raise ConfigurationError(f"--checkpoint {args.checkpoint}: {len(folders)} folders match; name one")
+    return folders[0]
+
+
+def _check_output(output: Path, folder: Path, coefficients_file: Path) -> None:
+    """Raise an error where the output cannot be written, or would replace what it is made from."""
+    read = {coefficients_file, *checkpoint.model_files(folder), folder / "model.safetensors", folder / "model.pt"}
+    if output.resolve() in {path.resolve() for path in read}:
+        raise ConfigurationError(f"--output {output}: names what the edit is made from; choose another name")
+    if output.is_dir():
+        raise ConfigurationError(f"--output {output}: is a folder; name a file")
+    check_writable(output.parent)
+
+
+class Edited:
+    """The weights of a checkpoint folder with their up projections rescaled, and the identity of those on disk.
+
+    Of OLMo's layout tensor by tensor, with memory for no more. `like` has names, shapes and dtypes. Raises ValueError
+    where the multipliers (L, M) do not fit: it shows now, not when training starts.
+    """
+
+    def __init__(self, folder: Path, multipliers: Tensor):
+        self.folder, self.multipliers, self.ours = folder, multipliers, checkpoint.is_olmo(folder)
+        self._seen = checkpoint.Fingerprint()
+        self._state: Mapping[str, Tensor]
+        self.like: Mapping[str, Tensor]
+        if not self.ours:
+            model = open_model(folder, torch.device("cpu"), "auto")
+            rescale_model(model, multipliers)
+            self._state = self.like = model.state_dict()
+            self.dtype = next(model.parameters()).dtype
+            return
+        if checkpoint.transformers_config(folder) is None:
+            self._state = on_disk = checkpoint.StateOnDisk(folder)
+            self.like = on_disk.like
+        else:  # its tensors are put together of several
+            self._state = self.like = checkpoint.read_state(folder)
+        check_shapes({name: tensor.shape for name, tensor in self.like.items()}, multipliers)
+        self.dtype = self.like[up_projection_name(0)].dtype
+
+    def read(self, name: str) -> Tensor:
+        """An edited tensor."""
+        tensor = self._state[name]
+        if not self.ours:
+            return tensor
+        self._seen.add(name, tensor)
+        return rescaled(name, tensor, self.multipliers)
+
+    def identity(self) -> str:
+        """As `identity_of` the folder; where all tensors have been read once, they are not read again."""
+        if not self.ours:
+            return identity_of(self.folder)
+        return str(self._seen) if self._seen.names == self.like.keys() else checkpoint.fingerprint(self._state)
 
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
-    named = [args.checkpoint] if args.checkpoint else []
-    folder = checkpoint_folders(args.step, args.model_size, named)[0]
-    output = args.output or folder / file_name(args)
-    check_writable(output.parent)
+    folder = _checkpoint_of(args)
     coefficients_file = args.coefficients or find_coefficients(folder)
+    output = args.output or folder / file_name(args)
+    _check_output(output, folder, coefficients_file)
     average, made_for = read_coefficients(coefficients_file)
     asked = (args.resuscitation_ratio, args.amplifying_factor, args.select, args.seed, args.threshold)
     try:
         chosen = resuscitate(average, *asked, args.layers, args.cap)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-
-    def check(identity: str) -> str:
-        """The identity of the weights, which must be those that the coefficients were measured on."""
-        if made_for is not None and made_for != identity:
-            raise ValueError(f"{coefficients_file}: measured on another checkpoint than {folder}")
-        return identity
-
-    # Also for multipliers: it shows now, not when training starts, that they fit the checkpoint.
-    state: Mapping[str, Tensor]
-    like: Mapping[str, Tensor]
-    identity: str | None
-    if checkpoint.is_olmo(folder):
-        if checkpoint.transformers_config(folder) is None:
-            state = on_disk = checkpoint.StateOnDisk(folder)
-            like = on_disk.like
-        else:  # its tensors are put together of several
-            state = like = checkpoint.read_state(folder)
-        check_shapes({name: tensor.shape for name, tensor in like.items()}, chosen.multipliers)
-        identity = None if args.format == "full" else check(checkpoint.fingerprint(state))
-    else:
-        identity = check(identity_of(folder))
-        model = open_model(folder, torch.device("cpu"), "auto")
-        rescale_model(model, chosen.multipliers)
-        state = like = model.state_dict()  # edited; none of OLMo's names is in it
+    before = measured_before(coefficients_file, average, folder) if args.verify else None
+    edited, verified = Edited(folder, chosen.multipliers), []
+    if args.format == "temperature" and not edited.ours:
+        raise ConfigurationError(f"--format temperature: is for the trainer, which knows OLMo models; {folder} is none")
     output.parent.mkdir(parents=True, exist_ok=True)
-    if args.format == "full":
-        seen = checkpoint.Fingerprint()  # in the one pass over the weights
-
-        def read(name: str) -> Tensor:
-            tensor = state[name]
-            seen.add(name, tensor)
-            return rescaled(name, tensor, chosen.multipliers)
-
-        _write_full(output, like, read, lambda: check(identity or str(seen)))
-    elif args.format == "temperature":
-        partial = output.with_name(f".{output.name}.partial")
-        save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, {"checkpoint_fingerprint": str(identity)})
-        partial.replace(output)
-    else:
-        about = {
-            "resuscitation_ratio": args.resuscitation_ratio,
-            "amplifying_factor": args.amplifying_factor,
-            "select": args.select,
-            "seed": args.seed,
-            "threshold": args.threshold,
-            "layers": args.layers,
-            "cap": args.cap,
-            "checkpoint_fingerprint": identity,
-            "coefficients": str(coefficients_file),
-            "coefficients_sha256": hashlib.sha256(average.contiguous().numpy().tobytes()).hexdigest(),
-        }
-        Multipliers(chosen.multipliers, chosen.selected, about).save(output)
+    with whole(output) as partial:
+        if args.format == "full":
+            stream_torch_file(partial, edited.like, edited.read)
+        identity = edited.identity()
+        if made_for not in (None, identity):
+            raise ValueError(f"{coefficients_file}: measured on another checkpoint than {folder}")
+        if args.format == "temperature":
+            save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, {"checkpoint_fingerprint": identity})
+        elif args.format == "multipliers":
+            about = {
+                "resuscitation_ratio": args.resuscitation_ratio,
+                "amplifying_factor": args.amplifying_factor,
+                "select": args.select,
+                "seed": args.seed,
+                "threshold": args.threshold,
+                "layers": args.layers,
+                "cap": args.cap,
+                "checkpoint_fingerprint": identity,
+                "coefficients": str(coefficients_file),
+                "coefficients_sha256": hashlib.sha256(average.contiguous().numpy().tobytes()).hexdigest(),
+            }
+            Multipliers(chosen.multipliers, chosen.selected, about).save(partial)
+        if before is not None:  # what does not keep the law never gets its name
+            stored = edited.dtype
+            del edited  # of another family it holds a model
+            verified = list(verify(before, folder, partial, stored, average, chosen, args))
     rows, dead, capped = (int(part.sum()) for part in (chosen.selected, chosen.dead, chosen.capped))
-    print(f"{output}: {rows - dead} of {average.numel()} up-projection rows multiplied")
+    done = "memories get a temperature" if args.format == "temperature" else "up-projection rows multiplied"
+    print(f"{output}: {rows - dead} of {average.numel()} {done}")
     if capped:
         print(f"{capped} multipliers are cut to {args.cap}")
     if dead:
         print(f"warning: {dead} dead memories (coefficient 0) keep their rows; no finite multiplier revives them")
-    if args.verify:
-        for line in verify(folder, output, coefficients_file, average, chosen, args):
-            print(line)
+    for line in verified:
+        print(line)
 
 
 if __name__ == "__main__":

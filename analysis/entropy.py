@@ -68,7 +68,7 @@ from olmo.memory import (
 from olmo.model import OLMo
 from olmo.reporting import Progress
 from olmo.rescaling import rescale_model
-from olmo.tensors import check_readable, file_digest, read_tensors, save_tensors
+from olmo.tensors import check_readable, file_digest, read_tensors, save_tensors, whole
 
 # Of a context's length in the config.json of one family or another: GPT-2 says n_positions, MPT max_seq_len.
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -95,7 +95,7 @@ def open_model(
         return checkpoint.load_model(folder, device, dtype, config).eval()
     from transformers import AutoModelForCausalLM
 
-    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+    for path in checkpoint.model_files(folder):
         check_readable(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
@@ -103,7 +103,10 @@ def open_model(
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
     if resuscitation is not None and resuscitation.suffix == ".pt":
-        model.load_state_dict(read_tensors(resuscitation))
+        try:
+            model.load_state_dict(read_tensors(resuscitation))
+        except RuntimeError as error:  # torch's own says it of every tensor
+            raise ValueError(f"{resuscitation}: no state dict of the model in {folder}") from error
     elif resuscitation is not None:
         identity = identity_of(folder)
         rescale_model(model, checkpoint.multipliers_for(resuscitation, identity, folder, force))
@@ -205,16 +208,25 @@ def summary(averages: Mapping[str, GroupedMeans]) -> dict[str, Any]:
     return result
 
 
-def _identity(args: argparse.Namespace, location: Location, commit: str, rows: Sequence[Any]) -> dict[str, Any]:
-    """What a result must agree in to be the one asked for; the weights of a folder are told apart by `fingerprint`."""
+def _edit(args: argparse.Namespace, folder: Path) -> Path | None:
+    """The file of --resuscitation: a path, or a name inside the checkpoint folder."""
+    if args.resuscitation is None:
+        return None
+    return checkpoint.resuscitation_file(args.resuscitation, folder, "--resuscitation")
+
+
+def _identity(args: argparse.Namespace, location: Location, folder: Path, rows: Sequence[Any]) -> dict[str, Any]:
+    """What a result must agree in to be the one asked for; the weights of a folder are told apart by `fingerprint`,
+    those of the hub by their commit, after which their folder is named."""
+    edit = _edit(args, folder)
     named = {"path": str(location), "step": step_of(location)}
     return {
-        "checkpoint": named if isinstance(location, Path) else {**named, "commit": commit},
+        "checkpoint": named if isinstance(location, Path) else {**named, "commit": folder.name},
         "data": {"path": args.data, "sha256": digest_of(rows)},
         "coefficient": args.coefficient,
         "precision": args.precision,
         "tolerance": args.tolerance,
-        "resuscitation": None if args.resuscitation is None else file_digest(args.resuscitation),
+        "resuscitation": None if edit is None else file_digest(edit),
     }
 
 
@@ -302,12 +314,12 @@ def prepare(args: argparse.Namespace, location: Location, output: Path) -> Ready
         check_tokenizer(args, folder)
     length = args.sequence_length or _context(folder)
     rows = read_instances(args, folder, length)
-    identity = _identity(args, location, folder.name, rows)
+    identity = _identity(args, location, folder, rows)
     done = _done(args, output, identity) if on_hub else None
     if done is None:
         if isinstance(location, str):
             folder = _fetch(args, location, output, weights=True)
-            identity = _identity(args, location, folder.name, rows)
+            identity = _identity(args, location, folder, rows)
         identity["checkpoint"]["fingerprint"] = identity_of(folder)
         done = None if on_hub else _done(args, output, identity)
         identity["checkpoint"]["tokens"] = tokens_of(location, folder)
@@ -340,7 +352,7 @@ def measure_checkpoint(
         if ranks.is_first:
             check_writable(output)
         here = ready or _prepared_by_another(args, location, output)
-        edit = (args.resuscitation, args.resuscitation_force)
+        edit = (_edit(args, here.folder), args.resuscitation_force)
         model = open_model(here.folder, device, PRECISIONS[args.precision], *edit)
         return here, model, describe(model)
 
@@ -360,23 +372,19 @@ def measure_checkpoint(
     }
     if ranks.is_first:
         # What finds the same instances again.
-        result["data"] = {**result["data"], "order": args.order, "tokenizer": args.tokenizer}
-    if ranks.is_first:
+        sources = {"order": args.order, "tokenizer": args.tokenizer, "instances": len(here.rows)}
+        result["data"] = {**result["data"], **sources}
         output.mkdir(parents=True, exist_ok=True)
-        coefficients = output / COEFFICIENTS_FILE
-        partial = coefficients.with_suffix(".partial")
         edited = "" if result["resuscitation"] is None else f" resuscitated by {result['resuscitation']}"
         about = {
             "checkpoint_fingerprint": f"{result['checkpoint']['fingerprint']}{edited}",
             "coefficient": args.coefficient,
         }
         average = torch.from_numpy(averages["knowledge"].average).float()
-        save_tensors(partial, {"mlp_average_coefficients": average}, about)
-        partial.replace(coefficients)
-        result_file = output / RESULT
-        partial = result_file.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(result_file)
+        with whole(output / COEFFICIENTS_FILE) as partial:
+            save_tensors(partial, {"mlp_average_coefficients": average}, about)
+        with whole(output / RESULT) as partial:
+            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
@@ -437,7 +445,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="entropies to measure; knowledge always is (default)",
     )
     parser.add_argument(
-        "--resuscitation", type=Path, metavar="FILE", help="measure the edit that analysis.change_parameters wrote"
+        "--resuscitation",
+        metavar="FILE",
+        help="measure the edit that analysis.change_parameters wrote: a path, or a name inside the checkpoint's folder",
     )
     parser.add_argument("--resuscitation_force", action="store_true", help="also one made for another checkpoint")
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
@@ -457,6 +467,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             raise ConfigurationError(f"--{name} must be at least 1")
     if args.resuscitation is not None and args.output is None:
         raise ConfigurationError("--resuscitation: needs --output; beside the checkpoint lie its own results")
+    if args.resuscitation is None and args.resuscitation_force:
+        raise ConfigurationError("--resuscitation_force: goes with --resuscitation")
     if args.tolerance is not None and not args.tolerance > 0:
         raise ConfigurationError(f"--tolerance {args.tolerance:g} must be above 0; no standard error is below it")
     return args
@@ -469,6 +481,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
     if args.output is not None and len({label_of(location) for location in locations}) < len(locations):
         raise ConfigurationError("--output: two checkpoint folders of one name; measure them beside the checkpoints")
+    given = Path(args.resuscitation or "")
+    if len(locations) > 1 and given.suffix == ".pt" and given.is_file():
+        raise ConfigurationError(f"--resuscitation: {args.resuscitation} holds the weights of one checkpoint; name one")
     args.official = args.data is None
     if args.official:
         official_data(args)
@@ -483,6 +498,10 @@ def main(argv: Sequence[str]) -> None:
         if args.output is None:
             return Path(location)
         return args.output / (label_of(location) if series is not None else "")
+
+    for place in locations:
+        if args.resuscitation is not None and output_of(place).resolve() == Path(place).resolve():
+            raise ConfigurationError(f"--output: {place} holds the checkpoint's own results; name another folder")
 
     def prepared(location: Location) -> Ready | None:
         return prepare(args, location, output_of(location)) if is_first_of_machine() else None

@@ -43,7 +43,7 @@ def resuscitate(
     change (default: all).
 
     Raises ValueError for a ratio outside (0, 1], a factor or cap that is not positive, a layer that is not there, or
-    coefficients that are negative, not finite, or all 0 in a layer.
+    coefficients that are negative, not finite, or all 0 in a layer that is to change.
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"resuscitation ratio {ratio} is not in (0, 1]")
@@ -56,12 +56,13 @@ def resuscitate(
     # The mean too, because that of huge values overflows and would make every memory look dead.
     if average.ndim != 2 or not torch.isfinite(average.mean(-1)).all() or (average < 0).any():
         raise ValueError("average coefficients must be finite and not negative, one row a layer")
-    if (average.amax(1) == 0).any():
-        raise ValueError("a layer without a single active memory cannot be resuscitated")
-    chosen = list(range(len(average)) if layers is None else layers)
+    chosen = sorted(set(range(len(average)) if layers is None else layers))
     wrong = [layer for layer in chosen if not 0 <= layer < len(average)]
     if wrong or not chosen:
         raise ValueError(f"layers {', '.join(map(str, wrong)) or 'none'}: the model has 0 to {len(average) - 1}")
+    for layer in chosen:
+        if not average[layer].any():
+            raise ValueError(f"layer {layer}: a layer without a single active memory cannot be resuscitated")
     edited = torch.zeros(len(average), 1, dtype=torch.bool)
     edited[chosen] = True
     if threshold == "global":

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .architectures import find_memories, is_conv1d, up_projection
-from .tensors import check_readable, save_tensors
+from .tensors import check_readable, save_tensors, whole
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,9 @@ class Multipliers:
 
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
         metadata = {"resuscitation": json.dumps(self.about, sort_keys=True)}
-        tensors = {"multipliers": self.values.contiguous(), "selected": self.selected.contiguous()}
-        save_tensors(partial, tensors, metadata)
-        partial.replace(path)
+        with whole(path) as partial:
+            save_tensors(partial, {"multipliers": self.values, "selected": self.selected}, metadata)
 
 
 def load_multipliers(path: Path) -> Multipliers:
@@ -44,10 +42,14 @@ def load_multipliers(path: Path) -> Multipliers:
     check_readable(path)
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["resuscitation"])
+            about = json.loads((file.metadata() or {}).get("resuscitation", "null"))
             values, selected = file.get_tensor("multipliers"), file.get_tensor("selected")
     except Exception as error:  # safetensors raises its own error type for files it cannot read
         raise ValueError(f"{path}: no multiplier file of analysis.change_parameters: {error}") from error
+    if not isinstance(about, dict):
+        raise ValueError(
+            f"{path}: no multiplier file of analysis.change_parameters: it says nothing of how it was made"
+        )
     if values.ndim != 2 or values.shape != selected.shape or not torch.isfinite(values).all():
         raise ValueError(f"{path}: multipliers must be finite, one row a layer")
     return Multipliers(values.float(), selected.bool(), about)
@@ -75,7 +77,10 @@ def check_shapes(shapes: Mapping[str, torch.Size], multipliers: Tensor) -> None:
     if depth != layers:
         raise ValueError(f"multipliers for {layers} layers, the model has {depth}")
     for layer in range(layers):
-        inner = shapes[f"transformer.blocks.{layer}.ff_out.weight"][1]
+        down = f"transformer.blocks.{layer}.ff_out.weight"
+        if not {up_projection_name(layer), down} <= shapes.keys():
+            raise ValueError(f"{up_projection_name(layer)} or {down}: missing among the weights")
+        inner = shapes[down][1]
         if inner != memories:
             raise ValueError(f"{up_projection_name(layer)}: multipliers for {memories} memories, the layer has {inner}")
 
@@ -91,10 +96,10 @@ def rescaled(name: str, tensor: Tensor, multipliers: Tensor) -> Tensor:
 
 
 def multiply_rows(rows: Tensor, factors: Tensor) -> None:
-    """Multiply rows (M, ...) in place, those alone whose factor (M,) is not 1."""
+    """Multiply rows (M, ...) in place, those alone whose factor (M,) float32 is not 1; rounded once, to their type."""
     changed = factors != 1
-    factor = factors[changed].to(rows)
-    rows[changed] = rows[changed] * factor.view(-1, *[1] * (rows.ndim - 1))
+    factor = factors[changed].to(rows.device)
+    rows[changed] = (rows[changed] * factor.view(-1, *[1] * (rows.ndim - 1))).to(rows.dtype)
 
 
 @torch.no_grad()
@@ -113,4 +118,4 @@ def rescale_model(model: nn.Module, multipliers: Tensor) -> None:
         module, rows = up_projection(model, parts)
         for name, parameter in module.named_parameters(recurse=False):
             by_row = parameter.T if name == "weight" and is_conv1d(module) else parameter
-            multiply_rows(by_row[rows], factors.to(parameter.device))
+            multiply_rows(by_row[rows], factors)

@@ -20,6 +20,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,25 @@ def read_tensor(path: Path) -> Tensor:
     return tensors[0]
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The name of a file beside `path`, of the same suffix and this process's alone, to be written within `with`.
+
+    Where that ends well it becomes `path`, otherwise nothing is left of it. An OSError about it names `path`.
+    """
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        if str(partial) not in str(error):
+            raise
+        reason = str(error).partition(f"{partial}: cannot be written: ")[2] or error.strerror or str(error)
+        raise OSError(f"{path}: cannot be written: {reason.lower()}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, contiguous, none a second name for another's memory: so safetensors wants them."""
     result: dict[str, Tensor] = {}
@@ -212,29 +232,34 @@ def stream_torch_file(path: Path, like: Mapping[str, Tensor], read: Callable[[st
     written, and keeping none.
 
     like: tensors of the same names, shapes and dtypes, as meta tensors are. torch writes the frame, with holes
-    (sparse) for the numbers, from which all but the numbers are taken. Raises OSError.
+    (sparse) for the numbers, from which all but the numbers are taken. The bytes do not depend on the file's name.
+    Raises OSError.
     """
     frame = path.with_name(f"{path.name}.frame")
     try:
         with torch.serialization.skip_data():
             torch.save({name: torch.empty(t.shape, dtype=t.dtype) for name, t in like.items()}, frame)
         with zipfile.ZipFile(frame) as holes, zipfile.ZipFile(path, "w") as file:
-            coming = _one_ahead(read, like)
-            for record in holes.infolist():
-                numbers = "/data/" in record.filename
-                entry = zipfile.ZipInfo(path.stem + record.filename[record.filename.index("/") :])
+            # A tensor's record bears its number in the dictionary; in which order they come, torch does not promise.
+            records, names = holes.infolist(), list(like)
+            numbers = {r.filename: re.fullmatch(r".*/data/(\d+)", r.filename) for r in records}
+            tensors = {record: names[int(match[1])] for record, match in numbers.items() if match}
+            coming = _one_ahead(read, tensors.values())
+            for record in records:
+                entry = zipfile.ZipInfo("archive" + record.filename[record.filename.index("/") :])
                 entry.file_size = record.file_size
                 wide = record.file_size > 2**30
                 header = 30 + len(entry.filename) + (20 if wide else 0) + 4
                 padding = -(file.start_dir + header) % 64  # so that what torch maps lies at multiples of 64 bytes
                 entry.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
                 with file.open(entry, "w", force_zip64=wide) as target:
-                    if numbers:
+                    if record.filename in tensors:
                         target.write(next(coming).flatten().view(torch.uint8).numpy().data)
                     else:
                         target.write(holes.read(record))
-    except RuntimeError as error:  # on a full disk torch speaks of its own streams
-        raise OSError(f"{path}: cannot be written: {_reason(error)}") from error
+    except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
+        reason = getattr(error, "strerror", None) or _reason(error)
+        raise OSError(f"{path}: cannot be written: {reason}") from error
     finally:
         frame.unlink(missing_ok=True)
 

@@ -118,6 +118,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--resuscitation_force", action="store_true", help="also multipliers of another checkpoint")
     parser.add_argument("--tokenizer", metavar="IDENTIFIER", help="default: the one SRC holds or its config.yaml names")
     args = parser.parse_args(argv)
+    if args.resuscitation_force and args.resuscitation is None:
+        raise ConfigurationError("--resuscitation_force: goes with --resuscitation")
     source = checkpoint.resolve(args.source)
     print(convert(source, args.target, args.to, args.resuscitation, args.tokenizer, args.resuscitation_force))
 

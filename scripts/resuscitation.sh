@@ -12,10 +12,11 @@
 #     bash scripts/resuscitation.sh STEP RATIO FACTOR CONFIG [--key.sub=value ...]
 #     bash scripts/resuscitation.sh 738020 0.5 2 configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml
 #
-# Stops at the first failure. Again, it skips what is done and goes on where training stopped. Variables change the rest:
+# Stops at the first failure. Again, it skips what is done and goes on where training stopped; a run that ended before
+# its first checkpoint begins anew with --save_overwrite behind CONFIG. Variables change the rest:
 #     MODEL_SIZE     1B (default) or 7B, of STEP
 #     ENTROPY_FLAGS  of analysis.entropy (default: --data_size 2048 --batch_size 4)
-#     CHANGE_FLAGS   of analysis.change_parameters, such as --select random
+#     CHANGE_FLAGS   of analysis.change_parameters, such as --select random, --verify or --format temperature
 #     PROCESSES      of training (default: the GPUs here, or 1)
 # The run's name, and with it its folder, says STEP, RATIO, FACTOR and CHANGE_FLAGS.
 set -euo pipefail
@@ -25,22 +26,44 @@ if [ $# -lt 4 ]; then
 fi
 step=$1 ratio=$2 factor=$3 config=$4
 shift 4
+root=$(dirname "${BASH_SOURCE[0]}")/..
 # SLURM runs a copy of this file from elsewhere.
-cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
+[ -d "$root/analysis" ] || root=${SLURM_SUBMIT_DIR:-$root}
+cd "$root"
+for needed in analysis "$config"; do
+    if [ ! -e "$needed" ]; then
+        echo "error: $needed: not in $PWD, where this script runs" >&2
+        exit 2
+    fi
+done
 python=$PWD/.venv/bin/python
 [ -x "$python" ] || python=python3
-read -ra entropy_flags <<<"${ENTROPY_FLAGS---data_size 2048 --batch_size 4}"
-read -ra change_flags <<<"${CHANGE_FLAGS-}"
+# Of all lines; read ends with a status of 1 where no delimiter comes.
+read -rd '' -a entropy_flags <<<"${ENTROPY_FLAGS---data_size 2048 --batch_size 4}" || true
+read -rd '' -a change_flags <<<"${CHANGE_FLAGS-}" || true
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 model_size=${MODEL_SIZE:-1B}
 
-setting=$(tr -cs 'A-Za-z0-9.\n' _ <<<"step${step}_ratio${ratio}_factor${factor}${CHANGE_FLAGS:+_$CHANGE_FLAGS}")
+suffix=safetensors key=resuscitation
+case " ${change_flags[*]-} " in
+    *" --format"[\ =]"full "*) suffix=pt ;;
+    *" --format"[\ =]"temperature "*) key=temperature_MLP ;;
+esac
+setting=step${step}_ratio${ratio}_factor${factor}${change_flags[*]:+_${change_flags[*]}}
+setting=$(tr -cs 'A-Za-z0-9.\n' _ <<<"$setting")
 name=$(basename "$config" .yaml)_$setting
-edit=$PWD/checkpoints/resuscitated/$model_size/$setting.safetensors
+edit=$PWD/checkpoints/resuscitated/$model_size/$setting.$suffix
+folder=checkpoints/pretrained_1B
+[ "$model_size" = 1B ] || folder=checkpoints/pretrained
+folder=$folder/$step-unsharded
 
-"$python" -m analysis.entropy --step "$step" --model_size "$model_size" "${entropy_flags[@]}"
-if [ -s "$edit" ]; then # it gets its name when it is whole
+"$python" -m analysis.entropy --step "$step" --model_size "$model_size" \
+    "${entropy_flags[@]+"${entropy_flags[@]}"}"
+if [ -s "$edit" ] && [ "$edit" -ot "$folder/mlp_average_coefficients.safetensors" ]; then
+    echo "error: $edit: older than the coefficients of $folder; remove it, and the run $name if there is one" >&2
+    exit 1
+elif [ -s "$edit" ]; then # it gets its name when it is whole, and verified where that was asked for
     echo "$edit: done before"
 else
     "$python" -m analysis.change_parameters --step "$step" --model_size "$model_size" --resuscitation_ratio "$ratio" \
@@ -48,7 +71,5 @@ else
 fi
 launch=("$python")
 [ "$processes" -eq 1 ] || launch=("$python" -m torch.distributed.run --standalone --nproc_per_node="$processes")
-folder=checkpoints/pretrained_1B
-[ "$model_size" = 1B ] || folder=checkpoints/pretrained
-"${launch[@]}" -m scripts.train "$config" --run_name="$name" --load_path="$folder/$step-unsharded" \
-    --model.resuscitation="$edit" --try_load_latest_save "$@"
+"${launch[@]}" -m scripts.train "$config" --run_name="$name" --load_path="$folder" \
+    --model."$key"="$edit" --try_load_latest_save "$@"

@@ -28,6 +28,7 @@ from olmo.exceptions import ConfigurationError, exit_status
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
 from olmo.rescaling import load_multipliers
+from olmo.tensors import read_tensors, write_tensors
 from tests.olmo.test_architectures import built
 from tests.reference import tiny_config, to_transformers
 from tests.running import modes_hold
@@ -432,9 +433,10 @@ def test_the_file_says_how_it_was_made(folder: Path) -> None:
     assert not made.selected[0].any() and made.values.max() == 3.0
 
 
-def test_temperatures_divide_the_same_coefficients(folder: Path, tokens: Path) -> None:
+def test_temperatures_divide_the_same_coefficients(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`--format temperature` of q gives the entropy that rows multiplied by u give: a coefficient divided by 1 / u."""
     change(folder, 0.5, 2.0, "--format", "temperature")
+    assert capsys.readouterr().out.endswith("safetensors: 48 of 96 memories get a temperature\n")
     change(folder, 0.5, 2.0)
     name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
     divisors = load_file(folder / f"temperature_MLP_{name}")["temperature_MLP"]
@@ -578,6 +580,189 @@ def test_options_that_make_no_sense(
     argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, *more]
     status, shown = failing(capsys, *argv)
     assert status == 2 and said in shown
+
+
+def test_flags_without_effect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    for flag, value in (("--batch_size", 2), ("--device", "cpu")):
+        assert failing(capsys, *argv, flag, value) == (2, f"error: {flag}: goes with --verify\n")
+    assert not list(folder.glob("resuscitation*"))
+    change(folder, 0.5, 2.0, "--select", "random", "--seed", 0)
+    assert not capsys.readouterr().err
+    change(folder, 0.5, 2.0, "--select", "highest", "--seed", 0)
+    assert capsys.readouterr().err == "warning: --seed has no effect with --select highest\n"
+
+
+def test_several_layers_in_any_order_are_one_edit(folder: Path) -> None:
+    change(folder, 0.5, 2.0, "--layers", "1,0-1,0")
+    [path] = folder.glob("resuscitation*")
+    assert path.name == "resuscitation_ratio0.5_amplifying2.0_layers0-1.safetensors"
+    assert load_multipliers(path).about["layers"] == [0, 1]
+
+
+def test_one_checkpoint_at_a_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder, tmp_path / "step91-unsharded")
+    argv = ["--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    pattern = tmp_path / "step9*"
+    assert failing(capsys, "--checkpoint", pattern, *argv) == (
+        2,
+        f"error: --checkpoint {pattern}: 2 folders match; name one\n",
+    )
+    change(tmp_path / "*0-unsharded", 0.5, 2.0)
+    assert len(list(tmp_path.rglob("resuscitation*"))) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--output", "x.safetensors"], ["--coefficients", "c.safetensors"]])
+def test_nothing_is_written_into_the_hubs_cache(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--checkpoint", "owner/name", "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, *more]
+    said = "error: --output and --coefficients: needed with a hub id, whose folder is the download cache\n"
+    assert failing(capsys, *argv) == (2, said)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "mlp_average_coefficients.safetensors"])
+def test_an_edit_never_replaces_what_it_is_made_from(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = "full" if name.endswith(".pt") else "multipliers"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--format", form]
+    output = folder / ".." / folder.name / name
+    said = f"error: --output {output}: names what the edit is made from; choose another name\n"
+    assert failing(capsys, *argv, "--output", output) == (2, said)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_output_that_is_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "new.safetensors").mkdir()
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    said = f"error: --output {tmp_path / 'new.safetensors'}: is a folder; name a file\n"
+    assert failing(capsys, *argv, "--output", tmp_path / "new.safetensors") == (2, said)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_temperatures_are_for_models_that_the_trainer_knows(
+    tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built("Llama").save_pretrained(tmp_path / "llama")
+    measure(tmp_path / "llama", tokens, "--sequence_length", LENGTH)
+    capsys.readouterr()
+    argv = ["--checkpoint", tmp_path / "llama", "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    assert exit_status(change_parameters.main, [str(a) for a in (*argv, "--format", "temperature")]) == 2
+    assert "error: --format temperature: is for the trainer, which knows OLMo models" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*temperature*"))
+
+
+def test_a_full_state_dict_of_half_precision_is_the_published_one(folder: Path) -> None:
+    weights = {name: tensor.bfloat16() for name, tensor in read_tensors(folder / "model.safetensors").items()}
+    write_tensors(folder / "model.safetensors", weights)
+    torch.save(coefficients(folder), folder / "mlp_average_coefficients.pt")
+    (folder / "mlp_average_coefficients.safetensors").unlink()
+    change(folder, 0.5, 2.0, "--format", "full")
+    average = torch.load(folder / "mlp_average_coefficients.pt")
+    wanted = dict(weights)
+    for layer, row in enumerate(
+        average
+    ):  # `up[mask] *= u[mask]` of the published script: a product in float32, rounded
+        weight = wanted[f"transformer.blocks.{layer}.ff_proj.weight"] = weights[
+            f"transformer.blocks.{layer}.ff_proj.weight"
+        ].clone()
+        mask, u = row <= torch.quantile(row, 0.5), row.mean() / row * 2
+        weight[:MEMORIES][mask] = (weight[:MEMORIES][mask].float() * u[mask, None]).bfloat16()
+    same(torch.load(folder / "resuscitation_ratio0.5_amplifying2.0.pt", weights_only=True), wanted)
+
+
+def test_the_full_state_dict_of_a_transformers_folder_has_olmos_names(folder: Path, tmp_path: Path) -> None:
+    to_transformers(uneven_model()).save_pretrained(tmp_path / "hf")
+    change(
+        tmp_path / "hf", 0.5, 2.0, "--format", "full", "--coefficients", folder / "mlp_average_coefficients.safetensors"
+    )
+    change(folder, 0.5, 2.0, "--format", "full")
+    name = "resuscitation_ratio0.5_amplifying2.0.pt"
+    same(torch.load(tmp_path / "hf" / name, weights_only=True), torch.load(folder / name, weights_only=True))
+
+
+@pytest.mark.parametrize("form", ["multipliers", "full", "temperature"])
+def test_another_checkpoints_coefficients_leave_nothing(folder: Path, tmp_path: Path, form: str) -> None:
+    other = write(tmp_path / "other", uneven_model(1))
+    before = set(other.iterdir())
+    with pytest.raises(ValueError, match=f"measured on another checkpoint than {other}"):
+        given = folder / "mlp_average_coefficients.safetensors"
+        change(other, 0.5, 2.0, "--coefficients", given, "--format", form)
+    assert set(other.iterdir()) == before
+
+
+def test_a_measurement_of_edits_that_makes_no_sense(
+    folder: Path, tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(folder, 0.5, 2.0)
+    change(folder, 0.5, 2.0, "--format", "full")
+    other = write(tmp_path / "other", uneven_model(1))
+    edit = folder / "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    full = edit.with_suffix(".pt")
+    output = tmp_path / "out"
+    for more, said in (
+        ([folder, "--resuscitation_force"], "--resuscitation_force: goes with --resuscitation"),
+        ([folder, other, "--resuscitation", full, "--output", output], f"{full} holds the weights of one checkpoint"),
+        ([folder, "--resuscitation", edit, "--output", folder], f"{folder} holds the checkpoint's own results"),
+        (
+            [folder, other, "--resuscitation", edit, "--resuscitation_force", "--output", tmp_path],
+            f"{folder} holds the checkpoint's own results",
+        ),
+    ):
+        argv = ["--data", tokens, "--data_size", 40, "--checkpoint", *more]
+        capsys.readouterr()
+        assert exit_status(entropy.main, [str(a) for a in argv]) == 2
+        assert said in capsys.readouterr().err
+    assert not output.exists()
+    built("Llama").save_pretrained(tmp_path / "llama")
+    argv = [
+        "--data",
+        tokens,
+        "--data_size",
+        40,
+        "--output",
+        output,
+        "--resuscitation",
+        full,
+        "--sequence_length",
+        LENGTH,
+    ]
+    capsys.readouterr()
+    assert exit_status(entropy.main, [str(a) for a in ("--checkpoint", tmp_path / "llama", *argv)]) == 1
+    assert f"error: {full}: no state dict of the model in {tmp_path / 'llama'}\n" in capsys.readouterr().err
+    assert exit_status(entropy.main, [str(a) for a in ("--checkpoint", folder, *argv[:-3], "none.pt")]) == 1
+    assert f"error: --resuscitation: none.pt is no file, here or in {folder}\n" in capsys.readouterr().err
+    # Of several, an edit is of one, and the others are named; forced, it is of all.
+    argv = ["--data", tokens, "--data_size", 40, "--output", output, "--resuscitation", edit]
+    argv += ["--checkpoint", folder, other]
+    assert exit_status(entropy.main, [str(a) for a in argv]) == 1
+    assert f"{edit}: made for another checkpoint than {other}" in capsys.readouterr().err
+    assert exit_status(entropy.main, [str(a) for a in (*argv, "--resuscitation_force")]) == 0
+    results = [json.loads((output / f.name / "knowledge_entropy.json").read_text()) for f in (folder, other)]
+    assert results[0]["knowledge_entropy"] != results[1]["knowledge_entropy"]
+
+
+def test_an_edit_by_its_name_in_each_checkpoints_folder(folder: Path, tmp_path: Path, tokens: Path) -> None:
+    other = write(tmp_path / "step91-unsharded", uneven_model(1))
+    measure(other, tokens)
+    argv = ["--data", tokens, "--data_size", 40, "--output", tmp_path / "out", "--checkpoint", folder, other]
+    for each in (folder, other):
+        change(each, 0.5, 2.0, "--format", "full")
+    name = "resuscitation_ratio0.5_amplifying2.0.pt"
+    entropy.main([str(a) for a in (*argv, "--resuscitation", name)])
+    for each in (folder, other):
+        result = json.loads((tmp_path / "out" / each.name / "knowledge_entropy.json").read_text())
+        assert result["knowledge_entropy"] == measure_to(each, tokens, tmp_path / "x", "--resuscitation", each / name)
+        assert result["resuscitation"] == hashlib.sha256((each / name).read_bytes()).hexdigest()
+
+
+def test_two_measurements_of_one_checkpoint_at_once(tmp_path: Path, tokens: Path) -> None:
+    """As jobs of several factors make them; neither writes into the other's file."""
+    folder = write(tmp_path / "step90-unsharded", uneven_model())
+    for name in (".mlp_average_coefficients", "mlp_average_coefficients"):
+        (folder / f"{name}.partial").mkdir()  # what the other one is writing
+    measure(folder, tokens)
+    assert coefficients(folder).shape == (2, MEMORIES)
 
 
 def test_the_command_itself_ends_with_status_and_one_line(folder: Path) -> None:

@@ -197,6 +197,23 @@ def test_the_threshold_of_all_layers_takes_more_of_the_quieter_one() -> None:
     assert resuscitate(average, 0.5, 1.0, threshold="global", layers=[1]).selected.sum(1).tolist() == [0, 2]
 
 
+def test_a_layer_named_twice_is_one() -> None:
+    average = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]])
+    once, twice = (resuscitate(average, 0.4, 1.0, threshold="global", layers=n) for n in ([0, 1], [1, 0, 1, 1]))
+    assert torch.equal(once.selected, twice.selected) and once.selected.sum(1).tolist() == [3, 0]
+
+
+def test_a_layer_that_does_not_change_may_be_without_an_active_memory() -> None:
+    average = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    for threshold in ("layer", "global"):
+        assert resuscitate(average, 1.0, 1.0, threshold=threshold, layers=[0]).multipliers.tolist() == [
+            [1.5, 0.75],
+            [1.0, 1.0],
+        ]
+    with pytest.raises(ValueError, match="layer 1: a layer without a single active memory"):
+        resuscitate(average, 1.0, 1.0, layers=[0, 1])
+
+
 def test_no_cap_revives_a_dead_memory() -> None:
     found = resuscitate(torch.tensor([[0.0, 1e-45, 2.0, 5.0]]), 0.5, 1.0, cap=100.0)
     assert found.dead.tolist() == [[True, False, False, False]]

@@ -76,6 +76,26 @@ def test_multipliers_of_another_shape_are_refused() -> None:
             rescale(state, torch.ones(2, memories))
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_rows_of_half_precision_are_rounded_once(kind: torch.dtype) -> None:
+    """As `rows * multiplier` of a float32 multiplier gives, assigned to those rows: the published script's way."""
+    torch.manual_seed(0)
+    name = up_projection_name(0)
+    state = {key: torch.randn_like(tensor).to(kind) for key, tensor in OLMo(tiny_config()).state_dict().items()}
+    multipliers = torch.rand(2, 48) * 3 + 0.1
+    found = rescale(state, multipliers)[name]
+    assert found.dtype == kind
+    assert torch.equal(found[:48].double(), (state[name][:48] * multipliers[0][:, None]).to(kind).double())
+    assert torch.equal(found[48:], state[name][48:])
+
+
+def test_weights_that_lack_a_layers_part_are_refused() -> None:
+    state = OLMo(tiny_config()).state_dict()
+    del state["transformer.blocks.1.ff_out.weight"]
+    with pytest.raises(ValueError, match=r"blocks\.1\.ff_out\.weight: missing among the weights"):
+        rescale(state, torch.ones(2, 48))
+
+
 # --- multiplier files --------------------------------------------------------------------------------------------
 
 
@@ -95,6 +115,7 @@ def test_files_that_hold_no_multipliers_are_refused(tmp_path: Path) -> None:
         load_multipliers(path)
     for tensors, metadata in (
         ({"multipliers": torch.ones(2, 3), "selected": torch.ones(2, 3)}, None),
+        ({"multipliers": torch.ones(2, 3), "selected": torch.ones(2, 3)}, {"resuscitation": "[]"}),
         ({"else": torch.ones(2, 3)}, about),
         ({"multipliers": torch.ones(2, 3)}, about),
         ({"multipliers": torch.ones(2, 3), "selected": torch.ones(3, 2)}, about),

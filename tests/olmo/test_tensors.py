@@ -21,7 +21,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from olmo.tensors import file_digest, read_tensor, read_tensors, read_training_state, stream_torch_file, write_tensors
+from olmo.tensors import (
+    file_digest,
+    read_tensor,
+    read_tensors,
+    read_training_state,
+    stream_torch_file,
+    whole,
+    write_tensors,
+)
 
 
 def key(*path: Any, pickled: bool = False) -> str:
@@ -149,6 +157,25 @@ def test_one_tensor_is_read_while_one_is_written(tmp_path: Path) -> None:
     assert [float(t[7]) for t in torch.load(tmp_path / "streamed.pt").values()] == list(range(10))
 
 
+def test_a_streamed_file_of_many_tensors_whatever_its_name(tmp_path: Path) -> None:
+    """More than ten: torch once wrote their records in the order of their numbers' letters, 10 before 2."""
+    wanted = {f"t{number}": torch.full((number + 1,), float(number)) for number in range(23)}
+    for name in ("one.pt", ".another.17.partial.pt"):
+        stream_torch_file(tmp_path / name, wanted, wanted.__getitem__)
+    found = torch.load(tmp_path / "one.pt", weights_only=True)
+    assert list(found) == list(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / ".another.17.partial.pt").read_bytes()
+
+
+def test_records_may_come_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {f"t{number}": torch.full((number + 1,), float(number)) for number in range(12)}
+    listed = zipfile.ZipFile.infolist
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda file: sorted(listed(file), key=lambda r: r.filename))
+    stream_torch_file(tmp_path / "streamed.pt", wanted, wanted.__getitem__)
+    found = torch.load(tmp_path / "streamed.pt", weights_only=True)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_a_full_disk_leaves_no_frame(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
@@ -158,6 +185,36 @@ def test_a_full_disk_leaves_no_frame(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not (tmp_path / "streamed.pt.frame").exists()
+
+
+# --- whole or not at all -----------------------------------------------------------------------------------------
+
+
+def test_a_file_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    with whole(path) as partial:
+        assert partial.suffix == ".txt" and partial.name.startswith(".")
+        partial.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+    with pytest.raises(ValueError, match="no"), whole(path) as partial:
+        partial.write_text("half")
+        raise ValueError("no")
+    with pytest.raises(OSError, match="elsewhere"), whole(path) as partial:
+        partial.write_text("half")
+        raise OSError("elsewhere")
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_an_error_of_a_partial_file_names_the_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.mkdir()
+    with pytest.raises(OSError, match=r"^\S*/file\.txt: cannot be written: is a directory$"), whole(path) as partial:
+        partial.write_text("text")
+    said = r"^\S*/none/f: cannot be written: no such file or directory$"
+    with pytest.raises(OSError, match=said), whole(tmp_path / "none" / "f") as partial:
+        partial.write_text("text")
+    assert os.listdir(tmp_path) == ["file.txt"]
 
 
 def test_the_digest_of_a_file(tmp_path: Path) -> None:

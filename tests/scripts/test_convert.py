@@ -19,6 +19,7 @@ from olmo.exceptions import exit_status
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
 from olmo.rescaling import rescale
+from olmo.tensors import write_tensors
 from scripts.convert import main
 from tests.reference import tiny_config, tiny_olmo2_config
 
@@ -108,6 +109,31 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs("water boils").input_ids == [2, 3]
     assert (theirs.eos_token_id, theirs.pad_token_id) == (0, 1)
+
+
+def test_a_resuscitation_of_another_checkpoint_must_be_forced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "ours", tiny_config())
+    other = saved(tmp_path / "other", tiny_config())
+    with torch.no_grad():
+        other.transformer.wte.weight += 1
+    write_tensors(tmp_path / "other/model.safetensors", other.state_dict())
+    torch.save(torch.rand(2, 48), tmp_path / "ours/mlp_average_coefficients.pt")
+    flags = ["--resuscitation_ratio", "0.5", "--amplifying_factor", "2"]
+    change_parameters(["--checkpoint", str(tmp_path / "ours"), *flags])
+    edit = tmp_path / "ours/resuscitation_ratio0.5_amplifying2.0.safetensors"
+    argv = [str(tmp_path / "other"), str(tmp_path / "new"), "--to", "olmo"]
+    capsys.readouterr()
+    assert exit_status(main, [*argv, "--resuscitation", str(edit)]) == 1
+    assert f"{edit}: made for another checkpoint than {tmp_path / 'other'}; " in capsys.readouterr().err
+    assert exit_status(main, [*argv, "--resuscitation_force"]) == 2
+    assert capsys.readouterr().err == "error: --resuscitation_force: goes with --resuscitation\n"
+    assert sorted(os.listdir(tmp_path)) == ["other", "ours"]
+    main([*argv, "--resuscitation", str(edit), "--resuscitation_force"])
+    wanted = rescale(other.state_dict(), load_file(edit)["multipliers"])
+    found = checkpoint.read_state(tmp_path / "new")
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
 def test_resuscitation_is_applied_on_the_way(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from olmo import checkpoint
-from olmo.config import TrainConfig
+from olmo.config import TrainConfig, load
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
 from olmo.rescaling import load_multipliers, rescale
@@ -91,6 +91,47 @@ def test_a_failure_ends_it(place: Path) -> None:
     failed = script(place, "738020", "1.5", "2", "run.yaml")
     assert failed.returncode == 2 and "ratio 1.5 is not in (0, 1]" in failed.stderr
     assert not list((place / "checkpoints").glob("resuscitated/1B/*")) and not (place / "runs").exists()
+
+
+def test_what_is_not_verified_is_never_trained_on(place: Path) -> None:
+    """Nothing is left that a second time would take for done."""
+    failed = script(place, "738020", "0.5", "2", "run.yaml", CHANGE_FLAGS="--verify\n--device none")
+    assert failed.returncode == 2 and "error: no such device: none" in failed.stderr
+    assert not list(place.glob("checkpoints/resuscitated/1B/*")) and not (place / "runs").exists()
+
+
+def test_an_edit_of_older_coefficients_ends_it(place: Path) -> None:
+    """They are measured again where ENTROPY_FLAGS change, and a run may have begun with the edit that they made."""
+    edit = place / f"checkpoints/resuscitated/1B/{SETTING}.safetensors"
+    edit.parent.mkdir(parents=True)
+    edit.write_text("made before")
+    os.utime(edit, (1e9, 1e9))
+    failed = script(place, "738020", "0.5", "2", "run.yaml")
+    said = "older than the coefficients of checkpoints/pretrained_1B/738020-unsharded; remove it, and the run run_"
+    assert failed.returncode == 1 and f"error: {edit}: {said}{SETTING} if there is one\n" in failed.stderr
+    assert edit.read_text() == "made before" and not (place / "runs").exists()
+
+
+def test_temperatures_instead_of_an_edit_and_a_run_that_begins_anew(place: Path) -> None:
+    setting = SETTING.replace("select_random", "format_temperature")
+    asked = ["738020", "0.5", "2", "run.yaml", "--save_folder=runs/${run_name}", "--max_duration=1"]
+    asked += ["--reset_optimizer_state", "--reset_trainer_state"]
+    run = place / f"runs/run_{setting}"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").touch()  # it ended before its first checkpoint
+    done = script(place, *asked, "--save_overwrite", CHANGE_FLAGS="--format temperature")
+    assert done.returncode == 0, done.stdout + done.stderr
+    edit = place / f"checkpoints/resuscitated/1B/{setting}.safetensors"
+    config = load(run / "config.yaml")
+    assert config.model.temperature_MLP == str(edit) and config.model.resuscitation is None
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_configuration_that_is_not_there_is_told_before_anything_is_measured(place: Path, tmp_path: Path) -> None:
+    """From wherever it is called, and in whatever folder an interactive job of SLURM began."""
+    failed = script(place, "738020", "0.5", "2", "none.yaml", SLURM_SUBMIT_DIR=str(tmp_path))
+    assert failed.returncode == 2
+    assert failed.stderr == f"error: none.yaml: not in {place}, where this script runs\n" and not failed.stdout
 
 
 def test_too_few_arguments(place: Path) -> None:
