@@ -44,7 +44,7 @@ from analysis.outcomes import (
     knowledge,
     loss_rise,
 )
-from analysis.runs import Run, read_run
+from analysis.runs import Run, probing_steps, read_run
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.knowledge.entries import KINDS, SETTINGS
 
@@ -301,7 +301,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"save_folder of a run, or one {RESULT}")
     parser.add_argument("--output", type=Path, help=f"folder for {RESULT}, acquisition.csv and the figures")
     parser.add_argument(
-        "--window", type=_window, default=50, help="steps from an injection to its maximum: %(default)s"
+        "--window",
+        type=_window,
+        help="steps from an injection to its maximum; default: the probing.steps of the first run, or else 50",
     )
     parser.add_argument(
         "--outlier_factor",
@@ -354,8 +356,11 @@ def main(argv: Sequence[str]) -> None:
     again = args.runs[0].is_file()
     if again and len(args.runs) > 1:
         raise ConfigurationError(f"{args.runs[0]}: a file of results stands alone; runs are folders")
-    options = dynamics.Options(args.window, args.outlier_factor, args.fit_range)
-    result = _read(args.runs[0]) if again else _measure_all(args.runs, options)
+    if again:
+        result = _read(args.runs[0])
+    else:
+        window = args.window or probing_steps(args.runs[0]) or 50
+        result = _measure_all(args.runs, dynamics.Options(window, args.outlier_factor, args.fit_range))
     for text in (table(result), *notes(result), *differences(result)):
         print(text)
     if args.output is not None:

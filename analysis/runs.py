@@ -105,9 +105,7 @@ class Run:
 
     name: str
     start: int | None  # pretraining step of the checkpoint it started from, 0 for new weights; None: not known
-    begins: (
-        int | None
-    )  # its own step at that checkpoint, 0 unless it goes on from the checkpoint's step; None: not known
+    begins: int | None  # its own step there: 0 unless it counts on from the checkpoint's; None: not known
     first_step: int  # of the evaluation before
     step: int  # of the newest evaluation of all those probes
     before: Knowledge
@@ -250,6 +248,12 @@ def _start(folder: Path) -> tuple[int | None, int | None]:
     step = step_of(str(load_path) if is_hub_id(str(load_path)) else Path(str(load_path)))
     start = step if step >= 0 else None
     return start, 0 if OmegaConf.select(config, "reset_trainer_state") else start
+
+
+def probing_steps(folder: Path) -> int | None:
+    """How many steps of a run's probing windows were probed, by its config.yaml; None where it had none."""
+    path = folder / "config.yaml"
+    return OmegaConf.select(OmegaConf.load(path), "probing.steps") if path.is_file() else None
 
 
 def read_run(folder: Path) -> Run:

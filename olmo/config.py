@@ -861,8 +861,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
     labels = [e.label for e in config.evaluators]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
         yield f"evaluators.{label}: two evaluators of one label"
-    if config.inject_indices_map and config.injection:
-        yield "inject_indices_map and injection: give one of them"
+    if config.inject_indices_map and config.injection and config.injection.rounds:
+        yield "inject_indices_map and injection: give one of them, or set --injection.rounds=0"
     if config.injection and config.inject_interval is None:  # a map may say it itself
         yield "inject_interval: missing; it says every how many steps a round is injected"
     if config.injection and config.injection.rounds < 0:

@@ -213,6 +213,8 @@ class Reporter:
             columns = {"step": step, "label": labels, "instance": numbers, "loss": values}
             _write_parquet(self.folder / "losses" / f"{stem}.parquet", columns)
         self.metrics(step, named)
+        if not brief:
+            log.info("step %d: evaluation%s", step, f" of the {prefix} weights" if prefix else "")
         for name, value in named.items():
             if brief and name == "eval/K":
                 log.info("step %d: %s = %.4f", step, name, value)
@@ -247,7 +249,7 @@ def _is_shown(name: str, metrics: Mapping[str, float]) -> bool:
     if last == "CrossEntropyLoss":
         return f"{label}/log_probability" not in metrics
     accuracy = "/downstream/" in name and not last.endswith("_chance")
-    return accuracy or last in ("K", "log_probability") or last.startswith("K_")
+    return accuracy or last in ("K", "log_probability", "knowledge_entropy") or last.startswith("K_")
 
 
 def _write_parquet(path: Path, columns: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@
 #     ENTROPY_FLAGS  of analysis.entropy (default: --data_size 2048 --batch_size 4)
 #     CHANGE_FLAGS   of analysis.change_parameters, such as --select random, --verify or --format temperature
 #     PROCESSES      of training (default: the GPUs here, or 1)
-# The run's name, and with it its folder, says STEP, RATIO, FACTOR and CHANGE_FLAGS.
+# The run's name and its folder, checkpoints/resuscitated/MODEL_SIZE/NAME, say STEP, RATIO, FACTOR and CHANGE_FLAGS.
 set -euo pipefail
 if [ $# -lt 4 ]; then
     echo "usage: bash scripts/resuscitation.sh STEP RATIO FACTOR CONFIG [--key.sub=value ...]" >&2
@@ -72,4 +72,4 @@ fi
 launch=("$python")
 [ "$processes" -eq 1 ] || launch=("$python" -m torch.distributed.run --standalone --nproc_per_node="$processes")
 "${launch[@]}" -m scripts.train "$config" --run_name="$name" --load_path="$folder" \
-    --model."$key"="$edit" --try_load_latest_save "$@"
+    --model."$key"="$edit" --save_folder="checkpoints/resuscitated/$model_size/$name" --try_load_latest_save "$@"

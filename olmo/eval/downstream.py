@@ -37,19 +37,12 @@ class DownstreamTask:
         )
         # The library announces the first tokens of every task; that is no news to the user of a run.
         logging.getLogger("olmo_eval").setLevel(logging.WARNING)
-        self.label, length = label, config.model.max_sequence_length
+        self.label, self.length = label, config.model.max_sequence_length
         try:
-            self.task = olmo_eval.build_task(label, tokenizer, model_ctx_len=length)
+            self.task = olmo_eval.build_task(label, tokenizer, model_ctx_len=self.length)
         except Exception as error:  # whatever a task stumbles over: files that its release lacks, another format
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ConfigurationError(f"evaluators.{label}: olmo_eval cannot build this task: {reason}") from error
-        # The library cuts a query to the context from the left; in front of its continuation a token must be left.
-        crowded = [s["cont_len"] for s in self.task.samples if s["ctx_len"] < 1]
-        if crowded:
-            raise ConfigurationError(
-                f"evaluators.{label}: continuations of up to {max(crowded)} tokens have no room for a context; "
-                f"leave this task out, or raise model.max_sequence_length: {length}"
-            )
         self._make_metric = lambda: olmo_eval.ICLMetric(metric_type=self.task.metric_type)
 
     def __len__(self) -> int:
@@ -63,6 +56,17 @@ class DownstreamTask:
         if stop < len(documents):
             whole = documents.index(documents[stop])
             self.task.samples = self.task.samples[: whole or documents.count(documents[0])]
+
+    def check(self) -> None:
+        """Raise ConfigurationError where a sample has no context: the library cuts a query to the model's context from
+        the left, and in front of the continuation a token must be left."""
+        crowded = [s["cont_len"] for s in self.task.samples if s["ctx_len"] < 1]
+        if crowded:
+            raise ConfigurationError(
+                f"evaluators.{self.label}: continuations of up to {max(crowded)} tokens have no room for a context; "
+                f"leave this task out, ask fewer of its documents (subset_num_batches), or raise "
+                f"model.max_sequence_length: {self.length}"
+            )
 
     @property
     def chance(self) -> float:

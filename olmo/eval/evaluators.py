@@ -67,6 +67,7 @@ class Evaluators:
         task, batches = DownstreamTask(evaluator.label, self.config), self._batches(evaluator)
         if batches is not None:
             task.limit(batches, self._batch_size(evaluator))
+        task.check()
         return task
 
     def _batch_size(self, evaluator: EvaluatorConfig) -> int:

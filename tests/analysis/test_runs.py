@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from analysis.runs import read_encounters, read_probes, read_run
+from analysis.runs import probing_steps, read_encounters, read_probes, read_run
 from olmo.config import TrainConfig
 from olmo.eval.evaluators import Evaluation
 from olmo.eval.probes import ProbeTable
@@ -202,3 +202,11 @@ def test_the_pretraining_step_of_the_start_and_the_runs_own(tmp_path, text, star
         (folder / "config.yaml").write_text(text)
     run = read_run(folder)
     assert (run.start, run.begins) == (start, begins)
+
+
+def test_the_steps_that_a_run_probed_after_injections(tmp_path):
+    assert probing_steps(tmp_path) is None
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert probing_steps(tmp_path) is None
+    (tmp_path / "config.yaml").write_text("probing: {steps: 7, interval: 2}\n")
+    assert probing_steps(tmp_path) == 7

@@ -657,6 +657,12 @@ def test_decoupled_lionw_is_an_old_name(tmp_path: Path) -> None:
     assert (config.optimizer.name.value, config.optimizer.learning_rate, config.optimizer.eps) == ("lionw", 0.1, 1e-5)
 
 
+def test_a_map_beside_an_injection_of_no_rounds(tmp_path: Path) -> None:
+    """So a configuration whose evaluators name the files of `injection` can be run with a map."""
+    text = "{inject_indices_map: a, injection: {once: b, rounds: 0}, inject_interval: 5}"
+    assert load(write(tmp_path, MINIMAL + text.strip("{}").replace(", inj", "\ninj"))).inject_indices_map == "a"
+
+
 def test_saved_keys_at_their_defaults_are_those_that_olmo_knows(tmp_path: Path) -> None:
     """ai2-olmo 0.6.0 refuses keys it does not know; the table marks those that it does with no plus sign."""
     lines = (Path(__file__).parent / "olmo_config_keys.txt").read_text(encoding="utf-8").splitlines()

@@ -11,15 +11,17 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from olmo.config import TokenizerConfig, TrainConfig
+from olmo.config import EvaluatorConfig, EvaluatorType, TokenizerConfig, TrainConfig
 from olmo.distributed import Ranks
 from olmo.eval.downstream import DownstreamTask
+from olmo.eval.evaluators import Evaluators
 from olmo.exceptions import ConfigurationError
 from olmo.model import OLMo
 from tests.published import OLMO_EOS, OLMO_TOKENIZER
@@ -320,12 +322,24 @@ def test_long_contexts_are_cut_to_the_models_own(model: OLMo) -> None:
 
 
 def test_a_continuation_needs_a_context() -> None:
+    task = DownstreamTask("openbook_qa", config(max_sequence_length=25))
     with pytest.raises(ConfigurationError) as caught:
-        DownstreamTask("openbook_qa", config(max_sequence_length=25))
+        task.check()
     assert str(caught.value) == (
-        "evaluators.openbook_qa: continuations of up to 26 tokens have no room for a context; "
-        "leave this task out, or raise model.max_sequence_length: 25"
+        "evaluators.openbook_qa: continuations of up to 26 tokens have no room for a context; leave this task out, ask "
+        "fewer of its documents (subset_num_batches), or raise model.max_sequence_length: 25"
     )
+    task.limit(1, 4)  # one document, of short answers
+    task.check()
+
+
+def test_only_what_is_asked_needs_room() -> None:
+    """Evaluators look once a task is cut to the documents that count, before anything is trained."""
+    chosen = config(max_sequence_length=25)
+    few = EvaluatorConfig(label="openbook_qa", type=EvaluatorType.downstream, subset_num_batches=1)
+    Evaluators(replace(chosen, evaluators=[few]), None, CPU, Ranks())
+    with pytest.raises(ConfigurationError, match=r"evaluators\.openbook_qa: continuations of up to 26 tokens"):
+        Evaluators(replace(chosen, evaluators=[replace(few, subset_num_batches=None)]), None, CPU, Ranks())
 
 
 def test_an_unknown_task_is_a_configuration_error() -> None:
