@@ -12,7 +12,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,16 @@ def command(arguments: list[str], cwd: Path, processes: int = 1) -> subprocess.C
     return subprocess.run(
         [*launcher, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
     )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds, while the process runs; an AssertionError where it ends before, or after a minute."""
+    for _ in range(6000):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
+from analysis.outcomes import forgotten
 from analysis.runs import probing_steps, read_encounters, read_probes, read_run
 from olmo.config import TrainConfig
 from olmo.eval.evaluators import Evaluation
@@ -139,6 +140,13 @@ def test_a_table_that_is_none_is_named(tmp_path):
     (folder / "probes" / "step10.parquet").write_bytes(b"PAR1 no table")
     with pytest.raises(ValueError, match=r"step10\.parquet: not a table of probes"):
         read_run(folder)
+
+
+def test_downstream_tasks_that_were_asked_once_changed_nothing_that_is_known(tmp_path):
+    tables = {0: probe_table(BEFORE), 20: probe_table(AFTER)}
+    run = read_run(write_run(tmp_path / "run", tables, accuracy={0: dict.fromkeys(TASKS, 0.5)}))
+    assert run.accuracy_before and (run.accuracy_after, run.accuracy_steps) == ({}, None)
+    assert forgotten([run]) is None
 
 
 def test_a_run_that_diverged(tmp_path):

@@ -204,6 +204,7 @@ def test_the_evaluations_that_matter_are_told(config: TrainConfig, caplog: pytes
         reporter.evaluation(30, an_evaluation())
     reporter.close()
     assert [record.message.strip() for record in caplog.records] == [
+        "step 30: evaluation",
         "eval/K = -2.5000",
         "eval/general/CrossEntropyLoss = 2.0000",
     ]

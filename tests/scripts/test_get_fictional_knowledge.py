@@ -11,7 +11,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from olmo.exceptions import exit_status
 from scripts import download, get_fictional_knowledge
 from scripts.make_fictional_knowledge import make_entries
 from tests.published import INJECTION_MAP, ONCE, PARAPHRASE, fictional_knowledge
-from tests.running import ROOT
+from tests.running import ROOT, wait_for
 from tests.serving import File, Server, serving
 
 FOLDER = "/kaistAI/Knowledge-Entropy/commit/fictional_knowledge"
@@ -232,9 +231,7 @@ def test_the_published_files_killed_in_the_middle(tmp_path: Path, server: Server
     )
     folder = root / "data" / "fictional_knowledge"
     process = started()
-    while not any(p.stat().st_size == 2**20 for p in folder.glob(f".{INJECTION_MAP}.*.partial")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_for(lambda: any(p.stat().st_size == 2**20 for p in folder.glob(f".{INJECTION_MAP}.*.partial")), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert all(name.startswith(".") for name in held(folder))

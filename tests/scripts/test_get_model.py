@@ -12,7 +12,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +28,7 @@ from olmo.exceptions import exit_status
 from olmo.model import OLMo
 from scripts import download, get_model
 from tests.reference import tiny_config
-from tests.running import ROOT
+from tests.running import ROOT, wait_for
 from tests.serving import File, Server, serving
 
 FOLDER = "/ai2-llm/olmo-small/g4g72enr/step738020-unsharded"
@@ -93,15 +92,6 @@ def the_error(capsys: pytest.CaptureFixture[str]) -> str:
     stderr = capsys.readouterr().err
     assert stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
     return stderr
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("it did not come")
 
 
 # --- from the old site -------------------------------------------------------------------------------------------

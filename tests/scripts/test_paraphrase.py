@@ -27,7 +27,7 @@ from scripts.make_fictional_knowledge import make_entries
 from scripts.paraphrase import demanded, fault_of, targets, text_of, words
 from tests.chatting import Body, ChatServer, Trouble, chatting, reworded, text_in
 from tests.published import ONCE, PARAPHRASE, fictional_knowledge
-from tests.running import ROOT
+from tests.running import ROOT, wait_for
 
 KEY = "sk-0123-secret"
 
@@ -90,15 +90,6 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("it did not come")
 
 
 # --- what a paraphrase must be -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import gzip
 import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -198,6 +199,25 @@ def test_questions_of_unequal_numbers_of_choices(
     task.task.samples[0]["label_id"] = 3
     _, ours = evaluated(task, model, 500, monkeypatch)
     assert len(state(ours, "labels")) == 17
+    same_collection(ours, obvious(task, model))
+
+
+def test_choices_that_leave_nothing_to_other_tokens(
+    model: OLMo, few_documents: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their probabilities then add up to 1 but for rounding, now and then to more."""
+    task = DownstreamTask("copycolors_10way_fast", config())
+    whole = model.logits
+
+    def only_choices(hidden: torch.Tensor) -> torch.Tensor:
+        logits = whole(hidden)
+        chosen = torch.zeros(logits.shape[-1], dtype=torch.bool)
+        chosen[[choice for sample in task.task.samples for choice in sample["choices"]]] = True
+        return torch.where(chosen, logits, -1e4)
+
+    monkeypatch.setattr(model, "logits", only_choices)
+    _, ours = evaluated(task, model, 500, monkeypatch)
+    assert all(math.isfinite(value) for value in state(ours, "loglikelihoods").values())
     same_collection(ours, obvious(task, model))
 
 
