@@ -459,3 +459,10 @@ def test_groups_hold_every_probe_once(tmp_path):
     assert sorted(np.concatenate([found[name].columns for name in names]).tolist()) == list(range(75))
     assert (found["all"].strata, found["once_semantic"].strata) == ([3, 2], [2])
     assert found["all"].member.sum(axis=0).tolist() == [15] * 5
+
+
+@pytest.mark.parametrize(("window", "cut_short"), [(2, 0), (3, 0), (4, 1)])
+def test_a_window_is_cut_short_where_it_ends_beyond_the_newest_table(window, cut_short):
+    """Steps 1, 2 and 3 are a whole window of three."""
+    found = measure(series(range(4), [[0.0], [1.0], [2.0], [3.0]]), {("once", 0): [1]}, Options(window=window))
+    assert found.coverage["cut_short"] == cut_short
