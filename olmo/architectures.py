@@ -107,7 +107,7 @@ def up_projection(model: nn.Module, parts: Sequence[Memory | Experts]) -> tuple[
     Raises ValueError for a mixture of experts, and where the up projection cannot be told from the gate.
     """
     memory = parts[0]
-    if isinstance(memory, Experts) or len(parts) > 1:
+    if isinstance(memory, Experts):  # and only beside them stand shared ones
         raise ValueError(f"{memory.name}: the memories of a mixture of experts cannot be rescaled")
     halves = [(module, slice(None)) for module in memory.into]
     if memory.gated and len(memory.into) == 1:

@@ -114,8 +114,8 @@ def rescale_model(model: nn.Module, multipliers: Tensor) -> None:
     counts = [sum(part.count for part in parts) for parts in layers]
     if multipliers.shape != (len(layers), counts[0]):
         raise ValueError(f"multipliers of shape {tuple(multipliers.shape)}, memories of shape {len(layers), counts[0]}")
-    for parts, factors in zip(layers, multipliers):
-        module, rows = up_projection(model, parts)
+    places = [up_projection(model, parts) for parts in layers]  # of all, before any row changes
+    for (module, rows), factors in zip(places, multipliers):
         for name, parameter in module.named_parameters(recurse=False):
             by_row = parameter.T if name == "weight" and is_conv1d(module) else parameter
             multiply_rows(by_row[rows], factors)

@@ -23,12 +23,14 @@ from torch import Tensor
 
 from analysis import change_parameters, entropy, verification
 from olmo import checkpoint
-from olmo.config import OptimizerType, TrainConfig
+from olmo.config import OptimizerType, TrainConfig, save_model_config
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
 from olmo.rescaling import load_multipliers
 from olmo.tensors import read_tensors, write_tensors
+from scripts import bench_resuscitation
+from scripts.processes import apart
 from tests.olmo.test_architectures import built
 from tests.reference import tiny_config, to_transformers
 from tests.running import modes_hold
@@ -213,6 +215,21 @@ def test_transformers_layout_of_the_same_weights(folder: Path, tmp_path: Path) -
     change(folder, 0.5, 2.0)
     name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
     assert torch.equal(load_multipliers(tmp_path / "hf" / name).values, load_multipliers(folder / name).values)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="only Linux forgets a peak of memory")
+def test_a_full_state_dict_takes_little_memory(tmp_path: Path) -> None:
+    """At most 0.35 of the weights, which loading, editing and saving them takes at least."""
+    config = tiny_config(n_layers=16, d_model=128, mlp_hidden_size=16384)
+    save_model_config(tmp_path / "config.yaml", config)
+    state = OLMo.empty(config).to_empty(device="cpu").state_dict()
+    for tensor in state.values():
+        tensor.fill_(0.5)
+    torch.save(state, tmp_path / "model.pt")
+    size = (tmp_path / "model.pt").stat().st_size
+    torch.save(torch.rand(16, 8192) + 0.01, tmp_path / "mlp_average_coefficients.pt")
+    _, peak = apart(bench_resuscitation._ours, tmp_path, "full")
+    assert size > 200e6 and peak < 0.35 * size
 
 
 # --- what it does ------------------------------------------------------------------------------------------------
@@ -552,6 +569,31 @@ def test_a_model_of_another_family(name: str, tmp_path: Path, tokens: Path, caps
     found = [measure_to(folder, tokens, tmp_path / edit.suffix, "--resuscitation", edit, *size) for edit in edits]
     before = json.loads((folder / "knowledge_entropy.json").read_text())["knowledge_entropy"]
     assert found[0] == found[1] != before
+
+
+def test_another_model_of_another_family_is_told_apart(
+    tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By all of its files, whichever differs."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    model = built("Llama")
+    model.save_pretrained(one, max_shard_size="20KB")
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1
+    model.save_pretrained(other, max_shard_size="20KB")
+    differ = [path.name for path in one.glob("*") if path.read_bytes() != (other / path.name).read_bytes()]
+    assert len(list(one.glob("model-*.safetensors"))) > 3 and len(differ) == 1
+    size = ("--sequence_length", LENGTH)
+    measure(one, tokens, *size)
+    change(one, 0.5, 2.0)
+    edit = one / "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    with pytest.raises(ValueError, match=f"{edit}: made for another checkpoint than {other}"):
+        measure_to(other, tokens, tmp_path / "out", *size, "--resuscitation", edit)
+    assert not (tmp_path / "out").exists()
+    forced = measure_to(other, tokens, tmp_path / "out", *size, "--resuscitation", edit, "--resuscitation_force")
+    assert forced == measure_to(
+        one, tokens, tmp_path / "out", *size, "--resuscitation", edit
+    )  # the last norm is of no use
 
 
 def test_a_mixture_of_experts_is_refused(tmp_path: Path, tokens: Path) -> None:

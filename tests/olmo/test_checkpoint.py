@@ -556,6 +556,15 @@ def test_a_multiplier_file_is_applied(tmp_path: Path, multipliers: Tensor, besid
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
+def test_a_full_state_dict_may_have_the_names_that_wrapping_left(tmp_path: Path, multipliers: Tensor) -> None:
+    model = made_model()
+    folder = write_olmo(tmp_path / "checkpoint", model)
+    wanted = rescale(model.state_dict(), multipliers)
+    torch.save({f"_fsdp_wrapped_module.{name}": tensor for name, tensor in wanted.items()}, folder / "edit.pt")
+    loaded = checkpoint.load_model(folder, CPU, config=with_resuscitation(model.config, "edit.pt"))
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
+
+
 def test_a_multiplier_file_fits_the_same_weights_in_another_layout(tmp_path: Path, multipliers: Tensor) -> None:
     model = made_model(weight_tying=False)
     to_transformers(model).save_pretrained(tmp_path / "hf")
@@ -902,12 +911,15 @@ def test_other_weights_names_or_shapes_have_another_fingerprint() -> None:
     others = [
         {**state, "a": state["a"] + 1e-3},
         {**state, "a": state["a"].index_fill(0, torch.tensor(299), 0)},
+        {**state, "a": state["a"].index_fill(0, torch.tensor(150), 0)},  # far from both ends
+        {**state, "a": state["a"][[1, 0, *range(2, 300)]]},  # the same sum
+        {**state, "a": state["a"][[*range(298), 299, 298]]},
         {**state, "b": torch.ones(3, 2)},
         {"a": state["a"], "c": state["b"]},
         {"a": state["a"]},
     ]
     prints = {fingerprint(s) for s in (state, *others)}
-    assert len(prints) == 6 and all(len(p) == 64 for p in prints)
+    assert len(prints) == 1 + len(others) and all(len(p) == 64 for p in prints)
     assert fingerprint({"b": state["b"], "a": state["a"].clone()}) == fingerprint(state)
 
 

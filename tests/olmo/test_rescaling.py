@@ -69,6 +69,8 @@ def test_multipliers_of_another_shape_are_refused() -> None:
     state = OLMo(tiny_config()).state_dict()
     with pytest.raises(ValueError, match="multipliers for 3 layers, the model has 2"):
         rescale(state, torch.ones(3, 48))
+    with pytest.raises(ValueError, match="multipliers for 1 layers, the model has 2"):
+        rescale(state, torch.ones(1, 48))
     # Anything but half the rows of a swiglu layer would edit gate rows or leave up rows out.
     for memories in (24, 47, 49, 96, 97):
         said = rf"blocks\.0\.ff_proj\.weight: multipliers for {memories} memories, the layer has 48"
@@ -179,3 +181,12 @@ def test_a_gate_whose_activation_is_linear_cannot_be_told_from_the_up_projection
     model = built("Llama", hidden_act="relu")  # relu(2 g) is 2 relu(g)
     with pytest.raises(ValueError, match="cannot tell the up projection of this layer from its gate"):
         rescale_model(model, torch.full((2, 48), 2.0))
+
+
+def test_a_layer_that_wants_more_than_tokens_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("Llama")
+    monkeypatch.setattr(model.model.layers[1].mlp, "forward", lambda tokens, routes: tokens)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.down_proj: cannot tell the up projection of this layer"):
+        rescale_model(model, torch.full((2, 48), 2.0))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
