@@ -1,11 +1,12 @@
 """How a training step runs the layers: compiled, and with activations that the way back computes again.
 
-`activation_checkpointing` has OLMo's strategies. `whole_layer` keeps nothing but the input of every layer; `one_in_two`,
-`one_in_three`, `one_in_four` and `one_in_eight` do so in the layers whose number, from 0, that number divides;
-`two_in_three` and `three_in_four` in all others. `fine_grained` computes in every layer again what is cheap: norms,
-attention between its projections and with the outer one, and memory coefficients. Losses and gradients keep every bit.
+`activation_checkpointing` has OLMo's strategies. `whole_layer` keeps nothing but the input of every layer. So do
+`one_in_two`, `one_in_three`, `one_in_four` and `one_in_eight` in the layers whose number, counted from 0, is a multiple
+of 2, 3, 4 or 8; `two_in_three` and `three_in_four` in those whose number is no multiple of 3 or 4. `fine_grained`
+computes again, in every layer, the norms, attention from the output of `att_proj` to that of `attn_out`, and the memory
+coefficients. Losses and gradients keep every bit.
 
-Evaluation takes neither way: it keeps no activations, and its batches have many shapes.
+Evaluation does neither: it keeps no activations, and its batches have many shapes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The training loss, with the logits of only some tokens in memory at a time.
 
-The logits of 32 x 1024 tokens over 50,304 entries of a vocabulary are 6.6 GB in float32, and with their gradient and the
-copies in between several times that. Here the logits of a part of the tokens are made, turned into the loss and at once
-into the gradient of hidden states and vocabulary, and forgotten. So nothing is computed twice, as checkpointing would.
+The logits of 32 x 1024 tokens over 50,304 entries of a vocabulary are 6.6 GB in float32, and with their gradient and
+the copies in between several times that. Here the logits of a part of the tokens are made, turned into the loss and at
+once into the gradient of hidden states and vocabulary, and forgotten: nothing is computed twice.
 
 N positions of a batch (rows x T), n of them predict a token that counts; D and V as in `olmo/model.py`.
 """
@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from .layers import LayerRunner
 from .model import OLMo
 
-# Tokens whose logits are in memory at a time. Every part adds to the gradient of the vocabulary (V, D), which is read and
-# written for it; on a GPU, where products are cheap beside memory traffic, that wants more tokens.
+# Tokens whose logits are in memory at a time. Every part adds to the gradient of the vocabulary (V, D), which is read
+# and written for it; on a GPU, where products are cheap beside memory traffic, that wants more tokens.
 TOKENS = {"cuda": 4096}
 TOKENS_ELSEWHERE = 512
 
@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -107,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the gradient of this loss has been taken; it can be taken once")
         gradients, ctx.gradients = ctx.gradients, None
@@ -125,7 +125,7 @@ def linear_cross_entropy(
     divisor: float = 1.0,
     z_multiplier: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, cross-entropy, z-loss) summed over n predictions; the loss is the sum of both, and it alone has a gradient.
+    """(loss, cross-entropy, z-loss) summed over n predictions; the loss, the sum of both, alone has a gradient.
 
     hidden (N, D); weight (V, D), bias (V,) or none, whose logits are divided by `divisor`; places (n,) of `hidden` that
     predict targets (n,). z-loss: `z_multiplier` times the squared log-partition; None: 0. Logits have the dtype of

@@ -269,7 +269,8 @@ class Trainer:
                 self._write_indices(step, batch)
             injected = self.plan is not None and self.plan.round_of(step) is not None
             if injected or step % config.console_log_interval == 0 or step == last_step:
-                self._log(step, last_step, *self._read(results), rate, window, entered)
+                loss, z_loss, norm = self._read(results)
+                self._log(step, last_step, loss, z_loss, norm, rate, window, entered)
             window.append(time.perf_counter() - started)
 
             # Once in a while: evaluate.

@@ -1,6 +1,6 @@
 """The loss in parts against the loss of all logits at once: time, and memory.
 
-    python -m scripts.bench_loss [--rounds 5]
+python -m scripts.bench_loss [--rounds 5]
 """
 
 from __future__ import annotations
@@ -94,16 +94,17 @@ def bench_loss(rounds: int) -> None:
         step(name)  # warm up
     results = [{n: step(n) for n in (LOSSES if number % 2 else reversed(LOSSES))} for number in range(2 * rounds)]
     ratios = sorted(r["parts"] / r["whole"] for r in results)
+    rate = statistics.median(r["parts"] for r in results)
     print(
-        f"loss, a training step with the logits in parts / whole: {statistics.median(ratios):.2f} x ({ratios[0]:.2f} to "
-        f"{ratios[-1]:.2f} over {len(ratios)} rounds; ours {statistics.median(r['parts'] for r in results):,.0f} tokens/s)",
+        f"loss, a training step with the logits in parts / whole: {statistics.median(ratios):.2f} x "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f} over {len(ratios)} rounds; ours {rate:,.0f} tokens/s)",
         flush=True,
     )
     tokens, width = 8192, 256
     parts, whole = (apart(peak_of_loss, name, tokens, width, VOCABULARY) / 2**20 for name in LOSSES)
     print(
-        f"loss, memory for {tokens} tokens in parts / whole: {parts / whole:.2f} x ({parts:,.0f} MiB, {whole:,.0f} MiB; "
-        f"the logits in float32 are {tokens * VOCABULARY * 4 / 2**20:,.0f} MiB, the vocabulary's gradient "
+        f"loss, memory for {tokens} tokens in parts / whole: {parts / whole:.2f} x ({parts:,.0f} MiB, "
+        f"{whole:,.0f} MiB; the logits in float32 are {tokens * VOCABULARY * 4 / 2**20:,.0f} MiB, the vocabulary's gradient "
         f"{width * VOCABULARY * 4 / 2**20:,.0f})",
         flush=True,
     )

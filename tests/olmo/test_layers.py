@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ def losses_and_gradients(
 
 
 def kept_bytes(strategy: Strategy | None) -> int:
-    """Bytes of distinct storages that a forward pass keeps for the way back, without parameters."""
+    """Bytes of distinct storages that a forward pass keeps for the way back, without parameters: what autograd saves,
+    and what Python holds, as `checkpoint` does the inputs of what it will compute again."""
     torch.manual_seed(0)
     config = tiny_config(n_layers=12)
     model = OLMo(config)
+    gc.freeze()  # what is there is no longer listed
     kept: dict[int, Tensor] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -53,6 +56,10 @@ def kept_bytes(strategy: Strategy | None) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         held = objective(ids, *predictions(ids))
     assert held[0].requires_grad
+    for found in gc.get_objects():
+        if type(found) is Tensor:
+            pack(found)
+    gc.unfreeze()
     return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
 
 
@@ -91,7 +98,7 @@ def test_recomputing_keeps_less() -> None:
     sizes = [kept[None], *(kept[Strategy(name)] for name in (*more_and_more, "whole_layer"))]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
     assert kept[Strategy.whole_layer] < kept[None] / 5
-    assert kept[Strategy.fine_grained] < 0.7 * kept[None]
+    assert kept[Strategy.fine_grained] < 0.75 * kept[None]
 
 
 @pytest.mark.parametrize("strategy", [None, Strategy.whole_layer, Strategy.fine_grained])
@@ -103,9 +110,7 @@ def test_compiled_layers(strategy: Strategy | None, precision: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = CompilerConfig(backend="aot_eager", fullgraph=True)
-    found, found_gradients = losses_and_gradients(
-        model, precision, compile=compiled, activation_checkpointing=strategy
-    )
+    found, found_gradients = losses_and_gradients(model, precision, compile=compiled, activation_checkpointing=strategy)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     near = 1e-6 if precision == "fp32" else 2**-7  # what a graph rounds elsewhere: bfloat16 has 8 significant bits
     assert found == pytest.approx(expected, rel=near)
@@ -117,7 +122,7 @@ def test_compiled_layers(strategy: Strategy | None, precision: str) -> None:
 
 def test_a_backend_that_torch_does_not_have_is_named() -> None:
     for settings in ({"backend": "nope"}, {"mode": "nope"}):
-        with pytest.raises(ConfigurationError, match="compile: .*nope"):
+        with pytest.raises(ConfigurationError, match=r"compile: .*nope"):
             layer_runner(TrainConfig(compile=CompilerConfig(**settings)))  # type: ignore[arg-type]
 
 
@@ -129,7 +134,9 @@ def test_a_run_with_both_is_the_plain_run(tmp_path: Path) -> None:
     """Also the names in its checkpoint."""
     plain = write_world(tmp_path / "world") / "plain.yaml"
     expected = train(plain, tmp_path / "plain", "--stop_at=3")
-    found = train(plain, tmp_path / "a", "--stop_at=3", "--compile.backend=eager", "--activation_checkpointing=one_in_two")
+    found = train(
+        plain, tmp_path / "a", "--stop_at=3", "--compile.backend=eager", "--activation_checkpointing=one_in_two"
+    )
     assert series(tmp_path / "a") == pytest.approx(series(tmp_path / "plain"), rel=1e-6)
     assert found.model.state_dict().keys() == expected.model.state_dict().keys()
     recomputed = train(plain, tmp_path / "b", "--stop_at=3", "--activation_checkpointing=fine_grained")

@@ -171,6 +171,16 @@ def test_compiled_training_gives_the_same_loss(plain: Path, tmp_path: Path) -> N
     assert series(tmp_path / "compiled") == pytest.approx(series(tmp_path / "plain"), rel=1e-6)
 
 
+def test_only_steps_that_log_or_save_reduce_and_read(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reduced: list[int] = []
+    monkeypatch.setattr(Ranks, "sum_tensor", lambda self, value: reduced.append(len(value)) or value)
+    train(plain, tmp_path, "--stop_at=7", "--console_log_interval=3", "--save_interval=5")
+    assert list(series(tmp_path)) == [3, 6, 7]
+    assert reduced == [2] * 5  # cross-entropy and z-loss, when steps 3, 6 and 7 log, and 5 and 7 save
+
+
 def test_bfloat16_changes_the_loss_a_little(plain: Path, tmp_path: Path) -> None:
     train(plain, tmp_path / "full", "--stop_at=2")
     train(plain, tmp_path / "half", "--stop_at=2", "--precision=amp_bf16")
