@@ -104,8 +104,8 @@ def bench_loss(rounds: int) -> None:
     parts, whole = (apart(peak_of_loss, name, tokens, width, VOCABULARY) / 2**20 for name in LOSSES)
     print(
         f"loss, memory for {tokens} tokens in parts / whole: {parts / whole:.2f} x ({parts:,.0f} MiB, "
-        f"{whole:,.0f} MiB; the logits in float32 are {tokens * VOCABULARY * 4 / 2**20:,.0f} MiB, the vocabulary's gradient "
-        f"{width * VOCABULARY * 4 / 2**20:,.0f})",
+        f"{whole:,.0f} MiB; the logits in float32 are {tokens * VOCABULARY * 4 / 2**20:,.0f} MiB, the gradient of the "
+        f"vocabulary {width * VOCABULARY * 4 / 2**20:,.0f})",
         flush=True,
     )
 
