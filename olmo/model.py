@@ -11,7 +11,7 @@ projection in its first M rows and the gate in its last M rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -126,8 +126,11 @@ class Block(nn.Module):
         return F.dropout(x, p, self.training) if p else x
 
     def attention(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None) -> Tensor:
-        config, (batch, length, d) = self.config, x.shape
-        projected = self.att_proj(x)
+        return self.attend(self.att_proj(x), table, seen)
+
+    def attend(self, projected: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None) -> Tensor:
+        """Attention from the output of `att_proj` on, to that of `attn_out` (B, T, D)."""
+        config, d, (batch, length, _) = self.config, self.config.d_model, projected.shape
         if config.clip_qkv is not None:
             projected = projected.clamp(-config.clip_qkv, config.clip_qkv)
         q, k, v = projected.split(self.qkv_sizes, dim=-1)
@@ -221,23 +224,33 @@ class OLMo(nn.Module):
             x = F.dropout(x, config.embedding_dropout, self.training)
         return x, table
 
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        run: Callable[[int, Block, Tensor, tuple[Tensor, Tensor] | None, Tensor | None], Tensor] | None = None,
+    ) -> Tensor:
         """Normed output of the last block, (B, T) -> (B, T, D).
 
-        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all.
+        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all. `run` is called in place of
+        each block, with its number, itself and its arguments (see `olmo/layers.py`).
         """
         x, table = self.embed(input_ids)
         seen = None if attention_mask is None else seen_tokens(attention_mask)
-        for block in self.blocks:
-            x = block(x, table, seen)
+        for number, block in enumerate(self.blocks):
+            x = block(x, table, seen) if run is None else run(number, block, x, table, seen)
         return self.transformer["ln_f"](x)
+
+    @property
+    def vocabulary(self) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """What scores the next token, (V, D), and its bias (V,), if it has one."""
+        tied = self.config.weight_tying
+        module = self.transformer["wte" if tied else "ff_out"]
+        return cast(nn.Parameter, module.weight), None if tied else cast(nn.Parameter | None, module.bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, (..., D) -> (..., V)."""
-        if self.config.weight_tying:
-            scores = F.linear(hidden, self.transformer["wte"].weight)  # type: ignore[arg-type]
-        else:
-            scores = self.transformer["ff_out"](hidden)
+        scores = F.linear(hidden, *self.vocabulary)
         return scores / math.sqrt(self.config.d_model) if self.config.scale_logits else scores
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

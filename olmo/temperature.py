@@ -68,7 +68,7 @@ class Temperatures:
     def apply(self, model: OLMo) -> None:
         """Make the model compute with these temperatures."""
         device = next(model.parameters()).device
-        attention = None if self.attention is None else torch.tensor(self.attention, device=device)
+        attention = None if self.attention is None else torch.full((), self.attention, device=device)
         memories = None if self.memories is None else self.memories.to(device)
         for layer, block in enumerate(model.blocks):
             block.attention_temperature = attention

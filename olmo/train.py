@@ -8,13 +8,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import checkpoint
@@ -25,9 +24,12 @@ from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
 from .knowledge.injection import inject, plan_from_config
 from .knowledge.plan import Text
+from .layers import layer_runner
+from .loss import Objective, predictions
 from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
 from .reporting import Reporter, clock, log
+from .speed import peak_memory, peak_operations, training_operations
 from .temperature import Temperatures
 from .tensors import read_training_state
 from .tokenizer import encode, run_tokenizer
@@ -75,27 +77,9 @@ class TrainState:
         return cls.read(checkpoint.resolve(config.load_path), config)
 
 
-def language_model_loss(
-    logits: Tensor, input_ids: Tensor, z_multiplier: float | None, label_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """(cross-entropy, z-loss) summed over the predictions of the last T - 1 tokens of every row, float32.
-
-    logits (B, T, V), input_ids (B, T), label_mask (B, T) bool, the tokens that count. The last position predicts
-    nothing; masking it spares a copy of the logits.
-    """
-    labels = input_ids if label_mask is None else input_ids.masked_fill(~label_mask, -100)
-    labels = torch.cat((labels[:, 1:], labels.new_full((len(labels), 1), -100)), dim=1)
-    flat = logits.float().flatten(0, 1)
-    cross_entropy = F.cross_entropy(flat, labels.flatten(), ignore_index=-100, reduction="sum")
-    if z_multiplier is None:
-        return cross_entropy, cross_entropy.new_zeros(())
-    counted = labels.flatten() != -100
-    return cross_entropy, z_multiplier * (flat.logsumexp(-1).square() * counted).sum()
-
-
-def _check_finite(step: int, loss: Tensor, norm: Tensor) -> None:
+def _check_finite(step: int, loss: float, norm: float) -> None:
     """Raise ValueError where the step's loss or gradient is not finite: then neither are the weights after it."""
-    for name, value in (("loss", loss.item()), ("gradient norm", norm.item())):
+    for name, value in (("loss", loss), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise ValueError(f"{name} {value} at step {step}; the checkpoints before it are intact")
 
@@ -143,9 +127,10 @@ class Trainer:
             )
         self.model = self._load(resumed)
         self.temperatures = Temperatures.from_config(config.model)
-        self.module = distribute(self.model, config, ranks, device)
-        if config.compile is not None:
-            self.module.compile(**asdict(config.compile))
+        z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
+        self.module = distribute(Objective(self.model, z_multiplier, layer_runner(config)), config, ranks, device)
+        self._operations = training_operations(self.model, config.model.max_sequence_length)
+        self._peak_operations = peak_operations(config, device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self._restore(resumed)
         if self.max_steps < 1:
@@ -263,7 +248,9 @@ class Trainer:
             if config.load_path is None and not config.no_pre_train_checkpoint:
                 self._save(self._checkpoints_due(final=False))
 
-        window: deque[float] = deque(maxlen=config.speed_monitor.window_size)
+        # Of steps on a GPU only those that log take their time; the window always holds one in so many of them.
+        between = config.console_log_interval
+        window: deque[float] = deque(maxlen=between * math.ceil(config.speed_monitor.window_size / between))
         batches = self.loader.batches(state.epoch, state.batch, last_step - state.step)
         self.model.train()
         while state.step < last_step:
@@ -272,7 +259,7 @@ class Trainer:
             step = state.step + 1
             batch, entered = inject(batch, step, self.plan, config.global_train_batch_size)
             self._set_temperatures(step)
-            loss, z_loss, norm, rate = self._train_step(batch, step, schedule_length)
+            results, rate = self._train_step(batch, step, schedule_length)
             self.reporter.begin()
             state.step, state.batch = step, state.batch + 1
             state.tokens += self.tokens_per_batch
@@ -282,6 +269,7 @@ class Trainer:
                 self._write_indices(step, batch)
             injected = self.plan is not None and self.plan.round_of(step) is not None
             if injected or step % config.console_log_interval == 0 or step == last_step:
+                loss, z_loss, norm = self._read(results)
                 self._log(step, last_step, loss, z_loss, norm, rate, window, entered)
             window.append(time.perf_counter() - started)
 
@@ -295,35 +283,35 @@ class Trainer:
             # Once in a while: save. After evaluating, so that a restart from here has all of its metrics.
             kinds = self._checkpoints_due(final=step == last_step)
             if kinds:
+                loss, _, norm = self._read(results)
                 _check_finite(step, loss, norm)
                 self._save(kinds)
         batches.close()  # type: ignore[attr-defined]
 
-    def _train_step(self, batch: Batch, step: int, schedule_length: int) -> tuple[Tensor, Tensor, Tensor, float]:
-        """One optimizer step on this rank's rows (n, T); returns loss, z-loss, gradient norm, learning rate.
+    def _train_step(self, batch: Batch, step: int, schedule_length: int) -> tuple[Tensor, float]:
+        """One optimizer step on this rank's rows (n, T); returns loss, z-loss and gradient norm, (3,), and the rate.
 
-        As in OLMo the loss is the sum over the predictions that count, of T - 1 a row, divided by n * T.
+        As in OLMo the loss is the sum over the predictions that count, of T - 1 a row, divided by n * T. Nothing here
+        waits for the device; `_read` does.
         """
         config = self.config
         torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self.ranks.rank) % 2**63)
         self.optimizer.zero_grad(set_to_none=True)
-        input_ids, label_mask, attention_mask = batch.input_ids, batch.label_mask, batch.attention_mask
-        tokens = input_ids.numel()
-        z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
-        total, total_z = (torch.zeros((), device=self.device) for _ in range(2))
-        micro_batches, labelled, seen = (
-            self._micro_batches(part, len(input_ids)) for part in (input_ids, label_mask, attention_mask)
-        )
-        for number, (micro_batch, label_mask, attention_mask) in enumerate(zip(micro_batches, labelled, seen), start=1):
-            assert micro_batch is not None
-            with gradient_sync(self.module, config, last_micro_batch=number == len(micro_batches)):
+        rows, tokens = len(batch.input_ids), batch.input_ids.numel()
+        losses = torch.zeros(2, device=self.device)
+        for start in range(0, rows, config.device_train_microbatch_size):
+            part = slice(start, start + config.device_train_microbatch_size)
+            input_ids, label_mask, attention_mask = (
+                None if all_rows is None else all_rows[part]
+                for all_rows in (batch.input_ids, batch.label_mask, batch.attention_mask)
+            )
+            assert input_ids is not None
+            arguments = (input_ids, *predictions(input_ids, label_mask), attention_mask)
+            with gradient_sync(self.module, config, last_micro_batch=part.stop >= rows):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "amp_bf16"):
-                    logits = self.module(micro_batch, attention_mask)
-                    cross_entropy, z_loss = language_model_loss(logits, micro_batch, z_multiplier, label_mask)
-                    del logits
-                ((cross_entropy + z_loss) / tokens).backward()
-            total += cross_entropy.detach() / tokens
-            total_z += z_loss.detach() / tokens
+                    loss, *parts = self.module(*(self._sent(argument) for argument in arguments))
+                (loss / tokens).backward()
+            losses += torch.stack(parts) / tokens
         scale = self.tokens_per_batch if self._by_tokens else 1
         before = self.state.tokens if self._by_tokens else step - 1
         norm = self._clip_gradients(before)
@@ -331,15 +319,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        both = self.ranks.sum_tensor(torch.stack((total, total_z))) / self.ranks.world_size
-        return both[0], both[1], norm, rate
+        return torch.cat((losses, norm[None])), rate
 
-    def _micro_batches(self, part: Tensor | None, rows: int) -> Sequence[Tensor | None]:
-        """This rank's rows of a batch, or of its mask, on the device and in micro-batches."""
-        size = self.config.device_train_microbatch_size
-        if part is None:
-            return [None] * math.ceil(rows / size)
-        return part.to(self.device, non_blocking=True).split(size)
+    def _sent(self, tensor: Tensor | None) -> Tensor | None:
+        """On the device, without waiting until it is there."""
+        if tensor is None or self.device.type != "cuda":
+            return None if tensor is None else tensor.to(self.device)
+        return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(self.device, non_blocking=True)
+
+    def _read(self, results: Tensor) -> list[float]:
+        """Loss and z-loss, means over the ranks, and gradient norm of a step: where a step waits for the device."""
+        means = self.ranks.sum_tensor(results[:2].clone()) / self.ranks.world_size
+        return torch.cat((means, results[2:])).tolist()
 
     def _set_temperatures(self, step: int | None = None) -> Temperatures:
         """Let the model compute with the temperatures of a step, by default of the last one done; returns them."""
@@ -403,29 +394,33 @@ class Trainer:
         self,
         step: int,
         last_step: int,
-        loss: Tensor,
-        z_loss: Tensor,
-        norm: Tensor,
+        loss: float,
+        z_loss: float,
+        norm: float,
         rate: float,
         window: deque[float],
         entered: list[tuple[int, Text]],
     ) -> None:
-        """Read the step's numbers off the device (the only wait for it), check them, report them."""
+        """Check the step's numbers, and report them."""
         _check_finite(step, loss, norm)
-        value = loss.item()
         metrics = {
-            "train/CrossEntropyLoss": value,
-            "train/Perplexity": math.exp(min(value, 700.0)),
-            "optim/total_grad_norm": norm.item(),
+            "train/CrossEntropyLoss": loss,
+            "train/Perplexity": math.exp(min(loss, 700.0)),
+            "optim/total_grad_norm": norm,
             "optim/learning_rate": rate,
             "throughput/total_tokens": float(self.state.tokens),
+            "throughput/device/peak_memory_bytes": float(peak_memory(self.device)),
         }
         if self.config.softmax_auxiliary_loss:
-            metrics["train/ZLoss"] = z_loss.item()
+            metrics["train/ZLoss"] = z_loss
         speed = ""
         if window:
             seconds = sum(window) / len(window)
-            metrics["throughput/device/tokens_per_second"] = self.tokens_per_batch / self.ranks.world_size / seconds
+            tokens_per_second = self.tokens_per_batch / self.ranks.world_size / seconds
+            metrics["throughput/device/tokens_per_second"] = tokens_per_second
+            metrics["throughput/device/operations_per_second"] = self._operations * tokens_per_second
+            if self._peak_operations is not None:
+                metrics["throughput/device/mfu"] = self._operations * tokens_per_second / self._peak_operations
             metrics["throughput/device/batches_per_second"] = 1 / seconds
             left = clock(seconds * (last_step - step))
             speed = f", {self.tokens_per_batch / seconds:,.0f} tokens/s, {left} left"
@@ -442,7 +437,7 @@ class Trainer:
                 log.info("step %d: injection round %d, %d texts", step, injection_round, texts)
         self.reporter.metrics(step, metrics)
         if self.ranks.is_first and (step % self.config.console_log_interval == 0 or step == last_step):
-            log.info("step %d/%d: loss %.4f%s", step, last_step, value, speed)
+            log.info("step %d/%d: loss %.4f%s", step, last_step, loss, speed)
 
     def _write_indices(self, step: int, batch: Batch) -> None:
         """As OLMo: data-indices/rank{r}.tsv, a line a step: the step and this rank's instance numbers."""

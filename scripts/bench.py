@@ -4,6 +4,7 @@
 
 training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop over the same
 model, batches and optimizer. Each line gives the median ratio of the rounds and their range.
+loss: logits in parts against all at once, time and memory, see scripts/bench_loss.py.
 entropy: a model of OLMo-1B's shape, see scripts/bench_entropy.py.
 probes: 1,950 in one pass against one padded evaluator at a time, see scripts/bench_probes.py.
 loader: batches of 128 x 1024 from memory-mapped files in a shuffled order, as a training loop gets them, against numpy
@@ -48,6 +49,7 @@ from olmo.model import OLMo
 from olmo.tensors import write_tensors
 from olmo.train import Trainer
 from scripts.bench_entropy import bench_entropy
+from scripts.bench_loss import bench_loss
 from scripts.bench_probes import bench_probes
 from scripts.bench_resuscitation import bench_resuscitation
 from scripts.prepare_demo_text import package_root, rows
@@ -375,6 +377,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"torch {torch.__version__} on {device.type}, {where}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         bench_training(Path(folder), args.rounds, args.steps)
+    bench_loss(args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench_entropy(Path(folder), args.rounds)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
-import resource
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-
-def peak_bytes() -> int:
-    """The most memory this process has held."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where getrusage also counts what the parent held
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from olmo.speed import peak_bytes
 
 
 def forget_peak() -> int:

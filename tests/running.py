@@ -147,9 +147,9 @@ def modes_hold() -> Iterator[None]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without what a clock decided."""
+    """The lines of metrics.jsonl, without what the machine decided."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if "_per_second" not in k} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("throughput/device/")} for line in lines]
 
 
 def series(folder: Path, name: str = "train/CrossEntropyLoss") -> dict[int, float]:

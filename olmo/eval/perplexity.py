@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..data.sources import TokenSource
 from ..distributed import Ranks
+from ..loss import token_losses
 from ..model import OLMo
 
 
@@ -35,8 +35,7 @@ def instance_losses(
     for start in range(0, len(mine), batch_size):
         chosen = mine[start : start + batch_size]
         ids = torch.from_numpy(source.read(chosen)).to(device)
-        logits = model.logits(model.hidden_states(ids)[:, :-1]).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = token_losses(model, model.hidden_states(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         losses[chosen] = loss.view(len(chosen), -1).double().mean(1).cpu().numpy()
         progress(len(chosen))
     return ranks.sum(losses)

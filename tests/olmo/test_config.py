@@ -376,12 +376,10 @@ BAD = {
     "save_interval_ephemeral": "5",
     "precision": "fp16",
     "wandb.log_artifacts": "true",
-    "speed_monitor.gpu_flops_available": "1000",
     "time_limit": "60",
     "early_stopping_factor": "2.0",
     "python_profiling": "true",
     "torch_profiling": "true",
-    "activation_checkpointing": "one_in_two",
     "module_outputs_save_steps": "[1]",
 }
 
@@ -526,8 +524,8 @@ def test_no_decay_norm_and_bias(tmp_path: Path, old: str, decays: bool) -> None:
 
 def test_activation_checkpointing_was_once_a_boolean(tmp_path: Path) -> None:
     assert load(write(tmp_path, MINIMAL + "activation_checkpointing: false")).activation_checkpointing is None
-    message = problem(tmp_path, MINIMAL + "activation_checkpointing: true")
-    assert message.startswith("activation_checkpointing: whole_layer is not supported")
+    chosen = load(write(tmp_path, MINIMAL + "activation_checkpointing: true")).activation_checkpointing
+    assert chosen is config_module.ActivationCheckpointingStrategy.whole_layer
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from olmo.checkpoint import load_model
 from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
 from olmo.distributed import Ranks, distribute, gradient_sync, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError
@@ -24,6 +25,12 @@ from tests.running import CPU, command, configure, metrics, train, write_world
 
 # One short text a round: the second process has nothing to inject, and still takes part in the count.
 LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100")
+# What wraps the model in another way: no tied weights, unused parameters looked for, layers compiled and recomputed.
+WRAPPED = (
+    *("--model.weight_tying=false", "--ddp.find_unused_params=true", "--injection=null", "--inject_interval=null"),
+    *("--compile.backend=aot_eager", "--activation_checkpointing=one_in_two", "--softmax_auxiliary_loss=true"),
+    *("--evaluators=[]", "--stop_at=2", "--save_interval=2"),
+)
 
 
 def one_text(folder: Path) -> list[str]:
@@ -153,6 +160,7 @@ def two_processes(folder: Path) -> None:
         if ranks.is_first:
             (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
         Trainer(configure(folder / "config.yaml", folder / "two", *LONELY, *one_text(folder)), CPU, ranks).fit()
+        Trainer(configure(folder / "config.yaml", folder / "wrapped", *WRAPPED), CPU, ranks).fit()
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +226,21 @@ def test_a_round_that_only_one_process_injects(
     for alone, together in zip(one, two, strict=True):
         # Means of the same float32 terms over three rows and three rows, or over six.
         assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_losses_in_parts_and_compiled_layers_on_two_processes(
+    folder: Path, done: subprocess.CompletedProcess[str]
+) -> None:
+    """As on one, where layers run as they are."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    plain = ("--compile=null", "--activation_checkpointing=null")
+    trainer = train(folder / "config.yaml", folder / "unwrapped", *WRAPPED, *plain)
+    for alone, together in zip(metrics(folder / "unwrapped"), metrics(folder / "wrapped"), strict=True):
+        assert together == pytest.approx(alone, rel=1e-5)
+    saved = load_model(folder / "wrapped" / "step2", CPU).state_dict()
+    for name, weight in trainer.model.state_dict().items():
+        # Where a gradient is hardly more than its rounding, AdamW makes that rounding as large as any gradient.
+        assert (saved[name] - weight).abs().median() < 1e-6, name
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from analysis.entropy import measure
 from olmo.distributed import Ranks, pick_device
+from olmo.loss import linear_cross_entropy
 from olmo.memory import layer_entropy
 from olmo.model import OLMo
 from olmo.train import Trainer
@@ -51,3 +53,55 @@ def test_a_run_trains(tmp_path: Path, precision: str) -> None:
     config = configure(world / "config.yaml", tmp_path / "run", f"--precision={precision}")
     Trainer(config, pick_device(), Ranks()).fit()
     assert sorted(series(tmp_path / "run")) == list(range(1, 8))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+def test_a_step_does_not_wait_for_the_device(tmp_path: Path, precision: str) -> None:
+    world = write_world(tmp_path / "world")
+    settings = (f"--precision={precision}", "--softmax_auxiliary_loss=true", "--evaluators=[]", "--injection=null")
+    trainer = Trainer(
+        configure(world / "config.yaml", tmp_path / "run", *settings, "--inject_interval=null"), pick_device(), Ranks()
+    )
+    batch = trainer.loader.batch(0, 0)
+    trainer._train_step(batch, 1, 7)  # allocates, and asks the device for what it can do
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer._train_step(batch, 2, 7)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        trainer.reporter.close()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_loss_in_parts_equals_the_whole(precision: torch.dtype) -> None:
+    """10,000 predictions of 50,304 tokens: the loss and both gradients, in less memory."""
+    torch.manual_seed(0)
+    device = pick_device("cuda")
+    hidden = torch.randn(10_000, 256, device=device, requires_grad=True)
+    weight = (torch.randn(50304, 256, device=device) / 16).requires_grad_()
+    places, targets = torch.arange(10_000, device=device), torch.randint(50304, (10_000,), device=device)
+    found = []
+    for in_parts in (False, True):
+        hidden.grad = weight.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+            if in_parts:
+                loss = linear_cross_entropy(hidden, weight, None, places, targets)[0]
+            else:
+                loss = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+        loss.backward()
+        found.append((loss.detach(), hidden.grad, weight.grad, torch.cuda.max_memory_allocated() - before))
+    near = 1e-5 if precision == torch.float32 else 2e-2
+    for whole, parts in zip(*(values[:3] for values in found)):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=near * whole.abs().max().item())
+    logits = 10_000 * 50304 * 4
+    assert found[1][3] < 1.1 * logits < found[0][3]
+
+
+def test_compiled_and_recomputed_layers_train_as_plain_ones(tmp_path: Path) -> None:
+    plain = write_world(tmp_path / "world") / "plain.yaml"
+    for name, settings in {"a": [], "b": ["--compile.mode=default", "--activation_checkpointing=one_in_two"]}.items():
+        Trainer(configure(plain, tmp_path / name, *settings), pick_device(), Ranks()).fit()
+    assert series(tmp_path / "b") == pytest.approx(series(tmp_path / "a"), rel=1e-3)

@@ -31,7 +31,7 @@ from olmo.reporting import Progress, clock
 from olmo.rescaling import Multipliers, rescale
 from olmo.tensors import read_training_state
 from olmo.tokenizer import load_tokenizer
-from olmo.train import Trainer, language_model_loss
+from olmo.train import Trainer
 from tests.reference import tiny_config, to_transformers
 from tests.running import (
     BATCH,
@@ -77,32 +77,6 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of weights are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-# --- the loss ---
-
-
-@pytest.mark.parametrize("z_multiplier", [None, 1e-2])
-def test_loss_is_the_sum_over_the_predictions_of_every_row(z_multiplier: float | None) -> None:
-    generator = torch.Generator().manual_seed(1)
-    logits = (3 * torch.randn(3, 7, 11, generator=generator)).requires_grad_()
-    ids = torch.randint(11, (3, 7), generator=generator)
-    total = sum(F.cross_entropy(logits[r, t], ids[r, t + 1]) for r in range(3) for t in range(6))
-    squares = sum(math.log(sum(math.exp(v) for v in logits[r, t].tolist())) ** 2 for r in range(3) for t in range(6))
-    loss, z_loss = language_model_loss(logits, ids, z_multiplier)
-    # 18 terms of float32, each rounded once: a few parts in ten million.
-    assert loss.item() == pytest.approx(total.item(), rel=1e-6)  # type: ignore[union-attr]
-    assert z_loss.item() == pytest.approx((z_multiplier or 0.0) * squares, rel=1e-6)
-    loss.backward()
-    assert logits.grad is not None and not logits.grad[:, -1].any() and logits.grad[:, :-1].all()
-
-
-def test_loss_of_half_precision_logits_is_float32() -> None:
-    logits = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(2)).bfloat16()
-    ids = torch.tensor([[1, 2, 3, 4, 5], [8, 7, 6, 5, 4]])
-    loss, z_loss = language_model_loss(logits, ids, 1e-4)
-    assert loss.dtype == z_loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(language_model_loss(logits.float(), ids, 1e-4)[0].item(), rel=1e-6)
 
 
 # --- one step, and several ---
@@ -197,6 +171,16 @@ def test_compiled_training_gives_the_same_loss(plain: Path, tmp_path: Path) -> N
     assert series(tmp_path / "compiled") == pytest.approx(series(tmp_path / "plain"), rel=1e-6)
 
 
+def test_only_steps_that_log_or_save_reduce_and_read(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reduced: list[int] = []
+    monkeypatch.setattr(Ranks, "sum_tensor", lambda self, value: reduced.append(len(value)) or value)
+    train(plain, tmp_path, "--stop_at=7", "--console_log_interval=3", "--save_interval=5")
+    assert list(series(tmp_path)) == [3, 6, 7]
+    assert reduced == [2] * 5  # cross-entropy and z-loss, when steps 3, 6 and 7 log, and 5 and 7 save
+
+
 def test_bfloat16_changes_the_loss_a_little(plain: Path, tmp_path: Path) -> None:
     train(plain, tmp_path / "full", "--stop_at=2")
     train(plain, tmp_path / "half", "--stop_at=2", "--precision=amp_bf16")
@@ -237,7 +221,7 @@ def test_injected_batch_is_json_and_tokenizer_in_front_of_the_data(world: Path, 
 def test_the_model_trains_on_the_injected_batch(world: Path, tmp_path: Path) -> None:
     trainer = Trainer(configure(world, tmp_path, "--evaluators=[]", "--stop_at=4"), CPU, Ranks())
     seen: list[torch.Tensor] = []
-    trainer.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    trainer.module.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     trainer.fit()
     assert len(seen) == 12  # 4 steps of 3 micro-batches
     for step in range(1, 5):
@@ -346,11 +330,11 @@ def test_dropout_differs_from_step_to_step_and_matters(plain: Path, tmp_path: Pa
     trainer = Trainer(config, CPU, Ranks())
     batch = trainer.loader.batch(0, 0)
     before = weights(trainer)
-    first = trainer._train_step(batch, 1, 7)[0].item()
+    first = trainer._train_step(batch, 1, 7)[0][0].item()
     trainer.model.load_state_dict(before)
-    second = trainer._train_step(batch, 2, 7)[0].item()
+    second = trainer._train_step(batch, 2, 7)[0][0].item()
     trainer.model.load_state_dict(before)
-    assert first != second and first == trainer._train_step(batch, 1, 7)[0].item()
+    assert first != second and first == trainer._train_step(batch, 1, 7)[0][0].item()
     trainer.reporter.close()
 
 
