@@ -229,11 +229,13 @@ class Trainer:
             folder = checkpoint.resolve(config.load_path)
         if folder is None:
             return
-        if resumed is not None or not config.reset_optimizer_state:
-            saved = read_training_state(folder, "optim")
-            checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
         if resumed is not None or not config.reset_trainer_state:
             self.state = TrainState.read(folder, config)
+        if resumed is not None or not config.reset_optimizer_state:
+            saved = read_training_state(folder, "optim")
+            unused = isinstance(saved, dict) and not saved.get("state")  # as an optimizer is before its first step
+            if not (unused and self.state.step == 0 and (resumed is not None or not config.reset_trainer_state)):
+                checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
         if resumed is None and config.reset_optimizer_state and not config.reset_trainer_state:
             self.state.restarted_at = self.state.tokens if self._by_tokens else self.state.step
 
@@ -304,6 +306,8 @@ class Trainer:
             if config.load_path is None and not config.no_pre_train_checkpoint:
                 self._save(self._checkpoints_due(final=False))
         else:
+            if state.step > 0:  # as it was saved
+                self._set_learning_rate(state.tokens if self._by_tokens else state.step, schedule_length)
             self._finish_saving(self._resumed, final=state.step == last_step)
 
         watch, cancelled = Watch(config, self.ranks, self.signals), None
@@ -385,12 +389,17 @@ class Trainer:
         scale = self.tokens_per_batch if self._by_tokens else 1
         before = self.state.tokens if self._by_tokens else step - 1
         norm = self._clip_gradients(before)
-        rate = learning_rate(config, before + scale, schedule_length, self.state.restarted_at)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self._set_learning_rate(before + scale, schedule_length)
         self.optimizer.step()
         both = self.ranks.sum_tensor(torch.stack((total, total_z))) / self.ranks.world_size
         return both[0], both[1], norm, rate
+
+    def _set_learning_rate(self, done: int, schedule_length: int) -> float:
+        """Give the optimizer the rate of a step by the steps (or tokens) done with it; returns the rate."""
+        rate = learning_rate(self.config, done, schedule_length, self.state.restarted_at)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def _micro_batches(self, part: Tensor | None, rows: int) -> Sequence[Tensor | None]:
         """This rank's rows of a batch, or of its mask, on the device and in micro-batches."""
