@@ -385,7 +385,8 @@ def save(
         manifest.write(partial, ephemeral)
     except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
         shutil.rmtree(partial, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        told = str(error.__cause__ or error).splitlines()  # write_tensors names its file, which is gone
+        reason = (isinstance(error, OSError) and error.strerror) or (told[0] if told else type(error).__name__)
         raise OSError(f"{folder}: cannot be saved ({reason}); the checkpoints before it are intact") from error
     saves.remove(folder, successor=partial)
 
