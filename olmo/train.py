@@ -535,10 +535,10 @@ class Trainer:
 
     def _finish_saving(self, resumed: Path, final: bool) -> None:
         """Do what a process that was killed after saving the checkpoint `resumed` may have left undone."""
-        due = [kind for kind in self._checkpoints_due(final) if kind != "ephemeral"]
-        self._save([kind for kind in due if not self.ranks.from_first(self._path(kind).is_dir())])
         if self.ranks.is_first:
             saves.link_latest(resumed)
+        due = [kind for kind in self._checkpoints_due(final) if kind != "ephemeral"]
+        self._save([kind for kind in due if not self.ranks.from_first(self._path(kind).is_dir())])
         self._remove_spare()
 
     def _path(self, kind: str, step: int | None = None) -> Path:

@@ -154,6 +154,7 @@ def test_a_kill_between_two_saves_of_a_step_loses_neither(plain: Path, tmp_path:
     train(plain, tmp_path, *both)
     assert {path.name for path in tmp_path.glob("step*")} == whole.keys()
     saves.check_whole(tmp_path / "step7-unsharded")
+    assert os.readlink(tmp_path / "latest") == os.readlink(tmp_path / "latest-unsharded") == "step7-unsharded"
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(plain: Path, tmp_path: Path) -> None:
