@@ -385,8 +385,9 @@ def save(
         manifest.write(partial, ephemeral)
     except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
         shutil.rmtree(partial, ignore_errors=True)
-        told = str(error.__cause__ or error).splitlines()  # write_tensors names its file, which is gone
-        reason = (isinstance(error, OSError) and error.strerror) or (told[0] if told else type(error).__name__)
+        cause = error.__cause__ or error.__context__ or error  # torch wraps it, write_tensors names a file that is gone
+        told = str(cause).splitlines()
+        reason = (isinstance(cause, OSError) and cause.strerror) or (told[0] if told else type(cause).__name__)
         raise OSError(f"{folder}: cannot be saved ({reason}); the checkpoints before it are intact") from error
     saves.remove(folder, successor=partial)
 
@@ -421,5 +422,6 @@ def _write(
     saved = optimizer_state(optimizer)
     for group in saved["param_groups"]:  # what OLMo's optimizer clips by
         group.update(sharded=False, max_grad_norm=config.max_grad_norm, max_grad_norm_ratio=config.max_grad_norm_ratio)
-    torch.save(saved, partial / "optim.pt")
-    torch.save(trainer, partial / "train.pt")
+    for name, state in (("optim.pt", saved), ("train.pt", trainer)):
+        with (partial / name).open("wb") as file:  # torch does not tell why its own streams fail
+            torch.save(state, file)

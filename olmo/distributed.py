@@ -57,7 +57,7 @@ class Ranks:
         """The largest of the values of all ranks, on every rank; waits for the other processes, not for a device."""
         if self.world_size == 1:
             return value
-        highest = torch.tensor(value)
+        highest = torch.tensor(value, dtype=torch.int64)
         dist.all_reduce(highest, dist.ReduceOp.MAX, self.host)
         return int(highest)
 

@@ -163,7 +163,7 @@ def test_a_folder_is_whole_or_not_there(
     broken = {
         "the first file": (TrainConfig, "save", fail),
         "the weights": (checkpoint, "write_tensors", fail),
-        "the last file": (torch, "save", lambda o, p: fail() if Path(p).name == "train.pt" else real(o, p)),
+        "the last file": (torch, "save", lambda o, p: fail() if Path(p.name).name == "train.pt" else real(o, p)),
         "the rename": (Path, "rename", fail),
     }[fails]
     with monkeypatch.context() as patch:

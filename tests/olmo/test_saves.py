@@ -180,6 +180,23 @@ def test_a_run_goes_on_from_its_step_0(plain: Path, tmp_path: Path, whole: tuple
     assert metrics(tmp_path) == metrics(whole[0])
 
 
+def test_a_folder_that_becomes_read_only_is_named(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Trainer._train_step
+
+    def close_the_folder(trainer: Trainer, batch: Any, step: int, *rest: Any) -> Any:
+        if step == 4:
+            tmp_path.chmod(0o555)
+        return real(trainer, batch, step, *rest)
+
+    monkeypatch.setattr(Trainer, "_train_step", close_the_folder)
+    try:
+        with modes_hold(), pytest.raises(OSError, match=r"Permission denied: '.*/\.step4\.partial'"):
+            train(plain, tmp_path, *SAVES)
+    finally:
+        tmp_path.chmod(0o755)
+    assert saves.latest(tmp_path) == tmp_path / "step2"
+
+
 def test_a_folder_that_cannot_be_written_is_named(plain: Path, run: Path) -> None:
     before = metrics(run)
     with modes_hold():
