@@ -507,6 +507,25 @@ def test_when_a_map_is_injected_may_stand_in_the_map_itself(tmp_path: Path) -> N
     assert load(tmp_path / "saved.yaml") == config
 
 
+@pytest.mark.parametrize(
+    "key, wrong, right",
+    [
+        ("time_limit", "0.0 must be more than 0", "0.5"),
+        ("collective_timeout", "0.0 must be more than 0", "0.5"),
+        ("canceled_check_interval", "0 must be at least 1", "1"),
+        ("extra_steps_after_cancel", "-1 must be at least 0", "0"),
+        ("save_interval_ephemeral", "0 must be at least 1", "1"),
+        ("early_stopping_factor", "0.9 must be at least 1", "1.0"),
+    ],
+)
+def test_keys_about_the_end_of_a_run(tmp_path: Path, key: str, wrong: str, right: str) -> None:
+    assert problem(tmp_path, MINIMAL, f"--{key}={wrong.split()[0]}").endswith(f"{key}: {wrong}")
+    config = load(write(tmp_path, MINIMAL), [f"--{key}={right}"])
+    assert getattr(config, key) == float(right)
+    config.save(tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == config
+
+
 # --- old spellings ---
 
 
