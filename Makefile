@@ -1,4 +1,4 @@
-# make demo | test | checks | bench | golden; each sets up what it needs and does no finished work twice.
+# make demo | test | checks | bench | crash | golden; each sets up what it needs and does no finished work twice.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
@@ -8,7 +8,7 @@ READY = $(VENV)/.ready
 GOLDEN = .venv-golden
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast test test-gpu checks bench golden
+.PHONY: help setup demo demo-contrast test test-gpu checks bench crash golden
 
 help:
 	@echo "make demo           the study, small and whole: about a quarter of an hour on two processor cores"
@@ -16,6 +16,7 @@ help:
 	@echo "make test           all tests;  make test-gpu: those that need a GPU"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine"
+	@echo "make crash          training killed 40 times, and compared with runs that were not: about half an hour"
 	@echo "make golden         the numbers of ai2-olmo 0.6.0 that the tests compare with, anew (tests/golden/README.md)"
 	@echo "make setup          only the virtual environment, in $(VENV)"
 
@@ -46,6 +47,10 @@ checks: $(READY)
 
 bench: $(READY)
 	$(RUN) -m scripts.bench
+
+crash: $(READY)
+	$(RUN) -m tests.crash runs/crash --kills 30
+	$(RUN) -m tests.crash runs/crash-two --kills 10 --processes 2
 
 golden: $(READY) $(GOLDEN)/.ready
 	$(GOLDEN_RUN) --keep runs/golden-olmo

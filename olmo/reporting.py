@@ -8,18 +8,19 @@ import logging
 import math
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from . import manifest, saves
 from .config import TrainConfig
 from .exceptions import ConfigurationError
 
@@ -144,6 +145,7 @@ class Reporter:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _only_run(self.folder)
+        saves.remove_left_over(self.folder)
         if config.wandb is not None:
             self._wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
         if resume_step is None:
@@ -151,15 +153,16 @@ class Reporter:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "injections.jsonl").unlink(missing_ok=True)
             if (self.folder / "metrics.jsonl").is_file():  # a run that this one replaces, checkpoints and all
-                for path in self.folder.glob("step*"):
-                    if re.fullmatch(r"step\d+(-unsharded)?", path.name):
-                        shutil.rmtree(path)
+                for name in ("latest", "latest-unsharded"):
+                    (self.folder / name).unlink(missing_ok=True)
+                for step, kind in saves.saved_steps(self.folder):
+                    saves.remove(self.folder / f"step{step}{kind}")
                 (self.folder / "metrics.jsonl").unlink()
         else:
             self._drop_beyond(resume_step)
         config.save(self.folder / "config.yaml")
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        self._logfile = logging.FileHandler(self.folder / "train.log")
+        self._logfile = _LogFile(self.folder / "train.log")
         self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._logfile)
 
@@ -172,6 +175,14 @@ class Reporter:
             if int(table.stem.removeprefix("step")) > step:
                 table.unlink()
 
+    def on_disk(self) -> None:
+        """Wait until all that was told is on the disk, as a checkpoint of this step is to find it."""
+        if self.active:
+            told = [self.folder / "metrics.jsonl", self.folder / "injections.jsonl"]
+            for path in (*told, *self.folder.glob("data-indices/rank*.tsv")):
+                if path.is_file():
+                    manifest.sync(path)
+
     def begin(self) -> None:
         """From now on the folder holds a run."""
         if self.active and self._metrics is None:
@@ -180,7 +191,8 @@ class Reporter:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.begin()
         if self._metrics is not None:
-            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            with _naming(self.folder / "metrics.jsonl"):
+                self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             if self._wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
                 self._wandb.log(dict(values), step=step)
 
@@ -194,7 +206,8 @@ class Reporter:
             texts = [{"entry": text.entry, "row": row, "tokens": len(text.input_ids)} for row, text in entered]
             tokens = sum(len(text.input_ids) for _, text in entered)
             line = json.dumps({"step": step, "round": injection_round, "tokens": tokens, "texts": texts})
-            with (self.folder / "injections.jsonl").open("a", encoding="utf-8") as file:
+            path = self.folder / "injections.jsonl"
+            with _naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     def evaluation(self, step: int, result: Evaluation, prefix: str = "", brief: bool = False) -> None:
@@ -224,12 +237,30 @@ class Reporter:
     def close(self) -> None:
         if self.active:
             if self._metrics is not None:
-                self._metrics.close()
+                with _naming(self.folder / "metrics.jsonl"):
+                    self._metrics.close()
             self._lock.close()
             log.removeHandler(self._logfile)
-            self._logfile.close()
+            with suppress(OSError):  # of a full disk
+                self._logfile.close()
             if self._wandb is not None:
                 self._wandb.finish()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk leaves short; that the run ends by it is told elsewhere."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an OSError of writing to an open file name it, as that of opening it does."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror}); checkpoints are intact") from error
 
 
 def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
@@ -238,7 +269,8 @@ def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and not drop(line)]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
+        with _naming(path):
+            partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(path)
 
 
@@ -261,7 +293,9 @@ def _write_parquet(path: Path, columns: dict[str, Any]) -> None:
     full = {k: [v] * length if isinstance(v, int) else v for k, v in columns.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    pyarrow.parquet.write_table(pyarrow.table(full), partial)
+    with _naming(path):
+        pyarrow.parquet.write_table(pyarrow.table(full), partial)
+        manifest.sync(partial)
     partial.replace(path)
 
 

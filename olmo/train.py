@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, saves
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
 from .data.loader import Batch, run_loader
 from .distributed import Ranks, distribute, gradient_sync
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
+from .interruption import Signals, Watch
 from .knowledge.injection import inject, plan_from_config
 from .knowledge.plan import Text
 from .layers import layer_runner
 from .loss import Objective, predictions
+from .manifest import is_ephemeral
 from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
 from .reporting import Reporter, clock, log
@@ -44,6 +46,7 @@ class TrainState:
     batch: int = 0  # global batches of this epoch done
     tokens: int = 0  # tokens seen by all ranks
     restarted_at: int | None = None  # steps (or tokens) when the optimizer's state was reset in mid-run
+    lowest_loss: float = math.inf  # of all steps, where early_stopping_factor asks for it
 
     @classmethod
     def read(cls, folder: Path, config: TrainConfig) -> TrainState:
@@ -67,6 +70,7 @@ class TrainState:
             seen // config.global_train_batch_size,
             saved.get("global_train_tokens_seen", 0),
             saved.get("restarted_at"),
+            float(saved.get("lowest_loss", math.inf)),
         )
 
     @classmethod
@@ -89,14 +93,17 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 class Trainer:
-    """A run from configuration to last checkpoint; `Trainer(config, device, ranks).fit()`."""
+    """A run from configuration to last checkpoint; `Trainer(config, device, ranks).fit()`.
 
-    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks):
+    A signal that `signals` has received ends it early.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks, signals: Signals | None = None):
         divisors = config.model.temperature_MLP
         if divisors and config.load_path and not Path(divisors).is_file():  # it may lie beside the starting point
             beside = checkpoint.resolve(config.load_path) / divisors
             config = replace(config, model=replace(config.model, temperature_MLP=str(beside)))
-        self.config, self.device, self.ranks = config, device, ranks
+        self.config, self.device, self.ranks, self.signals = config, device, ranks, signals or Signals()
         self.folder = Path(config.save_folder)
         # A downstream task reads the tokenizer by itself; here it is checked.
         asks = (
@@ -115,9 +122,9 @@ class Trainer:
         )
         self.evaluators = Evaluators(config, tokenizer, device, ranks)
         self.state = TrainState(epoch=config.epoch or 0)
-        resumed = checkpoint.latest(self.folder) if config.try_load_latest_save else None
+        resumed = self._newest() if config.try_load_latest_save else None
         used = (self.folder / "metrics.jsonl").is_file()
-        if used and resumed is None and not config.save_overwrite:
+        if used and resumed is None and not (config.save_overwrite or self._has_only_begun()):
             holds = "a run without a checkpoint to go on from" if config.try_load_latest_save else "a run"
             otherwise = "" if config.try_load_latest_save else ", or --try_load_latest_save to go on"
             raise ConfigurationError(f"save_folder: {self.folder} holds {holds}; add --save_overwrite{otherwise}")
@@ -142,10 +149,41 @@ class Trainer:
             # Before the older run is gone: where the data cannot be read, nothing is lost.
             self.loader.batch(self.state.epoch, self.state.batch)
         self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
-        self._resumed = resumed is not None
-        self._saved = {kind: self._saved_before(kind) if self._resumed else [] for kind in ("", "-unsharded")}
+        self._resumed = resumed
+        self._saved: dict[str, list[int]] = {kind: [] for kind in ("", "-unsharded", "ephemeral")}  # steps by kind
+        for step, kind in saves.saved_steps(self.folder) if resumed is not None else ():
+            if step <= self.state.step:  # later ones are damaged, and come again
+                ephemeral = is_ephemeral(self.folder / f"step{step}{kind}")
+                self._saved["ephemeral" if ephemeral else kind].append(step)
 
     # --- starting point ---
+
+    def _newest(self) -> Path | None:
+        """The run's own checkpoint from which all ranks go on: what the first one finds."""
+        kinds = (None, "damaged", "", "-unsharded")
+        if self.ranks.is_first:
+            try:
+                newest = saves.latest(self.folder)
+            except ValueError:
+                self.ranks.from_first(1)
+                raise
+            step, kind = saves.step_and_kind(newest) if newest is not None else (0, None)
+            self.ranks.from_first(4 * step + kinds.index(kind))
+            return newest
+        step, number = divmod(self.ranks.from_first(0), 4)
+        if kinds[number] == "damaged":  # the first rank says which
+            raise ConfigurationError(f"save_folder: no checkpoint in {self.folder} is whole")
+        return self.folder / f"step{step}{kinds[number]}" if number else None
+
+    def _has_only_begun(self) -> bool:
+        """Whether the folder holds this very run, ended before its first checkpoint: then it begins anew."""
+        config, saved = self.config, self.folder / "config.yaml"
+        if not (config.try_load_latest_save and saved.is_file() and saved.read_text("utf-8") == config.as_yaml()):
+            return False
+        self.state = TrainState.at_start(config)
+        told = (self.folder / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+        steps = (json.loads(line)["step"] for line in told if line.endswith("\n"))
+        return max(steps, default=0) < self.last_step
 
     def _load(self, resumed: Path | None) -> OLMo:
         """The weights: of the run's own newest checkpoint, of load_path (edited where asked), or new ones."""
@@ -156,6 +194,8 @@ class Trainer:
             return checkpoint.load_model(resumed, self.device, config=unedited, mapped=False)
         if config.load_path is not None:
             folder = checkpoint.resolve(config.load_path)
+            resets = {"optim.pt": config.reset_optimizer_state, "train.pt": config.reset_trainer_state}
+            saves.check_whole(folder, unused=[name for name, reset in resets.items() if reset])
             return checkpoint.load_model(folder, self.device, config=config.model, mapped=False)
         if config.model.resuscitation:
             raise ConfigurationError("model.resuscitation: needs load_path, the checkpoint that it edits")
@@ -174,11 +214,13 @@ class Trainer:
             folder = checkpoint.resolve(config.load_path)
         if folder is None:
             return
-        if resumed is not None or not config.reset_optimizer_state:
-            saved = read_training_state(folder, "optim")
-            checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
         if resumed is not None or not config.reset_trainer_state:
             self.state = TrainState.read(folder, config)
+        if resumed is not None or not config.reset_optimizer_state:
+            saved = read_training_state(folder, "optim")
+            unused = isinstance(saved, dict) and not saved.get("state")  # as an optimizer is before its first step
+            if not (unused and self.state.step == 0 and (resumed is not None or not config.reset_trainer_state)):
+                checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
         if resumed is None and config.reset_optimizer_state and not config.reset_trainer_state:
             self.state.restarted_at = self.state.tokens if self._by_tokens else self.state.step
 
@@ -234,7 +276,8 @@ class Trainer:
     # --- the loop ---
 
     def fit(self) -> None:
-        """Train to the last step. Raises ValueError on a loss that is not finite; checkpoints stay intact."""
+        """Train to the last step. Raises ValueError on a loss that is not finite, or too high (early stopping);
+        checkpoints stay intact. Raises Interrupted where a signal or the time limit came first, and all is saved."""
         last_step, max_steps = self.last_step, self.max_steps
         self._announce(last_step)
         with closing(self.reporter):
@@ -243,11 +286,17 @@ class Trainer:
 
     def _fit(self, last_step: int, max_steps: int) -> None:
         config, state, schedule_length = self.config, self.state, self.schedule_length
-        if not self._resumed:
+        if self._resumed is None:
             self._evaluate_on_load()
             if config.load_path is None and not config.no_pre_train_checkpoint:
                 self._save(self._checkpoints_due(final=False))
+        else:
+            if state.step > 0:  # as it was saved
+                self._set_learning_rate(state.tokens if self._by_tokens else state.step, schedule_length)
+            self._finish_saving(self._resumed, final=state.step == last_step)
 
+        watch, cancelled = Watch(config, self.ranks, self.signals), None
+        mean = lowest = torch.tensor(state.lowest_loss, device=self.device)
         # Of steps on a GPU only those that log take their time; the window always holds one in so many of them.
         between = config.console_log_interval
         window: deque[float] = deque(maxlen=between * math.ceil(config.speed_monitor.window_size / between))
@@ -272,6 +321,13 @@ class Trainer:
                 loss, z_loss, norm = self._read(results)
                 self._log(step, last_step, loss, z_loss, norm, rate, window, entered)
             window.append(time.perf_counter() - started)
+            if config.early_stopping_factor is not None:  # it wants every step's loss, the mean over the ranks
+                mean = self.ranks.sum_tensor(results[0].clone()) / self.ranks.world_size
+                lowest = torch.minimum(lowest, mean)
+            if cancelled is not None:  # a step beyond the saved one, which a restart does again
+                if watch.signalled():
+                    break
+                continue
 
             # Once in a while: evaluate.
             due = config.evaluators if step == last_step else self.evaluators.due(step)
@@ -281,12 +337,20 @@ class Trainer:
                 self._evaluate(f"evaluating at step {step}", due)
 
             # Once in a while: save. After evaluating, so that a restart from here has all of its metrics.
-            kinds = self._checkpoints_due(final=step == last_step)
+            if step < last_step:
+                done = state.tokens if self._by_tokens else step
+                cancelled = watch.asked(step) or watch.diverged(step, done, mean, lowest)
+            kinds = self._checkpoints_due(final=step == last_step, cancelled=cancelled is not None)
             if kinds:
                 loss, _, norm = self._read(results)
                 _check_finite(step, loss, norm)
-                self._save(kinds)
+                state.lowest_loss = lowest.item()
+                saved = self._save(kinds)
+            if cancelled is not None:
+                last_step = min(step + cancelled.extra_steps, last_step - 1)
         batches.close()  # type: ignore[attr-defined]
+        if cancelled is not None:
+            raise cancelled.end(saved)
 
     def _train_step(self, batch: Batch, step: int, schedule_length: int) -> tuple[Tensor, float]:
         """One optimizer step on this rank's rows (n, T); returns loss, z-loss and gradient norm, (3,), and the rate.
@@ -315,11 +379,16 @@ class Trainer:
         scale = self.tokens_per_batch if self._by_tokens else 1
         before = self.state.tokens if self._by_tokens else step - 1
         norm = self._clip_gradients(before)
-        rate = learning_rate(config, before + scale, schedule_length, self.state.restarted_at)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self._set_learning_rate(before + scale, schedule_length)
         self.optimizer.step()
         return torch.cat((losses, norm[None])), rate
+
+    def _set_learning_rate(self, done: int, schedule_length: int) -> float:
+        """Give the optimizer the rate of a step by the steps (or tokens) done with it; returns the rate."""
+        rate = learning_rate(self.config, done, schedule_length, self.state.restarted_at)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def _sent(self, tensor: Tensor | None) -> Tensor | None:
         """On the device, without waiting until it is there."""
@@ -446,8 +515,8 @@ class Trainer:
         with (folder / f"rank{self.ranks.rank}.tsv").open("a", encoding="utf-8") as file:
             file.write(f"{step}\t" + "\t".join(map(str, batch.instances.tolist())) + "\n")
 
-    def _checkpoints_due(self, final: bool) -> list[str]:
-        """The kinds of checkpoint, by the end of their names, that the step asks for."""
+    def _checkpoints_due(self, final: bool, cancelled: bool = False) -> list[str]:
+        """The kinds of checkpoint that the step asks for: by the end of their names, or "ephemeral"."""
         config, step = self.config, self.state.step
         due = {
             "": config.save_interval is not None and (final or step % config.save_interval == 0),
@@ -455,22 +524,46 @@ class Trainer:
             or (final and config.force_save_unsharded)
             or (config.save_interval_unsharded is not None and (final or step % config.save_interval_unsharded == 0)),
         }
-        return [kind for kind, wanted in due.items() if wanted]
+        kinds = [kind for kind, wanted in due.items() if wanted]
+        interval = config.save_interval_ephemeral
+        if not kinds and (cancelled or (interval is not None and step % interval == 0)):
+            return ["ephemeral"]
+        return kinds
 
-    def _saved_before(self, kind: str) -> list[Path]:
-        """The run's checkpoints of a kind up to the step from which it goes on, oldest first."""
-        found = (re.fullmatch(rf"step(\d+){kind}", path.name) for path in self.folder.glob("step*"))
-        steps = sorted(int(match[1]) for match in found if match)
-        return [self.folder / f"step{step}{kind}" for step in steps if step <= self.state.step]
+    def _finish_saving(self, resumed: Path, final: bool) -> None:
+        """Do what a process that was killed after saving the checkpoint `resumed` may have left undone."""
+        if self.ranks.is_first:
+            saves.link_latest(resumed)
+        due = [kind for kind in self._checkpoints_due(final) if kind != "ephemeral"]
+        self._save([kind for kind in due if not self.ranks.from_first(self._path(kind).is_dir())])
+        self._remove_spare()
 
-    def _save(self, kinds: Sequence[str]) -> None:
-        config, step = self.config, self.state.step
+    def _path(self, kind: str, step: int | None = None) -> Path:
+        """The folder of a checkpoint, by default of the step just done."""
+        return self.folder / f"step{self.state.step if step is None else step}{kind.removeprefix('ephemeral')}"
+
+    def _remove_spare(self) -> None:
+        """Remove checkpoints beyond the numbers to keep, and ephemeral ones older than the newest of all."""
+        config, saved = self.config, self._saved
         keep = {"": config.save_num_checkpoints_to_keep, "-unsharded": config.save_num_unsharded_checkpoints_to_keep}
+        newest = max((step for steps in saved.values() for step in steps), default=0)
+        spare = {kind: saved[kind][: -max(number, 1)] for kind, number in keep.items() if number >= 0}
+        spare["ephemeral"] = [step for step in saved["ephemeral"] if step < newest]
+        for kind, steps in spare.items():
+            for step in steps:
+                saved[kind].remove(step)
+                if self.ranks.is_first:
+                    saves.remove(self._path(kind, step))
+
+    def _save(self, kinds: Sequence[str]) -> Path:
+        """Save the step just done; returns the folder of the last of `kinds`."""
+        config, step, path = self.config, self.state.step, self.folder
         # These weights have been edited and trained since; who loads them must not edit them again.
         written = replace(config, model=replace(config.model, resuscitation=None, resuscitation_force=False))
         for kind in kinds:
-            path = self.folder / f"step{step}{kind}"
+            path = self._path(kind)
             if self.ranks.is_first:
+                self.reporter.on_disk()
                 trainer: dict[str, Any] = {
                     "epoch": self.state.epoch,
                     "global_step": step,
@@ -481,12 +574,14 @@ class Trainer:
                     # What OLMo's trainer wants to find; it takes the lists for checkpoints that it may remove.
                     **{f"{kind}checkpoints": [] for kind in ("", "unsharded_", "ephemeral_")},
                 }
-                checkpoint.save(path, self.model, written, self.optimizer, trainer, self._set_temperatures())
+                if config.early_stopping_factor is not None:
+                    trainer["lowest_loss"] = self.state.lowest_loss
+                temperatures, ephemeral = self._set_temperatures(), kind == "ephemeral"
+                checkpoint.save(path, self.model, written, self.optimizer, trainer, temperatures, ephemeral)
+                saves.link_latest(path)
                 log.info("saved %s", path)
-            self._saved[kind].append(path)
-            while keep[kind] >= 0 and len(self._saved[kind]) > max(keep[kind], 1):
-                oldest = self._saved[kind].pop(0)
-                if self.ranks.is_first:
-                    checkpoint.remove(oldest)
+            self._saved[kind].append(step)
+            self._remove_spare()
         if kinds:
             self.ranks.barrier()
+        return path

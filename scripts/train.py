@@ -3,7 +3,11 @@
     python -m scripts.train CONFIG [--key.sub=value ...]
     torchrun --nproc_per_node=2 -m scripts.train CONFIG [--key.sub=value ...]
 
-Exit status 0 when the last step is done, 2 for a wrong command line or configuration, 1 for a failure while running.
+SIGTERM, control-C and SIGUSR1, with which SLURM warns, let a run finish its step, save and end; a second one ends it at
+once. The same command with --try_load_latest_save goes on.
+
+Exit status 0 when the last step is done, 75 when a signal or time_limit came first and all is saved, 2 for a wrong
+command line or configuration, 1 for a failure while running, 128 + its number for a second signal.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections.abc import Sequence
 from olmo.config import load
 from olmo.distributed import keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, exit_status
+from olmo.interruption import Signals
 from olmo.train import Trainer
 
 
@@ -28,8 +33,8 @@ def main(argv: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     keep_large_blocks()
     device = pick_device()
-    with process_group(device) as ranks:
-        Trainer(config, device, ranks).fit()
+    with Signals() as signals, process_group(device, config.collective_timeout) as ranks:
+        Trainer(config, device, ranks, signals).fit()
 
 
 if __name__ == "__main__":

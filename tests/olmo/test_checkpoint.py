@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from olmo import checkpoint
+from olmo import checkpoint, saves
 from olmo.checkpoint import fingerprint
 from olmo.config import ModelConfig, OptimizerConfig, OptimizerType, TrainConfig, load
 from olmo.model import OLMo
@@ -88,6 +88,7 @@ def test_a_saved_run_comes_back_bit_for_bit(tmp_path: Path) -> None:
     folder = tmp_path / "run/step2"
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.yaml",
+        "manifest.json",
         "model.safetensors",
         "optim.pt",
         "train.pt",
@@ -162,7 +163,7 @@ def test_a_folder_is_whole_or_not_there(
     broken = {
         "the first file": (TrainConfig, "save", fail),
         "the weights": (checkpoint, "write_tensors", fail),
-        "the last file": (torch, "save", lambda o, p: fail() if Path(p).name == "train.pt" else real(o, p)),
+        "the last file": (torch, "save", lambda o, p: fail() if Path(p.name).name == "train.pt" else real(o, p)),
         "the rename": (Path, "rename", fail),
     }[fails]
     with monkeypatch.context() as patch:
@@ -174,24 +175,24 @@ def test_a_folder_is_whole_or_not_there(
         same_weights(checkpoint.load_model(folder, CPU), made_model(1, include_bias=True))
         assert read_training_state(folder, "train") == {"step": 1}
     # What was left over is in nobody's way.
-    assert checkpoint.latest(tmp_path) in (None, folder)
+    assert saves.latest(tmp_path) in (None, folder)
     checkpoint.save(folder, model, config, optimizer, {"step": 2})
     same_weights(checkpoint.load_model(folder, CPU), model)
     assert [path.name for path in tmp_path.iterdir()] == ["step2"]
 
 
 def test_latest_is_the_highest_step_that_can_restart(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path) is None
-    assert checkpoint.latest(tmp_path / "nowhere") is None
+    assert saves.latest(tmp_path) is None
+    assert saves.latest(tmp_path / "nowhere") is None
     for name in ("step9", "step10-unsharded", "step100", "step200.partial", ".step300.partial", "stepX", "step7"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.pt").touch()
     (tmp_path / "step500").mkdir()  # weights alone cannot restart a run
     (tmp_path / "step600").touch()
-    assert checkpoint.latest(tmp_path) == tmp_path / "step100"
-    checkpoint.remove(tmp_path / "step100")
+    assert saves.latest(tmp_path) == tmp_path / "step100"
+    saves.remove(tmp_path / "step100")
     assert not list(tmp_path.glob("*step100*"))
-    assert checkpoint.latest(tmp_path) == tmp_path / "step10-unsharded"
+    assert saves.latest(tmp_path) == tmp_path / "step10-unsharded"
 
 
 def test_missing_training_state_names_the_way_out(tmp_path: Path) -> None:

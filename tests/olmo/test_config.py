@@ -373,11 +373,8 @@ BAD = {
     "data.generate_doc_lengths": "true",
     "fast_forward_batches": "3",
     "remote_save_folder": "s3://a",
-    "save_interval_ephemeral": "5",
     "precision": "fp16",
     "wandb.log_artifacts": "true",
-    "time_limit": "60",
-    "early_stopping_factor": "2.0",
     "python_profiling": "true",
     "torch_profiling": "true",
     "module_outputs_save_steps": "[1]",
@@ -488,7 +485,7 @@ def test_durations(tmp_path: Path, duration: str) -> None:
 
 def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     text = (
-        "model: {d_model: 64, n_heads: 5, alibi: true}\nprecision: fp16\ntime_limit: 3\nmax_duration: soon\n"
+        "model: {d_model: 64, n_heads: 5, alibi: true}\nprecision: fp16\ntime_limit: 0\nmax_duration: soon\n"
         "data: {generate_doc_lengths: true}\ninject_interval: 0\n"
     )
     message = problem(tmp_path, text)
@@ -507,6 +504,25 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
 def test_when_a_map_is_injected_may_stand_in_the_map_itself(tmp_path: Path) -> None:
     config = load(write(tmp_path, MINIMAL + "inject_indices_map: a\ninject_start_step: 5\ninject_position: document"))
     assert (config.inject_interval, config.inject_start_step, config.inject_position.value) == (None, 5, "document")
+    config.save(tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "key, wrong, right",
+    [
+        ("time_limit", "0.0 must be more than 0", "0.5"),
+        ("collective_timeout", "0.0 must be more than 0", "0.5"),
+        ("canceled_check_interval", "0 must be at least 1", "1"),
+        ("extra_steps_after_cancel", "-1 must be at least 0", "0"),
+        ("save_interval_ephemeral", "0 must be at least 1", "1"),
+        ("early_stopping_factor", "0.9 must be at least 1", "1.0"),
+    ],
+)
+def test_keys_about_the_end_of_a_run(tmp_path: Path, key: str, wrong: str, right: str) -> None:
+    assert problem(tmp_path, MINIMAL, f"--{key}={wrong.split()[0]}").endswith(f"{key}: {wrong}")
+    config = load(write(tmp_path, MINIMAL), [f"--{key}={right}"])
+    assert getattr(config, key) == float(right)
     config.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == config
 

@@ -47,6 +47,7 @@ def test_alone_every_collective_is_the_identity() -> None:
     values = np.array([1.5, -2.0])
     assert ranks.is_first and ranks.sum(values).tolist() == [1.5, -2.0]
     assert ranks.sum_tensor(torch.tensor([3])).tolist() == [3]
+    assert ranks.largest(4) == ranks.from_first(4) == 4
     ranks.barrier()
 
 
@@ -130,6 +131,8 @@ def together(ranks: Ranks) -> dict[str, Any]:
     mine = np.array([[1.0, 2.0]]) if ranks.is_first else np.array([[10.0, 1e-12]])
     report["sum"] = ranks.sum(mine.T).tolist()  # transposed: not contiguous
     report["sum_tensor"] = ranks.sum_tensor(torch.tensor([ranks.rank + 1, 5])).tolist()
+    report["largest"] = [ranks.largest(7 - ranks.rank), ranks.largest(ranks.rank)]
+    report["from_first"] = [ranks.from_first(5 + ranks.rank), ranks.from_first(ranks.is_first)]
     ranks.barrier()
     for mode in DDPGradSyncMode:
         torch.manual_seed(ranks.rank)  # DDP spreads the first process's weights
@@ -186,6 +189,10 @@ def test_two_processes_on_cpus_speak_gloo(report: dict[str, Any]) -> None:
 def test_sums_over_two_processes(report: dict[str, Any]) -> None:
     assert report["sum"] == [[11.0], [2.0 + 1e-12]]  # float64
     assert report["sum_tensor"] == [3, 10]
+
+
+def test_numbers_that_all_processes_agree_on(report: dict[str, Any]) -> None:
+    assert report["largest"] == [7, 1] and report["from_first"] == [5, 1]
 
 
 @pytest.mark.parametrize(("mode", "times"), [("batch", 1), ("micro_batch", 3)])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.exceptions import ConfigurationError, Interrupted, Parser, exit_status
 
 
 def failing(error: BaseException):
@@ -76,6 +76,16 @@ def test_programming_errors_and_exits_pass_through(error: type[BaseException]) -
 def test_an_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(failing(KeyboardInterrupt()), []) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interruption_is_one_line_of_the_first_process_and_status_75(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", "interrupted: SIGTERM at step 3\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert exit_status(failing(Interrupted("SIGTERM at step 3")), []) == 75
+        assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate 1 GiB"), MemoryError()])

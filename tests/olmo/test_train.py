@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from olmo import checkpoint
+from olmo import checkpoint, saves
 from olmo import train as train_module
 from olmo.checkpoint import fingerprint
 from olmo.config import TrainConfig
@@ -506,6 +506,9 @@ def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_pat
     train(plain, tmp_path / "a", "--save_interval=3", "--stop_at=3")
     broken = tmp_path / "a" / "step3"
     (broken / name).write_bytes((broken / name).read_bytes()[:500])
+    with pytest.raises(ValueError, match=rf"step3/{name}: has 500 bytes, and was written with \d+; without .*manifest"):
+        train(plain, tmp_path / "b", f"--load_path={broken}")
+    (broken / "manifest.json").unlink()  # as OLMo saves
     with pytest.raises(ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3 and {key} goes on"):
         Trainer(configure(plain, tmp_path / "a", "--try_load_latest_save"), CPU, Ranks())
     train(plain, tmp_path / "b", f"--load_path={broken}", f"--{key}", "--stop_at=4")
@@ -861,9 +864,9 @@ def test_a_row_that_overflows_is_an_error_before_anything_is_written(world: Path
 def test_a_run_that_overwrites_another_never_goes_on_from_its_checkpoints(plain: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(plain, run, "--save_interval=2", "--stop_at=6")
-    assert checkpoint.latest(run) == run / "step6"
+    assert saves.latest(run) == run / "step6"
     train(plain, run, "--save_interval=2", "--stop_at=2", "--save_overwrite", "--seed=99")
-    assert checkpoint.latest(run) == run / "step2"
+    assert saves.latest(run) == run / "step2"
     assert sorted(series(run)) == [1, 2]
 
 
@@ -1157,6 +1160,7 @@ def test_bolt_on_warm_up_in_tokens(plain: Path, tmp_path: Path) -> None:
 def test_a_trainers_state_that_is_none_is_named(plain: Path, tmp_path: Path, saved: Any) -> None:
     train(plain, tmp_path / "first", "--stop_at=2", "--save_interval=2")
     torch.save(saved, tmp_path / "first/step2/train.pt")
+    (tmp_path / "first/step2/manifest.json").unlink()
     with pytest.raises(ValueError, match=r"its training state .*; set reset_trainer_state"):
         train(plain, tmp_path / "second", f"--load_path={tmp_path / 'first/step2'}")
 
