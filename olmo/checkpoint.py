@@ -423,5 +423,5 @@ def _write(
     for group in saved["param_groups"]:  # what OLMo's optimizer clips by
         group.update(sharded=False, max_grad_norm=config.max_grad_norm, max_grad_norm_ratio=config.max_grad_norm_ratio)
     for name, state in (("optim.pt", saved), ("train.pt", trainer)):
-        with (partial / name).open("wb") as file:  # torch does not tell why its own streams fail
-            torch.save(state, file)
+        with (partial / name).open("wb") as target:  # torch does not tell why its own streams fail
+            torch.save(state, target)
