@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,11 +194,6 @@ class Fingerprint:
         checksum = sum(int(piece.view(torch.int32).sum(dtype=torch.int64)) for piece in pieces)
         ends = torch.cat((flat[:64], flat[-64:])).float().cpu().numpy().tobytes()
         self._parts[name] = f"{name} {tuple(tensor.shape)} {checksum}".encode() + ends
-
-    @property
-    def names(self) -> Set[str]:
-        """Of the tensors that were added."""
-        return self._parts.keys()
 
     def __str__(self) -> str:
         return hashlib.sha256(b"".join(self._parts[name] for name in sorted(self._parts))).hexdigest()
@@ -428,5 +423,5 @@ def _write(
     for group in saved["param_groups"]:  # what OLMo's optimizer clips by
         group.update(sharded=False, max_grad_norm=config.max_grad_norm, max_grad_norm_ratio=config.max_grad_norm_ratio)
     for name, state in (("optim.pt", saved), ("train.pt", trainer)):
-        with (partial / name).open("wb") as stream:  # torch does not tell why its own streams fail
-            torch.save(state, stream)
+        with (partial / name).open("wb") as target:  # torch does not tell why its own streams fail
+            torch.save(state, target)

@@ -2,7 +2,7 @@
 
     {"ephemeral": false, "files": {"model.safetensors": {"size": 1234, "crc32": "89abcdef"}, ...}}
 
-CRC-32 finds what disks and copies do to files (some 3 GB a second on one core); it is no protection against someone
+CRC-32 finds what disks and copies do to files (1 to 3 GB a second on one core); it is no protection against someone
 who forges one. Folders without a manifest, older ones and those of OLMo, cannot be checked and pass. Files that the
 manifest does not name, such as what the analysis writes beside a checkpoint, are not looked at.
 """
