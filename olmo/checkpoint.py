@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,11 @@ class Fingerprint:
         checksum = sum(int(piece.view(torch.int32).sum(dtype=torch.int64)) for piece in pieces)
         ends = torch.cat((flat[:64], flat[-64:])).float().cpu().numpy().tobytes()
         self._parts[name] = f"{name} {tuple(tensor.shape)} {checksum}".encode() + ends
+
+    @property
+    def names(self) -> Set[str]:
+        """Of the tensors that were added."""
+        return self._parts.keys()
 
     def __str__(self) -> str:
         return hashlib.sha256(b"".join(self._parts[name] for name in sorted(self._parts))).hexdigest()
