@@ -178,8 +178,12 @@ def test_an_output_elsewhere_and_a_step_of_the_published_layout(
 
 
 def test_the_published_coefficients_are_read(folder: Path) -> None:
-    """`mlp_average_coefficients.pt` says nothing about its checkpoint; it is trusted."""
-    average = coefficients(folder) * 2
+    """`mlp_average_coefficients.pt` says nothing about its checkpoint; it is trusted, where ours are not there."""
+    average = coefficients(folder).sqrt()
+    torch.save(average, folder / "mlp_average_coefficients.pt")
+    change(folder, 0.5, 2.0)
+    [made] = folder.glob("resuscitation*")
+    assert load_multipliers(made).about["coefficients"].endswith(".safetensors")
     (folder / "mlp_average_coefficients.safetensors").unlink()
     torch.save(average, folder / "mlp_average_coefficients.pt")
     change(folder, 0.5, 2.0, "--format", "full")
