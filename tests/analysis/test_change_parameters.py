@@ -802,15 +802,6 @@ def test_an_edit_by_its_name_in_each_checkpoints_folder(folder: Path, tmp_path: 
         assert result["resuscitation"] == hashlib.sha256((each / name).read_bytes()).hexdigest()
 
 
-def test_two_measurements_of_one_checkpoint_at_once(tmp_path: Path, tokens: Path) -> None:
-    """As jobs of several factors make them; neither writes into the other's file."""
-    folder = write(tmp_path / "step90-unsharded", uneven_model())
-    for name in (".mlp_average_coefficients", "mlp_average_coefficients"):
-        (folder / f"{name}.partial").mkdir()  # what the other one is writing
-    measure(folder, tokens)
-    assert coefficients(folder).shape == (2, MEMORIES)
-
-
 def test_the_command_itself_ends_with_status_and_one_line(folder: Path) -> None:
     command = [sys.executable, "-m", "analysis.change_parameters", "--checkpoint", str(folder)]
     command += ["--resuscitation_ratio", "2", "--amplifying_factor", "2"]
