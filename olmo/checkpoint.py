@@ -157,16 +157,16 @@ def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
 
 
 class StateOnDisk(Mapping[str, Tensor]):
-    """The weights of a folder in OLMo's layout under OLMo's names, each read anew whenever it is asked for, and kept by
-    nobody: memory of one tensor is enough to go through all. `like` has their shapes and dtypes (meta tensors)."""
+    """The weights of a folder in OLMo's layout under OLMo's names, each mapped anew whenever it is asked for, and kept
+    by nobody: with its mapping go the pages of it that were read, so memory of one tensor is enough to go through all.
+    `like` has their shapes and dtypes (meta tensors)."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.like = {name: tensor.to("meta") for name, tensor in read_state(folder).items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        # A copy, for with the file's mapping go the pages of it that have been read.
-        return read_state(self.folder)[name].clone()
+        return read_state(self.folder)[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.like)

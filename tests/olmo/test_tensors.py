@@ -194,6 +194,7 @@ def test_a_file_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     with whole(path) as partial:
         assert partial.suffix == ".txt" and partial.name.startswith(".")
+        assert str(os.getpid()) in partial.name  # another process writes to a name of its own
         partial.write_text("first")
         assert not path.exists()
     assert path.read_text() == "first"

@@ -129,6 +129,8 @@ def test_a_resuscitation_of_another_checkpoint_must_be_forced(
     assert f"{edit}: made for another checkpoint than {tmp_path / 'other'}; " in capsys.readouterr().err
     assert exit_status(main, [*argv, "--resuscitation_force"]) == 2
     assert capsys.readouterr().err == "error: --resuscitation_force: goes with --resuscitation\n"
+    assert exit_status(main, [*argv, "--resuscitation", "none.pt"]) == 1
+    assert f"error: --resuscitation: none.pt is no file, here or in {tmp_path / 'other'}\n" == capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["other", "ours"]
     main([*argv, "--resuscitation", str(edit), "--resuscitation_force"])
     wanted = rescale(other.state_dict(), load_file(edit)["multipliers"])
