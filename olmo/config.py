@@ -867,12 +867,6 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield "inject_indices_map and injection: give one of them, or set --injection.rounds=0"
     if config.injection and config.inject_interval is None:  # a map may say it itself
         yield "inject_interval: missing; it says every how many steps a round is injected"
-    for knob, turned in (
-        ("inject_start_step", config.inject_start_step is not None),
-        ("inject_position", config.inject_position != InjectionPosition.front),
-    ):
-        if turned and not (config.inject_indices_map or config.injection):
-            yield f"{knob}: nothing is injected; leave it out, or give injection or inject_indices_map"
     if config.injection and config.injection.rounds < 0:
         yield f"injection.rounds: {config.injection.rounds} is negative; 0 injects nothing"
     chosen = config.injection

@@ -175,9 +175,9 @@ def test_two_processes_that_were_killed_go_on_with_the_same_bits(folder: Path, t
 def test_what_a_run_leaves_in_its_folder(one: Path) -> None:
     names = {path.name for path in one.iterdir()}
     files = {"config.yaml", "environment.json", "injections.jsonl", "metrics.jsonl", "train.log"}
-    assert names == files | {"data-indices", "losses", "probes", "step7-unsharded"}
+    assert names == files | {"data-indices", "losses", "probes", "step7-unsharded", "latest", "latest-unsharded"}
     assert {p.name for p in (one / "step7-unsharded").iterdir()} == {
-        "config.yaml", "model.safetensors", "optim.pt", "train.pt",
+        "config.yaml", "manifest.json", "model.safetensors", "optim.pt", "train.pt",
     }  # fmt: skip
     assert load(one / "config.yaml").evaluators[0].label == "copa"
     environment = json.loads((one / "environment.json").read_text(encoding="utf-8"))
@@ -345,11 +345,11 @@ def test_what_several_processes_cannot_do_is_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Both come to light before the processes speak to each other, so one alone can show it.
-    monkeypatch.setattr("scripts.train.process_group", lambda device: nullcontext(Ranks(0, 4)))
+    monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 4)))
     arguments = [str(folder / "plain.yaml"), f"--save_folder={tmp_path / 'run'}"]
     assert exit_status(main, arguments) == 1
     assert "global_train_batch_size 6 is no multiple of 4 ranks" in one_line(capsys.readouterr().err)
-    monkeypatch.setattr("scripts.train.process_group", lambda device: nullcontext(Ranks(0, 2)))
+    monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 2)))
     assert exit_status(main, [*arguments, "--distributed_strategy=fsdp"]) == 2
     assert "add --distributed_strategy=ddp" in one_line(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
