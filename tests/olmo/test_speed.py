@@ -81,6 +81,8 @@ def test_what_a_run_logs(tmp_path: Path) -> None:
     assert second[names[0]] == pytest.approx(second["throughput/device/tokens_per_second"] * each)
     assert second[names[0]] == pytest.approx(second["throughput/device/batches_per_second"] * each * BATCH * SHORT)
     assert second[names[1]] == pytest.approx(second[names[0]] / 1e9)
-    assert before <= first["throughput/device/peak_memory_bytes"] <= peak_memory(CPU)
+    # The kernel sums up its counters of pages late: a peak may be a few pages lower when asked again.
+    few = 2**20
+    assert before - few <= first["throughput/device/peak_memory_bytes"] <= peak_memory(CPU) + few
     train(plain, tmp_path / "b", "--stop_at=2")
     assert "mfu" not in (tmp_path / "b" / "metrics.jsonl").read_text()  # what a CPU could do, nobody knows
