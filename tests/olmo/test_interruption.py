@@ -261,7 +261,7 @@ def report(world: Path) -> Iterator[dict[str, dict[str, Any]]]:
         ("one is killed", [1, -9], "error: another process is gone; checkpoints are intact, the same command goes on"),
         ("the first is killed", [-9, 1], ""),
         ("one hangs", [1, -9], "error: another process did not answer for 2 seconds (collective_timeout); "),
-        ("no space", [1, 1], "File too large (os error 27)); the checkpoints before it are intact"),
+        ("no space", [1, 1], "cannot be saved (File too large); the checkpoints before it are intact"),
     ],
 )
 def test_what_happens_to_one_of_two_processes_ends_both(

@@ -478,8 +478,8 @@ def test_load_path_with_trainer_state_goes_on_in_another_folder(plain: Path, tmp
 
 
 def test_load_path_reset_starts_at_step_1_with_these_weights(plain: Path, tmp_path: Path) -> None:
-    train(plain, tmp_path / "a", "--save_interval=3")
-    folder = tmp_path / "a" / "step3"
+    train(plain, tmp_path / "a", "--save_interval_unsharded=3")
+    folder = tmp_path / "a" / "step3-unsharded"
     for name in ("optim.pt", "train.pt"):
         (folder / name).unlink()  # not needed
     reset = ("--reset_optimizer_state", "--reset_trainer_state", f"--load_path={folder}")
@@ -492,9 +492,9 @@ def test_load_path_reset_starts_at_step_1_with_these_weights(plain: Path, tmp_pa
 
 @pytest.mark.parametrize("missing", ["train.pt", "optim.pt"])
 def test_load_path_without_its_state_says_to_reset(plain: Path, tmp_path: Path, missing: str) -> None:
-    train(plain, tmp_path / "a", "--save_interval=3", "--stop_at=3")
-    (tmp_path / "a" / "step3" / missing).unlink()
-    config = configure(plain, tmp_path / "b", f"--load_path={tmp_path / 'a' / 'step3'}")
+    train(plain, tmp_path / "a", "--save_interval_unsharded=3", "--stop_at=3")
+    (tmp_path / "a" / "step3-unsharded" / missing).unlink()
+    config = configure(plain, tmp_path / "b", f"--load_path={tmp_path / 'a' / 'step3-unsharded'}")
     with pytest.raises(FileNotFoundError, match=rf"{missing}: missing; set reset_optimizer_state") as caught:
         Trainer(config, CPU, Ranks())
     assert "\n" not in str(caught.value)
@@ -503,13 +503,13 @@ def test_load_path_without_its_state_says_to_reset(plain: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize(("name", "key"), [("optim.pt", "reset_optimizer_state"), ("train.pt", "reset_trainer_state")])
 def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_path: Path, name: str, key: str) -> None:
-    train(plain, tmp_path / "a", "--save_interval=3", "--stop_at=3")
-    broken = tmp_path / "a" / "step3"
+    train(plain, tmp_path / "a", "--save_interval_unsharded=3", "--stop_at=3")
+    broken = tmp_path / "a" / "step3-unsharded"
     (broken / name).write_bytes((broken / name).read_bytes()[:500])
-    with pytest.raises(ValueError, match=rf"step3/{name}: has 500 bytes, and was written with \d+; without .*manifest"):
+    with pytest.raises(ValueError, match=rf"step3-unsharded/{name}: has 500 bytes, and was written with \d+; without .*manifest"):
         train(plain, tmp_path / "b", f"--load_path={broken}")
     (broken / "manifest.json").unlink()  # as OLMo saves
-    with pytest.raises(ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3 and {key} goes on"):
+    with pytest.raises(ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3-unsharded and {key} goes on"):
         Trainer(configure(plain, tmp_path / "a", "--try_load_latest_save"), CPU, Ranks())
     train(plain, tmp_path / "b", f"--load_path={broken}", f"--{key}", "--stop_at=4")
     assert series(tmp_path / "b")
@@ -518,11 +518,11 @@ def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_pat
 def test_files_of_a_run_have_the_modes_that_the_umask_gives(plain: Path, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        train(plain, tmp_path / "run", "--save_interval=1", "--stop_at=1")
+        train(plain, tmp_path / "run", "--save_interval=1", "--save_interval_unsharded=1", "--stop_at=1")
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert "model.safetensors" in modes
+    assert {"model.safetensors", "__0_0.distcp"} <= modes.keys()
     assert set(modes.values()) == {0o640}, modes
 
 
@@ -875,7 +875,7 @@ def test_a_run_does_not_clear_the_checkpoint_it_starts_from(plain: Path, tmp_pat
     train(plain, run, "--save_interval=2", "--stop_at=2")
     with pytest.raises(ConfigurationError, match="lies in save_folder, which save_overwrite clears"):
         train(plain, run, f"--load_path={run / 'step2'}", "--save_overwrite")
-    assert (run / "step2" / "model.safetensors").is_file()
+    assert (run / "step2" / "train.pt").is_file()
 
 
 def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(plain: Path, tmp_path: Path) -> None:
