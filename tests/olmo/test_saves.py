@@ -77,7 +77,9 @@ def test_where_all_are_damaged_nothing_begins(plain: Path, run: Path) -> None:
     for step in (2, 4, 6):
         flip_a_bit(run / f"step{step}" / PART)
     before = metrics(run)
-    with pytest.raises(ValueError, match=r"step6/model_and_optim/__0_0.distcp: its checksum is .*; no checkpoint in .* is whole"):
+    with pytest.raises(
+        ValueError, match=r"step6/model_and_optim/__0_0.distcp: its checksum is .*; no checkpoint in .* is whole"
+    ):
         Trainer(configure(plain, run, *SAVES), CPU, Ranks())
     assert metrics(run) == before and len(checkpoints(run)) == 3
 

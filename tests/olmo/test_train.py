@@ -506,10 +506,14 @@ def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_pat
     train(plain, tmp_path / "a", "--save_interval_unsharded=3", "--stop_at=3")
     broken = tmp_path / "a" / "step3-unsharded"
     (broken / name).write_bytes((broken / name).read_bytes()[:500])
-    with pytest.raises(ValueError, match=rf"step3-unsharded/{name}: has 500 bytes, and was written with \d+; without .*manifest"):
+    with pytest.raises(
+        ValueError, match=rf"step3-unsharded/{name}: has 500 bytes, and was written with \d+; without .*manifest"
+    ):
         train(plain, tmp_path / "b", f"--load_path={broken}")
     (broken / "manifest.json").unlink()  # as OLMo saves
-    with pytest.raises(ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3-unsharded and {key} goes on"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3-unsharded and {key} goes on"
+    ):
         Trainer(configure(plain, tmp_path / "a", "--try_load_latest_save"), CPU, Ranks())
     train(plain, tmp_path / "b", f"--load_path={broken}", f"--{key}", "--stop_at=4")
     assert series(tmp_path / "b")
