@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     keep_large_blocks()
     device = pick_device()
-    with Signals() as signals, process_group(device, config.collective_timeout) as ranks:
+    # Until the processes have met, signals end them at once: where one is missing, the others would wait on.
+    with process_group(device, config.collective_timeout) as ranks, Signals() as signals:
         Trainer(config, device, ranks, signals).fit()
 
 
