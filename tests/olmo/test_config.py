@@ -713,7 +713,7 @@ def test_saved_keys_at_their_defaults_are_those_that_olmo_knows(tmp_path: Path) 
         ("model.rope_theta=0", "model.rope_theta: 0 must be at least 1"),
         ("model.layer_norm_eps=.nan", "model.layer_norm_eps: nan must be more than 0"),
         ("model.init_std=-1", "model.init_std: -1.0 must be more than 0"),
-        ("model.init_device=banana", "model.init_device: banana is none of cpu, cuda, meta"),
+        ("model.init_device=banana", "model.init_device: banana is none of cpu, cuda, mps, meta"),
         ("max_duration=infT", "max_duration: infT must be more than 0"),
     ],
 )
