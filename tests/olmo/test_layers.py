@@ -136,7 +136,7 @@ def test_dropout_is_not_drawn_anew_on_mps() -> None:
     mps, dropping = torch.device("mps"), tiny_config(residual_dropout=0.1)
     for model, device, refused in ((dropping, mps, True), (dropping, CPU, False), (tiny_config(), mps, False)):
         config = TrainConfig(model=model, activation_checkpointing=Strategy.whole_layer)
-        with pytest.raises(ConfigurationError, match="on MPS .* wrong gradients") if refused else nullcontext():
+        with pytest.raises(ConfigurationError, match=r"on MPS .* wrong gradients") if refused else nullcontext():
             assert layer_runner(config, device) is not None
     assert layer_runner(TrainConfig(model=dropping), mps) is None
 
