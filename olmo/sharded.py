@@ -47,7 +47,9 @@ class _IndexUnpickler(pickle.Unpickler):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module.partition(".")[0] == "pathlib" and name.removeprefix("Pure") in ("PosixPath", "WindowsPath"):
-            return getattr(pathlib, f"Pure{name.removeprefix('Pure')}")  # of the machine it was written on, whatever system this is
+            return getattr(
+                pathlib, f"Pure{name.removeprefix('Pure')}"
+            )  # of the machine it was written on, whatever system this is
         if (module, name) not in _PARTS_OF_AN_INDEX:
             raise pickle.UnpicklingError(f"it may not name {module}.{name}")
         return super().find_class(module, name)

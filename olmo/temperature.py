@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .distributed import sent
 from .exceptions import ConfigurationError
 from .model import OLMo
 from .tensors import read_tensor
@@ -69,7 +70,7 @@ class Temperatures:
         """Make the model compute with these temperatures."""
         device = next(model.parameters()).device
         attention = None if self.attention is None else torch.full((), self.attention, device=device)
-        memories = None if self.memories is None else self.memories.to(device)
+        memories = None if self.memories is None else sent(self.memories, device)
         for layer, block in enumerate(model.blocks):
             block.attention_temperature = attention
             block.memory_temperature = None if memories is None else memories[layer]

@@ -19,14 +19,14 @@ from torch import Tensor
 from . import checkpoint, saves, sharded
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
 from .data.loader import Batch, run_loader
-from .distributed import Ranks
+from .distributed import Ranks, sent
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
 from .interruption import Signals, Watch
 from .knowledge.injection import inject, plan_from_config
 from .knowledge.plan import Text
 from .layers import layer_runner
-from .loss import Objective, predictions
+from .loss import Objective, loss_function, predictions
 from .manifest import is_ephemeral
 from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
@@ -140,7 +140,10 @@ class Trainer:
         self.model = self._load(resumed)
         self.temperatures = Temperatures.from_config(config.model)
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
-        self.module = distribute(Objective(self.model, z_multiplier, layer_runner(config)), config, ranks, device)
+        objective = Objective(
+            self.model, z_multiplier, layer_runner(config, device), loss_function(config.fused_loss, device)
+        )
+        self.module = distribute(objective, config, ranks, device)
         self._operations = training_operations(self.model, config.model.max_sequence_length)
         self._peak_operations = peak_operations(config, device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
@@ -414,9 +417,7 @@ class Trainer:
 
     def _sent(self, tensor: Tensor | None) -> Tensor | None:
         """On the device, without waiting until it is there."""
-        if tensor is None or self.device.type != "cuda":
-            return None if tensor is None else tensor.to(self.device)
-        return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(self.device, non_blocking=True)
+        return None if tensor is None else sent(tensor, self.device)
 
     def _read(self, results: Tensor) -> list[float]:
         """Loss and z-loss, means over the ranks, and gradient norm of a step: where a step waits for the device."""

@@ -70,6 +70,11 @@ def test_a_given_peak_goes_before_the_table() -> None:
     assert peak_operations(config, CPU) == peak_operations(config, GPU) == 1e12
 
 
+def test_memory_of_the_gpu_of_a_mac_is_its_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 12345)
+    assert peak_memory(torch.device("mps")) == 12345
+
+
 def test_what_a_run_logs(tmp_path: Path) -> None:
     plain = write_world(tmp_path / "world") / "plain.yaml"
     before = peak_memory(CPU)
