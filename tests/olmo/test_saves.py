@@ -144,6 +144,19 @@ def test_what_killed_processes_left_goes(plain: Path, run: Path) -> None:
     assert {path.name for path in run.glob(".step*")} == {".step8.mine"}
 
 
+def test_what_a_kill_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    """Of moving a link, or of removing a checkpoint of the same name again."""
+    for step in (4, 6):
+        (tmp_path / f"step{step}").mkdir()
+        (tmp_path / f"step{step}/model.safetensors").write_bytes(b"whole")
+    (tmp_path / ".latest.partial").symlink_to("step4")
+    saves.link_latest(tmp_path / "step6")
+    assert os.readlink(tmp_path / "latest") == "step6"
+    shutil.copytree(tmp_path / "step4", tmp_path / ".step4.removed")
+    saves.remove(tmp_path / "step4")
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "step6"}
+
+
 def test_a_kill_between_two_saves_of_a_step_loses_neither(plain: Path, tmp_path: Path) -> None:
     both = (*SAVES, "--save_interval_unsharded=2", "--save_num_checkpoints_to_keep=1")
     train(plain, tmp_path, *both)
