@@ -143,7 +143,7 @@ class Trainer:
                 f"load_path: {config.load_path} lies in save_folder, which save_overwrite clears; choose another folder"
             )
         self.model = self._load(resumed)
-        self.temperatures = Temperatures.from_config(config.model)
+        self.temperatures = Temperatures.from_config(config.model).to(device)
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         self.module = distribute(Objective(self.model, z_multiplier, layer_runner(config)), config, ranks, device)
         self._operations = training_operations(self.model, config.model.max_sequence_length)
