@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -425,6 +426,7 @@ def test_schedule_in_tokens_is_the_same_schedule(plain: Path, tmp_path: Path) ->
         (("--no_pre_train_checkpoint=false", "--save_interval=3"), "step0 step3 step6 step7"),
         (("--save_interval=3",), "step3 step6 step7"),
         (("--save_interval=3", "--save_num_checkpoints_to_keep=1"), "step7"),
+        (("--save_interval=3", "--save_num_checkpoints_to_keep=0"), "step7"),  # never none
         (("--save_interval=3", "--save_num_checkpoints_to_keep=2"), "step6 step7"),
         (("--save_interval_unsharded=4",), "step4-unsharded step7-unsharded"),
         (("--save_interval_unsharded=2", "--save_num_unsharded_checkpoints_to_keep=1"), "step7-unsharded"),
@@ -1108,7 +1110,10 @@ def test_temperatures_of_each_step(plain: Path, tmp_path: Path, monkeypatch: pyt
     assert kept.temperature_attention == pytest.approx(5.0) and kept.temperature_decay is False
 
 
-def test_divisors_beside_the_starting_point_serve_a_restart(plain: Path, tmp_path: Path) -> None:
+def test_divisors_beside_the_starting_point_serve_a_restart(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which says nothing of other settings, unless there are some."""
     base = tmp_path / "base"
     train(plain, base, "--stop_at=1", "--save_interval=1", "--max_duration=1")
     torch.save(torch.rand(2, 48) + 0.5, base / "step1/divisors.pt")
@@ -1116,8 +1121,13 @@ def test_divisors_beside_the_starting_point_serve_a_restart(plain: Path, tmp_pat
     asked = (*asked, "--model.temperature_MLP=divisors.pt", "--save_interval=3")
     whole = train(plain, tmp_path / "whole", *asked)
     train(plain, tmp_path / "parts", *asked, "--stop_at=3")
+    caplog.clear()
     parts = train(plain, tmp_path / "parts", *asked, "--try_load_latest_save")
     assert same(weights(parts), weights(whole))
+    assert not [message for message in caplog.messages if "all the same" in message]
+    train(plain, tmp_path / "parts", "--max_duration=8", "--try_load_latest_save")
+    warned = r"load_path, reset_optimizer_state, reset_trainer_state, model\.temperature_MLP; it goes on from step 7"
+    assert len([message for message in caplog.messages if re.search(warned, message)]) == 1
 
 
 def test_limits_of_ratios_and_of_the_first_step_after_a_reset(
