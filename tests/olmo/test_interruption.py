@@ -146,6 +146,22 @@ def test_steps_after_the_time_limit_do_not_reach_the_last_one(world: Path, tmp_p
     assert set(series(tmp_path)) == {1, 2, 3, 4, 5, 6}
 
 
+def test_a_signal_ends_the_steps_after_the_time_limit(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = ("--time_limit=1e-9", "--canceled_check_interval=2", "--extra_steps_after_cancel=90", "--max_duration=99")
+    signals, real = Signals(), Reporter.metrics
+
+    def metrics_and_signal(reporter: Reporter, now: int, values: dict[str, float]) -> None:
+        real(reporter, now, values)
+        signals.received = signal.SIGTERM if now == 4 else None
+
+    monkeypatch.setattr(Reporter, "metrics", metrics_and_signal)
+    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 2; saved .*/step2, from"):
+        Trainer(configure(world / "plain.yaml", tmp_path, *limited), CPU, Ranks(), signals).fit()
+    assert max(series(tmp_path)) == 4
+
+
 def test_a_run_that_ends_at_the_time_limit_is_done(world: Path, tmp_path: Path) -> None:
     train(world / "plain.yaml", tmp_path, "--time_limit=1e-9", "--canceled_check_interval=7")
     train(world / "plain.yaml", tmp_path / "enough", "--time_limit=1000", "--canceled_check_interval=1")

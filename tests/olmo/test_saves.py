@@ -12,6 +12,7 @@ import pytest
 from olmo import saves
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
+from olmo.tensors import read_training_state
 from olmo.train import Trainer
 from tests.olmo.test_train import same, weights
 from tests.running import CPU, checkpoints, configure, metrics, modes_hold, series, train, write_world
@@ -69,6 +70,12 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     caplog.clear()
     for folder in run.glob("step*"):
         saves.check_whole(folder)
+
+
+def test_damaged_ones_are_not_among_those_to_keep(plain: Path, run: Path) -> None:
+    flip_a_bit(run / "step6/optim.pt")
+    train(plain, run, *SAVES, "--save_num_checkpoints_to_keep=2")
+    assert checkpoints(run) == {"step6", "step7"}
 
 
 def test_where_all_are_damaged_nothing_begins(plain: Path, run: Path) -> None:
@@ -162,11 +169,13 @@ def test_a_kill_between_two_saves_of_a_step_loses_neither(plain: Path, tmp_path:
     train(plain, tmp_path, *both)
     whole = {path.name: (path / "manifest.json").read_text() for path in tmp_path.glob("step*")}
     assert whole.keys() == {"step7", *(f"step{step}-unsharded" for step in (2, 4, 6, 7))}
+    rate = read_training_state(tmp_path / "step7-unsharded", "optim")["param_groups"][0]["lr"]
     shutil.rmtree(tmp_path / "step7-unsharded")
     shutil.copytree(tmp_path / "step7", tmp_path / "step6")  # and before the older one was removed
     train(plain, tmp_path, *both)
     assert {path.name for path in tmp_path.glob("step*")} == whole.keys()
     saves.check_whole(tmp_path / "step7-unsharded")
+    assert read_training_state(tmp_path / "step7-unsharded", "optim")["param_groups"][0]["lr"] == rate
     assert os.readlink(tmp_path / "latest") == os.readlink(tmp_path / "latest-unsharded") == "step7-unsharded"
 
 
