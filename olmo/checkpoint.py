@@ -409,7 +409,7 @@ def _write(
         file = None
         if temperatures.memories is not None:
             file = "temperature_MLP.safetensors"
-            write_tensors(partial / file, {"temperature_MLP": temperatures.memories})
+            write_tensors(partial / file, {"temperature_MLP": temperatures.memories.cpu()})
         config = replace(
             config,
             model=replace(

@@ -182,9 +182,10 @@ class Reporter:
     def on_disk(self) -> None:
         """Wait until all that was told is on the disk, as a checkpoint of this step is to find it."""
         if self.active:
-            told = [self.folder / "metrics.jsonl", self.folder / "injections.jsonl"]
-            for path in (*told, *self.folder.glob("data-indices/rank*.tsv")):
-                if path.is_file():
+            told = [self.folder / name for name in ("metrics.jsonl", "injections.jsonl")]
+            folders = [self.folder / name for name in ("probes", "losses", "data-indices", ".")]  # names of new files
+            for path in (*told, *self.folder.glob("data-indices/rank*.tsv"), *folders):
+                if path.exists():
                     manifest.sync(path)
 
     def begin(self) -> None:

@@ -164,6 +164,33 @@ def test_what_a_kill_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"latest", "step6"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not tell which file is open")
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_its_name(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files, and the names in their folders. Tables are synced as they are written."""
+    synced: list[str] = []
+    real_sync, real_rename = os.fsync, Path.rename
+
+    def sync(opened: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{opened}"), tmp_path))
+        real_sync(opened)
+
+    def rename(path: Path, target: Path) -> Path:
+        synced.append(f"now {target.name}")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    data = f'{{"label": "walk", "data": {{"paths": ["{plain.parent / "heldout32.npy"}"]}}}}'
+    train(plain, tmp_path, *SAVES, "--stop_at=2", f"--evaluators=[{data}]", "--eval_interval=2")
+    before = synced[: synced.index("now step2")]
+    wanted = {"metrics.jsonl", "data-indices/rank0.tsv", "losses/step2.partial", "losses", "data-indices", "."}
+    wanted |= {".step2.partial", *(f".step2.partial/{name}" for name in os.listdir(tmp_path / "step2"))}
+    assert wanted <= set(before)
+    assert "." in synced[len(before) :]
+
+
 def test_a_kill_between_two_saves_of_a_step_loses_neither(plain: Path, tmp_path: Path) -> None:
     both = (*SAVES, "--save_interval_unsharded=2", "--save_num_checkpoints_to_keep=1")
     train(plain, tmp_path, *both)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from olmo import checkpoint, saves
 from olmo import train as train_module
 from olmo.checkpoint import fingerprint
-from olmo.config import TrainConfig
+from olmo.config import TrainConfig, load
 from olmo.data.sources import TokenFiles
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
@@ -336,6 +336,9 @@ def test_dropout_differs_from_step_to_step_and_matters(plain: Path, tmp_path: Pa
     second = trainer._train_step(batch, 2, 7)[0][0].item()
     trainer.model.load_state_dict(before)
     assert first != second and first == trainer._train_step(batch, 1, 7)[0][0].item()
+    trainer.model.load_state_dict(before)
+    trainer.ranks = Ranks(rank=1)  # nor may ranks drop the same of their rows
+    assert first != trainer._train_step(batch, 1, 7)[0][0].item()
     trainer.reporter.close()
 
 
@@ -630,12 +633,14 @@ def test_what_is_saved_after_resuscitation_is_not_edited_again(
         loaded = checkpoint.load_model(saved, CPU).state_dict()  # as analysis.entropy does
         assert same(dict(loaded), checkpoint.read_state(saved))
     edit = f"--model.resuscitation={edited['folder'].parent / 'edit.pt'}"
-    settings = (*RESET, f"--load_path={edited['folder']}", edit)
+    settings = (*RESET, f"--load_path={edited['folder']}", edit, "--model.resuscitation_force")
     whole = train(world, tmp_path / "whole", *settings, "--stop_at=3")
     shutil.copytree(resuscitated["pt"], tmp_path / "again")
     again = train(world, tmp_path / "again", *settings, "--stop_at=3", "--try_load_latest_save")
     assert same(weights(again), weights(whole))
     assert (tmp_path / "again" / "probes" / "original.parquet").is_file()
+    written = load(tmp_path / "again" / "step3" / "config.yaml").model
+    assert written.resuscitation is None and not written.resuscitation_force
 
 
 def test_resuscitation_needs_a_checkpoint(plain: Path, tmp_path: Path) -> None:
