@@ -26,7 +26,8 @@ from olmo.train import Trainer
 from tests.running import BATCH, CPU, LENGTH, command, configure, metrics, train, write_world
 
 # One short text a round: the second process has nothing to inject, and still takes part in the count.
-LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100")
+# Its three rows come one by one: the last micro-batch, whose gradients are averaged, is a whole one.
+LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100", "--device_train_microbatch_size=1")
 # What wraps the model in another way: no tied weights, unused parameters looked for, layers compiled and recomputed.
 WRAPPED = (
     *("--model.weight_tying=false", "--ddp.find_unused_params=true", "--injection=null", "--inject_interval=null"),

@@ -218,6 +218,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(plain: Path, tmp_p
         train(plain, tmp_path / "run", *settings, "--seed=12")
     train(plain, tmp_path / "run", *settings)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    for path in tmp_path.glob("run/step*"):
+        shutil.rmtree(path)
+    with pytest.raises(ConfigurationError, match="holds a run without a checkpoint"):  # one that was done
+        train(plain, tmp_path / "run", *settings)
 
 
 def test_a_run_goes_on_from_its_step_0(plain: Path, tmp_path: Path, whole: tuple[Path, Any]) -> None:
