@@ -22,6 +22,7 @@ from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainCo
 from olmo.distributed import Ranks, distribute, gradient_sync, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError
 from olmo.interruption import Signals, Watch
+from olmo.tensors import read_training_state
 from olmo.train import Trainer
 from tests.running import BATCH, CPU, LENGTH, command, configure, metrics, train, write_world
 
@@ -32,7 +33,7 @@ LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100", "--dev
 WRAPPED = (
     *("--model.weight_tying=false", "--ddp.find_unused_params=true", "--injection=null", "--inject_interval=null"),
     *("--compile.backend=aot_eager", "--activation_checkpointing=one_in_two", "--softmax_auxiliary_loss=true"),
-    *("--evaluators=[]", "--stop_at=2", "--save_interval=2"),
+    *("--evaluators=[]", "--stop_at=2", "--save_interval=2", "--early_stopping_factor=100"),
 )
 
 
@@ -260,6 +261,10 @@ def test_losses_in_parts_and_compiled_layers_on_two_processes(
     told = json.loads((folder / "wrapped" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     each = told["throughput/device/tokens_per_second"] / told["throughput/device/batches_per_second"]
     assert each == pytest.approx(BATCH * LENGTH / 2)  # of one of two devices
+    # Of every step the mean is taken, although the steps that log have taken it before.
+    lowest = min(line["train/CrossEntropyLoss"] for line in metrics(folder / "unwrapped"))
+    kept = read_training_state(folder / "wrapped" / "step2", "train")["lowest_loss"]
+    assert kept == pytest.approx(lowest, rel=1e-5)
     saved = load_model(folder / "wrapped" / "step2", CPU).state_dict()
     for name, weight in trainer.model.state_dict().items():
         # Where a gradient is hardly more than its rounding, AdamW makes that rounding as large as any gradient.
