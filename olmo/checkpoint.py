@@ -488,7 +488,7 @@ def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatu
         file = None
         if temperatures.memories is not None:
             file = "temperature_MLP.safetensors"
-            write_tensors(written / file, {"temperature_MLP": temperatures.memories})
+            write_tensors(written / file, {"temperature_MLP": temperatures.memories.cpu()})
         config = replace(
             config,
             model=replace(

@@ -490,6 +490,30 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
+# What decides what a run learns and from what; not how long, how fast, and what is saved and told of it.
+_DEFINING = (
+    *("load_path", "reset_optimizer_state", "reset_trainer_state", "seed", "model", "tokenizer", "data"),
+    *("data_shuffling", "global_train_batch_size", "optimizer", "scheduler", "max_grad_norm", "max_grad_norm_ratio"),
+    *("softmax_auxiliary_loss", "auxiliary_loss_multiplier", "precision", "inject_indices_map", "inject_interval"),
+    *("inject_start_step", "inject_position", "injection"),
+)
+_HOW_FAST = ("data.num_workers", "data.prefetch_factor", "data.pin_memory", "model.init_device")
+
+
+def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """The keys that define a run and stand otherwise in one configuration of it than in the other."""
+
+    def differing(key: str, old: Any, new: Any) -> typing.Iterator[str]:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name in {**old, **new}:
+                yield from differing(f"{key}.{name}", old.get(name), new.get(name))
+        elif old != new and key not in WITHOUT_EFFECT and key not in _HOW_FAST:
+            yield key
+
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    return [changed for key in _DEFINING for changed in differing(key, old[key], new[key])]
+
+
 # Keys that OLMo's configurations carry and that change neither numbers nor memory here, with the reason.
 WITHOUT_EFFECT = {
     "model.flash_attention": "scaled_dot_product_attention picks the kernel",
@@ -887,6 +911,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         strategy = config.fsdp.wrapping_strategy
         if strategy in (FSDPWrapStrategy.by_block_group, FSDPWrapStrategy.by_block_group_and_size):
             yield f"fsdp.wrapping_strategy: {strategy.value} needs model.block_group_size to be more than 1"
+    if config.model.resuscitation_force and not config.model.resuscitation:
+        yield "model.resuscitation_force: goes with model.resuscitation, the file that it applies; leave it out"
     if config.probing is not None:
         yield from _invalid_probing(config, config.probing)
     try:

@@ -83,6 +83,16 @@ class TrainState:
             return cls(epoch=config.epoch or 0)
         return cls.read(checkpoint.resolve(config.load_path), config)
 
+    def max_steps(self, config: TrainConfig, batches_per_epoch: int) -> int:
+        """Steps of the whole schedule, from `max_duration` in steps, epochs ('1ep') or tokens ('2e9T')."""
+        duration = str(config.max_duration)
+        if duration.endswith("ep"):
+            return math.floor(float(duration[:-2]) * batches_per_epoch)
+        if duration.endswith("T"):
+            left = max(int(float(duration[:-1])) - self.tokens, 0)
+            return self.step + math.ceil(left / (config.global_train_batch_size * config.model.max_sequence_length))
+        return int(float(duration))
+
 
 def _check_finite(step: int, loss: float, norm: float) -> None:
     """Raise ValueError where the step's loss or gradient is not finite: then neither are the weights after it."""
@@ -138,7 +148,7 @@ class Trainer:
             )
         self.saver = sharded.Saver(ranks)
         self.model = self._load(resumed)
-        self.temperatures = Temperatures.from_config(config.model)
+        self.temperatures = Temperatures.from_config(config.model).to(device)
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         objective = Objective(
             self.model, z_multiplier, layer_runner(config, device), loss_function(config.fused_loss, device)
@@ -262,14 +272,7 @@ class Trainer:
 
     @property
     def max_steps(self) -> int:
-        """Steps of the whole schedule, from `max_duration` in steps, epochs ('1ep') or tokens ('2e9T')."""
-        duration = str(self.config.max_duration)
-        if duration.endswith("ep"):
-            return math.floor(float(duration[:-2]) * self.loader.batches_per_epoch)
-        if duration.endswith("T"):
-            left = max(int(float(duration[:-1])) - self.state.tokens, 0)
-            return self.state.step + math.ceil(left / self.tokens_per_batch)
-        return int(float(duration))
+        return self.state.max_steps(self.config, self.loader.batches_per_epoch)
 
     @property
     def schedule_length(self) -> int:

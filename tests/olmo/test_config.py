@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import json
 import re
 import typing
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from olmo.config import (
     ModelConfig,
     SchedulerType,
     TrainConfig,
+    changed_keys,
     load,
     load_model_config,
 )
@@ -693,6 +695,24 @@ def test_saved_keys_at_their_defaults_are_those_that_olmo_knows(tmp_path: Path) 
     assert set(re.findall(r"^[ -]*(\w+):", saved, re.MULTILINE)) <= known
     # The published trainer is older: these keys of OLMo 0.6.0 it does not know.
     assert not re.search("norm_after|rope_theta|emb_init|embedding_layer_norm|generate_doc|try_load|dynamic", saved)
+
+
+def test_forced_resuscitation_without_one_is_an_error(tmp_path: Path) -> None:
+    assert problem(tmp_path, MINIMAL, "--model.resuscitation_force") == (
+        "model.resuscitation_force: goes with model.resuscitation, the file that it applies; leave it out"
+    )
+    assert load(write(tmp_path, MINIMAL), ["--model.resuscitation_force", "--model.resuscitation=a"])
+
+
+def test_keys_that_define_a_run_and_differ(tmp_path: Path) -> None:
+    """All that it is, and nothing of how it is run; a list or a section that is not in both counts as one."""
+    before = load(write(tmp_path, MINIMAL))
+    changes = {"seed": 1, "data.paths": ["x"], "injection": {"once": "e"}, "inject_interval": 3, "model.init_std": 0.5}
+    neither = {"max_duration": 3, "data.num_workers": 2, "model.init_device": "meta", "console_log_interval": 5}
+    overrides = [f"--{key}={json.dumps(value)}" for key, value in {**changes, **neither}.items()]
+    now = load(write(tmp_path, MINIMAL), overrides)
+    assert set(changed_keys(before, now)) == set(changed_keys(now, before)) == changes.keys()
+    assert changed_keys(before, load(write(tmp_path, MINIMAL))) == []
 
 
 @pytest.mark.parametrize(

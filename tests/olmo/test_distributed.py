@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,17 +20,20 @@ from olmo.checkpoint import load_model
 from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
 from olmo.distributed import Ranks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError
+from olmo.interruption import Signals, Watch
 from olmo.parallel import distribute, gradient_sync
+from olmo.tensors import read_training_state
 from olmo.train import Trainer
-from tests.running import CPU, command, configure, metrics, train, write_world
+from tests.running import BATCH, CPU, LENGTH, command, configure, metrics, train, write_world
 
 # One short text a round: the second process has nothing to inject, and still takes part in the count.
-LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100")
+# Its three rows come one by one: the last micro-batch, whose gradients are averaged, is a whole one.
+LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100", "--device_train_microbatch_size=1")
 # What wraps the model in another way: no tied weights, unused parameters looked for, layers compiled and recomputed.
 WRAPPED = (
     *("--model.weight_tying=false", "--ddp.find_unused_params=true", "--injection=null", "--inject_interval=null"),
     *("--compile.backend=aot_eager", "--activation_checkpointing=one_in_two", "--softmax_auxiliary_loss=true"),
-    *("--evaluators=[]", "--stop_at=2", "--save_interval=2"),
+    *("--evaluators=[]", "--stop_at=2", "--save_interval=2", "--early_stopping_factor=100"),
 )
 
 
@@ -169,6 +173,11 @@ def together(ranks: Ranks) -> dict[str, Any]:
     report["sum_tensor"] = ranks.sum_tensor(torch.tensor([ranks.rank + 1, 5])).tolist()
     report["largest"] = [ranks.largest(7 - ranks.rank), ranks.largest(ranks.rank)]
     report["from_first"] = [ranks.from_first(5 + ranks.rank), ranks.from_first(ranks.is_first)]
+    signals = Signals()
+    signals.received = None if ranks.is_first else signal.SIGTERM
+    watch = Watch(TrainConfig(), ranks, signals)
+    asked = watch.asked(3)
+    report["signal to the second"] = [watch.signalled(), asked and asked.reason]
     ranks.barrier()
     for mode in DDPGradSyncMode:
         torch.manual_seed(ranks.rank)  # DDP spreads the first process's weights
@@ -227,6 +236,11 @@ def test_numbers_that_all_processes_agree_on(report: dict[str, Any]) -> None:
     assert report["largest"] == [7, 1] and report["from_first"] == [5, 1]
 
 
+def test_a_signal_to_the_second_process_is_heard_by_the_first(report: dict[str, Any]) -> None:
+    """Also in the steps after the time limit, where one that went on alone would wait for ever."""
+    assert report["signal to the second"] == [True, "SIGTERM at step 3"]
+
+
 @pytest.mark.parametrize(("mode", "times"), [("batch", 1), ("micro_batch", 3)])
 def test_gradients_are_averaged_once_a_batch_or_once_a_micro_batch(
     report: dict[str, Any], mode: str, times: int
@@ -272,6 +286,13 @@ def test_losses_in_parts_and_compiled_layers_on_two_processes(
     trainer = train(folder / "config.yaml", folder / "unwrapped", *WRAPPED, *plain)
     for alone, together in zip(metrics(folder / "unwrapped"), metrics(folder / "wrapped"), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
+    told = json.loads((folder / "wrapped" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    each = told["throughput/device/tokens_per_second"] / told["throughput/device/batches_per_second"]
+    assert each == pytest.approx(BATCH * LENGTH / 2)  # of one of two devices
+    # Of every step the mean is taken, although the steps that log have taken it before.
+    lowest = min(line["train/CrossEntropyLoss"] for line in metrics(folder / "unwrapped"))
+    kept = read_training_state(folder / "wrapped" / "step2", "train")["lowest_loss"]
+    assert kept == pytest.approx(lowest, rel=1e-5)
     saved = load_model(folder / "wrapped" / "step2", CPU).state_dict()
     for name, weight in trainer.model.state_dict().items():
         # Where a gradient is hardly more than its rounding, AdamW makes that rounding as large as any gradient.

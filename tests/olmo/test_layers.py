@@ -93,6 +93,15 @@ def test_recomputing_changes_no_bit(make: Callable[..., ModelConfig], strategy: 
         assert all(torch.equal(found_gradients[name], gradient) for name, gradient in gradients.items())
 
 
+@pytest.mark.parametrize("kind", ["attention_dropout", "residual_dropout"])
+def test_each_kind_of_dropout_in_a_layer_is_repeated(kind: str) -> None:
+    model = tiny_config(**{kind: 0.2})
+    expected, gradients = losses_and_gradients(model)
+    found, found_gradients = losses_and_gradients(model, activation_checkpointing=Strategy.whole_layer)
+    assert found == expected
+    assert all(torch.equal(found_gradients[name], gradient) for name, gradient in gradients.items())
+
+
 def test_recomputing_keeps_less() -> None:
     kept = {s: kept_bytes(s) for s in (None, *Strategy)}
     more_and_more = ["one_in_eight", "one_in_four", "one_in_three", "one_in_two", "two_in_three", "three_in_four"]

@@ -57,8 +57,8 @@ ALONE = {
     "lion": ("--optimizer.name=lionw", "--optimizer.learning_rate=1e-3"),
     "untied": ("--model.weight_tying=false", "--softmax_auxiliary_loss"),
 }
-# Losses are means of the same float32 terms, added in another order; after 5 steps of AdamW, which makes the rounding of
-# a gradient that is hardly more than that as large as any, they still agree to this.
+# Losses are means of the same float32 terms, added in another order. AdamW makes the rounding of a gradient that is
+# hardly more than that as large as any; after 5 steps they still agree to this.
 LOSS = {"rel": 1e-5}
 
 
@@ -102,9 +102,9 @@ def parts(ranks: Ranks) -> dict[str, Any]:
         fsdp = FSDPConfig(precision=precision, wrapping_strategy=FSDPWrapStrategy.by_block)
         config = TrainConfig(distributed_strategy=DistributedStrategy.fsdp, fsdp=fsdp, precision="amp_bf16")
         module = distribute(Objective(OLMo(tiny_config())), config, ranks, CPU)
-        seen = []
+        seen: list[torch.dtype] = []
         block = module.model.blocks[0]
-        block.ff_proj.register_forward_hook(lambda m, *_: seen.append(m.weight.dtype))
+        block.ff_proj.register_forward_hook(lambda m, *_, seen=seen: seen.append(m.weight.dtype))
         ids = torch.arange(32).view(2, 16) + ranks.rank
         for last in (False, True):
             with gradient_sync(module, config, last), torch.autocast("cpu", torch.bfloat16):

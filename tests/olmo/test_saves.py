@@ -12,6 +12,7 @@ import pytest
 from olmo import saves
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
+from olmo.tensors import read_training_state
 from olmo.train import Trainer
 from tests.olmo.test_train import same, weights
 from tests.running import CPU, checkpoints, configure, metrics, modes_hold, series, train, write_world
@@ -71,6 +72,12 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     caplog.clear()
     for folder in run.glob("step*"):
         saves.check_whole(folder)
+
+
+def test_damaged_ones_are_not_among_those_to_keep(plain: Path, run: Path) -> None:
+    flip_a_bit(run / "step6" / PART)
+    train(plain, run, *SAVES, "--save_num_checkpoints_to_keep=2")
+    assert checkpoints(run) == {"step6", "step7"}
 
 
 def test_where_all_are_damaged_nothing_begins(plain: Path, run: Path) -> None:
@@ -150,11 +157,52 @@ def test_what_killed_processes_left_goes(plain: Path, run: Path) -> None:
     assert {path.name for path in run.glob(".step*")} == {".step8.mine"}
 
 
+def test_what_a_kill_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    """Of moving a link, or of removing a checkpoint of the same name again."""
+    for step in (4, 6):
+        (tmp_path / f"step{step}").mkdir()
+        (tmp_path / f"step{step}/model.safetensors").write_bytes(b"whole")
+    (tmp_path / ".latest.partial").symlink_to("step4")
+    saves.link_latest(tmp_path / "step6")
+    assert os.readlink(tmp_path / "latest") == "step6"
+    shutil.copytree(tmp_path / "step4", tmp_path / ".step4.removed")
+    saves.remove(tmp_path / "step4")
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "step6"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not tell which file is open")
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_its_name(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files, and the names in their folders. Tables are synced as they are written."""
+    synced: list[str] = []
+    real_sync, real_rename = os.fsync, Path.rename
+
+    def sync(opened: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{opened}"), tmp_path))
+        real_sync(opened)
+
+    def rename(path: Path, target: Path) -> Path:
+        synced.append(f"now {target.name}")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    data = f'{{"label": "walk", "data": {{"paths": ["{plain.parent / "heldout32.npy"}"]}}}}'
+    train(plain, tmp_path, *SAVES, "--stop_at=2", f"--evaluators=[{data}]", "--eval_interval=2")
+    before = synced[: synced.index("now step2")]
+    wanted = {"metrics.jsonl", "data-indices/rank0.tsv", "losses/step2.partial", "losses", "data-indices", "."}
+    wanted |= {".step2.partial", *(f".step2.partial/{name}" for name in os.listdir(tmp_path / "step2"))}
+    assert wanted <= set(before)
+    assert "." in synced[len(before) :]
+
+
 def test_a_kill_between_two_saves_of_a_step_loses_neither(plain: Path, tmp_path: Path) -> None:
     both = (*SAVES, "--save_interval_unsharded=2", "--save_num_checkpoints_to_keep=1")
     train(plain, tmp_path, *both)
     whole = {path.name: (path / "manifest.json").read_text() for path in tmp_path.glob("step*")}
     assert whole.keys() == {"step7", *(f"step{step}-unsharded" for step in (2, 4, 6, 7))}
+    rate = read_training_state(tmp_path / "step7-unsharded", "optim")["param_groups"][0]["lr"]
     shutil.copytree(tmp_path / "step7", tmp_path / "step6")  # before the older one was removed
     for lost in ("step7", "step7-unsharded"):
         shutil.rmtree(tmp_path / lost)
@@ -164,6 +212,7 @@ def test_a_kill_between_two_saves_of_a_step_loses_neither(plain: Path, tmp_path:
         saves.check_whole(tmp_path / lost)
         links = {name: os.readlink(tmp_path / name) for name in ("latest", "latest-unsharded")}
         assert links == {"latest": "step7", "latest-unsharded": "step7-unsharded"}
+    assert read_training_state(tmp_path / "step7-unsharded", "optim")["param_groups"][0]["lr"] == rate
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(plain: Path, tmp_path: Path) -> None:
@@ -178,6 +227,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(plain: Path, tmp_p
         train(plain, tmp_path / "run", *settings, "--seed=12")
     train(plain, tmp_path / "run", *settings)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    for path in tmp_path.glob("run/step*"):
+        shutil.rmtree(path)
+    with pytest.raises(ConfigurationError, match="holds a run without a checkpoint"):  # one that was done
+        train(plain, tmp_path / "run", *settings)
 
 
 def test_a_run_goes_on_from_its_step_0(plain: Path, tmp_path: Path, whole: tuple[Path, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from olmo import checkpoint, saves
 from olmo import train as train_module
 from olmo.checkpoint import fingerprint
-from olmo.config import TrainConfig
+from olmo.config import TrainConfig, load
 from olmo.data.sources import TokenFiles
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
@@ -335,6 +336,9 @@ def test_dropout_differs_from_step_to_step_and_matters(plain: Path, tmp_path: Pa
     second = trainer._train_step(batch, 2, 7)[0][0].item()
     trainer.model.load_state_dict(before)
     assert first != second and first == trainer._train_step(batch, 1, 7)[0][0].item()
+    trainer.model.load_state_dict(before)
+    trainer.ranks = Ranks(rank=1)  # nor may ranks drop the same of their rows
+    assert first != trainer._train_step(batch, 1, 7)[0][0].item()
     trainer.reporter.close()
 
 
@@ -425,6 +429,7 @@ def test_schedule_in_tokens_is_the_same_schedule(plain: Path, tmp_path: Path) ->
         (("--no_pre_train_checkpoint=false", "--save_interval=3"), "step0 step3 step6 step7"),
         (("--save_interval=3",), "step3 step6 step7"),
         (("--save_interval=3", "--save_num_checkpoints_to_keep=1"), "step7"),
+        (("--save_interval=3", "--save_num_checkpoints_to_keep=0"), "step7"),  # never none
         (("--save_interval=3", "--save_num_checkpoints_to_keep=2"), "step6 step7"),
         (("--save_interval_unsharded=4",), "step4-unsharded step7-unsharded"),
         (("--save_interval_unsharded=2", "--save_num_unsharded_checkpoints_to_keep=1"), "step7-unsharded"),
@@ -632,12 +637,14 @@ def test_what_is_saved_after_resuscitation_is_not_edited_again(
         loaded = checkpoint.load_model(saved, CPU).state_dict()  # as analysis.entropy does
         assert same(dict(loaded), checkpoint.read_state(saved))
     edit = f"--model.resuscitation={edited['folder'].parent / 'edit.pt'}"
-    settings = (*RESET, f"--load_path={edited['folder']}", edit)
+    settings = (*RESET, f"--load_path={edited['folder']}", edit, "--model.resuscitation_force")
     whole = train(world, tmp_path / "whole", *settings, "--stop_at=3")
     shutil.copytree(resuscitated["pt"], tmp_path / "again")
     again = train(world, tmp_path / "again", *settings, "--stop_at=3", "--try_load_latest_save")
     assert same(weights(again), weights(whole))
     assert (tmp_path / "again" / "probes" / "original.parquet").is_file()
+    written = load(tmp_path / "again" / "step3" / "config.yaml").model
+    assert written.resuscitation is None and not written.resuscitation_force
 
 
 def test_resuscitation_needs_a_checkpoint(plain: Path, tmp_path: Path) -> None:
@@ -1112,7 +1119,10 @@ def test_temperatures_of_each_step(plain: Path, tmp_path: Path, monkeypatch: pyt
     assert kept.temperature_attention == pytest.approx(5.0) and kept.temperature_decay is False
 
 
-def test_divisors_beside_the_starting_point_serve_a_restart(plain: Path, tmp_path: Path) -> None:
+def test_divisors_beside_the_starting_point_serve_a_restart(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which says nothing of other settings, unless there are some."""
     base = tmp_path / "base"
     train(plain, base, "--stop_at=1", "--save_interval=1", "--max_duration=1")
     torch.save(torch.rand(2, 48) + 0.5, base / "step1/divisors.pt")
@@ -1120,8 +1130,13 @@ def test_divisors_beside_the_starting_point_serve_a_restart(plain: Path, tmp_pat
     asked = (*asked, "--model.temperature_MLP=divisors.pt", "--save_interval=3")
     whole = train(plain, tmp_path / "whole", *asked)
     train(plain, tmp_path / "parts", *asked, "--stop_at=3")
+    caplog.clear()
     parts = train(plain, tmp_path / "parts", *asked, "--try_load_latest_save")
     assert same(weights(parts), weights(whole))
+    assert not [message for message in caplog.messages if "all the same" in message]
+    train(plain, tmp_path / "parts", "--max_duration=8", "--try_load_latest_save")
+    warned = r"load_path, reset_optimizer_state, reset_trainer_state, model\.temperature_MLP; it goes on from step 7"
+    assert len([message for message in caplog.messages if re.search(warned, message)]) == 1
 
 
 def test_limits_of_ratios_and_of_the_first_step_after_a_reset(
