@@ -151,9 +151,9 @@ def test_trouble_is_told_at_once_and_once(
     endpoint.ask(HELLO)
     assert heard.pop() == ""
     monkeypatch.setattr(chat, "SILENCE", 0.0)  # as if a minute had passed
-    server.troubles = [Trouble(429, {}, {"Retry-After": "60"})]
+    server.troubles = [Trouble(429, {}, {"Retry-After": "60"})] * 2
     endpoint.ask(HELLO)
-    assert heard.pop() == f"{url}: 429 Too Many Requests; trying again in 60 seconds, 6 times at most\n"
+    assert heard[-2:] == [f"{url}: 429 Too Many Requests; trying again in 60 seconds, 6 times at most\n", ""]
     endpoint.ask(HELLO)
     assert not capsys.readouterr().err
 

@@ -193,6 +193,7 @@ def test_extracting_from_a_large_order(
     "command, arguments, told",
     [
         (inspect, ["--step", "0"], "step 0: the run begins with step 1"),
+        (extract, ["--steps", "0-2", "--output", "y"], "step 0: the run begins with step 1"),
         (inspect, ["--step", "8"], "step 8: the run ends with step 7; --max_duration=8 looks beyond it"),
         (
             inspect,
