@@ -371,7 +371,6 @@ BAD = {
     "data.generate_attention_mask": "true",
     "data.generate_doc_lengths": "true",
     "fast_forward_batches": "3",
-    "remote_save_folder": "s3://a",
     "precision": "fp16",
     "wandb.log_artifacts": "true",
     "python_profiling": "true",
