@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -39,20 +40,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
-@pytest.fixture
-def relay(server: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Relay]:
-    no_settings(monkeypatch, tmp_path)
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote_folder, "ATTEMPTS", 1)
+@pytest.fixture(scope="module")
+def one_relay(server: int) -> Iterator[Relay]:
     with relaying(server) as relay:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", relay.url)
         yield relay
 
 
 @pytest.fixture
-def remote(relay: Relay, tmp_path: Path) -> RemoteSaves:
+def relay(one_relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Relay:
+    no_settings(monkeypatch, tmp_path)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", one_relay.url)
+    monkeypatch.setattr(remote_folder, "ATTEMPTS", 1)
+    one_relay.before = lambda method, path: None
+    one_relay.paths.clear()
+    return one_relay
+
+
+one_client = functools.cache(remote_folder.s3_client)  # they are slow to make
+
+
+@pytest.fixture
+def remote(relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteSaves:
     """Of a run in tmp_path / "here" at a place of its own, with reports of two steps."""
+    monkeypatch.setattr(remote_folder, "s3_client", one_client)
     here = tmp_path / "here"
     (here / "probes").mkdir(parents=True)
     tell(here, 1, 2)
@@ -542,28 +554,34 @@ def test_no_server(relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ACTIONS = ["s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject"]
 
 
-@pytest.mark.parametrize("lacking", ACTIONS)
-def test_no_permission(
-    relay: Relay, server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
-) -> None:
+def test_no_permission(relay: Relay, server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """moto asks for the rights of users as S3 does, once it is told to."""
     import requests
 
-    iam, user = client_of(server, "iam"), lacking.replace(":", "-")
-    iam.create_user(UserName=user)
-    allowed = [action for action in ACTIONS if action != lacking]
-    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]}
-    iam.put_user_policy(UserName=user, PolicyName="some", PolicyDocument=json.dumps(policy))
-    made = iam.create_access_key(UserName=user)["AccessKey"]
+    def ask_for_rights(after: str) -> None:
+        """After so many requests more."""
+        requests.post(f"http://127.0.0.1:{server}/moto-api/reset-auth", data=after, timeout=10).raise_for_status()
+
+    iam = client_of(server, "iam")
+    iam.create_user(UserName="someone")
+    made = iam.create_access_key(UserName="someone")["AccessKey"]
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", made["AccessKeyId"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", made["SecretAccessKey"])
-    place = f"s3://runs/{user}"
-    requests.post(f"http://127.0.0.1:{server}/moto-api/reset-auth", data="0", timeout=10).raise_for_status()
+    remote = RemoteSaves("s3://runs/of/someone", tmp_path)
     try:
-        with pytest.raises(ConfigurationError, match=f"^remote_save_folder: {place}.*: 403 AccessDenied; it takes"):
-            RemoteSaves(place, tmp_path).check()
+        for lacking in [*ACTIONS, None]:
+            ask_for_rights("inf")
+            allowed = [action for action in ACTIONS if action != lacking]
+            policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]}
+            iam.put_user_policy(UserName="someone", PolicyName="some", PolicyDocument=json.dumps(policy))
+            ask_for_rights("0")
+            if lacking is None:
+                remote.check()
+            else:
+                with pytest.raises(ConfigurationError, match=f"^remote_save_folder: {remote.place.url}.*: 403 Access"):
+                    remote.check()
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAUNKNOWNUNKNOWNUN")
-        with pytest.raises(ConfigurationError, match=f"^remote_save_folder: {place}: 403 InvalidAccessKeyId; it takes"):
-            RemoteSaves(place, tmp_path).check()
+        with pytest.raises(ConfigurationError, match=r"^remote_save_folder: s3://runs/a: 403 InvalidAccessKeyId; it t"):
+            RemoteSaves("s3://runs/a", tmp_path).check()
     finally:
-        requests.post(f"http://127.0.0.1:{server}/moto-api/reset-auth", data="inf", timeout=10).raise_for_status()
+        ask_for_rights("inf")
