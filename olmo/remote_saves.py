@@ -4,9 +4,9 @@
     remote.check()                       # can it be listed, read, written and deleted there?
     newest = remote.latest()             # the newest whole checkpoint of both places, fetched where it is not here
     remote.begin(step)                   # of the checkpoint that the run goes on from, None for a new run
-    remote.saved(Path("runs/run/step10"))
+    remote.saved(Path("runs/run/step10"))   # these two are done by a thread, in this order
     remote.removed("step5")
-    remote.finish()                      # OSError where a checkpoint could not be uploaded
+    remote.finish()                      # waits; OSError where a checkpoint could not be uploaded
 
 A checkpoint's `manifest.json` is uploaded last and deleted first: one without it is none. `config.yaml`, by which OLMo
 tells whole ones, goes just before it, so that what has neither is the half of an upload or a removal, and may go.
@@ -25,10 +25,11 @@ import json
 import logging
 import re
 import shutil
-import threading
 from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from queue import Empty, Queue
 
 from . import manifest, saves
 from .exceptions import ConfigurationError
@@ -48,12 +49,13 @@ def _is_half(files: Collection[str]) -> bool:
 class RemoteSaves:
     """The checkpoints and reports of one run at `remote`, which go with those in its `save_folder`.
 
-    For one process of the run, the first one; its threads may share it, and wait for each other.
+    For one process of the run, the first one. One thread uploads and removes, so that training goes on meanwhile.
     """
 
     def __init__(self, remote: str, save_folder: Path):
         self.folder, self.place = save_folder, RemoteFolder(remote)
-        self._lock = threading.RLock()
+        self._thread = ThreadPoolExecutor(1, "remote saves")
+        self._begun: Queue[Future[None]] = Queue()
         self._missing: list[str] = []  # checkpoints that are here and should be there, oldest first
         self._doomed: list[str] = []  # those that should no longer be there
         self._tables: dict[str, int] = {}  # sizes of tables that this process has uploaded
@@ -80,7 +82,7 @@ class RemoteSaves:
     def steps(self) -> list[tuple[int, str]]:
         """The whole checkpoints there, oldest first: pairs of step and kind, as `saves.saved_steps`."""
         whole = (name for name, files in self._found().items() if manifest.NAME in files)
-        return sorted(saves.step_and_kind(Path(name)) for name in whole)
+        return sorted((saves.step_and_kind(Path(name)) for name in whole), key=lambda s: (s[0], s[1] == ""))
 
     def is_ephemeral(self, name: str) -> bool:
         """Whether a whole checkpoint there is marked as one that goes when a newer one is whole."""
@@ -166,52 +168,66 @@ class RemoteSaves:
 
         What killed processes left there goes. Local checkpoints that are missing there come with the next one.
         """
-        with self._lock:
-            found = self._found()
-            for name, files in found.items():
-                if step is None or _is_half(files):
-                    self._remove(name)
-            if step is None:
-                self.place.delete(self._reports())
-            else:
-                here = [f"step{s}{kind}" for s, kind in saves.saved_steps(self.folder) if s <= step]
-                self._missing = [name for name in here if manifest.NAME not in found.get(name, ())]
-            with suppress(OSError):  # not every store has it, nor lets everyone do it
-                self.place.abort_uploads("step")
+        found = self._found()
+        for name, files in found.items():
+            if step is None or _is_half(files):
+                self._remove(name)
+        if step is None:
+            self.place.delete(self._reports())
+        else:
+            here = [self.folder / f"step{s}{kind}" for s, kind in saves.saved_steps(self.folder) if s <= step]
+            whole = [path.name for path in here if (path / manifest.NAME).is_file()]
+            self._missing = [name for name in whole if manifest.NAME not in found.get(name, ())]
+        with suppress(OSError):  # not every store has it, nor lets everyone do it
+            self.place.abort_uploads("step")
 
     # --- while it runs ---
 
     def saved(self, folder: Path) -> None:
-        """Upload a checkpoint that is whole here, with what the run tells; then those that are still missing there.
+        """Have a checkpoint that is whole here uploaded, with what the run tells, and those that are missing there.
 
-        Where the place does not take them, the log says so, and the next call tries again.
+        Waits for what was to be done before: an upload that takes longer than the time between two checkpoints holds
+        up the second, or they would pile up. Where the place does not take it, the log says so, and the next call
+        tries again.
         """
-        with self._lock:
-            self._doomed = [name for name in self._doomed if name != folder.name]
-            self._missing = [name for name in self._missing if name != folder.name] + [folder.name]
-            error = self._catch_up()
-            if error is not None:
-                missing = ", ".join(self._missing)
-                _log.warning("not uploaded: %s (%s); to be tried again with the next checkpoint", missing, error)
+        self.wait()
+        self._begun.put(self._thread.submit(self._saved, folder))
 
     def removed(self, name: str) -> None:
-        """Delete a checkpoint that is no longer kept; while a newer one is not there yet, later."""
-        with self._lock:
-            self._missing = [missing for missing in self._missing if missing != name]
-            self._doomed.append(name)
-            if not self._missing:
-                self._remove_doomed()
+        """Have a checkpoint deleted that is no longer kept; while a newer one is not there yet, later."""
+        self._begun.put(self._thread.submit(self._removed, name))
+
+    def wait(self) -> None:
+        """Until all that was to be done has been done, or has failed."""
+        with suppress(Empty):
+            while True:
+                self._begun.get_nowait().result()
 
     def finish(self) -> None:
         """Upload what is still missing, and the last reports; OSError where that cannot be done."""
-        with self._lock:
-            error = self._catch_up()
-            if error is not None:
-                missing = ", ".join(self._missing) or "the last of what the run tells"
-                raise OSError(
-                    f"remote_save_folder: not uploaded: {missing} ({error}); the checkpoints in {self.folder} "
-                    "are intact"
-                ) from error
+        self.wait()
+        error = self._thread.submit(self._catch_up).result()
+        if error is not None:
+            missing = ", ".join(self._missing) or "the last of what the run tells"
+            raise OSError(
+                f"remote_save_folder: not uploaded: {missing} ({error}); the checkpoints in {self.folder} are intact"
+            ) from error
+
+    # --- what the thread does ---
+
+    def _saved(self, folder: Path) -> None:
+        self._doomed = [name for name in self._doomed if name != folder.name]
+        self._missing = [name for name in self._missing if name != folder.name] + [folder.name]
+        error = self._catch_up()
+        if error is not None:
+            missing = ", ".join(self._missing)
+            _log.warning("not uploaded: %s (%s); to be tried again with the next checkpoint", missing, error)
+
+    def _removed(self, name: str) -> None:
+        self._missing = [missing for missing in self._missing if missing != name]
+        self._doomed.append(name)
+        if not self._missing:
+            self._remove_doomed()
 
     def _catch_up(self) -> OSError | None:
         """Upload reports and what is missing, the newest checkpoint first, then remove what is to go; the error that
@@ -219,12 +235,15 @@ class RemoteSaves:
         try:
             self._upload_reports()
             for name in reversed(self._missing.copy()):
-                folder = self.folder / name
-                if (folder / manifest.NAME).is_file():  # not removed since
+                folder, problem = self.folder / name, None
+                try:
                     if (problem := manifest.problem(folder)) is None:
                         self._upload(folder)
-                    else:
-                        _log.warning("damaged checkpoint, not uploaded: %s", problem)
+                except OSError:
+                    if folder.is_dir():  # not removed here since
+                        raise
+                if problem is not None and folder.is_dir():
+                    _log.warning("damaged checkpoint, not uploaded: %s", problem)
                 self._missing.remove(name)
         except OSError as error:
             return error
@@ -232,9 +251,8 @@ class RemoteSaves:
         return None
 
     def _upload(self, folder: Path) -> None:
-        name = folder.name
+        name, files = folder.name, list(manifest.sizes(folder))
         self._remove(name)
-        files = list(manifest.sizes(folder))
         last = [file for file in files if file == "config.yaml"]
         for together in ([file for file in files if file not in last], last, [manifest.NAME]):
             self.place.upload({f"{name}/{file}": folder / file for file in together})

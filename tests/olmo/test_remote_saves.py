@@ -12,20 +12,25 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from olmo import manifest, remote_folder, saves
-from olmo.exceptions import ConfigurationError
+from olmo.distributed import Ranks
+from olmo.exceptions import ConfigurationError, Interrupted
+from olmo.interruption import Signals
 from olmo.remote_saves import RemoteSaves
+from olmo.train import Trainer
 from tests.olmo.test_train import same, weights
-from tests.running import ROOT, checkpoints, metrics, train, write_world
+from tests.running import CPU, ROOT, checkpoints, command, configure, metrics, series, train, write_world
 from tests.s3 import KEYS, Relay, client_of, no_settings, relaying, s3_server
 
 LARGE = 9 * 2**20  # bytes, of which boto3 makes two parts
@@ -94,6 +99,16 @@ def make(folder: Path, large: int = 0, ephemeral: bool = False) -> Path:
     return folder
 
 
+def save(remote: RemoteSaves, folder: Path) -> None:
+    remote.saved(folder)
+    remote.wait()
+
+
+def drop(remote: RemoteSaves, name: str) -> None:
+    remote.removed(name)
+    remote.wait()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -124,7 +139,7 @@ def test_there_and_back(remote: RemoteSaves, caplog: pytest.LogCaptureFixture) -
     (remote.folder / "data-indices").mkdir()
     (remote.folder / "data-indices/rank0.tsv").write_text("1\t7\n2\t9\n")
     (folder / "knowledge_entropy.json").write_text("{}")  # not of the checkpoint
-    remote.saved(folder)
+    save(remote, folder)
     assert remote.steps() == [(2, "")] and not remote.is_ephemeral("step2")
     other = elsewhere(remote)
     assert other.latest() == other.folder / "step2"
@@ -134,7 +149,7 @@ def test_there_and_back(remote: RemoteSaves, caplog: pytest.LogCaptureFixture) -
 
 
 def test_large_files_go_in_parts(remote: RemoteSaves, server: int) -> None:
-    remote.saved(make(remote.folder / "step2", large=LARGE))
+    save(remote, make(remote.folder / "step2", large=LARGE))
     prefix = remote.place.url.removeprefix("s3://runs/")
     tags = [
         client_of(server).head_object(Bucket="runs", Key=f"{prefix}/step2/{name}")["ETag"].strip('"')
@@ -144,13 +159,13 @@ def test_large_files_go_in_parts(remote: RemoteSaves, server: int) -> None:
 
 
 def test_the_manifest_comes_last_and_goes_first(remote: RemoteSaves, relay: Relay) -> None:
-    remote.saved(make(remote.folder / "step2"))
+    save(remote, make(remote.folder / "step2"))
     put = [key(path[4:]) for path in relay.paths if path.startswith("PUT ")]
     assert put[-2:] == ["step2/config.yaml", "step2/manifest.json"]
     reports = {"metrics.jsonl", "injections.jsonl", "probes/step1.parquet", "probes/step2.parquet"}
     assert set(put[: len(reports)]) == reports and len(put) == len(set(put)) == len(reports) + 6
     relay.paths.clear()
-    remote.removed("step2")
+    drop(remote, "step2")
     deleted = [key(path[7:]) for path in relay.paths if path.startswith("DELETE ")]
     assert deleted[:2] == ["step2/manifest.json", "step2/config.yaml"]
     assert set(deleted) == {name for name in put if name.startswith("step2/")}
@@ -161,7 +176,7 @@ def test_an_older_one_of_that_name_is_replaced(remote: RemoteSaves, relay: Relay
     remote.place.write("step2/model_and_optim/__7_0.distcp", b"of more processes")
     remote.place.write("step2/manifest.json", b"{}")
     relay.paths.clear()
-    remote.saved(make(remote.folder / "step2"))
+    save(remote, make(remote.folder / "step2"))
     changes = [path for path in relay.paths if "/step2/" in path and not path.startswith("GET")]
     assert changes[0].startswith("DELETE") and changes[0].endswith("/step2/manifest.json")
     assert {name for name in objects(remote) if name.startswith("step2/")} == {
@@ -170,12 +185,12 @@ def test_an_older_one_of_that_name_is_replaced(remote: RemoteSaves, relay: Relay
 
 
 def test_tables_go_once_and_what_grows_each_time(remote: RemoteSaves, relay: Relay) -> None:
-    remote.saved(make(remote.folder / "step2"))
+    save(remote, make(remote.folder / "step2"))
     tell(remote.folder, 1, 2, 3)
     (remote.folder / "probes/step2.parquet").write_bytes(b"another size")
     (remote.folder / "probes/step4.partial").write_bytes(b"half")
     relay.paths.clear()
-    remote.saved(make(remote.folder / "step3"))
+    save(remote, make(remote.folder / "step3"))
     put = {key(path[4:]) for path in relay.paths if path.startswith("PUT ")}
     told = {name for name in put if not name.startswith("step3/")}
     assert told == {"metrics.jsonl", "injections.jsonl", "probes/step2.parquet", "probes/step3.parquet"}
@@ -188,41 +203,53 @@ def test_more_objects_than_one_answer_lists(remote: RemoteSaves, relay: Relay) -
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: remote.place.write(f"step1/{number}", b""), range(3 * LISTED)))
     relay.paths.clear()
-    assert remote.steps() == [(1, ""), (2, ""), (10, ""), (10, "-unsharded")]
+    assert remote.steps() == [(1, ""), (2, ""), (10, "-unsharded"), (10, "")]
     assert len(relay.paths) == 4
-    remote.removed("step1")
-    assert remote.steps() == [(2, ""), (10, ""), (10, "-unsharded")]
+    drop(remote, "step1")
+    assert remote.steps() == [(2, ""), (10, "-unsharded"), (10, "")]
     assert not remote.place.sizes("step1/")  # all of them, and nothing of step10
     assert len(objects(remote)) == 6
 
 
-def test_a_run_goes_on_on_another_machine(remote: RemoteSaves, tmp_path: Path) -> None:
-    plain = write_world(tmp_path / "world") / "plain.yaml"
-    options = ("--save_interval=2", "--try_load_latest_save")
-    whole = train(plain, tmp_path / "whole", *options)
-    shutil.rmtree(remote.folder)
-    train(plain, remote.folder, *options, "--stop_at=5")
-    for name in ("step2", "step4"):
-        remote.saved(remote.folder / name)
-    other = elsewhere(remote)
-    assert other.latest() == other.folder / "step4"
-    resumed = train(plain, other.folder, *options)
-    assert same(weights(resumed), weights(whole)) and metrics(other.folder) == metrics(tmp_path / "whole")
-    assert checkpoints(other.folder) == {"step4", "step6", "step7"}
-    indices = "data-indices/rank0.tsv"
-    assert (other.folder / indices).read_text() == (tmp_path / "whole" / indices).read_text()
+def test_an_upload_holds_up_nobody_but_the_next(remote: RemoteSaves, relay: Relay) -> None:
+    free = threading.Event()
+    held = threading.Event()
 
+    def before(method: str, path: str) -> None:
+        if method == "PUT" and key(path) == "step1/manifest.json":
+            held.set()
+            free.wait(30)
 
-def test_another_thread_may_save(remote: RemoteSaves) -> None:
-    folders = [make(remote.folder / f"step{step}") for step in (1, 2, 3, 4)]
-    threads = [threading.Thread(target=remote.saved, args=(folder,)) for folder in folders]
-    for thread in threads:
-        thread.start()
-    remote.removed("step9")
-    for thread in threads:
-        thread.join()
+    relay.before = before
+    folders = [make(remote.folder / f"step{step}") for step in (1, 2)]
+    remote.saved(folders[0])
+    remote.removed("step0")
+    assert held.wait(30) and remote.steps() == []
+    second = threading.Thread(target=remote.saved, args=(folders[1],))  # as the thread that saves would
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    free.set()
+    second.join(30)
+    assert not second.is_alive()
     remote.finish()
-    assert remote.steps() == [(1, ""), (2, ""), (3, ""), (4, "")]
+    assert remote.steps() == [(1, ""), (2, "")]
+
+
+def test_a_checkpoint_removed_here_during_its_upload(
+    remote: RemoteSaves, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make(remote.folder / "step1")
+
+    def before(method: str, path: str) -> None:
+        if method == "PUT" and key(path).startswith("step1/"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    relay.before = before
+    remote.saved(folder)
+    remote.removed("step1")
+    remote.finish()
+    assert not warned(caplog) and not remote.place.sizes("step1/")
 
 
 # --- which is the newest ---
@@ -231,9 +258,9 @@ def test_another_thread_may_save(remote: RemoteSaves) -> None:
 def test_the_newest_of_both_places(remote: RemoteSaves, relay: Relay) -> None:
     other = elsewhere(remote)
     assert remote.latest() is None and other.latest() is None
-    remote.saved(make(remote.folder / "step2"))
+    save(remote, make(remote.folder / "step2"))
     tell(remote.folder, 1, 2, 3)
-    remote.saved(make(remote.folder / "step3-unsharded", ephemeral=True))
+    save(remote, make(remote.folder / "step3-unsharded", ephemeral=True))
     assert remote.is_ephemeral("step3-unsharded")
     for here in (2, 3):  # older than there; of the same step
         other.folder.mkdir(exist_ok=True)
@@ -279,7 +306,7 @@ def test_the_one_before_a_damaged_one_is_used(
 ) -> None:
     name, content, said = DAMAGE[damage]
     for step in (1, 2):
-        remote.saved(make(remote.folder / f"step{step}"))
+        save(remote, make(remote.folder / f"step{step}"))
     if content is None:
         remote.place.delete([f"step2/{name}"])
     else:
@@ -300,7 +327,7 @@ def test_the_one_before_a_damaged_one_is_used(
 
 
 def test_an_interrupted_fetch_leaves_nothing(remote: RemoteSaves, relay: Relay) -> None:
-    remote.saved(make(remote.folder / "step2"))
+    save(remote, make(remote.folder / "step2"))
     other = elsewhere(remote)
     for broken in ("step2/train/rank0.pt", "probes/step1.parquet"):
         relay.before = lambda method, path, broken=broken: 403 if method == "GET" and key(path) == broken else None
@@ -325,6 +352,7 @@ elif sys.argv[3] == "removed":
     remote.removed(Path(sys.argv[2]).name)
 else:
     remote.latest()
+remote.wait()
 """
 
 
@@ -355,7 +383,7 @@ def kill_at(relay: Relay, where: str, remote: RemoteSaves, folder: Path, action:
 
 @pytest.mark.parametrize("where", ["PUT step2/model_and_optim/__0_0.distcp", "PUT step2/manifest"])
 def test_a_killed_upload_is_no_checkpoint(remote: RemoteSaves, relay: Relay, server: int, where: str) -> None:
-    remote.saved(make(remote.folder / "step1"))
+    save(remote, make(remote.folder / "step1"))
     folder = make(remote.folder / "step2", large=LARGE)
     kill_at(relay, where, remote, folder, "saved")
     other = elsewhere(remote)
@@ -370,7 +398,7 @@ def test_a_killed_upload_is_no_checkpoint(remote: RemoteSaves, relay: Relay, ser
     again.begin(2)
     assert not client_of(server).list_multipart_uploads(**place).get("Uploads")
     assert bool(again.place.sizes("step2/")) == ("manifest" in where)  # with config.yaml it might be OLMo's
-    again.saved(make(remote.folder / "step3"))  # brings step2 too
+    save(again, make(remote.folder / "step3"))  # brings step2 too
     assert again.steps() == [(1, ""), (2, ""), (3, "")]
     third = RemoteSaves(remote.place.url, remote.folder.with_name("third"))
     third.fetch("step2")
@@ -379,7 +407,7 @@ def test_a_killed_upload_is_no_checkpoint(remote: RemoteSaves, relay: Relay, ser
 
 def test_a_killed_removal_leaves_no_checkpoint(remote: RemoteSaves, relay: Relay) -> None:
     for step in (1, 2):
-        remote.saved(make(remote.folder / f"step{step}"))
+        save(remote, make(remote.folder / f"step{step}"))
     kill_at(relay, "DELETE step1/train", remote, remote.folder / "step1", "removed")
     assert remote.steps() == [(2, "")] and remote.place.sizes("step1/")
     shutil.rmtree(remote.folder / "step1")
@@ -389,7 +417,7 @@ def test_a_killed_removal_leaves_no_checkpoint(remote: RemoteSaves, relay: Relay
 
 
 def test_a_killed_fetch_is_done_anew(remote: RemoteSaves, relay: Relay) -> None:
-    remote.saved(make(remote.folder / "step2", large=LARGE))
+    save(remote, make(remote.folder / "step2", large=LARGE))
     other = elsewhere(remote)
     other.folder.mkdir()
     kill_at(relay, "GET step2/model_and_optim/__0_0.distcp", other, other.folder / "any", "latest")
@@ -413,7 +441,7 @@ def test_a_new_run_clears_the_place(remote: RemoteSaves) -> None:
     assert not remote.holds_run()
     remote.place.write("step7-unsharded/config.yaml", b"of OLMo's trainer")
     assert remote.holds_run() and not remote.steps()
-    remote.saved(make(remote.folder / "step2"))
+    save(remote, make(remote.folder / "step2"))
     remote.begin(2)
     assert remote.steps() == [(2, "")] and remote.place.sizes("step7") and not remote.place.sizes("step5")
     remote.begin(None)
@@ -427,7 +455,7 @@ def test_a_restart_uploads_what_is_missing_there(remote: RemoteSaves, caplog: py
     (make(remote.folder / "step4") / "manifest.json").unlink()  # cannot be checked
     flip(remote.folder / "step2/train/rank0.pt", bytes(900))
     remote.begin(5)  # step9 is damaged and comes again
-    remote.saved(make(remote.folder / "step6"))
+    save(remote, make(remote.folder / "step6"))
     assert remote.steps() == [(1, ""), (3, ""), (6, "")]
     (warning,) = warned(caplog)
     assert warning.startswith(f"damaged checkpoint, not uploaded: {remote.folder}/step2/train/rank0.pt: its checksum")
@@ -440,13 +468,13 @@ def test_a_restart_uploads_what_is_missing_there(remote: RemoteSaves, caplog: py
 def test_a_run_outlives_a_place_out_of_reach(
     remote: RemoteSaves, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
-    remote.saved(make(remote.folder / "step1"))
+    save(remote, make(remote.folder / "step1"))
     relay.before = lambda method, path: 503 if method == "PUT" and key(path).startswith("step2") else None
-    remote.saved(make(remote.folder / "step2"))
+    save(remote, make(remote.folder / "step2"))
     (warning,) = warned(caplog)
     assert warning.startswith(f"not uploaded: step2 ({remote.place.url}/step2/")
     assert warning.endswith(": 503); to be tried again with the next checkpoint")
-    remote.removed("step1")  # save_num_checkpoints_to_keep: 1; but there it is the only one
+    drop(remote, "step1")  # save_num_checkpoints_to_keep: 1; but there it is the only one
     assert remote.steps() == [(1, "")]
     with pytest.raises(OSError) as caught:
         remote.finish()
@@ -454,7 +482,7 @@ def test_a_run_outlives_a_place_out_of_reach(
     assert said.startswith("remote_save_folder: not uploaded: step2 (")
     assert said.endswith(f"; the checkpoints in {remote.folder} are intact")
     relay.before = lambda method, path: None
-    remote.saved(make(remote.folder / "step3"))
+    save(remote, make(remote.folder / "step3"))
     assert remote.steps() == [(2, ""), (3, "")] and len(warned(caplog)) == 1
     remote.finish()
 
@@ -464,11 +492,11 @@ def test_what_is_no_longer_kept_is_not_uploaded_later(
 ) -> None:
     relay.before = lambda method, path: 503
     for step in (1, 2):
-        remote.saved(make(remote.folder / f"step{step}"))
+        save(remote, make(remote.folder / f"step{step}"))
     shutil.rmtree(remote.folder / "step1")
-    remote.removed("step1")
+    drop(remote, "step1")
     make(remote.folder / "step3")
-    remote.saved(remote.folder / "step3")
+    save(remote, remote.folder / "step3")
     shutil.rmtree(remote.folder / "step2")  # by hand
     assert [w.partition(" (")[0] for w in warned(caplog)] == [
         f"not uploaded: {missing}" for missing in ("step1", "step1, step2", "step2, step3")
@@ -484,9 +512,9 @@ def test_a_removal_that_fails_is_tried_again(
     remote: RemoteSaves, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2):
-        remote.saved(make(remote.folder / f"step{step}"))
+        save(remote, make(remote.folder / f"step{step}"))
     relay.before = lambda method, path: 500 if method == "DELETE" else None
-    remote.removed("step1")
+    drop(remote, "step1")
     (warning,) = warned(caplog)
     assert warning == (
         f"not removed: step1 ({remote.place.url}/step1/manifest.json: 500); to be tried again with the next checkpoint"
@@ -512,7 +540,7 @@ def test_what_passes_is_tried_again_at_once(
 
     relay.before = before
     patient = RemoteSaves(remote.place.url, remote.folder)
-    patient.saved(make(remote.folder / "step1"))
+    save(patient, make(remote.folder / "step1"))
     assert patient.steps() == [(1, "")] and len(failed) == 10 and not warned(caplog)
 
 
@@ -585,3 +613,125 @@ def test_no_permission(relay: Relay, server: int, tmp_path: Path, monkeypatch: p
             RemoteSaves("s3://runs/a", tmp_path).check()
     finally:
         ask_for_rights("inf")
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world")) / "plain.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """An unbroken run of 7 steps, saved after 2, 4, 6 and 7; its folder and weights."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, weights(train(plain, folder, "--save_interval=2"))
+
+
+def options(remote: RemoteSaves, *more: str) -> tuple[str, ...]:
+    return ("--save_interval=2", "--try_load_latest_save", f"--remote_save_folder={remote.place.url}", *more)
+
+
+INDICES = "data-indices/rank0.tsv"
+
+
+def test_a_run_goes_on_on_another_machine(remote: RemoteSaves, plain: Path, whole: tuple[Path, Any]) -> None:
+    shutil.rmtree(remote.folder)
+    train(plain, remote.folder, *options(remote, "--stop_at=5"))  # which it saves, too
+    assert remote.steps() == [(2, ""), (4, ""), (5, "")]
+    other = elsewhere(remote)
+    resumed = train(plain, other.folder, *options(remote))
+    assert same(weights(resumed), whole[1]) and metrics(other.folder) == metrics(whole[0])
+    assert (other.folder / INDICES).read_bytes() == (whole[0] / INDICES).read_bytes()
+    assert checkpoints(other.folder) == {"step5", "step6", "step7"}
+    assert remote.steps() == [(2, ""), (4, ""), (5, ""), (6, ""), (7, "")]
+    assert remote.place.read("metrics.jsonl") == (other.folder / "metrics.jsonl").read_bytes()
+    kept = train(plain, other.folder, *options(remote, "--save_num_checkpoints_to_keep=2", "--max_duration=8"))
+    assert kept.state.step == 8 and checkpoints(other.folder) == {"step7", "step8"}
+    assert remote.steps() == [(7, ""), (8, "")]  # those that this machine never had are counted, too
+
+
+def test_ephemeral_checkpoints_go_there_too(remote: RemoteSaves, plain: Path) -> None:
+    shutil.rmtree(remote.folder)
+    ephemeral = ("--save_interval=4", "--save_interval_ephemeral=1", "--save_steps_unsharded=[2]")
+    train(plain, remote.folder, *options(remote, *ephemeral, "--stop_after=3"))
+    assert remote.steps() == [(2, "-unsharded"), (3, "")] and not remote.is_ephemeral("step3")  # the last is none
+    train(plain, remote.folder, *options(remote, *ephemeral, "--save_interval=null", "--stop_after=2"))
+    assert remote.steps() == [(2, "-unsharded"), (3, ""), (5, "")] and remote.is_ephemeral("step5")
+    train(plain, elsewhere(remote).folder, *options(remote, *ephemeral))
+    assert remote.steps() == [(2, "-unsharded"), (3, ""), (7, "")]
+
+
+def test_two_processes_go_on(remote: RemoteSaves, plain: Path, whole: tuple[Path, Any]) -> None:
+    shutil.rmtree(remote.folder)
+    train(plain, remote.folder, *options(remote, "--stop_at=4"))
+    folder = elsewhere(remote).folder
+    run = ["-m", "scripts.train", str(plain), *options(remote, f"--save_folder={folder}")]
+    ended = command(run, plain.parent, processes=2)
+    assert ended.returncode == 0, ended.stderr
+    assert remote.steps() == [(2, ""), (4, ""), (6, ""), (7, "")]
+    assert series(folder) == pytest.approx(series(whole[0]), rel=1e-4)
+
+
+def test_a_place_that_holds_a_run(remote: RemoteSaves, plain: Path, tmp_path: Path) -> None:
+    shutil.rmtree(remote.folder)
+    train(plain, remote.folder, *options(remote, "--stop_at=2"))
+    anew = ("--save_interval=2", f"--remote_save_folder={remote.place.url}", "--stop_at=1")
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"^remote_save_folder: {remote.place.url} holds a run; add --save_overwrite, or --try_load_latest_save",
+    ):
+        train(plain, tmp_path / "another", *anew)
+    assert remote.steps() == [(2, "")] and not (tmp_path / "another").exists()
+    train(plain, tmp_path / "another", *anew, "--save_overwrite")
+    assert remote.steps() == [(1, "")] and len(remote.place.read("metrics.jsonl").splitlines()) == 1
+
+
+def test_a_place_that_cannot_be_used(remote: RemoteSaves, relay: Relay, plain: Path, tmp_path: Path) -> None:
+    relay.before = lambda method, path: 403 if method == "PUT" else None
+    for more in ((), ("--dry_run",)):
+        with pytest.raises(ConfigurationError, match=r"^remote_save_folder: s3://.*/\.can-be-written: 403; it takes a"):
+            train(plain, tmp_path / "run", *options(remote), *more)
+        assert not (tmp_path / "run").exists()
+    relay.before = lambda method, path: None
+    train(plain, tmp_path / "run", *options(remote), "--dry_run")
+    assert not objects(remote)
+
+
+def test_a_run_whose_uploads_fail(
+    remote: RemoteSaves, relay: Relay, plain: Path, whole: tuple[Path, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(remote.folder)
+    relay.before = lambda method, path: 503 if method == "PUT" and "can-be" not in path else None
+    with pytest.raises(OSError, match=r"^remote_save_folder: not uploaded: step2, step4, step6, step7 .* are intact$"):
+        train(plain, remote.folder, *options(remote))
+    assert len(warned(caplog)) == 4 and remote.steps() == [] and checkpoints(remote.folder) == checkpoints(whole[0])
+    signals = Signals()
+    signals.received = signal.SIGTERM
+    trainer = Trainer(configure(plain, remote.folder, *options(remote, "--max_duration=9")), CPU, Ranks(), signals)
+    with pytest.raises(Interrupted, match=r"^SIGTERM at step 8; saved .*/step8"):  # it goes on as it can
+        trainer.fit()
+    relay.before = lambda method, path: None
+    train(plain, remote.folder, *options(remote, "--max_duration=8"))
+    assert remote.steps() == [(2, ""), (4, ""), (6, ""), (7, ""), (8, "")]
+
+
+def test_a_fetch_may_take_longer_than_others_wait(
+    remote: RemoteSaves, relay: Relay, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(remote.folder)
+    train(plain, remote.folder, *options(remote, "--stop_at=2"))
+    told: list[int] = []
+    largest = Ranks.largest
+
+    def seen(self: Ranks, value: int) -> int:
+        told.append(value)
+        return largest(self, value)
+
+    monkeypatch.setattr(Ranks, "largest", seen)
+    relay.before = lambda method, path: time.sleep(0.3) if key(path) == "step2/train.pt" else None
+    more = ("--collective_timeout=0.2", "--stop_at=2")
+    train(plain, elsewhere(remote).folder, *options(remote, *more))
+    assert told[:3] == [2, 2, 2] and 5 * 2 + 3 in told  # still coming, and then: step 2
