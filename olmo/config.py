@@ -380,7 +380,7 @@ class TrainConfig:
     eval_interval: int = 1000
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     save_folder: str = "./"
-    remote_save_folder: Optional[str] = None
+    remote_save_folder: Optional[str] = None  # s3://BUCKET/FOLDER: checkpoints and reports are copied there
     canceled_check_interval: int = 50  # steps from one look at time_limit and early_stopping_factor to the next
     save_interval: Optional[int] = 1000  # restart checkpoints `step{N}`
     save_interval_unsharded: Optional[int] = None  # checkpoints to keep, `step{N}-unsharded`
@@ -545,7 +545,6 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("data.datasets", (None,), "name the files in data.paths"),
     ("data.generate_doc_lengths", (False,), "leave it out; attention does not stop at the ends of documents"),
     ("fast_forward_batches", (None,), "leave it out; a run goes on where its checkpoint was written"),
-    ("remote_save_folder", (None,), "copy save_folder afterwards"),
     ("precision", (None, "fp32", "amp_bf16"), "use fp32 or amp_bf16"),
     ("wandb.log_artifacts", (False,), "leave it out, and upload save_folder afterwards"),
     ("python_profiling", (False,), "run py-spy on the process"),
@@ -915,6 +914,12 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield "model.resuscitation_force: goes with model.resuscitation, the file that it applies; leave it out"
     if config.probing is not None:
         yield from _invalid_probing(config, config.probing)
+    remote = config.remote_save_folder
+    if remote is not None and not re.fullmatch(r"s3://[^/\s]+(/[^/]+)*/?", remote):
+        yield (
+            f"remote_save_folder: {remote} is not s3://BUCKET/FOLDER; other stores that speak S3 (R2, MinIO, ...) are "
+            "reached as s3:// with their address in the environment variable AWS_ENDPOINT_URL"
+        )
     try:
         duration = float(str(config.max_duration).removesuffix("ep").removesuffix("T"))
     except ValueError:

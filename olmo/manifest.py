@@ -65,6 +65,11 @@ def _read(folder: Path) -> dict[str, Any]:
     return saved
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """The files that the manifest of a folder names, and their sizes in bytes; ValueError where it is none."""
+    return {name: entry["size"] for name, entry in _read(folder)["files"].items()}
+
+
 def is_ephemeral(folder: Path) -> bool:
     """Whether a checkpoint is marked as one that goes when a newer one is whole."""
     try:

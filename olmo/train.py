@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from .manifest import is_ephemeral
 from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
 from .parallel import distribute, gradient_sync, is_sharded, whole_model
+from .remote_saves import RemoteSaves
 from .reporting import Reporter, clock, log
 from .speed import peak_memory, peak_operations, training_operations
 from .temperature import Temperatures
@@ -119,6 +121,11 @@ class Trainer:
         self.config, self.device, self.ranks, self.signals = config, device, ranks, signals or Signals()
         self.folder = Path(config.save_folder)
         self._unread: Path | None = None  # checkpoint whose weights are still to be read
+        self.remote: RemoteSaves | None = None
+        if config.remote_save_folder is not None and ranks.is_first:
+            remote = RemoteSaves(config.remote_save_folder, self.folder)
+            remote.check()
+            self.remote = None if config.dry_run else remote
         # A downstream task reads the tokenizer by itself; here it is checked.
         asks = (
             e.type == EvaluatorType.downstream or (e.type == EvaluatorType.lm and e.data.dataset_path)
@@ -138,10 +145,12 @@ class Trainer:
         self.state = TrainState(epoch=config.epoch or 0)
         resumed = self._newest() if config.try_load_latest_save else None
         used = (self.folder / "metrics.jsonl").is_file()
-        if used and resumed is None and not (config.save_overwrite or self._has_only_begun()):
+        used_there = self.remote is not None and resumed is None and self.remote.holds_run()
+        if resumed is None and not config.save_overwrite and (used_there or (used and not self._has_only_begun())):
+            taken = f"remote_save_folder: {config.remote_save_folder}" if used_there else f"save_folder: {self.folder}"
             holds = "a run without a checkpoint to go on from" if config.try_load_latest_save else "a run"
             otherwise = "" if config.try_load_latest_save else ", or --try_load_latest_save to go on"
-            raise ConfigurationError(f"save_folder: {self.folder} holds {holds}; add --save_overwrite{otherwise}")
+            raise ConfigurationError(f"{taken} holds {holds}; add --save_overwrite{otherwise}")
         if used and resumed is None and config.load_path and _inside(Path(config.load_path), self.folder):
             raise ConfigurationError(
                 f"load_path: {config.load_path} lies in save_folder, which save_overwrite clears; choose another folder"
@@ -163,7 +172,7 @@ class Trainer:
         self._set_temperatures()
         self._warn_about_rounds_missed(1 if resumed is not None else self.state.step + 1)
         self._first_step = self.state.step
-        if used and resumed is None and self.state.step < self.last_step:
+        if (used or used_there) and resumed is None and self.state.step < self.last_step:
             # Before the older run is gone: where the data cannot be read, nothing is lost.
             self.loader.batch(self.state.epoch, self.state.batch)
         self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
@@ -173,25 +182,45 @@ class Trainer:
             if step <= self.state.step:  # later ones are damaged, and come again
                 ephemeral = is_ephemeral(self.folder / f"step{step}{kind}")
                 self._saved["ephemeral" if ephemeral else kind].append(step)
+        if self.remote is not None:
+            self.remote.begin(self.state.step if resumed is not None else None)
+            self._count_remote(self.remote)
 
     # --- starting point ---
 
     def _newest(self) -> Path | None:
         """The run's own checkpoint from which all ranks go on: what the first one finds."""
-        kinds = (None, "damaged", "", "-unsharded")
+        kinds = (None, "damaged", "still coming", "", "-unsharded")
         if self.ranks.is_first:
+            look = self.remote.latest if self.remote is not None else partial(saves.latest, self.folder)
+            with ThreadPoolExecutor(1) as pool:
+                found = pool.submit(look)
+                # It may take longer than the others would wait.
+                while wait([found], self.config.collective_timeout / 4).not_done:
+                    self.ranks.from_first(kinds.index("still coming"))
             try:
-                newest = saves.latest(self.folder)
+                newest = found.result()
             except ValueError:
-                self.ranks.from_first(1)
+                self.ranks.from_first(kinds.index("damaged"))
                 raise
             step, kind = saves.step_and_kind(newest) if newest is not None else (0, None)
-            self.ranks.from_first(4 * step + kinds.index(kind))
+            self.ranks.from_first(len(kinds) * step + kinds.index(kind))
             return newest
-        step, number = divmod(self.ranks.from_first(0), 4)
+        step, number = divmod(self.ranks.from_first(0), len(kinds))
+        while kinds[number] == "still coming":
+            step, number = divmod(self.ranks.from_first(0), len(kinds))
         if kinds[number] == "damaged":  # the first rank says which
             raise ConfigurationError(f"save_folder: no checkpoint in {self.folder} is whole")
         return self.folder / f"step{step}{kinds[number]}" if number else None
+
+    def _count_remote(self, remote: RemoteSaves) -> None:
+        """Let checkpoints that lie in the remote folder alone count among those to keep."""
+        for step, kind in remote.steps():
+            if step < self.state.step and not self._path(kind, step).is_dir():
+                ephemeral = remote.is_ephemeral(self._path(kind, step).name)
+                self._saved["ephemeral" if ephemeral else kind].append(step)
+        for steps in self._saved.values():
+            steps.sort()
 
     def _has_only_begun(self) -> bool:
         """Whether the folder holds this very run, ended before its first checkpoint: then it begins anew."""
@@ -308,6 +337,8 @@ class Trainer:
                 except ValueError:  # of the numbers, on all processes alike: what is being saved can be saved
                     with suppress(OSError):
                         self.saver.wait()
+                        if self.remote is not None:
+                            self.remote.wait()
                     raise
 
     def _fit(self, last_step: int, max_steps: int) -> None:
@@ -377,6 +408,8 @@ class Trainer:
                 last_step = min(step + cancelled.extra_steps, last_step - 1)
         batches.close()  # type: ignore[attr-defined]
         self.saver.wait()
+        if self.remote is not None:
+            self._finish_uploads(self.remote, last=cancelled is None)
         if cancelled is not None:
             raise cancelled.end(saved)
 
@@ -568,6 +601,15 @@ class Trainer:
         for path in self._spare():
             self._remove(path)
 
+    def _finish_uploads(self, remote: RemoteSaves, last: bool) -> None:
+        """Wait for uploads; where one fails, raise OSError, unless this process is not the run's last."""
+        try:
+            remote.finish()
+        except OSError as error:
+            if last:
+                raise
+            log.warning("%s", error)
+
     def _path(self, kind: str, step: int | None = None) -> Path:
         """The folder of a checkpoint, by default of the step just done."""
         return self.folder / f"step{self.state.step if step is None else step}{kind.removeprefix('ephemeral')}"
@@ -586,6 +628,8 @@ class Trainer:
     def _remove(self, path: Path) -> None:
         if self.ranks.is_first:
             saves.remove(path)
+        if self.remote is not None:
+            self.remote.removed(path.name)
 
     def _save(self, kinds: Sequence[str]) -> Path:
         """Save the step just done; returns the folder of the last of `kinds`.
@@ -634,5 +678,7 @@ class Trainer:
         if self.ranks.is_first:
             saves.link_latest(path)
             log.info("saved %s", path)
+        if self.remote is not None:
+            self.remote.saved(path)
         for other in spare:
             self._remove(other)

@@ -373,7 +373,6 @@ BAD = {
     "data.generate_attention_mask": "true",
     "data.generate_doc_lengths": "true",
     "fast_forward_batches": "3",
-    "remote_save_folder": "s3://a",
     "precision": "fp16",
     "wandb.log_artifacts": "true",
     "python_profiling": "true",
@@ -401,6 +400,16 @@ def test_unsupported_value_is_spelled_as_in_yaml(tmp_path: Path) -> None:
         "precision: fp16 is not supported (null or fp32 or amp_bf16 is); use fp32 or amp_bf16"
     )
     assert problem(tmp_path, MINIMAL + "model: {alibi: true}").startswith("model.alibi: true is not supported (false ")
+
+
+@pytest.mark.parametrize("place", ["gs://a/b", "r2://a/b", "weka://a/b", "/a/b", "s3://", "s3:///b", "s3://a//b", "''"])
+def test_a_remote_save_folder_is_on_s3(tmp_path: Path, place: str) -> None:
+    assert problem(tmp_path, MINIMAL, f"--remote_save_folder={place}") == (
+        f"remote_save_folder: {place.strip(chr(39))} is not s3://BUCKET/FOLDER; other stores that speak S3 (R2, MinIO, "
+        "...) are reached as s3:// with their address in the environment variable AWS_ENDPOINT_URL"
+    )
+    for good in ("s3://a", "s3://a/b c/d", "s3://a/b/"):
+        assert load(tmp_path / "config.yaml", [f"--remote_save_folder={good}"]).remote_save_folder == good
 
 
 def test_unsupported_data_key_of_an_evaluator(tmp_path: Path) -> None:
