@@ -104,7 +104,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="file; default: beside the checkpoint")
     parser.add_argument("--verify", action="store_true", help="measure again what was written, on the same data")
     parser.add_argument("--batch_size", type=int, help="of --verify, instances a forward pass (default 4)")
-    parser.add_argument("--device", help="of --verify: cpu, cuda, cuda:1; default: a GPU where there is one")
+    parser.add_argument("--device", help="of --verify: cpu, cuda, cuda:1, mps; default: a GPU where there is one")
     args = parser.parse_args(argv)
     if args.output is not None and args.output.suffix != SUFFIXES[args.format]:
         raise ConfigurationError(

@@ -432,7 +432,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=4, help="instances a forward pass (default 4)")
     parser.add_argument("--sequence_length", type=int, help="tokens an instance; default: the model's context")
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU where there is one")
     parser.add_argument(
         "--eager", action="store_true", help="on a GPU: without torch.compile, which takes a minute before it is faster"
     )

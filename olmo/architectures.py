@@ -277,7 +277,7 @@ def _adds_up(layer: nn.Module, block: str, experts: str, shared: str, weight: nn
 
     def listen(name: str) -> None:
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            heard[name] = output.reshape(8, width).double()
+            heard[name] = output.reshape(8, width).cpu().double()
 
         handles.append(layer.get_submodule(name).register_forward_hook(hook))
 
@@ -292,8 +292,8 @@ def _adds_up(layer: nn.Module, block: str, experts: str, shared: str, weight: nn
         for handle in handles:
             handle.remove()
     if weight is not None:
-        heard[shared] = heard[shared] * weight(tokens)[0].double().sigmoid()
-    found = (written[0] if isinstance(written, tuple) else written).reshape(8, width).double()
+        heard[shared] = heard[shared] * weight(tokens)[0].cpu().double().sigmoid()
+    found = (written[0] if isinstance(written, tuple) else written).reshape(8, width).cpu().double()
     rounding = 4 * torch.finfo(place.dtype).eps * (heard[experts].norm() + heard[shared].norm())
     return bool((found - heard[experts] - heard[shared]).norm() <= rounding)
 

@@ -1,7 +1,8 @@
 """Checkpoints: OLMo's unsharded folder is our own format; transformers' layouts come in through `olmo/layouts.py`.
 
 A folder holds `config.yaml` and `model.safetensors` (or `model.pt`), for a restart `optim.pt` and `train.pt`, and
-`manifest.json`, by which damage is recognised (`olmo/manifest.py`).
+`manifest.json`, by which damage is recognised (`olmo/manifest.py`). In those that a run writes for its restarts weights
+and optimizer lie in parts (`olmo/sharded.py`); whoever reads weights need not care.
 Weights are mapped from the file onto a model that was built without memory.
 """
 
@@ -12,7 +13,9 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ from torch import Tensor
 
 from . import manifest, saves
 from .config import ModelConfig, TrainConfig, load_model_config
-from .exceptions import ConfigurationError
+from .distributed import Ranks
+from .exceptions import ConfigurationError, reason
 from .layouts import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
 from .model import OLMo
 from .optim import LionW
 from .rescaling import load_multipliers, rescale
 from .temperature import Temperatures
-from .tensors import read_tensors, write_tensors
+from .tensors import read_tensors, read_training_state, write_tensors
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
@@ -95,6 +99,8 @@ def model_files(folder: Path) -> list[Path]:
     for single in ("model.safetensors", "model.pt"):
         if (folder / single).is_file():
             return [folder / single]
+    if saves.is_sharded(folder):
+        return sorted((folder / saves.SHARDS).iterdir())
     for index, pattern in (
         ("model.safetensors.index.json", "model-*.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
@@ -147,9 +153,14 @@ def read_config(folder: Path) -> ModelConfig:
 def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
     """The weights of a checkpoint folder of any layout under OLMo's names.
 
-    They are mapped from the file unless `mapped` is false; what has to be stacked is copied in any case.
+    They are mapped from the file unless `mapped` is false; what has to be stacked, or lies in parts, is copied in any
+    case.
     """
     raw = transformers_config(folder)
+    if saves.is_sharded(folder):
+        from . import sharded  # what it imports takes longer than most of what reads a checkpoint
+
+        return sharded.read_all(folder, sharded.WEIGHTS)
     state: dict[str, Tensor] = {}
     for path in model_files(folder):
         state.update(read_tensors(path, mapped))
@@ -166,6 +177,10 @@ class StateOnDisk(Mapping[str, Tensor]):
         self.like = {name: tensor.to("meta") for name, tensor in read_state(folder).items()}
 
     def __getitem__(self, name: str) -> Tensor:
+        if saves.is_sharded(self.folder):
+            from . import sharded
+
+            return sharded.read_all(self.folder, f"{sharded.WEIGHTS}{name}")[""]
         return read_state(self.folder)[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -248,7 +263,7 @@ def load_model(
         # What a checkpoint's config says of resuscitation was done before the checkpoint was trained and saved.
         config = replace(read_config(folder), resuscitation=None)
     else:
-        _check_behaviour(config, folder)
+        check_behaviour(config, folder)
     model = OLMo.empty(config)
     state = read_state(folder, mapped or device.type != "cpu")
     if config.resuscitation:
@@ -261,7 +276,7 @@ def load_model(
     return model
 
 
-def _check_behaviour(config: ModelConfig, folder: Path) -> None:
+def check_behaviour(config: ModelConfig, folder: Path) -> None:
     """Raise ConfigurationError where a run's model would compute something else with a checkpoint's weights."""
     if not (folder / "config.yaml").is_file() and transformers_config(folder) is None:
         return  # weights alone; the shapes must do
@@ -318,6 +333,23 @@ def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> Ten
 # --- saving and restarting ---------------------------------------------------------------------------------------
 
 
+def read_optimizer_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer like this one kept when a run wrote a checkpoint folder, for `load_optimizer_state`.
+
+    Of weights that FSDP has cut, from a checkpoint in parts, only what belongs to this process. A collective.
+    """
+    if not saves.is_sharded(folder):
+        return read_training_state(folder, "optim")
+    from . import sharded
+
+    return {"state": sharded.read_moments(folder, named_weights(optimizer))}
+
+
+def named_weights(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The weights that an optimizer moves."""
+    return {n: w for group in optimizer.param_groups for n, w in zip(group["param_names"], group["params"])}
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state keyed by parameter name, as OLMo's unsharded optim.pt holds it."""
     state = optimizer.state_dict()
@@ -331,10 +363,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
 
     OLMo's trainer saves them by name, and under DDP by number, with the names (prefixed) in the groups.
     """
+    from .parallel import cut_as
+
     state = optimizer.state_dict()
-    weights = {
-        name: weight for group in optimizer.param_groups for name, weight in zip(group["param_names"], group["params"])
-    }
+    weights = named_weights(optimizer)
     try:
         numbered = {
             number: name
@@ -364,6 +396,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
                     f"{where}: {entry} of {name} has shape {tuple(value.shape)} and {value.dtype}, "
                     f"not {tuple(shape)} and floating point; set reset_optimizer_state"
                 )
+        for entry, value in found[name].items():
+            if entry.startswith("exp_avg"):
+                found[name][entry] = cut_as(value, weights[name])
     state["state"] = dict(enumerate(found[name] for name in weights))
     optimizer.load_state_dict(state)
 
@@ -376,40 +411,84 @@ def save(
     trainer: dict[str, Any],
     temperatures: Temperatures | None = None,
     ephemeral: bool = False,
+    first: bool = True,
 ) -> None:
     """Write an unsharded checkpoint, whole or not at all; an older one of that name is replaced.
 
     `temperatures`, those of this moment, are written with it: what is loaded computes what was saved. An `ephemeral`
     one is marked as such. All of it is on the disk before it gets its name. Raises OSError.
+    What FSDP has cut is gathered, a collective; then only the `first` process writes.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write(partial, model, config, optimizer, trainer, temperatures)
-        manifest.write(partial, ephemeral)
-    except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
-        shutil.rmtree(partial, ignore_errors=True)
-        cause = error.__cause__ or error.__context__ or error  # torch wraps it, write_tensors names a file that is gone
-        told = str(cause).splitlines()
-        reason = (isinstance(cause, OSError) and cause.strerror) or (told[0] if told else type(cause).__name__)
-        raise OSError(f"{folder}: cannot be saved ({reason}); the checkpoints before it are intact") from error
-    saves.remove(folder, successor=partial)
+    from .parallel import whole
+
+    def gathered(value: Any) -> Any:
+        """A tensor whole, in main memory where it will be written."""
+        if not isinstance(value, Tensor):
+            return value
+        value = whole(value.detach())
+        return value.cpu().contiguous() if first else None
+
+    weights = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
+    saved = optimizer_state(optimizer)
+    saved["state"] = {name: {e: gathered(v) for e, v in entries.items()} for name, entries in saved["state"].items()}
+    if not first:
+        return
+    with _failing(folder):
+        _begin(folder, config, trainer, temperatures)
+        write_tensors(_partial(folder) / "model.safetensors", weights)
+        for group in saved["param_groups"]:  # what OLMo's optimizer clips by
+            limits = {"max_grad_norm": config.max_grad_norm, "max_grad_norm_ratio": config.max_grad_norm_ratio}
+            group.update(sharded=False, **limits)
+        _torch_save(saved, _partial(folder) / "optim.pt")
+        _complete(folder, ephemeral)
 
 
-def _write(
-    partial: Path,
-    model: OLMo,
+def save_sharded(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
     config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
     trainer: dict[str, Any],
     temperatures: Temperatures | None,
+    ephemeral: bool,
+    ranks: Ranks,
 ) -> None:
+    """Write what `sharded.snapshot` has made on every process, whole or not at all, as `save` does.
+
+    A collective of the thread that saves; OSError on all processes where one fails.
+    """
+    from . import sharded
+
+    with _failing(folder):
+        sharded.first_does(ranks, partial(_begin, folder, config, trainer, temperatures))
+        sharded.write(_partial(folder), tensors, ranks)
+        sharded.first_does(ranks, partial(_complete, folder, ephemeral))
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+@contextmanager
+def _failing(folder: Path) -> Iterator[None]:
+    """Leave nothing half-written behind where a save fails; raise OSError that says why."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
+        shutil.rmtree(_partial(folder), ignore_errors=True)
+        cause = error.__cause__ or error.__context__ or error  # torch wraps it, write_tensors names a file that is gone
+        raise OSError(f"{folder}: cannot be saved ({reason(cause)}); the checkpoints before it are intact") from error
+
+
+def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatures: Temperatures | None) -> None:
+    """Make the folder to write to, with all that is no weight and no optimizer's."""
+    written = _partial(folder)
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
     if temperatures:
         file = None
         if temperatures.memories is not None:
             file = "temperature_MLP.safetensors"
-            write_tensors(partial / file, {"temperature_MLP": temperatures.memories})
+            write_tensors(written / file, {"temperature_MLP": temperatures.memories.cpu()})
         config = replace(
             config,
             model=replace(
@@ -421,12 +500,15 @@ def _write(
         )
     elif config.model.temperature_attention or config.model.temperature_MLP:  # they have come down to 1
         config = replace(config, model=replace(config.model, temperature_attention=None, temperature_MLP=None))
-    config.save(partial / "config.yaml")
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    write_tensors(partial / "model.safetensors", tensors)
-    saved = optimizer_state(optimizer)
-    for group in saved["param_groups"]:  # what OLMo's optimizer clips by
-        group.update(sharded=False, max_grad_norm=config.max_grad_norm, max_grad_norm_ratio=config.max_grad_norm_ratio)
-    for name, state in (("optim.pt", saved), ("train.pt", trainer)):
-        with (partial / name).open("wb") as target:  # torch does not tell why its own streams fail
-            torch.save(state, target)
+    config.save(written / "config.yaml")
+    _torch_save(trainer, written / "train.pt")
+
+
+def _torch_save(state: Any, path: Path) -> None:
+    with path.open("wb") as target:  # torch does not tell why its own streams fail
+        torch.save(state, target)
+
+
+def _complete(folder: Path, ephemeral: bool) -> None:
+    manifest.write(_partial(folder), ephemeral)
+    saves.remove(folder, successor=_partial(folder))

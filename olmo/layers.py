@@ -47,12 +47,8 @@ def recomputes(strategy: ActivationCheckpointingStrategy | None, number: int) ->
     return (number % every == 0) == multiples
 
 
-def _whole(block: Block, x: Tensor, table: Table, seen: Tensor | None) -> Tensor:
-    return block(x, table, seen)
-
-
 def _fine_grained(again: Callable[..., Tensor], block: Block, x: Tensor, table: Table, seen: Tensor | None) -> Tensor:
-    """`Block.forward` in parts, some of which go through `again`."""
+    """`Block.compute` in parts, some of which go through `again`."""
     after = block.config.norm_after
     written = again(block.attend, block.att_proj(x if after else again(block.attn_norm, x)), table, seen)
     x = x + block.dropout(again(block.attn_norm, written) if after else written)
@@ -60,14 +56,22 @@ def _fine_grained(again: Callable[..., Tensor], block: Block, x: Tensor, table: 
     return x + block.dropout(again(block.ff_norm, written) if after else written)
 
 
-def layer_runner(config: TrainConfig) -> LayerRunner | None:
-    """What runs layer `number` of a training step: (number, block, x, table, seen) -> x; None: the block by itself."""
+def layer_runner(config: TrainConfig, device: torch.device | None = None) -> LayerRunner | None:
+    """What runs layer `number` of a training step: (number, block, x, table, seen) -> x; None: the block by itself.
+
+    Raises ConfigurationError for dropout and recomputed activations on MPS, whose dropout torch would draw anew.
+    """
     strategy, model = config.activation_checkpointing, config.model
     if strategy is None and config.compile is None:
         return None
     drops = any((model.attention_dropout, model.residual_dropout, model.embedding_dropout))
+    if drops and strategy is not None and device is not None and device.type == "mps":
+        raise ConfigurationError(
+            "activation_checkpointing: on MPS torch computes wrong gradients with dropout (its issue 127676); "
+            "leave it out, or set all of model.attention_dropout, residual_dropout and embedding_dropout to 0"
+        )
     again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=drops)
-    run: Callable[..., Tensor] = _whole
+    run: Callable[..., Tensor] = Block.compute
     if strategy == ActivationCheckpointingStrategy.fine_grained:
         run = partial(_fine_grained, again)
     if config.compile is not None:  # one graph, which serves every layer

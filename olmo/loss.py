@@ -10,13 +10,15 @@ N positions of a batch (rows x T), n of them predict a token that counts; D and 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .exceptions import ConfigurationError
 from .layers import LayerRunner
 from .model import OLMo
 
@@ -24,6 +26,8 @@ from .model import OLMo
 # and written for it; on a GPU, where products are cheap beside memory traffic, that wants more tokens.
 TOKENS = {"cuda": 4096}
 TOKENS_ELSEWHERE = 512
+
+LossFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor, Tensor]]  # as `linear_cross_entropy`
 
 
 def predictions(input_ids: Tensor, label_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -92,7 +96,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     bias_gradient += gradient.sum(0)
                 gradient = gradient.to(dtype)
                 if hidden_gradient is not None:
-                    hidden_gradient.index_copy_(0, chosen, (gradient @ matrix).to(hidden.dtype))
+                    # Not by index_copy_, which is missing on MPS in torch 2.6 and very slow in later ones.
+                    hidden_gradient[chosen] = (gradient @ matrix).to(hidden.dtype)
                 if weight_gradient is not None and dtype == exact:
                     weight_gradient.addmm_(gradient.t(), states)
                 elif weight_gradient is not None:
@@ -134,6 +139,61 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, bias, places, targets, divisor, z_multiplier)
 
 
+def fused_linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    places: Tensor,
+    targets: Tensor,
+    *,
+    divisor: float = 1.0,
+    z_multiplier: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`linear_cross_entropy` by Liger Kernel (github.com/linkedin/Liger-Kernel, 0.8), whose kernel turns logits into
+    their gradient in place, for about as many tokens at a time as give N x D logits.
+
+    Gradients of weight and bias are summed in float32 and rounded once, to the parameter's type; of `divisor`, hidden
+    states and bias take the part. Unlike ours it waits for the device, twice: it counts the targets, and compares the
+    gradient that comes back with 1.
+    """
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    if not len(places):  # it divides by their number
+        return linear_cross_entropy(hidden, weight, bias, places, targets, divisor=divisor, z_multiplier=z_multiplier)
+    states = hidden.index_select(0, places)
+    if torch.is_autocast_enabled(hidden.device.type):
+        states = states.float()  # autocast rounds them for the product; the z-losses of tokens have their type
+    found = liger_fused_linear_cross_entropy(
+        states / divisor,
+        weight,
+        targets,
+        bias=None if bias is None else bias / divisor,
+        lse_square_scale=z_multiplier or 0.0,
+        reduction="sum",
+        return_z_loss=True,
+        accum_dtype=torch.float32,
+    )
+    z_loss = found.z_loss.detach()
+    return found.loss, found.loss.detach() - z_loss, z_loss  # its loss is the sum of both
+
+
+def loss_function(fused: bool | None, device: torch.device) -> LossFunction:
+    """What computes the loss of a training step, by the key `fused_loss`."""
+    if not fused:
+        return linear_cross_entropy
+    if device.type != "cuda":
+        raise ConfigurationError(
+            f"fused_loss: Liger Kernel needs a CUDA device, and this is {device.type}; leave it out"
+        )
+    try:
+        import liger_kernel.transformers.functional  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            f"fused_loss: needs Liger Kernel; pip install 'liger-kernel>=0.8', or leave it out ({error})"
+        ) from error
+    return fused_linear_cross_entropy
+
+
 def token_losses(model: OLMo, hidden: Tensor, targets: Tensor) -> Tensor:
     """Negative log-probabilities (n,), float32, of targets (n,) after hidden states (n, D); without a gradient."""
     parts = zip(hidden.split(TOKENS_ELSEWHERE), targets.split(TOKENS_ELSEWHERE))
@@ -144,9 +204,15 @@ class Objective(nn.Module):
     """A model together with its loss: what a training step differentiates, in one forward pass, so that whatever
     distributes the model sees all of its parameters used there."""
 
-    def __init__(self, model: OLMo, z_multiplier: float | None = None, run_layer: LayerRunner | None = None):
+    def __init__(
+        self,
+        model: OLMo,
+        z_multiplier: float | None = None,
+        run_layer: LayerRunner | None = None,
+        loss: LossFunction = linear_cross_entropy,
+    ):
         super().__init__()
-        self.model, self.z_multiplier, self.run_layer = model, z_multiplier, run_layer
+        self.model, self.z_multiplier, self.run_layer, self.loss = model, z_multiplier, run_layer, loss
 
     def forward(
         self, input_ids: Tensor, places: Tensor, targets: Tensor, attention_mask: Tensor | None = None
@@ -155,6 +221,4 @@ class Objective(nn.Module):
         hidden = self.model.hidden_states(input_ids, attention_mask, self.run_layer).flatten(0, 1)
         divisor = math.sqrt(self.model.config.d_model) if self.model.config.scale_logits else 1.0
         weight, bias = self.model.vocabulary
-        return linear_cross_entropy(
-            hidden, weight, bias, places, targets, divisor=divisor, z_multiplier=self.z_multiplier
-        )
+        return self.loss(hidden, weight, bias, places, targets, divisor=divisor, z_multiplier=self.z_multiplier)

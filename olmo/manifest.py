@@ -43,14 +43,16 @@ def write(folder: Path, ephemeral: bool = False) -> None:
 
     `ephemeral` marks a checkpoint that goes when a newer one is whole.
     """
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(len(paths)) as pool:  # neither waiting for the disk nor the checksum holds Python's lock
         list(pool.map(sync, paths))
         checksums = list(pool.map(checksum, paths))
-    files = {path.name: {"size": path.stat().st_size, "crc32": crc} for path, crc in zip(paths, checksums)}
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    files = {name: {"size": path.stat().st_size, "crc32": crc} for name, path, crc in zip(names, paths, checksums)}
     (folder / NAME).write_text(json.dumps({"ephemeral": ephemeral, "files": files}, indent=2) + "\n", encoding="utf-8")
     sync(folder / NAME)
-    sync(folder)
+    for place in {folder, *(path.parent for path in paths)}:
+        sync(place)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -61,6 +63,11 @@ def _read(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / NAME}: no manifest of a checkpoint: {error!r}") from error
     return saved
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """The files that the manifest of a folder names, and their sizes in bytes; ValueError where it is none."""
+    return {name: entry["size"] for name, entry in _read(folder)["files"].items()}
 
 
 def is_ephemeral(folder: Path) -> bool:
@@ -74,7 +81,7 @@ def is_ephemeral(folder: Path) -> bool:
 def problem(folder: Path, only: Collection[str] | None = None) -> str | None:
     """What is wrong with a folder that has a manifest, in one line that names the file; None where all is well.
 
-    only: names of files, where not all matter.
+    only: names of files (relative to the folder), where not all matter.
     """
     if not (folder / NAME).is_file():
         return None

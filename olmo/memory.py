@@ -61,7 +61,7 @@ class Observation:
         total = torch.zeros(instances, memories, device=coefficients.device)
         # On a CPU in pieces that stay in its cache, ten times faster than one sum over T; in no smaller ones, because
         # threads that wait for each other all the time suffer where they share processors with other work.
-        size = length if coefficients.is_cuda else max(SUMMED_AT_ONCE // (instances * memories), 1)
+        size = length if coefficients.device.type != "cpu" else max(SUMMED_AT_ONCE // (instances * memories), 1)
         for start in range(0, length, size):
             piece = coefficients[:, start : start + size].abs().float()
             if mask is not None:
@@ -250,7 +250,9 @@ def _pass_through_ours(model: OLMo, input_ids: Tensor, observation: Observation)
             observation.set(number, means)
         return
     instances, length, _ = stream.shape
-    step = instances * length if stream.is_cuda else max(PROJECTED_AT_ONCE // model.config.projection_size, 1)
+    step = (
+        instances * length if stream.device.type != "cpu" else max(PROJECTED_AT_ONCE // model.config.projection_size, 1)
+    )
     together = max(step // length, 1)
     rows = [slice(row, min(row + together, instances)) for row in range(0, instances, together)]
     pieces = [(row, slice(start, min(start + step, length))) for row in rows for start in range(0, length, step)]
@@ -295,7 +297,7 @@ def _coefficients(block: Block, stream: Tensor, observation: Observation) -> Ten
     slower, perhaps because its rows lie a large power of two apart. `relu` needs the whole, for its hooks.
     """
     gated = block.config.activation_type == ActivationType.swiglu and block.memory_temperature is None
-    if stream.is_cuda or not gated or block.ff_proj.bias is not None or observation.coefficient == "relu":
+    if stream.device.type != "cpu" or not gated or block.ff_proj.bias is not None or observation.coefficient == "relu":
         return block.coefficients(block.project(stream))
     entering = stream if block.config.norm_after else block.ff_norm(stream)
     ups, gates = (half.split(MEMORIES_AT_ONCE) for half in block.ff_proj.weight.chunk(2))
@@ -326,12 +328,14 @@ class GroupedMeans:
     """
 
     def __init__(self, *shape: int):
-        self._sums = torch.zeros(GROUPS, *shape, dtype=torch.float64)  # where the values are: a GPU goes on meanwhile
+        # Where the values are, so that a GPU goes on meanwhile; on the host where only that has float64 (MPS has none).
+        self._sums = torch.zeros(GROUPS, *shape, dtype=torch.float64)
         self.counts = np.zeros(GROUPS)
 
     def add(self, values: Tensor, instances: NDArray[np.integer]) -> None:
         """Add the values (B, ...) of the instances with these numbers (B,)."""
         groups = instances % GROUPS
+        values = values if values.is_cuda else values.cpu()
         # A product of matrices, unlike index_add_, gives the same sum every time on a GPU too.
         owner = torch.from_numpy(np.arange(GROUPS)[:, None] == groups).double().to(values.device, non_blocking=True)
         added = owner @ values.double().reshape(len(values), -1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -171,9 +172,22 @@ class Block(nn.Module):
         written = self.ff_out(coefficients)
         return self.ff_norm(written) if self.config.norm_after else written
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
+    def compute(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
         x = x + self.dropout(self.attention_update(x, table, seen))
         return x + self.dropout(self.memory_update(self.coefficients(self.project(x))))
+
+    def forward(
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor] | None,
+        seen: Tensor | None = None,
+        run: Callable[[Block, Tensor, tuple[Tensor, Tensor] | None, Tensor | None], Tensor] | None = None,
+    ) -> Tensor:
+        """The residual stream after this layer, (B, T, D) -> (B, T, D); `run` computes it in place of `compute`.
+
+        From outside, in place of the call itself, it would miss the weights that FSDP gathers around a call.
+        """
+        return self.compute(x, table, seen) if run is None else run(self, x, table, seen)
 
 
 class OLMo(nn.Module):
@@ -232,13 +246,13 @@ class OLMo(nn.Module):
     ) -> Tensor:
         """Normed output of the last block, (B, T) -> (B, T, D).
 
-        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all. `run` is called in place of
-        each block, with its number, itself and its arguments (see `olmo/layers.py`).
+        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all. `run` computes each layer, from
+        its number, the block and what that gets (see `olmo/layers.py`).
         """
         x, table = self.embed(input_ids)
         seen = None if attention_mask is None else seen_tokens(attention_mask)
         for number, block in enumerate(self.blocks):
-            x = block(x, table, seen) if run is None else run(number, block, x, table, seen)
+            x = block(x, table, seen, None if run is None else partial(run, number))
         return self.transformer["ln_f"](x)
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .config import OptimizerConfig, OptimizerType, SchedulerConfig, SchedulerType, TrainConfig
 from .model import LayerNorm
+from .parallel import whole
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
@@ -149,7 +150,7 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     As in OLMo the factor is max_norm / (norm + 1e-6), at most 1; None measures without scaling.
     """
     limit = math.inf if max_norm is None else max_norm
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
 
 
 @torch.no_grad()
@@ -159,20 +160,17 @@ def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Te
     The limit is `max_ratio` times a running average of the parameter's clipped norm, with the larger of the betas, kept
     in the optimizer's state as `grad_norm_exp_avg`; the factor is limit / (norm + 1e-6), at most 1, as in OLMo.
     """
-    norms = []
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            if weight.grad is None:
-                continue
-            norm = torch.linalg.vector_norm(weight.grad, dtype=torch.float32)
-            norms.append(norm)
-            state = optimizer.state.get(weight)
-            average = state.get("grad_norm_exp_avg") if state else None
-            if average is None:
-                average = norm.clone()
-                if state:  # not before the first step: optimizers take any state for a sign that theirs is there
-                    state["grad_norm_exp_avg"] = average
-            factor = (max_ratio * average / (norm + 1e-6)).clamp(max=1.0)
-            weight.grad.mul_(factor.to(weight.grad.dtype))
-            average.lerp_(norm * factor, 1 - max(group["betas"]))
-    return torch.linalg.vector_norm(torch.stack(norms))
+    trained = [(w, max(group["betas"])) for group in optimizer.param_groups for w in group["params"]]
+    trained = [(weight, beta) for weight, beta in trained if weight.grad is not None]
+    norms = whole(torch.stack([torch.linalg.vector_norm(weight.grad, dtype=torch.float32) for weight, _ in trained]))
+    for (weight, beta), norm in zip(trained, norms):
+        state = optimizer.state.get(weight)
+        average = state.get("grad_norm_exp_avg") if state else None
+        if average is None:
+            average = norm.clone()
+            if state:  # not before the first step: optimizers take any state for a sign that theirs is there
+                state["grad_norm_exp_avg"] = average
+        factor = (max_ratio * average / (norm + 1e-6)).clamp(max=1.0)
+        weight.grad.mul_(factor.to(weight.grad.dtype))
+        average.lerp_(norm * factor, 1 - beta)
+    return torch.linalg.vector_norm(norms)

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import manifest, saves
-from .config import TrainConfig
+from .config import TrainConfig, changed_keys, load
 from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -160,11 +160,15 @@ class Reporter:
                 (self.folder / "metrics.jsonl").unlink()
         else:
             self._drop_beyond(resume_step)
+        changed = _changed(self.folder / "config.yaml", config) if resume_step is not None else []
         config.save(self.folder / "config.yaml")
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         self._logfile = _LogFile(self.folder / "train.log")
         self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._logfile)
+        if changed:
+            told = "save_folder: %s holds a run last started with another %s; it goes on from step %d all the same"
+            log.warning(f"{told}, another save_folder begins a new one", self.folder, ", ".join(changed), resume_step)
 
     def _drop_beyond(self, step: int) -> None:
         for name in ("metrics.jsonl", "injections.jsonl"):
@@ -178,9 +182,10 @@ class Reporter:
     def on_disk(self) -> None:
         """Wait until all that was told is on the disk, as a checkpoint of this step is to find it."""
         if self.active:
-            told = [self.folder / "metrics.jsonl", self.folder / "injections.jsonl"]
-            for path in (*told, *self.folder.glob("data-indices/rank*.tsv")):
-                if path.is_file():
+            told = [self.folder / name for name in ("metrics.jsonl", "injections.jsonl")]
+            folders = [self.folder / name for name in ("probes", "losses", "data-indices", ".")]  # names of new files
+            for path in (*told, *self.folder.glob("data-indices/rank*.tsv"), *folders):
+                if path.exists():
                     manifest.sync(path)
 
     def begin(self) -> None:
@@ -261,6 +266,13 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror}); checkpoints are intact") from error
+
+
+def _changed(saved: Path, config: TrainConfig) -> list[str]:
+    """The keys that define a run and are not what they were when it was started last."""
+    with suppress(ConfigurationError):  # no such file any more, or one of another version
+        return changed_keys(load(saved), config)
+    return []
 
 
 def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:

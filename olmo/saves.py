@@ -10,13 +10,22 @@ from pathlib import Path
 
 from . import manifest
 
+SHARDS = "model_and_optim"  # folder in a checkpoint, as in OLMo
 _log = logging.getLogger("olmo")
 
 
 def saved_steps(save_folder: Path) -> list[tuple[int, str]]:
-    """What a run saved, oldest first: pairs of step and kind, the end of the name ("" or "-unsharded")."""
+    """What a run saved, oldest first: pairs of step and kind, the end of the name ("" or "-unsharded").
+
+    Of two of a step the one for restarts comes last.
+    """
     found = (re.fullmatch(r"step(\d+)(-unsharded)?", p.name) for p in save_folder.glob("step*") if p.is_dir())
-    return sorted((int(match[1]), match[2] or "") for match in found if match)
+    return sorted(((int(match[1]), match[2] or "") for match in found if match), key=lambda s: (s[0], s[1] == ""))
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether `olmo/sharded.py` has written a checkpoint's weights."""
+    return (folder / SHARDS / ".metadata").is_file()
 
 
 def step_and_kind(folder: Path) -> tuple[int, str]:
@@ -50,21 +59,28 @@ def check_whole(folder: Path, unused: Collection[str] = ()) -> None:
 
     Who reads a file that is missing says so; a checkpoint may have been stripped of some.
     """
-    problem = manifest.problem(folder, {path.name for path in folder.iterdir()} - set(unused))
+    problem = manifest.problem(
+        folder, {path.relative_to(folder).as_posix() for path in folder.rglob("*")} - set(unused)
+    )
     if problem is not None:
         raise ValueError(f"damaged checkpoint: {problem}; without {folder / manifest.NAME} it is used as it is")
 
 
 def link_latest(folder: Path) -> None:
-    """Let the link `latest` beside a checkpoint lead to it, and `latest-unsharded`, as in OLMo, to one of that kind."""
-    for name in ("latest", "latest-unsharded") if folder.name.endswith("-unsharded") else ("latest",):
+    """Let the link `latest` beside a checkpoint lead to it, or to the one of its step that is for restarts, and
+    `latest-unsharded`, as in OLMo, to one of that kind."""
+    restart = folder.with_name(folder.name.removesuffix("-unsharded"))
+    links = {"latest": restart if restart.is_dir() else folder}
+    if folder != restart:
+        links["latest-unsharded"] = folder
+    for name, target in links.items():
         partial = folder.with_name(f".{name}.partial")
         try:
             partial.unlink(missing_ok=True)
-            partial.symlink_to(folder.name, target_is_directory=True)
+            partial.symlink_to(target.name, target_is_directory=True)
             partial.replace(folder.with_name(name))
         except OSError as error:  # a file system without links; nothing of ours needs them
-            _log.warning("%s: no link to %s (%s)", folder.with_name(name), folder.name, error.strerror)
+            _log.warning("%s: no link to %s (%s)", folder.with_name(name), target.name, error.strerror)
 
 
 def remove(folder: Path, successor: Path | None = None) -> None:

@@ -63,5 +63,10 @@ def peak_bytes() -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that tensors on this GPU took so far, or this process on a CPU."""
+    """The most bytes that tensors on this GPU took so far, or this process on a CPU.
+
+    Of Apple's GPU what its driver has given this process, which keeps what it frees unless memory runs short.
+    """
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()

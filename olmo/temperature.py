@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .distributed import sent
 from .exceptions import ConfigurationError
 from .model import OLMo
 from .tensors import read_tensor
@@ -53,9 +54,16 @@ class Temperatures:
         """The temperatures when a fraction `done` of the run is done."""
         if not self.decay:
             return self
-        attention = None if self.attention is None else 1.0 + (self.attention - 1.0) * (1.0 - done)
-        memories = None if self.memories is None else 1.0 + (self.memories - 1.0) * (1.0 - done)
-        return replace(self, attention=attention, memories=memories)._without_ones()
+        left = 1.0 - done
+        if left == 0.0:  # told without looking at the divisors, for which a step would wait for its device
+            return Temperatures()
+        attention = None if self.attention is None else 1.0 + (self.attention - 1.0) * left
+        memories = None if self.memories is None else 1.0 + (self.memories - 1.0) * left
+        return replace(self, attention=attention, memories=memories)
+
+    def to(self, device: torch.device) -> Temperatures:
+        """The same, with the divisors on a device, where `at` then computes."""
+        return self if self.memories is None else replace(self, memories=self.memories.to(device))
 
     def _without_ones(self) -> Temperatures:
         attention = None if self.attention == 1.0 else self.attention
@@ -69,7 +77,7 @@ class Temperatures:
         """Make the model compute with these temperatures."""
         device = next(model.parameters()).device
         attention = None if self.attention is None else torch.full((), self.attention, device=device)
-        memories = None if self.memories is None else self.memories.to(device)
+        memories = None if self.memories is None else sent(self.memories, device)
         for layer, block in enumerate(model.blocks):
             block.attention_temperature = attention
             block.memory_temperature = None if memories is None else memories[layer]

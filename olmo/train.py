@@ -7,7 +7,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,25 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, saves
+from . import checkpoint, saves, sharded
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
 from .data.loader import Batch, run_loader
-from .distributed import Ranks, distribute, gradient_sync
+from .distributed import Ranks, sent
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
 from .interruption import Signals, Watch
 from .knowledge.injection import inject, plan_from_config
 from .knowledge.plan import Text
 from .layers import layer_runner
-from .loss import Objective, predictions
+from .loss import Objective, loss_function, predictions
 from .manifest import is_ephemeral
 from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
+from .parallel import distribute, gradient_sync, is_sharded, whole_model
+from .remote_saves import RemoteSaves
 from .reporting import Reporter, clock, log
 from .speed import peak_memory, peak_operations, training_operations
 from .temperature import Temperatures
 from .tensors import read_training_state
 from .tokenizer import encode, run_tokenizer
+
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -80,6 +85,16 @@ class TrainState:
             return cls(epoch=config.epoch or 0)
         return cls.read(checkpoint.resolve(config.load_path), config)
 
+    def max_steps(self, config: TrainConfig, batches_per_epoch: int) -> int:
+        """Steps of the whole schedule, from `max_duration` in steps, epochs ('1ep') or tokens ('2e9T')."""
+        duration = str(config.max_duration)
+        if duration.endswith("ep"):
+            return math.floor(float(duration[:-2]) * batches_per_epoch)
+        if duration.endswith("T"):
+            left = max(int(float(duration[:-1])) - self.tokens, 0)
+            return self.step + math.ceil(left / (config.global_train_batch_size * config.model.max_sequence_length))
+        return int(float(duration))
+
 
 def _check_finite(step: int, loss: float, norm: float) -> None:
     """Raise ValueError where the step's loss or gradient is not finite: then neither are the weights after it."""
@@ -105,6 +120,12 @@ class Trainer:
             config = replace(config, model=replace(config.model, temperature_MLP=str(beside)))
         self.config, self.device, self.ranks, self.signals = config, device, ranks, signals or Signals()
         self.folder = Path(config.save_folder)
+        self._unread: Path | None = None  # checkpoint whose weights are still to be read
+        self.remote: RemoteSaves | None = None
+        if config.remote_save_folder is not None and ranks.is_first:
+            remote = RemoteSaves(config.remote_save_folder, self.folder)
+            remote.check()
+            self.remote = None if config.dry_run else remote
         # A downstream task reads the tokenizer by itself; here it is checked.
         asks = (
             e.type == EvaluatorType.downstream or (e.type == EvaluatorType.lm and e.data.dataset_path)
@@ -124,18 +145,24 @@ class Trainer:
         self.state = TrainState(epoch=config.epoch or 0)
         resumed = self._newest() if config.try_load_latest_save else None
         used = (self.folder / "metrics.jsonl").is_file()
-        if used and resumed is None and not (config.save_overwrite or self._has_only_begun()):
+        used_there = self.remote is not None and resumed is None and self.remote.holds_run()
+        if resumed is None and not config.save_overwrite and (used_there or (used and not self._has_only_begun())):
+            taken = f"remote_save_folder: {config.remote_save_folder}" if used_there else f"save_folder: {self.folder}"
             holds = "a run without a checkpoint to go on from" if config.try_load_latest_save else "a run"
             otherwise = "" if config.try_load_latest_save else ", or --try_load_latest_save to go on"
-            raise ConfigurationError(f"save_folder: {self.folder} holds {holds}; add --save_overwrite{otherwise}")
+            raise ConfigurationError(f"{taken} holds {holds}; add --save_overwrite{otherwise}")
         if used and resumed is None and config.load_path and _inside(Path(config.load_path), self.folder):
             raise ConfigurationError(
                 f"load_path: {config.load_path} lies in save_folder, which save_overwrite clears; choose another folder"
             )
+        self.saver = sharded.Saver(ranks)
         self.model = self._load(resumed)
-        self.temperatures = Temperatures.from_config(config.model)
+        self.temperatures = Temperatures.from_config(config.model).to(device)
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
-        self.module = distribute(Objective(self.model, z_multiplier, layer_runner(config)), config, ranks, device)
+        objective = Objective(
+            self.model, z_multiplier, layer_runner(config, device), loss_function(config.fused_loss, device)
+        )
+        self.module = distribute(objective, config, ranks, device)
         self._operations = training_operations(self.model, config.model.max_sequence_length)
         self._peak_operations = peak_operations(config, device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
@@ -145,7 +172,7 @@ class Trainer:
         self._set_temperatures()
         self._warn_about_rounds_missed(1 if resumed is not None else self.state.step + 1)
         self._first_step = self.state.step
-        if used and resumed is None and self.state.step < self.last_step:
+        if (used or used_there) and resumed is None and self.state.step < self.last_step:
             # Before the older run is gone: where the data cannot be read, nothing is lost.
             self.loader.batch(self.state.epoch, self.state.batch)
         self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
@@ -155,25 +182,45 @@ class Trainer:
             if step <= self.state.step:  # later ones are damaged, and come again
                 ephemeral = is_ephemeral(self.folder / f"step{step}{kind}")
                 self._saved["ephemeral" if ephemeral else kind].append(step)
+        if self.remote is not None:
+            self.remote.begin(self.state.step if resumed is not None else None)
+            self._count_remote(self.remote)
 
     # --- starting point ---
 
     def _newest(self) -> Path | None:
         """The run's own checkpoint from which all ranks go on: what the first one finds."""
-        kinds = (None, "damaged", "", "-unsharded")
+        kinds = (None, "damaged", "still coming", "", "-unsharded")
         if self.ranks.is_first:
+            look = self.remote.latest if self.remote is not None else partial(saves.latest, self.folder)
+            with ThreadPoolExecutor(1) as pool:
+                found = pool.submit(look)
+                # It may take longer than the others would wait.
+                while wait([found], self.config.collective_timeout / 4).not_done:
+                    self.ranks.from_first(kinds.index("still coming"))
             try:
-                newest = saves.latest(self.folder)
+                newest = found.result()
             except ValueError:
-                self.ranks.from_first(1)
+                self.ranks.from_first(kinds.index("damaged"))
                 raise
             step, kind = saves.step_and_kind(newest) if newest is not None else (0, None)
-            self.ranks.from_first(4 * step + kinds.index(kind))
+            self.ranks.from_first(len(kinds) * step + kinds.index(kind))
             return newest
-        step, number = divmod(self.ranks.from_first(0), 4)
+        step, number = divmod(self.ranks.from_first(0), len(kinds))
+        while kinds[number] == "still coming":
+            step, number = divmod(self.ranks.from_first(0), len(kinds))
         if kinds[number] == "damaged":  # the first rank says which
             raise ConfigurationError(f"save_folder: no checkpoint in {self.folder} is whole")
         return self.folder / f"step{step}{kinds[number]}" if number else None
+
+    def _count_remote(self, remote: RemoteSaves) -> None:
+        """Let checkpoints that lie in the remote folder alone count among those to keep."""
+        for step, kind in remote.steps():
+            if step < self.state.step and not self._path(kind, step).is_dir():
+                ephemeral = remote.is_ephemeral(self._path(kind, step).name)
+                self._saved["ephemeral" if ephemeral else kind].append(step)
+        for steps in self._saved.values():
+            steps.sort()
 
     def _has_only_begun(self) -> bool:
         """Whether the folder holds this very run, ended before its first checkpoint: then it begins anew."""
@@ -186,29 +233,39 @@ class Trainer:
         return max(steps, default=0) < self.last_step
 
     def _load(self, resumed: Path | None) -> OLMo:
-        """The weights: of the run's own newest checkpoint, of load_path (edited where asked), or new ones."""
-        config = self.config
-        if resumed is not None:
-            # What was resuscitated at the start has been trained since; it must not be edited again.
-            unedited = replace(config.model, resuscitation=None)
-            return checkpoint.load_model(resumed, self.device, config=unedited, mapped=False)
-        if config.load_path is not None:
+        """The weights: of the run's own newest checkpoint, of load_path (edited where asked), or new ones.
+
+        From a checkpoint in parts a model of that shape, whose weights `_restore` reads.
+        """
+        config, folder = self.config, resumed
+        # What was resuscitated at the start has been trained since; it must not be edited again.
+        wanted = config.model if resumed is None else replace(config.model, resuscitation=None)
+        if folder is None and config.load_path is not None:
             folder = checkpoint.resolve(config.load_path)
             resets = {"optim.pt": config.reset_optimizer_state, "train.pt": config.reset_trainer_state}
             saves.check_whole(folder, unused=[name for name, reset in resets.items() if reset])
-            return checkpoint.load_model(folder, self.device, config=config.model, mapped=False)
+        cut = is_sharded(config, self.ranks)
+        if folder is not None and saves.is_sharded(folder) and not wanted.resuscitation:
+            checkpoint.check_behaviour(wanted, folder)
+            self._unread, model = folder, OLMo.empty(wanted)
+            return model if cut else model.to_empty(device=self.device)
+        if folder is not None:
+            # Where each process will keep a part, all read the same pages, and copy what they keep.
+            return checkpoint.load_model(folder, CPU if cut else self.device, config=wanted, mapped=cut)
         if config.model.resuscitation:
             raise ConfigurationError("model.resuscitation: needs load_path, the checkpoint that it edits")
         torch.manual_seed(config.seed)
         if config.model.init_device != "meta":
-            return OLMo(config.model).to(self.device)
+            return OLMo(config.model).to(CPU if cut else self.device)
         model = OLMo.empty(config.model).to_empty(device=self.device)
         model.reset_parameters()
         return model
 
     def _restore(self, resumed: Path | None) -> None:
-        """Optimizer and trainer state, unless they are to be reset."""
+        """Weights that `_load` has left to be read; optimizer and trainer state, unless they are to be reset."""
         config = self.config
+        if self._unread is not None:
+            sharded.read_weights(self._unread, self.model)
         folder = resumed
         if folder is None and config.load_path is not None:
             folder = checkpoint.resolve(config.load_path)
@@ -217,7 +274,7 @@ class Trainer:
         if resumed is not None or not config.reset_trainer_state:
             self.state = TrainState.read(folder, config)
         if resumed is not None or not config.reset_optimizer_state:
-            saved = read_training_state(folder, "optim")
+            saved = checkpoint.read_optimizer_state(folder, self.optimizer)
             unused = isinstance(saved, dict) and not saved.get("state")  # as an optimizer is before its first step
             if not (unused and self.state.step == 0 and (resumed is not None or not config.reset_trainer_state)):
                 checkpoint.load_optimizer_state(self.optimizer, saved, str(folder))
@@ -244,14 +301,7 @@ class Trainer:
 
     @property
     def max_steps(self) -> int:
-        """Steps of the whole schedule, from `max_duration` in steps, epochs ('1ep') or tokens ('2e9T')."""
-        duration = str(self.config.max_duration)
-        if duration.endswith("ep"):
-            return math.floor(float(duration[:-2]) * self.loader.batches_per_epoch)
-        if duration.endswith("T"):
-            left = max(int(float(duration[:-1])) - self.state.tokens, 0)
-            return self.state.step + math.ceil(left / self.tokens_per_batch)
-        return int(float(duration))
+        return self.state.max_steps(self.config, self.loader.batches_per_epoch)
 
     @property
     def schedule_length(self) -> int:
@@ -282,7 +332,14 @@ class Trainer:
         self._announce(last_step)
         with closing(self.reporter):
             if not self.config.dry_run:
-                self._fit(last_step, max_steps)
+                try:
+                    self._fit(last_step, max_steps)
+                except ValueError:  # of the numbers, on all processes alike: what is being saved can be saved
+                    with suppress(OSError):
+                        self.saver.wait()
+                        if self.remote is not None:
+                            self.remote.wait()
+                    raise
 
     def _fit(self, last_step: int, max_steps: int) -> None:
         config, state, schedule_length = self.config, self.state, self.schedule_length
@@ -293,7 +350,7 @@ class Trainer:
         else:
             if state.step > 0:  # as it was saved
                 self._set_learning_rate(state.tokens if self._by_tokens else state.step, schedule_length)
-            self._finish_saving(self._resumed, final=state.step == last_step)
+            self._finish_saving(final=state.step == last_step)
 
         watch, cancelled = Watch(config, self.ranks, self.signals), None
         mean = lowest = torch.tensor(state.lowest_loss, device=self.device)
@@ -329,6 +386,7 @@ class Trainer:
                     break
                 continue
 
+            self.saver.look()
             # Once in a while: evaluate.
             due = config.evaluators if step == last_step else self.evaluators.due(step)
             if self._in_probing_window(step):
@@ -349,6 +407,9 @@ class Trainer:
             if cancelled is not None:
                 last_step = min(step + cancelled.extra_steps, last_step - 1)
         batches.close()  # type: ignore[attr-defined]
+        self.saver.wait()
+        if self.remote is not None:
+            self._finish_uploads(self.remote, last=cancelled is None)
         if cancelled is not None:
             raise cancelled.end(saved)
 
@@ -392,9 +453,7 @@ class Trainer:
 
     def _sent(self, tensor: Tensor | None) -> Tensor | None:
         """On the device, without waiting until it is there."""
-        if tensor is None or self.device.type != "cuda":
-            return None if tensor is None else tensor.to(self.device)
-        return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(self.device, non_blocking=True)
+        return None if tensor is None else sent(tensor, self.device)
 
     def _read(self, results: Tensor) -> list[float]:
         """Loss and z-loss, means over the ranks, and gradient norm of a step: where a step waits for the device."""
@@ -456,7 +515,7 @@ class Trainer:
         return plan.round_of(step + 1) is not None or any(plan.round_of(step - n) is not None for n in since)
 
     def _evaluate(self, description: str, chosen: Sequence[EvaluatorConfig], brief: bool = False) -> None:
-        result = self.evaluators.run(self.model, chosen, description)
+        result = self.evaluators.run(whole_model(self.model), chosen, description)
         self.reporter.evaluation(self.state.step, result, brief=brief)
 
     def _log(
@@ -524,64 +583,102 @@ class Trainer:
             or (final and config.force_save_unsharded)
             or (config.save_interval_unsharded is not None and (final or step % config.save_interval_unsharded == 0)),
         }
-        kinds = [kind for kind, wanted in due.items() if wanted]
+        # What is saved in a thread comes last: training goes on meanwhile, and `latest` leads to it.
+        kinds = [kind for kind in ("-unsharded", "") if due[kind]]
         interval = config.save_interval_ephemeral
         if not kinds and (cancelled or (interval is not None and step % interval == 0)):
             return ["ephemeral"]
         return kinds
 
-    def _finish_saving(self, resumed: Path, final: bool) -> None:
-        """Do what a process that was killed after saving the checkpoint `resumed` may have left undone."""
-        if self.ranks.is_first:
-            saves.link_latest(resumed)
+    def _finish_saving(self, final: bool) -> None:
+        """Do what a process that was killed after saving a checkpoint of this step may have left undone."""
         due = [kind for kind in self._checkpoints_due(final) if kind != "ephemeral"]
-        self._save([kind for kind in due if not self.ranks.from_first(self._path(kind).is_dir())])
-        self._remove_spare()
+        there = {kind: self.ranks.from_first(self._path(kind).is_dir()) for kind in ("-unsharded", "")}
+        for kind in there:
+            if there[kind] and self.ranks.is_first:
+                saves.link_latest(self._path(kind))
+        self._save([kind for kind in due if not there[kind]])
+        for path in self._spare():
+            self._remove(path)
+
+    def _finish_uploads(self, remote: RemoteSaves, last: bool) -> None:
+        """Wait for uploads; where one fails, raise OSError, unless this process is not the run's last."""
+        try:
+            remote.finish()
+        except OSError as error:
+            if last:
+                raise
+            log.warning("%s", error)
 
     def _path(self, kind: str, step: int | None = None) -> Path:
         """The folder of a checkpoint, by default of the step just done."""
         return self.folder / f"step{self.state.step if step is None else step}{kind.removeprefix('ephemeral')}"
 
-    def _remove_spare(self) -> None:
-        """Remove checkpoints beyond the numbers to keep, and ephemeral ones older than the newest of all."""
+    def _spare(self) -> list[Path]:
+        """Checkpoints beyond the numbers to keep, and ephemeral ones older than the newest; they count as gone."""
         config, saved = self.config, self._saved
         keep = {"": config.save_num_checkpoints_to_keep, "-unsharded": config.save_num_unsharded_checkpoints_to_keep}
         newest = max((step for steps in saved.values() for step in steps), default=0)
         spare = {kind: saved[kind][: -max(number, 1)] for kind, number in keep.items() if number >= 0}
         spare["ephemeral"] = [step for step in saved["ephemeral"] if step < newest]
         for kind, steps in spare.items():
-            for step in steps:
-                saved[kind].remove(step)
-                if self.ranks.is_first:
-                    saves.remove(self._path(kind, step))
+            saved[kind] = [step for step in saved[kind] if step not in steps]
+        return [self._path(kind, step) for kind, steps in spare.items() for step in steps]
+
+    def _remove(self, path: Path) -> None:
+        if self.ranks.is_first:
+            saves.remove(path)
+        if self.remote is not None:
+            self.remote.removed(path.name)
 
     def _save(self, kinds: Sequence[str]) -> Path:
-        """Save the step just done; returns the folder of the last of `kinds`."""
-        config, step, path = self.config, self.state.step, self.folder
+        """Save the step just done; returns the folder of the last of `kinds`.
+
+        An unsharded checkpoint is there when this returns. Of any other, a copy is: a thread writes it (`Saver`).
+        """
+        config, state, path = self.config, self.state, self.folder
         # These weights have been edited and trained since; who loads them must not edit them again.
         written = replace(config, model=replace(config.model, resuscitation=None, resuscitation_force=False))
+        trainer: dict[str, Any] = {
+            "epoch": state.epoch,
+            "global_step": state.step,
+            "global_train_examples_seen_this_epoch": state.batch * config.global_train_batch_size,
+            "global_train_tokens_seen": state.tokens,
+            "world_size": self.ranks.world_size,
+            "restarted_at": state.restarted_at,
+            # What OLMo's trainer wants to find; it takes the lists for checkpoints that it may remove.
+            **{f"{kind}checkpoints": [] for kind in ("", "unsharded_", "ephemeral_")},
+        }
+        if config.early_stopping_factor is not None:
+            trainer["lowest_loss"] = state.lowest_loss
+        first = self.ranks.is_first
         for kind in kinds:
-            path = self._path(kind)
-            if self.ranks.is_first:
+            self.saver.wait()  # its checkpoint is older, and so is where it lets `latest` lead
+            path, temperatures = self._path(kind), self._set_temperatures()
+            self._saved[kind].append(state.step)
+            if first:
                 self.reporter.on_disk()
-                trainer: dict[str, Any] = {
-                    "epoch": self.state.epoch,
-                    "global_step": step,
-                    "global_train_examples_seen_this_epoch": self.state.batch * config.global_train_batch_size,
-                    "global_train_tokens_seen": self.state.tokens,
-                    "world_size": self.ranks.world_size,
-                    "restarted_at": self.state.restarted_at,
-                    # What OLMo's trainer wants to find; it takes the lists for checkpoints that it may remove.
-                    **{f"{kind}checkpoints": [] for kind in ("", "unsharded_", "ephemeral_")},
-                }
-                if config.early_stopping_factor is not None:
-                    trainer["lowest_loss"] = self.state.lowest_loss
-                temperatures, ephemeral = self._set_temperatures(), kind == "ephemeral"
-                checkpoint.save(path, self.model, written, self.optimizer, trainer, temperatures, ephemeral)
-                saves.link_latest(path)
-                log.info("saved %s", path)
-            self._saved[kind].append(step)
-            self._remove_spare()
-        if kinds:
-            self.ranks.barrier()
+            if kind == "-unsharded":
+                checkpoint.save(path, self.model, written, self.optimizer, trainer, temperatures, first=first)
+                self._saved_whole(path, self._spare())
+                self.ranks.barrier()
+                continue
+            tensors = sharded.snapshot(self.model, checkpoint.optimizer_state(self.optimizer)["state"], self.ranks)
+            about = (written, trainer, temperatures, kind == "ephemeral", self.ranks)
+            self.saver.start(partial(self._write, path, tensors, about, self._spare()))
         return path
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], about: tuple[Any, ...], spare: list[Path]) -> None:
+        """What the thread does: write a checkpoint in parts, then remove others."""
+        checkpoint.save_sharded(path, tensors, *about)
+        self._saved_whole(path, spare)
+
+    def _saved_whole(self, path: Path, spare: list[Path]) -> None:
+        """After a checkpoint has got its name."""
+        if self.ranks.is_first:
+            saves.link_latest(path)
+            log.info("saved %s", path)
+        if self.remote is not None:
+            self.remote.saved(path)
+        for other in spare:
+            self._remove(other)

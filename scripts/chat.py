@@ -13,6 +13,7 @@ import math
 import os
 import random
 import re
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from olmo.exceptions import ConfigurationError
 
 ATTEMPTS = 7  # in a row that bring no answer
 WAIT = 1.0  # seconds before the second attempt, about twice as long before each further one
+SILENCE = 60.0  # seconds from one word on troubles to the next
 PATIENCE = 600.0  # seconds; a server that names a longer wait is not waited for
 TIMEOUT = (10, 600)  # seconds to connect, and for the answer, which comes when all of it has been written
 KEY = "OPENAI_API_KEY"  # the environment variable
@@ -83,6 +85,7 @@ class Endpoint:
         if temperature is not None:
             self.settings["temperature"] = temperature
         self.stopped = threading.Event()  # when set, nobody waits to ask again
+        self._told, self._lock = -math.inf, threading.Lock()
         self._key = key
         self._session = requests.Session()
         self._session.auth = self._sign
@@ -97,7 +100,7 @@ class Endpoint:
 
     def ask(self, messages: Sequence[Message], seed: int | None = None) -> Reply:
         """The model's answer to a conversation. Raises OSError where none is to be had, after several attempts where
-        that may pass."""
+        that may pass, of which stderr tells."""
         settings = self.settings if seed is None else {**self.settings, "seed": seed}
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -108,9 +111,24 @@ class Endpoint:
                     pause = WAIT * 2 ** (attempt - 1) * (0.5 + random.random())
                 elif pause > PATIENCE:
                     raise OSError(f"{self.url}: {error}, and come back in {pause:.0f} seconds") from error
+                if attempt == 1 and not self.stopped.is_set():
+                    self._tell_of_trouble(error, pause)
                 if attempt == ATTEMPTS or self.stopped.wait(pause):
                     raise OSError(f"{self.url}: {error} ({attempt} attempts)") from error
         raise AssertionError
+
+    def _tell_of_trouble(self, error: Interrupted, pause: float) -> None:
+        """One line on stderr, for all threads together and not again for a minute: each request may meet the same."""
+        with self._lock:
+            if time.monotonic() < self._told + SILENCE:
+                return
+            self._told = time.monotonic()
+        # A server that names its own pauses decides how long it all takes.
+        named = isinstance(error, Later) and error.pause is not None
+        wait = f"in {pause:.0f} seconds" if named else f"for about {WAIT * (2 ** (ATTEMPTS - 1) - 1):.0f} seconds"
+        line = f"{self.url}: {error}; trying again {wait}, {ATTEMPTS - 1} times at most\n"
+        sys.stderr.write(f"\r\x1b[K{line}" if sys.stderr.isatty() else line)  # over the line that tells of progress
+        sys.stderr.flush()
 
     def _ask_once(self, body: dict[str, Any]) -> Reply:
         try:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
             Progress("extracting", len(args.steps), "steps") as progress,
         ):
             # A file of the whole order pays from the second step on.
-            batch_of = batches_of_run(config, Path(folder) if len(args.steps) > 1 else None)
+            batch_of = batches_of_run(config, args.steps, Path(folder) if len(args.steps) > 1 else None)
             for step in args.steps:
                 batch = batch_of(step)
                 if batch.label_mask is not None:

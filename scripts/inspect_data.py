@@ -36,18 +36,23 @@ def numbers(text: str) -> range:
     return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
-def batches_of_run(config: TrainConfig, order_folder: Path | None = None) -> Callable[[int], Batch]:
-    """A function that gives the global batch of a run's step (1-based), before injection; `order_folder` as in Loader.
+def batches_of_run(config: TrainConfig, steps: range, order_folder: Path | None = None) -> Callable[[int], Batch]:
+    """A function that gives the global batch of one of these steps of a run (1-based), before injection.
 
-    Raises ConfigurationError for a step before the run's first one.
+    order_folder: as in Loader. Raises ConfigurationError where some are before the run's first step or after its last.
     """
     # With a folder, for many steps: more than should be kept on this machine.
     loader = run_loader(config, order_folder=order_folder, keep=order_folder is None)
     start = TrainState.at_start(config)
+    last = start.max_steps(config, loader.batches_per_epoch)
+    if steps[0] <= start.step:
+        raise ConfigurationError(f"step {steps[0]}: the run begins with step {start.step + 1}")
+    if steps[-1] > last:
+        raise ConfigurationError(
+            f"step {steps[-1]}: the run ends with step {last}; --max_duration={steps[-1]} looks beyond it"
+        )
 
     def batch_of(step: int) -> Batch:
-        if step <= start.step:
-            raise ConfigurationError(f"step {step}: the run begins with step {start.step + 1}")
         place = start.epoch * loader.batches_per_epoch + start.batch + step - start.step - 1
         return loader.batch(*divmod(place, loader.batches_per_epoch))
 
@@ -70,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     config = load(args.config, overrides)
     tokenizer = run_tokenizer(config) if args.decode or needs_tokenizer(config) else None
     plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
-    batch = batches_of_run(config)(args.step)
+    batch = batches_of_run(config, range(args.step, args.step + 1))(args.step)
     size = config.global_train_batch_size
     batch, entered = inject(batch, args.step, plan, size)
     wanted = range(size) if args.rows is None else args.rows

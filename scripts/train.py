@@ -1,7 +1,9 @@
 """Train a model: one process, or any number under torchrun.
 
-    python -m scripts.train CONFIG [--key.sub=value ...]
+    python -m scripts.train CONFIG [--device=cpu] [--key.sub=value ...]
     torchrun --nproc_per_node=2 -m scripts.train CONFIG [--key.sub=value ...]
+
+The device, unless named, is CUDA's where there is one, else Apple's GPU (mps, for one process), else the CPU.
 
 SIGTERM, control-C and SIGUSR1, with which SLURM warns, let a run finish its step, save and end; a second one ends it at
 once. The same command with --try_load_latest_save goes on.
@@ -29,11 +31,13 @@ def main(argv: Sequence[str]) -> None:
         if not argv:
             raise ConfigurationError("no configuration given")
         return
-    config = load(argv[0], argv[1:])
+    named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
+    config = load(argv[0], [flag for flag in argv[1:] if flag not in named])
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     keep_large_blocks()
-    device = pick_device()
-    with Signals() as signals, process_group(device, config.collective_timeout) as ranks:
+    device = pick_device(named[-1].partition("=")[2] if named else None)
+    # Until the processes have met, signals end them at once: where one is missing, the others would wait on.
+    with process_group(device, config.collective_timeout) as ranks, Signals() as signals:
         Trainer(config, device, ranks, signals).fit()
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import DataConfig, InstanceFilterConfig
+from ..distributed import sent
 from ..exceptions import ConfigurationError
 from .filter import repeats_itself
 from .sources import PADDING, TokenDataset, TokenFiles, TokenSource
@@ -123,10 +124,5 @@ def padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Ten
     mask = None
     if any(len(row) != longest for row in rows):
         lengths = torch.tensor([len(row) for row in rows])
-        mask = _sent((torch.arange(longest) < lengths[:, None]).long(), device)
-    return _sent(torch.from_numpy(ids), device), mask
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; a GPU fetches it while this process goes on."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+        mask = sent((torch.arange(longest) < lengths[:, None]).long(), device)
+    return sent(torch.from_numpy(ids), device), mask

@@ -120,35 +120,50 @@ class Http:
             raise Interrupted(reason(error)) from error
 
 
+def s3_client(scheme: str, attempts: int = 1, writes: bool = False) -> Any:
+    """boto3's client for `s3://` or `r2://`, which several threads may use; without credentials it goes unsigned.
+
+    attempts: of each request, by boto3 itself. Raises ConfigurationError for a profile or an endpoint that is none,
+    and where there are no credentials but what `writes` needs them.
+    """
+    import boto3  # a third of a second that only S3 is worth
+    import botocore
+    from botocore.config import Config
+
+    endpoint = None
+    if scheme == "r2" and not (endpoint := os.environ.get("R2_ENDPOINT_URL")):
+        raise ConfigurationError("r2:// needs the environment variable R2_ENDPOINT_URL, the address of its S3 API")
+    try:
+        session = boto3.Session(profile_name=os.environ.get(profile := f"{scheme.upper()}_PROFILE"))
+        signed = session.get_credentials() is not None
+        if writes and not signed:
+            raise ConfigurationError(
+                f"{scheme}://: no credentials to write with; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name "
+                f"a profile of ~/.aws/credentials in {profile}"
+            )
+        connect, read = TIMEOUT
+        return session.client(
+            "s3",
+            endpoint_url=endpoint,
+            # R2 has no regions, and to S3 this is the one that knows where all buckets lie.
+            region_name=session.region_name or "us-east-1",
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": attempts},
+                max_pool_connections=WORKERS,
+                connect_timeout=connect,
+                read_timeout=read,
+                **({} if signed else {"signature_version": botocore.UNSIGNED}),
+            ),
+        )
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # a profile or an endpoint that is none
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"{scheme}://: {error}") from error
+
+
 class S3:
     def __init__(self, scheme: str) -> None:
-        import boto3  # a third of a second that only S3 is worth
-        import botocore
-        from botocore.config import Config
-
-        endpoint = None
-        if scheme == "r2" and not (endpoint := os.environ.get("R2_ENDPOINT_URL")):
-            raise ConfigurationError("r2:// needs the environment variable R2_ENDPOINT_URL, the address of its S3 API")
-        try:
-            session = boto3.Session(profile_name=os.environ.get(f"{scheme.upper()}_PROFILE"))
-            unsigned = {} if session.get_credentials() else {"signature_version": botocore.UNSIGNED}
-            once = {"total_max_attempts": 1}  # further attempts are ours
-            connect, read = TIMEOUT
-            self.client = session.client(
-                "s3",
-                endpoint_url=endpoint,
-                # R2 has no regions, and to S3 this is the one that knows where all buckets lie.
-                region_name=session.region_name or "us-east-1",
-                config=Config(
-                    retries=once,
-                    max_pool_connections=WORKERS,
-                    connect_timeout=connect,
-                    read_timeout=read,
-                    **unsigned,
-                ),
-            )
-        except (botocore.exceptions.BotoCoreError, ValueError) as error:  # a profile or an endpoint that is none
-            raise ConfigurationError(f"{scheme}://: {error}") from error
+        self.client = s3_client(scheme)  # further attempts are ours
 
     @contextmanager
     def ask(self, url: str, part: str | None) -> Iterator[Answer]:

@@ -36,6 +36,6 @@ def instance_losses(
         chosen = mine[start : start + batch_size]
         ids = torch.from_numpy(source.read(chosen)).to(device)
         loss = token_losses(model, model.hidden_states(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-        losses[chosen] = loss.view(len(chosen), -1).double().mean(1).cpu().numpy()
+        losses[chosen] = loss.view(len(chosen), -1).cpu().double().mean(1).numpy()
         progress(len(chosen))
     return ranks.sum(losses)

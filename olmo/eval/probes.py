@@ -146,9 +146,9 @@ def _score(probes: Sequence[Probe], model: OLMo, device: torch.device) -> NDArra
     hidden, targets = model.hidden_states(ids[:, :-1])[row, place - 1], ids[row, place]
     parts = zip(*(tensor.split(PREDICTIONS) for tensor in (hidden, targets, first)))
     scored = [_predictions(model.logits(hidden), targets, first) for hidden, targets, first in parts]
-    log_prob, wrong, rank = (torch.cat(part).double() for part in zip(*scored))
-    total, mistakes = (ids.new_zeros(len(probes), dtype=torch.float64).index_add(0, row, x) for x in (log_prob, wrong))
-    return torch.stack((total, log_prob[first], rank, mistakes), dim=1).cpu().numpy()
+    log_prob, wrong, rank = (torch.cat(part).cpu().double() for part in zip(*scored))  # MPS has no float64
+    total, mistakes = (log_prob.new_zeros(len(probes)).index_add(0, row.cpu(), x) for x in (log_prob, wrong))
+    return torch.stack((total, log_prob[first.cpu()], rank, mistakes), dim=1).numpy()
 
 
 def _predictions(logits: Tensor, targets: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -161,6 +161,17 @@ def test_dynamics_in_table_and_json(tmp_path, capsys, no_figures):
     assert result["comparisons"][0]["dynamics"]["once"]["a"]["value"] == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(("options", "probed", "window"), [([], 7, 7), ([], None, 50), (["--window", "10"], 7, 10)])
+def test_the_window_is_the_probed_one_unless_told(tmp_path, no_figures, options, probed, window):
+    """That of the first run; a run without probing windows says nothing of it."""
+    runs = [write_injected_run(tmp_path / name, last=8) for name in ("one", "two")]
+    for run, steps in zip(runs, (probed, 9)):
+        (run / "config.yaml").write_text(f"probing: {{steps: {steps}, interval: 1}}\n" if steps else "probing: null\n")
+    assert command([*map(str, runs), *options, "--output", str(tmp_path / "output")]) == 0
+    found = json.loads((tmp_path / "output" / "acquisition.json").read_text())["runs"]
+    assert [run["dynamics"]["window"] for run in found] == [window, window]
+
+
 @pytest.mark.parametrize(("option", "factor"), [("none", 0), ("0", 0), ("2.5", 2.5)])
 def test_the_outlier_factor_reaches_the_measurement(tmp_path, no_figures, option, factor):
     folder, output = write_injected_run(tmp_path / "run", last=8), tmp_path / "output"

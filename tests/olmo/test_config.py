@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import json
 import re
 import typing
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from olmo.config import (
     ModelConfig,
     SchedulerType,
     TrainConfig,
+    changed_keys,
     load,
     load_model_config,
 )
@@ -68,9 +70,7 @@ def olmo_keys() -> Iterator[tuple[str, str, str, str | None]]:
 
 def evaluated(expression: str) -> Any:
     names = {**vars(typing), **vars(dataclasses), **vars(config_module)}
-    # torch's enum of that name; its members are spelled out in YAML.
-    names["ShardingStrategy"] = str
-    return eval(re.sub(r"\bShardingStrategy\.(\w+)", r"'\1'", expression), names)
+    return eval(expression, names)
 
 
 @pytest.mark.parametrize("section, key, kind, default", list(olmo_keys()), ids=lambda value: str(value)[:40])
@@ -99,7 +99,8 @@ def test_every_enum_of_olmo_has_its_values() -> None:
     for name, values in enums:
         ours = getattr(config_module, name)
         assert issubclass(ours, enum.Enum)
-        more = {"knowledge_entropy"} if name == "EvaluatorType" else set()  # a kind of our own
+        # A kind of our own, and a strategy that OLMo has had since 0.6.0.
+        more = {"EvaluatorType": {"knowledge_entropy"}, "DistributedStrategy": {"single"}}.get(name, set())
         assert {member.value for member in ours} == {*values.split(", "), *more}, name
 
 
@@ -372,7 +373,6 @@ BAD = {
     "data.generate_attention_mask": "true",
     "data.generate_doc_lengths": "true",
     "fast_forward_batches": "3",
-    "remote_save_folder": "s3://a",
     "precision": "fp16",
     "wandb.log_artifacts": "true",
     "python_profiling": "true",
@@ -400,6 +400,16 @@ def test_unsupported_value_is_spelled_as_in_yaml(tmp_path: Path) -> None:
         "precision: fp16 is not supported (null or fp32 or amp_bf16 is); use fp32 or amp_bf16"
     )
     assert problem(tmp_path, MINIMAL + "model: {alibi: true}").startswith("model.alibi: true is not supported (false ")
+
+
+@pytest.mark.parametrize("place", ["gs://a/b", "r2://a/b", "weka://a/b", "/a/b", "s3://", "s3:///b", "s3://a//b", "''"])
+def test_a_remote_save_folder_is_on_s3(tmp_path: Path, place: str) -> None:
+    assert problem(tmp_path, MINIMAL, f"--remote_save_folder={place}") == (
+        f"remote_save_folder: {place.strip(chr(39))} is not s3://BUCKET/FOLDER; other stores that speak S3 (R2, MinIO, "
+        "...) are reached as s3:// with their address in the environment variable AWS_ENDPOINT_URL"
+    )
+    for good in ("s3://a", "s3://a/b c/d", "s3://a/b/"):
+        assert load(tmp_path / "config.yaml", [f"--remote_save_folder={good}"]).remote_save_folder == good
 
 
 def test_unsupported_data_key_of_an_evaluator(tmp_path: Path) -> None:
@@ -696,6 +706,24 @@ def test_saved_keys_at_their_defaults_are_those_that_olmo_knows(tmp_path: Path) 
     assert not re.search("norm_after|rope_theta|emb_init|embedding_layer_norm|generate_doc|try_load|dynamic", saved)
 
 
+def test_forced_resuscitation_without_one_is_an_error(tmp_path: Path) -> None:
+    assert problem(tmp_path, MINIMAL, "--model.resuscitation_force") == (
+        "model.resuscitation_force: goes with model.resuscitation, the file that it applies; leave it out"
+    )
+    assert load(write(tmp_path, MINIMAL), ["--model.resuscitation_force", "--model.resuscitation=a"])
+
+
+def test_keys_that_define_a_run_and_differ(tmp_path: Path) -> None:
+    """All that it is, and nothing of how it is run; a list or a section that is not in both counts as one."""
+    before = load(write(tmp_path, MINIMAL))
+    changes = {"seed": 1, "data.paths": ["x"], "injection": {"once": "e"}, "inject_interval": 3, "model.init_std": 0.5}
+    neither = {"max_duration": 3, "data.num_workers": 2, "model.init_device": "meta", "console_log_interval": 5}
+    overrides = [f"--{key}={json.dumps(value)}" for key, value in {**changes, **neither}.items()]
+    now = load(write(tmp_path, MINIMAL), overrides)
+    assert set(changed_keys(before, now)) == set(changed_keys(now, before)) == changes.keys()
+    assert changed_keys(before, load(write(tmp_path, MINIMAL))) == []
+
+
 @pytest.mark.parametrize(
     "override, told",
     [
@@ -713,7 +741,7 @@ def test_saved_keys_at_their_defaults_are_those_that_olmo_knows(tmp_path: Path) 
         ("model.rope_theta=0", "model.rope_theta: 0 must be at least 1"),
         ("model.layer_norm_eps=.nan", "model.layer_norm_eps: nan must be more than 0"),
         ("model.init_std=-1", "model.init_std: -1.0 must be more than 0"),
-        ("model.init_device=banana", "model.init_device: banana is none of cpu, cuda, meta"),
+        ("model.init_device=banana", "model.init_device: banana is none of cpu, cuda, mps, meta"),
         ("max_duration=infT", "max_duration: infT must be more than 0"),
     ],
 )

@@ -28,7 +28,7 @@ def test_differences_are_found(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     assert differences(a, b) == []
     (b / "latest").unlink()
-    os.symlink("step2", b / "latest")
+    os.symlink("step2-unsharded", b / "latest")
     (b / "step2").rename(b / "step1")
     with (b / "injections.jsonl").open("a") as file:
         file.write("{}\n")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from olmo.checkpoint import load_model
 from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
-from olmo.distributed import Ranks, distribute, gradient_sync, leave, pick_device, process_group
+from olmo.distributed import Ranks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError
+from olmo.interruption import Signals, Watch
+from olmo.parallel import distribute, gradient_sync
+from olmo.tensors import read_training_state
 from olmo.train import Trainer
-from tests.running import CPU, command, configure, metrics, train, write_world
+from tests.running import BATCH, CPU, LENGTH, command, configure, metrics, train, write_world
 
 # One short text a round: the second process has nothing to inject, and still takes part in the count.
-LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100")
+# Its three rows come one by one: the last micro-batch, whose gradients are averaged, is a whole one.
+LONELY = ("--evaluators=[]", "--stop_at=4", "--console_log_interval=100", "--device_train_microbatch_size=1")
 # What wraps the model in another way: no tied weights, unused parameters looked for, layers compiled and recomputed.
 WRAPPED = (
     *("--model.weight_tying=false", "--ddp.find_unused_params=true", "--injection=null", "--inject_interval=null"),
     *("--compile.backend=aot_eager", "--activation_checkpointing=one_in_two", "--softmax_auxiliary_loss=true"),
-    *("--evaluators=[]", "--stop_at=2", "--save_interval=2"),
+    *("--evaluators=[]", "--stop_at=2", "--save_interval=2", "--early_stopping_factor=100"),
 )
 
 
@@ -59,15 +63,16 @@ def test_alone_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_alone_the_model_trains_as_it_is_whatever_the_strategy() -> None:
     model = nn.Linear(2, 2)
-    for strategy in (DistributedStrategy.ddp, DistributedStrategy.fsdp, None):
+    for strategy in (*DistributedStrategy, None):
         assert distribute(model, TrainConfig(distributed_strategy=strategy), Ranks(), CPU) is model
     with gradient_sync(model, TrainConfig(), last_micro_batch=False):
         pass
 
 
-def test_fsdp_on_several_processes_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"distributed_strategy: only ddp .* add --distributed_strategy=ddp"):
-        distribute(nn.Linear(2, 2), TrainConfig(), Ranks(0, 2), CPU)
+def test_several_processes_need_a_strategy() -> None:
+    for strategy, name in ((None, "null"), (DistributedStrategy.single, "single")):
+        with pytest.raises(ConfigurationError, match=rf"distributed_strategy: {name} runs on one process; use ddp or"):
+            distribute(nn.Linear(2, 2), TrainConfig(distributed_strategy=strategy), Ranks(0, 2), CPU)
 
 
 def test_device_by_name() -> None:
@@ -78,17 +83,52 @@ def test_device_by_name() -> None:
 
 def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device() == CPU
     with pytest.raises(ConfigurationError, match="cuda:0: torch sees no CUDA device here"):
         pick_device("cuda:0")
+    with pytest.raises(ConfigurationError, match="mps: torch sees no GPU of Apple's here"):
+        pick_device("mps")
+
+
+def test_the_gpu_of_a_mac_is_for_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert pick_device() == pick_device("mps") == torch.device("mps")
+    assert pick_device("cpu") == CPU
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pick_device() == CPU
+    with pytest.raises(ConfigurationError, match="mps: one process only; leave torchrun out, or add --device=cpu"):
+        pick_device("mps")
 
 
 def test_with_gpus_each_process_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert pick_device() == torch.device("cuda", 3)
+    assert pick_device() == pick_device("cuda") == torch.device("cuda", 3)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
     monkeypatch.delenv("LOCAL_RANK")
     assert pick_device() == torch.device("cuda", 0)
+
+
+def test_float32_stays_float32_where_the_environment_asks_for_tf32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = """
+import torch
+from olmo.distributed import pick_device
+
+print(torch.get_float32_matmul_precision())
+torch.cuda.is_available = lambda: True
+for name in (None, "cuda:0"):
+    torch.set_float32_matmul_precision("high")
+    print(pick_device(name), torch.get_float32_matmul_precision())
+"""
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    done = command(["-c", program], tmp_path)
+    assert done.stdout.split() == ["high", "cuda:0", "highest", "cuda:0", "highest"], done.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told to keep blocks")
@@ -107,7 +147,7 @@ def faults():
 
 returned = faults()
 keep_large_blocks()
-print(returned, faults())
+print(returned, [faults() for _ in range(4)][-1])  # the first ones find the freed blocks in pieces
 """
     done = command(["-c", program], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -133,6 +173,11 @@ def together(ranks: Ranks) -> dict[str, Any]:
     report["sum_tensor"] = ranks.sum_tensor(torch.tensor([ranks.rank + 1, 5])).tolist()
     report["largest"] = [ranks.largest(7 - ranks.rank), ranks.largest(ranks.rank)]
     report["from_first"] = [ranks.from_first(5 + ranks.rank), ranks.from_first(ranks.is_first)]
+    signals = Signals()
+    signals.received = None if ranks.is_first else signal.SIGTERM
+    watch = Watch(TrainConfig(), ranks, signals)
+    asked = watch.asked(3)
+    report["signal to the second"] = [watch.signalled(), asked and asked.reason]
     ranks.barrier()
     for mode in DDPGradSyncMode:
         torch.manual_seed(ranks.rank)  # DDP spreads the first process's weights
@@ -149,10 +194,6 @@ def together(ranks: Ranks) -> dict[str, Any]:
         report[mode.value] = [len(averaged), model.weight.grad.tolist(), model.weight.tolist()]
     torch.manual_seed(0)
     report["first_weights"] = nn.Linear(2, 1, bias=False).weight.tolist()
-    try:
-        distribute(nn.Linear(2, 2), replace(config, distributed_strategy=DistributedStrategy.fsdp), ranks, CPU)
-    except ConfigurationError as error:
-        report["fsdp"] = str(error)
     return report
 
 
@@ -195,6 +236,11 @@ def test_numbers_that_all_processes_agree_on(report: dict[str, Any]) -> None:
     assert report["largest"] == [7, 1] and report["from_first"] == [5, 1]
 
 
+def test_a_signal_to_the_second_process_is_heard_by_the_first(report: dict[str, Any]) -> None:
+    """Also in the steps after the time limit, where one that went on alone would wait for ever."""
+    assert report["signal to the second"] == [True, "SIGTERM at step 3"]
+
+
 @pytest.mark.parametrize(("mode", "times"), [("batch", 1), ("micro_batch", 3)])
 def test_gradients_are_averaged_once_a_batch_or_once_a_micro_batch(
     report: dict[str, Any], mode: str, times: int
@@ -203,10 +249,6 @@ def test_gradients_are_averaged_once_a_batch_or_once_a_micro_batch(
     assert seen == times
     assert gradient == [[166.5, 166.5]]  # the mean of 111 and 222 either way
     assert weights == report["first_weights"]
-
-
-def test_fsdp_in_two_processes_is_refused(report: dict[str, Any]) -> None:
-    assert "add --distributed_strategy=ddp" in report["fsdp"]
 
 
 @pytest.mark.parametrize(("processes", "shut_down"), [("1", True), ("2", False)])
@@ -244,6 +286,13 @@ def test_losses_in_parts_and_compiled_layers_on_two_processes(
     trainer = train(folder / "config.yaml", folder / "unwrapped", *WRAPPED, *plain)
     for alone, together in zip(metrics(folder / "unwrapped"), metrics(folder / "wrapped"), strict=True):
         assert together == pytest.approx(alone, rel=1e-5)
+    told = json.loads((folder / "wrapped" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    each = told["throughput/device/tokens_per_second"] / told["throughput/device/batches_per_second"]
+    assert each == pytest.approx(BATCH * LENGTH / 2)  # of one of two devices
+    # Of every step the mean is taken, although the steps that log have taken it before.
+    lowest = min(line["train/CrossEntropyLoss"] for line in metrics(folder / "unwrapped"))
+    kept = read_training_state(folder / "wrapped" / "step2", "train")["lowest_loss"]
+    assert kept == pytest.approx(lowest, rel=1e-5)
     saved = load_model(folder / "wrapped" / "step2", CPU).state_dict()
     for name, weight in trainer.model.state_dict().items():
         # Where a gradient is hardly more than its rounding, AdamW makes that rounding as large as any gradient.

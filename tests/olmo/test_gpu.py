@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from analysis.entropy import measure
 from olmo.distributed import Ranks, pick_device
-from olmo.loss import linear_cross_entropy
+from olmo.loss import fused_linear_cross_entropy, linear_cross_entropy
 from olmo.memory import layer_entropy
 from olmo.model import OLMo
 from olmo.train import Trainer
@@ -58,15 +58,17 @@ def test_a_run_trains(tmp_path: Path, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
 def test_a_step_does_not_wait_for_the_device(tmp_path: Path, precision: str) -> None:
     world = write_world(tmp_path / "world")
-    settings = (f"--precision={precision}", "--softmax_auxiliary_loss=true", "--evaluators=[]", "--injection=null")
-    trainer = Trainer(
-        configure(world / "config.yaml", tmp_path / "run", *settings, "--inject_interval=null"), pick_device(), Ranks()
-    )
+    settings = [f"--precision={precision}", "--softmax_auxiliary_loss=true", "--evaluators=[]", "--injection=null"]
+    # Divisors of the memories go to the device anew at every step.
+    torch.save(torch.full((2, 48), 2.0), tmp_path / "divisors.pt")
+    settings += ["--inject_interval=null", f"--model.temperature_MLP={tmp_path / 'divisors.pt'}"]
+    trainer = Trainer(configure(world / "config.yaml", tmp_path / "run", *settings), pick_device(), Ranks())
     batch = trainer.loader.batch(0, 0)
     trainer._train_step(batch, 1, 7)  # allocates, and asks the device for what it can do
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
+        trainer._set_temperatures(2)
         trainer._train_step(batch, 2, 7)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -98,6 +100,44 @@ def test_the_loss_in_parts_equals_the_whole(precision: torch.dtype) -> None:
         torch.testing.assert_close(parts, whole, rtol=0, atol=near * whole.abs().max().item())
     logits = 10_000 * 50304 * 4
     assert found[1][3] < 1.1 * logits < found[0][3]
+
+
+@pytest.mark.parametrize("z_multiplier", [None, 1e-3])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_fused_loss_equals_ours_and_the_whole(precision: torch.dtype, z_multiplier: float | None) -> None:
+    """3,000 predictions among 4,000 hidden states: losses, and gradients of a part of the loss."""
+    pytest.importorskip("liger_kernel", reason="needs liger-kernel")
+    torch.manual_seed(0)
+    device = pick_device("cuda")
+    hidden = torch.randn(4000, 256, device=device, requires_grad=True)
+    weight = (torch.randn(50304, 256, device=device) / 16).requires_grad_()
+    places, targets = torch.randperm(4000)[:3000].sort().values.to(device), torch.randint(50304, (3000,), device=device)
+    found = []
+    for function in (None, linear_cross_entropy, fused_linear_cross_entropy):
+        hidden.grad = weight.grad = None
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+            if function is None:
+                logits = F.linear(hidden[places], weight).float()
+                cross_entropy = F.cross_entropy(logits, targets, reduction="sum")
+                z_loss = (z_multiplier or 0.0) * logits.logsumexp(-1).square().sum()
+                losses = (cross_entropy + z_loss, cross_entropy, z_loss)
+            else:
+                losses = function(hidden, weight, None, places, targets, z_multiplier=z_multiplier)
+        (losses[0] / 3000).backward()
+        found.append((*(loss.detach() for loss in losses), hidden.grad, weight.grad))
+    # Liger takes 16 tokens at a time here; products of so few rows add up the vocabulary in an order of their own.
+    near = 5e-5 if precision == torch.float32 else 2e-2
+    for whole, parts, fused in zip(*found):
+        for other in (parts, fused):
+            torch.testing.assert_close(other, whole, rtol=0, atol=near * whole.abs().max().item())
+
+
+def test_a_run_trains_with_the_fused_loss(tmp_path: Path) -> None:
+    pytest.importorskip("liger_kernel", reason="needs liger-kernel")
+    plain = write_world(tmp_path / "world") / "plain.yaml"
+    for name, settings in {"a": [], "b": ["--fused_loss=true"]}.items():
+        Trainer(configure(plain, tmp_path / name, *settings), pick_device(), Ranks()).fit()
+    assert series(tmp_path / "b") == pytest.approx(series(tmp_path / "a"), rel=1e-3)
 
 
 def test_compiled_and_recomputed_layers_train_as_plain_ones(tmp_path: Path) -> None:

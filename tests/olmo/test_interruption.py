@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from olmo import manifest
+from olmo.config import TrainConfig
 from olmo.distributed import Ranks, leave
 from olmo.exceptions import Interrupted, exit_status
-from olmo.interruption import SIGNALS, Signals
+from olmo.interruption import SIGNALS, Signals, Watch
 from olmo.reporting import Reporter
 from olmo.train import Trainer
 from scripts.train import main as train_command
@@ -144,12 +146,50 @@ def test_steps_after_the_time_limit_do_not_reach_the_last_one(world: Path, tmp_p
     assert set(series(tmp_path)) == {1, 2, 3, 4, 5, 6}
 
 
+def test_a_signal_ends_the_steps_after_the_time_limit(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = ("--time_limit=1e-9", "--canceled_check_interval=2", "--extra_steps_after_cancel=90", "--max_duration=99")
+    signals, real = Signals(), Reporter.metrics
+
+    def metrics_and_signal(reporter: Reporter, now: int, values: dict[str, float]) -> None:
+        real(reporter, now, values)
+        signals.received = signal.SIGTERM if now == 4 else None
+
+    monkeypatch.setattr(Reporter, "metrics", metrics_and_signal)
+    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 2; saved .*/step2, from"):
+        Trainer(configure(world / "plain.yaml", tmp_path, *limited), CPU, Ranks(), signals).fit()
+    assert max(series(tmp_path)) == 4
+
+
 def test_a_run_that_ends_at_the_time_limit_is_done(world: Path, tmp_path: Path) -> None:
     train(world / "plain.yaml", tmp_path, "--time_limit=1e-9", "--canceled_check_interval=7")
     train(world / "plain.yaml", tmp_path / "enough", "--time_limit=1000", "--canceled_check_interval=1")
 
 
+def test_a_signal_is_heard_also_before_the_time_limit() -> None:
+    signals = Signals()
+    signals.received = signal.SIGTERM
+    for limit, told in ((1000.0, "SIGTERM at step 4"), (None, "SIGTERM at step 4"), (1e-9, "time_limit of 1e-09")):
+        config = TrainConfig(time_limit=limit, canceled_check_interval=2)
+        cancelled = Watch(config, Ranks(), signals).asked(4)
+        assert cancelled is not None and cancelled.reason.startswith(told)
+        assert cancelled.extra_steps == (config.extra_steps_after_cancel if limit == 1e-9 else 0)
+
+
 # --- early stopping ---
+
+
+@pytest.mark.parametrize(
+    ("done", "loss", "stops"), [(4, 2.01, True), (4, 2.0, False), (4, 0.5, False), (3, 2.01, False), (5, 2.01, False)]
+)
+def test_a_loss_of_more_than_the_factor_times_the_lowest(done: int, loss: float, stops: bool) -> None:
+    """After a warm-up of 3 steps, at every second one."""
+    config = TrainConfig(early_stopping_factor=2.0, canceled_check_interval=2)
+    config.scheduler.t_warmup = 3
+    cancelled = Watch(config, Ranks(), Signals()).diverged(done, done, torch.tensor(loss), torch.tensor(1.0))
+    assert (cancelled is not None) == stops
+
 
 WILD = ("--optimizer.learning_rate=0.5", "--scheduler.name=constant", "--scheduler.t_warmup=3", "--max_duration=12")
 
@@ -261,7 +301,7 @@ def report(world: Path) -> Iterator[dict[str, dict[str, Any]]]:
         ("one is killed", [1, -9], "error: another process is gone; checkpoints are intact, the same command goes on"),
         ("the first is killed", [-9, 1], ""),
         ("one hangs", [1, -9], "error: another process did not answer for 2 seconds (collective_timeout); "),
-        ("no space", [1, 1], "File too large (os error 27)); the checkpoints before it are intact"),
+        ("no space", [1, 1], "cannot be saved (File too large); the checkpoints before it are intact"),
     ],
 )
 def test_what_happens_to_one_of_two_processes_ends_both(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from olmo.layers import layer_runner, recomputes
 from olmo.loss import Objective, predictions
 from olmo.model import OLMo
 from tests.reference import tiny_config, tiny_olmo2_config
-from tests.running import series, train, write_world
+from tests.running import CPU, series, train, write_world
 
 Strategy = ActivationCheckpointingStrategy
 
@@ -92,6 +93,15 @@ def test_recomputing_changes_no_bit(make: Callable[..., ModelConfig], strategy: 
         assert all(torch.equal(found_gradients[name], gradient) for name, gradient in gradients.items())
 
 
+@pytest.mark.parametrize("kind", ["attention_dropout", "residual_dropout"])
+def test_each_kind_of_dropout_in_a_layer_is_repeated(kind: str) -> None:
+    model = tiny_config(**{kind: 0.2})
+    expected, gradients = losses_and_gradients(model)
+    found, found_gradients = losses_and_gradients(model, activation_checkpointing=Strategy.whole_layer)
+    assert found == expected
+    assert all(torch.equal(found_gradients[name], gradient) for name, gradient in gradients.items())
+
+
 def test_recomputing_keeps_less() -> None:
     kept = {s: kept_bytes(s) for s in (None, *Strategy)}
     more_and_more = ["one_in_eight", "one_in_four", "one_in_three", "one_in_two", "two_in_three", "three_in_four"]
@@ -128,6 +138,16 @@ def test_a_backend_that_torch_does_not_have_is_named() -> None:
 
 def test_neither_asked_for_the_blocks_run_by_themselves() -> None:
     assert layer_runner(TrainConfig()) is None
+
+
+def test_dropout_is_not_drawn_anew_on_mps() -> None:
+    """Where torch would (pytorch issue 127676), recomputed activations are refused."""
+    mps, dropping = torch.device("mps"), tiny_config(residual_dropout=0.1)
+    for model, device, refused in ((dropping, mps, True), (dropping, CPU, False), (tiny_config(), mps, False)):
+        config = TrainConfig(model=model, activation_checkpointing=Strategy.whole_layer)
+        with pytest.raises(ConfigurationError, match=r"on MPS .* wrong gradients") if refused else nullcontext():
+            assert layer_runner(config, device) is not None
+    assert layer_runner(TrainConfig(model=dropping), mps) is None
 
 
 def test_a_run_with_both_is_the_plain_run(tmp_path: Path) -> None:

@@ -91,8 +91,11 @@ def test_predictions_are_all_tokens_but_the_first_of_a_row() -> None:
 @pytest.mark.parametrize("tying", [True, False])
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_objective_of_a_model(tying: bool, scaled: bool, precision: torch.dtype) -> None:
+def test_objective_of_a_model(
+    tying: bool, scaled: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loss and gradients of every parameter are those of the model's own logits, with more embeddings than tokens."""
+    monkeypatch.setattr(loss_module, "TOKENS_ELSEWHERE", 7)
     torch.manual_seed(0)
     config = tiny_config(weight_tying=tying, scale_logits=scaled, embedding_size=160, include_bias=True)
     model, ids = OLMo(config), torch.randint(128, (3, 16))
@@ -130,14 +133,17 @@ def test_the_gradient_can_be_taken_once_and_only_where_it_is_wanted() -> None:
         assert not linear_cross_entropy(hidden, weight, None, places, places)[0].requires_grad
 
 
-def test_token_losses_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_token_losses_are_the_models(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype) -> None:
+    """In float32, whatever the logits have."""
     torch.manual_seed(0)
-    model, ids = OLMo(tiny_olmo2_config()).eval(), torch.randint(128, (2, 16))
+    model, ids = OLMo(tiny_olmo2_config()).eval().to(precision), torch.randint(128, (2, 16))
     monkeypatch.setattr(loss_module, "TOKENS_ELSEWHERE", 7)
     with torch.no_grad():
         hidden = model.hidden_states(ids)[:, :-1].flatten(0, 1)
         found = token_losses(model, hidden, ids[:, 1:].flatten())
         wanted = -model(ids).double().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None]).flatten()
+    assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
 
 

@@ -200,14 +200,65 @@ def test_wandb_that_is_not_installed_is_a_configuration_error(
 
 def test_the_evaluations_that_matter_are_told(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
     reporter = Reporter(config, active=True, resume_step=None)
+    found = an_evaluation()
+    told = (
+        *("once_semantic/log_probability", "downstream/sciq_acc", "K_once", "memories/knowledge_entropy"),
+        *("general/CrossEntropyLoss", "K"),
+    )
+    silent = (
+        *("once_semantic/CrossEntropyLoss", "downstream/sciq_chance", "memories/standard_error", "memories/layer_1"),
+        *("general/Perplexity", "once_semantic/exact_match"),
+    )
+    found.metrics = {f"eval/{name}": -2.5 for name in (*told, *silent)}
     with caplog.at_level(logging.INFO, logger="olmo"):
-        reporter.evaluation(30, an_evaluation())
+        reporter.evaluation(30, found)
     reporter.close()
-    assert [record.message.strip() for record in caplog.records] == [
-        "step 30: evaluation",
-        "eval/K = -2.5000",
-        "eval/general/CrossEntropyLoss = 2.0000",
-    ]
+    first, *values = [record.message.strip() for record in caplog.records]
+    assert first == "step 30: evaluation" and values == [f"eval/{name} = -2.5000" for name in told]
+
+
+CHANGES: list[tuple[list[str], list[str]]] = [
+    ([], []),
+    (["max_duration=9", "save_interval=3", "eval_interval=7", "run_name=b", "save_overwrite=true", "stop_at=5"], []),
+    (["data.num_workers=3", "data.pin_memory=true", "model.flash_attention=true", "time_limit=60"], []),
+    (["load_path=elsewhere", "model.resuscitation=edit.safetensors"], ["load_path", "model.resuscitation"]),
+    (["optimizer.learning_rate=0.5", "scheduler.t_warmup=7"], ["optimizer.learning_rate", "scheduler.t_warmup"]),
+    (["data.paths=[a.npy,c.npy]", "seed=8"], ["seed", "data.paths"]),
+    (["injection={once: a.json}", "inject_interval=2"], ["inject_interval", "injection"]),
+    (["tokenizer.identifier=other"], ["tokenizer.identifier"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), CHANGES)
+def test_a_run_that_goes_on_with_other_settings_says_which(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], named: list[str]
+) -> None:
+    config.save(tmp_path / "before.yaml")
+    folder = [f"--save_folder={config.save_folder}", "--data.paths=[a.npy,b.npy]"]
+    Reporter(load(tmp_path / "before.yaml", folder), active=True, resume_step=None).close()
+    assert not caplog.messages
+    Reporter(load(tmp_path / "before.yaml", [*folder, *(f"--{o}" for o in overrides)]), True, resume_step=4).close()
+    wanted = (
+        f"save_folder: {config.save_folder} holds a run last started with another {', '.join(named)}; it goes on from "
+        "step 4 all the same, another save_folder begins a new one"
+    )
+    assert caplog.messages == ([wanted] if named else [])
+    told = (Path(config.save_folder) / "train.log").read_text()
+    assert (wanted in told) == bool(named)
+
+
+def test_nothing_is_said_of_settings_where_nothing_goes_on_or_nothing_is_known(
+    config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    Reporter(config, active=True, resume_step=None).close()
+    config.seed += 1
+    Reporter(config, active=True, resume_step=None).close()  # a new run
+    config.seed += 1
+    Reporter(config, active=False, resume_step=4).close()  # of another rank
+    for text in ("seed: [", "a_key_of_another_version: 1"):
+        (Path(config.save_folder) / "config.yaml").write_text(text)
+        Reporter(config, active=True, resume_step=4).close()
+    assert not caplog.messages
 
 
 # --- progress ----------------------------------------------------------------------------------------------------

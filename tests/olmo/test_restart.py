@@ -61,7 +61,7 @@ def kill_at(moment: str, step: int) -> None:
         "evaluated": (Reporter, "evaluation", lambda _, now, *rest: now, False),
         # The rename is the last of saving: all is written, under another name.
         "saving": (Path, "rename", lambda _, path: step if path.name == f"step{step}" else 0, False),
-        "saved": (checkpoint, "save", lambda path, *rest: int(path.name.removeprefix("step")), True),
+        "saved": (checkpoint, "save_sharded", lambda path, *rest: int(path.name.removeprefix("step")), True),
     }[moment]
     real = getattr(owner, name)
 

@@ -12,6 +12,7 @@ import pytest
 from olmo import saves
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
+from olmo.tensors import read_training_state
 from olmo.train import Trainer
 from tests.olmo.test_train import same, weights
 from tests.running import CPU, checkpoints, configure, metrics, modes_hold, series, train, write_world
@@ -48,10 +49,12 @@ def flip_a_bit(path: Path) -> None:
         file.write(bytes([byte ^ 4]))
 
 
+PART = "model_and_optim/__0_0.distcp"
 DAMAGE = {
-    "a bit of the weights": lambda folder: flip_a_bit(folder / "model.safetensors"),
-    "a bit of the optimizer": lambda folder: flip_a_bit(folder / "optim.pt"),
-    "half a file": lambda folder: os.truncate(folder / "optim.pt", 1000),
+    "a bit of the numbers": lambda folder: flip_a_bit(folder / PART),
+    "a bit of the index": lambda folder: flip_a_bit(folder / "model_and_optim/.metadata"),
+    "half a file": lambda folder: os.truncate(folder / PART, 1000),
+    "no index": lambda folder: (folder / "model_and_optim/.metadata").unlink(),
     "a file is missing": lambda folder: (folder / "train.pt").unlink(),
     "no manifest worth the name": lambda folder: (folder / "manifest.json").write_text("{"),
 }
@@ -71,19 +74,28 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
         saves.check_whole(folder)
 
 
+def test_damaged_ones_are_not_among_those_to_keep(plain: Path, run: Path) -> None:
+    flip_a_bit(run / "step6" / PART)
+    train(plain, run, *SAVES, "--save_num_checkpoints_to_keep=2")
+    assert checkpoints(run) == {"step6", "step7"}
+
+
 def test_where_all_are_damaged_nothing_begins(plain: Path, run: Path) -> None:
     for step in (2, 4, 6):
-        flip_a_bit(run / f"step{step}/model.safetensors")
+        flip_a_bit(run / f"step{step}" / PART)
     before = metrics(run)
-    with pytest.raises(ValueError, match=r"step6/model.safetensors: its checksum is .*; no checkpoint in .* is whole"):
+    with pytest.raises(
+        ValueError, match=r"step6/model_and_optim/__0_0.distcp: its checksum is .*; no checkpoint in .* is whole"
+    ):
         Trainer(configure(plain, run, *SAVES), CPU, Ranks())
     assert metrics(run) == before and len(checkpoints(run)) == 3
 
 
-def test_a_damaged_starting_point_is_named(plain: Path, run: Path, tmp_path: Path) -> None:
-    flip_a_bit(run / "step6/optim.pt")
-    start = (f"--load_path={run / 'step6'}", "--stop_at=7")
-    with pytest.raises(ValueError, match=r"damaged checkpoint: .*step6/optim.pt: its checksum") as caught:
+def test_a_damaged_starting_point_is_named(plain: Path, tmp_path: Path) -> None:
+    train(plain, tmp_path, "--save_steps_unsharded=[6]", "--stop_at=6")
+    flip_a_bit(tmp_path / "step6-unsharded/optim.pt")
+    start = (f"--load_path={tmp_path / 'step6-unsharded'}", "--stop_at=7")
+    with pytest.raises(ValueError, match=r"damaged checkpoint: .*step6-unsharded/optim.pt: its checksum") as caught:
         train(plain, tmp_path / "new", *start)
     assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
     train(plain, tmp_path / "new", *start, "--reset_optimizer_state")  # then it is not read
@@ -92,7 +104,8 @@ def test_a_damaged_starting_point_is_named(plain: Path, run: Path, tmp_path: Pat
 
 def test_links_to_the_newest(plain: Path, tmp_path: Path) -> None:
     train(plain, tmp_path, "--save_interval=3", "--save_interval_unsharded=2", "--stop_at=5")
-    assert os.readlink(tmp_path / "latest") == os.readlink(tmp_path / "latest-unsharded") == "step5-unsharded"
+    links = {name: os.readlink(tmp_path / name) for name in ("latest", "latest-unsharded")}
+    assert links == {"latest": "step5", "latest-unsharded": "step5-unsharded"}
     train(plain, tmp_path, "--save_interval=3", "--try_load_latest_save", "--stop_at=6")
     assert (os.readlink(tmp_path / "latest"), os.readlink(tmp_path / "latest-unsharded")) == (
         "step6",
@@ -144,17 +157,62 @@ def test_what_killed_processes_left_goes(plain: Path, run: Path) -> None:
     assert {path.name for path in run.glob(".step*")} == {".step8.mine"}
 
 
+def test_what_a_kill_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    """Of moving a link, or of removing a checkpoint of the same name again."""
+    for step in (4, 6):
+        (tmp_path / f"step{step}").mkdir()
+        (tmp_path / f"step{step}/model.safetensors").write_bytes(b"whole")
+    (tmp_path / ".latest.partial").symlink_to("step4")
+    saves.link_latest(tmp_path / "step6")
+    assert os.readlink(tmp_path / "latest") == "step6"
+    shutil.copytree(tmp_path / "step4", tmp_path / ".step4.removed")
+    saves.remove(tmp_path / "step4")
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "step6"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not tell which file is open")
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_its_name(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files, and the names in their folders. Tables are synced as they are written."""
+    synced: list[str] = []
+    real_sync, real_rename = os.fsync, Path.rename
+
+    def sync(opened: int) -> None:
+        synced.append(os.path.relpath(os.readlink(f"/proc/self/fd/{opened}"), tmp_path))
+        real_sync(opened)
+
+    def rename(path: Path, target: Path) -> Path:
+        synced.append(f"now {target.name}")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    data = f'{{"label": "walk", "data": {{"paths": ["{plain.parent / "heldout32.npy"}"]}}}}'
+    train(plain, tmp_path, *SAVES, "--stop_at=2", f"--evaluators=[{data}]", "--eval_interval=2")
+    before = synced[: synced.index("now step2")]
+    wanted = {"metrics.jsonl", "data-indices/rank0.tsv", "losses/step2.partial", "losses", "data-indices", "."}
+    wanted |= {".step2.partial", *(f".step2.partial/{name}" for name in os.listdir(tmp_path / "step2"))}
+    assert wanted <= set(before)
+    assert "." in synced[len(before) :]
+
+
 def test_a_kill_between_two_saves_of_a_step_loses_neither(plain: Path, tmp_path: Path) -> None:
     both = (*SAVES, "--save_interval_unsharded=2", "--save_num_checkpoints_to_keep=1")
     train(plain, tmp_path, *both)
     whole = {path.name: (path / "manifest.json").read_text() for path in tmp_path.glob("step*")}
     assert whole.keys() == {"step7", *(f"step{step}-unsharded" for step in (2, 4, 6, 7))}
-    shutil.rmtree(tmp_path / "step7-unsharded")
-    shutil.copytree(tmp_path / "step7", tmp_path / "step6")  # and before the older one was removed
-    train(plain, tmp_path, *both)
-    assert {path.name for path in tmp_path.glob("step*")} == whole.keys()
-    saves.check_whole(tmp_path / "step7-unsharded")
-    assert os.readlink(tmp_path / "latest") == os.readlink(tmp_path / "latest-unsharded") == "step7-unsharded"
+    rate = read_training_state(tmp_path / "step7-unsharded", "optim")["param_groups"][0]["lr"]
+    shutil.copytree(tmp_path / "step7", tmp_path / "step6")  # before the older one was removed
+    for lost in ("step7", "step7-unsharded"):
+        shutil.rmtree(tmp_path / lost)
+        (tmp_path / "latest").unlink()
+        train(plain, tmp_path, *both)
+        assert {path.name for path in tmp_path.glob("step*")} == whole.keys()
+        saves.check_whole(tmp_path / lost)
+        links = {name: os.readlink(tmp_path / name) for name in ("latest", "latest-unsharded")}
+        assert links == {"latest": "step7", "latest-unsharded": "step7-unsharded"}
+    assert read_training_state(tmp_path / "step7-unsharded", "optim")["param_groups"][0]["lr"] == rate
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(plain: Path, tmp_path: Path) -> None:
@@ -169,6 +227,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(plain: Path, tmp_p
         train(plain, tmp_path / "run", *settings, "--seed=12")
     train(plain, tmp_path / "run", *settings)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    for path in tmp_path.glob("run/step*"):
+        shutil.rmtree(path)
+    with pytest.raises(ConfigurationError, match="holds a run without a checkpoint"):  # one that was done
+        train(plain, tmp_path / "run", *settings)
 
 
 def test_a_run_goes_on_from_its_step_0(plain: Path, tmp_path: Path, whole: tuple[Path, Any]) -> None:
@@ -185,12 +247,13 @@ def test_a_folder_that_becomes_read_only_is_named(plain: Path, tmp_path: Path, m
 
     def close_the_folder(trainer: Trainer, batch: Any, step: int, *rest: Any) -> Any:
         if step == 4:
+            trainer.saver.wait()
             tmp_path.chmod(0o555)
         return real(trainer, batch, step, *rest)
 
     monkeypatch.setattr(Trainer, "_train_step", close_the_folder)
     try:
-        with modes_hold(), pytest.raises(OSError, match=r"Permission denied: '.*/\.step4\.partial'"):
+        with modes_hold(), pytest.raises(OSError, match=r"/step4: cannot be saved \(Permission denied\); the"):
             train(plain, tmp_path, *SAVES)
     finally:
         tmp_path.chmod(0o755)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from olmo.config import ModelConfig, TrainConfig, load
 from olmo.model import OLMo
-from olmo.speed import peak_memory, peak_operations, training_operations
+from olmo.speed import peak_bytes, peak_memory, peak_operations, training_operations
 from tests.reference import tiny_config, tiny_olmo2_config
 from tests.running import BATCH, CPU, SHORT, train, write_world
 
@@ -68,6 +69,19 @@ def test_a_given_peak_goes_before_the_table() -> None:
     assert peak_operations(config, CPU) is None
     config.speed_monitor.gpu_flops_available = 10**12
     assert peak_operations(config, CPU) == peak_operations(config, GPU) == 1e12
+
+
+def test_memory_of_the_gpu_of_a_mac_is_its_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 12345)
+    assert peak_memory(torch.device("mps")) == 12345
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="this system does not tell what a process holds")
+def test_the_most_that_a_process_held_is_in_bytes() -> None:
+    """At least what it holds now, at most what the system says of it and its parent."""
+    few, now = 2**20, int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert now - few <= peak_bytes() <= most + few
 
 
 def test_what_a_run_logs(tmp_path: Path) -> None:

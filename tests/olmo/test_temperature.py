@@ -68,6 +68,22 @@ def test_they_decay_linearly_to_one() -> None:
     assert constant.at(1.0) == constant
 
 
+def test_divisors_are_where_the_model_is_before_the_first_step() -> None:
+    """On `meta`, where numbers can be neither looked at nor brought from: a step that did would fail."""
+    torch.manual_seed(0)
+    model, start = OLMo.empty(tiny_config()), Temperatures(memories=torch.rand(2, 48) + 0.5)
+    assert start.memories is not None
+    meta = start.to(torch.device("meta"))
+    now = meta.at(0.25)
+    now.apply(model)
+    assert now.memories is not None and now.memories.is_meta and start.memories.device.type == "cpu"
+    assert all(block.memory_temperature.is_meta for block in model.blocks)  # type: ignore[union-attr]
+    assert not meta.at(1.0)
+    there = start.to(torch.device("cpu")).at(0.25).memories
+    assert there is not None and torch.equal(there, 1 + (start.memories - 1) * 0.75)
+    assert Temperatures(2.0).to(torch.device("meta")) == Temperatures(2.0)
+
+
 def test_what_a_configuration_names(tmp_path: Path) -> None:
     divisors = torch.rand(2, 48) + 0.5
     torch.save(divisors, tmp_path / "divisors.pt")

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from olmo import checkpoint, saves
 from olmo import train as train_module
 from olmo.checkpoint import fingerprint
-from olmo.config import TrainConfig
+from olmo.config import TrainConfig, load
 from olmo.data.sources import TokenFiles
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
@@ -335,6 +336,9 @@ def test_dropout_differs_from_step_to_step_and_matters(plain: Path, tmp_path: Pa
     second = trainer._train_step(batch, 2, 7)[0][0].item()
     trainer.model.load_state_dict(before)
     assert first != second and first == trainer._train_step(batch, 1, 7)[0][0].item()
+    trainer.model.load_state_dict(before)
+    trainer.ranks = Ranks(rank=1)  # nor may ranks drop the same of their rows
+    assert first != trainer._train_step(batch, 1, 7)[0][0].item()
     trainer.reporter.close()
 
 
@@ -425,6 +429,7 @@ def test_schedule_in_tokens_is_the_same_schedule(plain: Path, tmp_path: Path) ->
         (("--no_pre_train_checkpoint=false", "--save_interval=3"), "step0 step3 step6 step7"),
         (("--save_interval=3",), "step3 step6 step7"),
         (("--save_interval=3", "--save_num_checkpoints_to_keep=1"), "step7"),
+        (("--save_interval=3", "--save_num_checkpoints_to_keep=0"), "step7"),  # never none
         (("--save_interval=3", "--save_num_checkpoints_to_keep=2"), "step6 step7"),
         (("--save_interval_unsharded=4",), "step4-unsharded step7-unsharded"),
         (("--save_interval_unsharded=2", "--save_num_unsharded_checkpoints_to_keep=1"), "step7-unsharded"),
@@ -478,8 +483,8 @@ def test_load_path_with_trainer_state_goes_on_in_another_folder(plain: Path, tmp
 
 
 def test_load_path_reset_starts_at_step_1_with_these_weights(plain: Path, tmp_path: Path) -> None:
-    train(plain, tmp_path / "a", "--save_interval=3")
-    folder = tmp_path / "a" / "step3"
+    train(plain, tmp_path / "a", "--save_interval_unsharded=3")
+    folder = tmp_path / "a" / "step3-unsharded"
     for name in ("optim.pt", "train.pt"):
         (folder / name).unlink()  # not needed
     reset = ("--reset_optimizer_state", "--reset_trainer_state", f"--load_path={folder}")
@@ -492,9 +497,9 @@ def test_load_path_reset_starts_at_step_1_with_these_weights(plain: Path, tmp_pa
 
 @pytest.mark.parametrize("missing", ["train.pt", "optim.pt"])
 def test_load_path_without_its_state_says_to_reset(plain: Path, tmp_path: Path, missing: str) -> None:
-    train(plain, tmp_path / "a", "--save_interval=3", "--stop_at=3")
-    (tmp_path / "a" / "step3" / missing).unlink()
-    config = configure(plain, tmp_path / "b", f"--load_path={tmp_path / 'a' / 'step3'}")
+    train(plain, tmp_path / "a", "--save_interval_unsharded=3", "--stop_at=3")
+    (tmp_path / "a" / "step3-unsharded" / missing).unlink()
+    config = configure(plain, tmp_path / "b", f"--load_path={tmp_path / 'a' / 'step3-unsharded'}")
     with pytest.raises(FileNotFoundError, match=rf"{missing}: missing; set reset_optimizer_state") as caught:
         Trainer(config, CPU, Ranks())
     assert "\n" not in str(caught.value)
@@ -503,13 +508,17 @@ def test_load_path_without_its_state_says_to_reset(plain: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize(("name", "key"), [("optim.pt", "reset_optimizer_state"), ("train.pt", "reset_trainer_state")])
 def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_path: Path, name: str, key: str) -> None:
-    train(plain, tmp_path / "a", "--save_interval=3", "--stop_at=3")
-    broken = tmp_path / "a" / "step3"
+    train(plain, tmp_path / "a", "--save_interval_unsharded=3", "--stop_at=3")
+    broken = tmp_path / "a" / "step3-unsharded"
     (broken / name).write_bytes((broken / name).read_bytes()[:500])
-    with pytest.raises(ValueError, match=rf"step3/{name}: has 500 bytes, and was written with \d+; without .*manifest"):
+    with pytest.raises(
+        ValueError, match=rf"step3-unsharded/{name}: has 500 bytes, and was written with \d+; without .*manifest"
+    ):
         train(plain, tmp_path / "b", f"--load_path={broken}")
     (broken / "manifest.json").unlink()  # as OLMo saves
-    with pytest.raises(ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3 and {key} goes on"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3-unsharded and {key} goes on"
+    ):
         Trainer(configure(plain, tmp_path / "a", "--try_load_latest_save"), CPU, Ranks())
     train(plain, tmp_path / "b", f"--load_path={broken}", f"--{key}", "--stop_at=4")
     assert series(tmp_path / "b")
@@ -518,11 +527,11 @@ def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_pat
 def test_files_of_a_run_have_the_modes_that_the_umask_gives(plain: Path, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        train(plain, tmp_path / "run", "--save_interval=1", "--stop_at=1")
+        train(plain, tmp_path / "run", "--save_interval=1", "--save_interval_unsharded=1", "--stop_at=1")
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert "model.safetensors" in modes
+    assert {"model.safetensors", "__0_0.distcp"} <= modes.keys()
     assert set(modes.values()) == {0o640}, modes
 
 
@@ -628,12 +637,14 @@ def test_what_is_saved_after_resuscitation_is_not_edited_again(
         loaded = checkpoint.load_model(saved, CPU).state_dict()  # as analysis.entropy does
         assert same(dict(loaded), checkpoint.read_state(saved))
     edit = f"--model.resuscitation={edited['folder'].parent / 'edit.pt'}"
-    settings = (*RESET, f"--load_path={edited['folder']}", edit)
+    settings = (*RESET, f"--load_path={edited['folder']}", edit, "--model.resuscitation_force")
     whole = train(world, tmp_path / "whole", *settings, "--stop_at=3")
     shutil.copytree(resuscitated["pt"], tmp_path / "again")
     again = train(world, tmp_path / "again", *settings, "--stop_at=3", "--try_load_latest_save")
     assert same(weights(again), weights(whole))
     assert (tmp_path / "again" / "probes" / "original.parquet").is_file()
+    written = load(tmp_path / "again" / "step3" / "config.yaml").model
+    assert written.resuscitation is None and not written.resuscitation_force
 
 
 def test_resuscitation_needs_a_checkpoint(plain: Path, tmp_path: Path) -> None:
@@ -875,7 +886,7 @@ def test_a_run_does_not_clear_the_checkpoint_it_starts_from(plain: Path, tmp_pat
     train(plain, run, "--save_interval=2", "--stop_at=2")
     with pytest.raises(ConfigurationError, match="lies in save_folder, which save_overwrite clears"):
         train(plain, run, f"--load_path={run / 'step2'}", "--save_overwrite")
-    assert (run / "step2" / "model.safetensors").is_file()
+    assert (run / "step2" / "train.pt").is_file()
 
 
 def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(plain: Path, tmp_path: Path) -> None:
@@ -1108,7 +1119,10 @@ def test_temperatures_of_each_step(plain: Path, tmp_path: Path, monkeypatch: pyt
     assert kept.temperature_attention == pytest.approx(5.0) and kept.temperature_decay is False
 
 
-def test_divisors_beside_the_starting_point_serve_a_restart(plain: Path, tmp_path: Path) -> None:
+def test_divisors_beside_the_starting_point_serve_a_restart(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which says nothing of other settings, unless there are some."""
     base = tmp_path / "base"
     train(plain, base, "--stop_at=1", "--save_interval=1", "--max_duration=1")
     torch.save(torch.rand(2, 48) + 0.5, base / "step1/divisors.pt")
@@ -1116,8 +1130,13 @@ def test_divisors_beside_the_starting_point_serve_a_restart(plain: Path, tmp_pat
     asked = (*asked, "--model.temperature_MLP=divisors.pt", "--save_interval=3")
     whole = train(plain, tmp_path / "whole", *asked)
     train(plain, tmp_path / "parts", *asked, "--stop_at=3")
+    caplog.clear()
     parts = train(plain, tmp_path / "parts", *asked, "--try_load_latest_save")
     assert same(weights(parts), weights(whole))
+    assert not [message for message in caplog.messages if "all the same" in message]
+    train(plain, tmp_path / "parts", "--max_duration=8", "--try_load_latest_save")
+    warned = r"load_path, reset_optimizer_state, reset_trainer_state, model\.temperature_MLP; it goes on from step 7"
+    assert len([message for message in caplog.messages if re.search(warned, message)]) == 1
 
 
 def test_limits_of_ratios_and_of_the_first_step_after_a_reset(

@@ -134,6 +134,30 @@ def test_nobody_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         Endpoint("http://127.0.0.1:1/v1", "small").ask(HELLO)
 
 
+def test_trouble_is_told_at_once_and_once(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first pause, which would be silence; not of every attempt, nor of every request."""
+    url = f"{server.url}/chat/completions"
+    heard: list[str] = []
+    monkeypatch.setattr(chat, "WAIT", 1.0)
+    endpoint = Endpoint(server.url, "small")
+    monkeypatch.setattr(endpoint.stopped, "wait", lambda pause: heard.append(capsys.readouterr().err))
+    server.troubles = [Trouble(503, {"error": "busy"})] * 3
+    assert endpoint.ask(HELLO).text == "Good morning."
+    line = f"{url}: 503 Service Unavailable: busy; trying again for about 63 seconds, 6 times at most\n"
+    assert heard == [line, "", ""]
+    server.troubles = [Trouble(503)]
+    endpoint.ask(HELLO)
+    assert heard.pop() == ""
+    monkeypatch.setattr(chat, "SILENCE", 0.0)  # as if a minute had passed
+    server.troubles = [Trouble(429, {}, {"Retry-After": "60"})] * 2
+    endpoint.ask(HELLO)
+    assert heard[-2:] == [f"{url}: 429 Too Many Requests; trying again in 60 seconds, 6 times at most\n", ""]
+    endpoint.ask(HELLO)
+    assert not capsys.readouterr().err
+
+
 def test_it_waits_longer_each_time(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "WAIT", 0.05)
     server.troubles = [Trouble(503)] * 3

@@ -11,7 +11,6 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,11 @@ import torch
 from omegaconf import OmegaConf
 
 from olmo.exceptions import exit_status
-from scripts import download, get_fictional_knowledge
+from scripts import get_fictional_knowledge
 from scripts.make_fictional_knowledge import make_entries
 from tests.published import INJECTION_MAP, ONCE, PARAPHRASE, fictional_knowledge
 from tests.running import ROOT, wait_for
-from tests.serving import File, Server, serving
+from tests.serving import File, Server
 
 FOLDER = "/kaistAI/Knowledge-Entropy/commit/fictional_knowledge"
 
@@ -47,14 +46,6 @@ def contents(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 def publish(monkeypatch: pytest.MonkeyPatch, contents: dict[str, bytes]) -> None:
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     monkeypatch.setattr(get_fictional_knowledge, "PUBLISHED", hashes)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "WAIT", 0.0)
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from olmo.model import OLMo
 from scripts import download, get_model
 from tests.reference import tiny_config
 from tests.running import ROOT, wait_for
-from tests.serving import File, Server, serving
+from tests.serving import File, Server
 
 FOLDER = "/ai2-llm/olmo-small/g4g72enr/step738020-unsharded"
 HUB_ID = "allenai/OLMo-1B@step738020-tokens3095B"
@@ -39,14 +39,6 @@ OTHER = random.Random(1).randbytes(len(WEIGHTS))
 MODEL = f"{FOLDER}/model.pt"
 
 run = functools.partial(exit_status, get_model.main)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "WAIT", 0.0)
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

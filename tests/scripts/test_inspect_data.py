@@ -193,6 +193,18 @@ def test_extracting_from_a_large_order(
     "command, arguments, told",
     [
         (inspect, ["--step", "0"], "step 0: the run begins with step 1"),
+        (extract, ["--steps", "0-2", "--output", "y"], "step 0: the run begins with step 1"),
+        (inspect, ["--step", "8"], "step 8: the run ends with step 7; --max_duration=8 looks beyond it"),
+        (
+            inspect,
+            ["--step", "5", "--max_duration=1ep"],
+            "step 5: the run ends with step 4; --max_duration=5 looks beyond it",
+        ),
+        (
+            extract,
+            ["--steps", "1-9", "--output", "y"],
+            "step 9: the run ends with step 7; --max_duration=9 looks beyond it",
+        ),
         (inspect, ["--step", "1", "--rows", "4-6"], "--rows: row 6, the global batch has 6"),
         (inspect, ["--step", "1", "--rows", "5-2"], "argument --rows: expected N or A-B, got '5-2'"),
         (inspect, ["--step", "1", "--row", "2"], "expected --key.sub=value, got '2'"),

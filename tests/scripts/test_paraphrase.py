@@ -552,6 +552,18 @@ def test_a_wrong_key_is_one_line_at_once_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["entries.json"]
 
 
+def test_a_server_that_is_not_there_is_told_of_before_it_is_given_up(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By one line, however many ask at the same time."""
+    monkeypatch.setattr(chat, "WAIT", 0.001)
+    assert run([*arguments, "--endpoint=http://127.0.0.1:1/v1", "--parallel=3"]) == 1
+    trouble, error = capsys.readouterr().err.splitlines()
+    url = "http://127.0.0.1:1/v1/chat/completions: Connection refused"
+    assert trouble == f"{url}; trying again for about 0 seconds, 6 times at most"
+    assert error == f"error: {url} (7 attempts)"
+
+
 def test_an_error_half_way_ends_it_and_keeps_what_came(
     arguments: list[str], server: ChatServer, journal: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -29,12 +28,12 @@ from tokenizers import Tokenizer, models
 from olmo.data.sources import TokenDataset
 from olmo.exceptions import exit_status
 from olmo.tokenizer import load_tokenizer
-from scripts import documents, download, prepare_pubmed, sampling
+from scripts import documents, prepare_pubmed, sampling
 from scripts.documents import NO_TEXT, TEXT, Record, hash_of, pubmed_records, text_records
 from scripts.prepare_demo_text import train_tokenizer
 from tests.reference import tiny_config
 from tests.running import ROOT, command
-from tests.serving import Server, serving
+from tests.serving import Server
 
 EOS = prepare_pubmed.OLMO_EOS
 TOKENIZER = load_tokenizer(prepare_pubmed.TOKENIZER)
@@ -521,14 +520,6 @@ def test_a_bad_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 
 # --- download ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "WAIT", 0.0)
-    with serving() as server:
-        yield server
 
 
 def publish(server: Server, paths: list[Path], year: int = 25) -> str:

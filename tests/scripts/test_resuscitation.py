@@ -114,9 +114,9 @@ def test_an_edit_of_older_coefficients_ends_it(place: Path) -> None:
 
 def test_temperatures_instead_of_an_edit_and_a_run_that_begins_anew(place: Path) -> None:
     setting = SETTING.replace("select_random", "format_temperature")
-    asked = ["738020", "0.5", "2", "run.yaml", "--save_folder=runs/${run_name}", "--max_duration=1"]
+    asked = ["738020", "0.5", "2", "run.yaml", "--max_duration=1"]
     asked += ["--reset_optimizer_state", "--reset_trainer_state"]
-    run = place / f"runs/run_{setting}"
+    run = place / f"checkpoints/resuscitated/1B/run_{setting}"  # where the script puts it
     run.mkdir(parents=True)
     (run / "metrics.jsonl").touch()  # it ended before its first checkpoint
     done = script(place, *asked, "--save_overwrite", CHANGE_FLAGS="--format temperature")

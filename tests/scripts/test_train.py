@@ -335,6 +335,20 @@ def test_a_mistake_of_all_processes_is_told_once(folder: Path) -> None:
     assert done.stderr.count("did you mean 'seed'?") == 1
 
 
+def test_the_device_by_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = [str(folder / "plain.yaml"), f"--save_folder={tmp_path / 'run'}", "--stop_at=1"]
+    for name, reason in {"=gpu": "no such device: gpu", "=mps:1": "mps:1: torch sees no GPU of Apple's here"}.items():
+        assert exit_status(main, [*arguments, f"--device{name}"]) == 2
+        assert reason in one_line(capsys.readouterr().err)
+    assert exit_status(main, [*arguments, "--fused_loss=true", "--device=cpu"]) == 2
+    assert "fused_loss: Liger Kernel needs a CUDA device, and this is cpu" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+    assert exit_status(main, [*arguments, "--device=cpu", "--device_train_microbatch_size=3"]) == 0
+    assert " on cpu, 1 process(es)" in caplog.text
+
+
 def test_help_is_status_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(main, ["--help"]) == 0
     out, err = capsys.readouterr()
@@ -350,8 +364,8 @@ def test_what_several_processes_cannot_do_is_one_line(
     assert exit_status(main, arguments) == 1
     assert "global_train_batch_size 6 is no multiple of 4 ranks" in one_line(capsys.readouterr().err)
     monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 2)))
-    assert exit_status(main, [*arguments, "--distributed_strategy=fsdp"]) == 2
-    assert "add --distributed_strategy=ddp" in one_line(capsys.readouterr().err)
+    assert exit_status(main, [*arguments, "--distributed_strategy=null"]) == 2
+    assert "null runs on one process; use ddp or fsdp" in one_line(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 

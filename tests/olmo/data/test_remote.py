@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
-import os
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +19,7 @@ from olmo.data import remote
 from olmo.data.remote import Changed, RemoteFiles
 from olmo.data.sources import TokenFiles, open_source
 from olmo.exceptions import ConfigurationError
+from tests.s3 import KEYS, Relay, client_of, no_settings, relaying, s3_server
 from tests.serving import File, Server, serving
 
 LENGTH = 8
@@ -402,107 +397,31 @@ def test_several_that_want_the_same_ask_once(server: Server) -> None:
 # --- S3 ----------------------------------------------------------------------------------------------------------
 
 
-class Relay(ThreadingHTTPServer):
-    """Passes requests on to a server, and spoils the answers as `faults` says, one fault a GET of a key."""
-
-    daemon_threads = True
-    handle_error = lambda self, request, client_address: None  # noqa: E731
-
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", 0), RelayHandler)
-        self.port, self.url = port, f"http://127.0.0.1:{self.server_address[1]}"
-        self.faults: list[str] = []
-        self.seen: list[tuple[str, str | None, bool]] = []  # method, range, whether it is signed
-
-
-class RelayHandler(BaseHTTPRequestHandler):
-    server: Relay
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def relay(self) -> None:
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection", "expect")}
-        part = headers.get("Range")
-        self.server.seen.append((self.command, part, "Authorization" in headers))
-        fault = self.server.faults.pop(0) if self.server.faults and self.command == "GET" else ""
-        if fault == "ignored":
-            headers.pop("Range")
-        upstream = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
-        upstream.request(self.command, self.path, headers=headers)
-        response = upstream.getresponse()
-        body = response.read()
-        status = int(fault) if fault.isdigit() else response.status
-        self.send_response(status)
-        for name, value in response.getheaders():
-            if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
-                if fault == "grown" and name.lower() == "content-range":
-                    value = value.rpartition("/")[0] + "/9999"
-                self.send_header(name, value)
-        self.end_headers()
-        if fault == "short":
-            body, self.close_connection = body[:5], True
-        if fault == "reset":
-            body, self.close_connection = b"", True
-        if self.command != "HEAD" and not fault.isdigit():
-            self.wfile.write(body)
-        elif fault.isdigit():
-            self.close_connection = True
-
-    do_GET = do_HEAD = relay
-
-
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of an S3 API in a process of its own, with the token files in the bucket `dolma`."""
-    import boto3
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("moto") / "log"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
-        try:
-            for _ in range(600):
-                with socket.socket() as probe:
-                    if not probe.connect_ex(("127.0.0.1", port)):
-                        break
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.05)
-            place = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
-            client = boto3.client("s3", aws_access_key_id="a", aws_secret_access_key="b", **place)
-            client.create_bucket(Bucket="dolma")
-            for name, held in zip(NAMES, CONTENTS):
-                client.put_object(Bucket="dolma", Key=name[1:], Body=held, ACL="public-read")
-            yield port
-        finally:
-            process.terminate()
+    """The port of an S3 API with the token files in the bucket `dolma`."""
+    with s3_server(tmp_path_factory.mktemp("moto") / "log") as port:
+        client = client_of(port)
+        client.create_bucket(Bucket="dolma")
+        for name, held in zip(NAMES, CONTENTS):
+            client.put_object(Bucket="dolma", Key=name[1:], Body=held, ACL="public-read")
+        yield port
 
 
 @pytest.fixture
 def relay(bucket: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Relay]:
-    for name in [n for n in os.environ if n.startswith(("AWS_", "S3_", "R2_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "nothing"))
-    with Relay(bucket) as relay:
-        thread = threading.Thread(target=relay.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    no_settings(monkeypatch, tmp_path)
+    with relaying(bucket) as relay:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", relay.url)
         yield relay
-        relay.shutdown()
-        thread.join()
 
 
 S3_URLS = [f"s3://dolma{name}" for name in NAMES]
 
 
 def with_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -571,10 +490,8 @@ def test_what_s3_does_not_have(relay: Relay, monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_an_object_replaced_between_reads(relay: Relay, bucket: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import boto3
-
     with_keys(monkeypatch)
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{bucket}", region_name="us-east-1")
+    client = client_of(bucket)
     client.put_object(Bucket="dolma", Key="mine.npy", Body=CONTENTS[2])
     source = TokenFiles(["s3://dolma/mine.npy"], LENGTH)
     client.put_object(Bucket="dolma", Key="mine.npy", Body=bytes(len(CONTENTS[2])))

@@ -1,0 +1,18 @@
+"""What several tests of commands need: a web server on this machine, and no waiting between attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from scripts import download
+from tests.serving import Server, serving
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "WAIT", 0.0)
+    with serving() as server:
+        yield server
