@@ -78,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 largest, scores = (t.to(exact) for t in (logits.amax(1, keepdim=True), logits.gather(1, wanted)))
                 probabilities = F.softmax(logits, -1, dtype=exact)
                 del logits
-                # Of the sum of exp(logit - largest), whose largest part is 1; a second exp of all logits would cost more.
+                # Of the sum of exp(logit - largest), whose largest part is 1: no second exp of all logits.
                 log_sum = -probabilities.amax(1, keepdim=True).log()
                 cross_entropy += (largest - scores + log_sum).sum()
                 factor = None
