@@ -5,6 +5,7 @@
 A line gives the median ratio of the rounds and their range.
 training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop, transformers'
 Trainer, ai2-olmo and litgpt with the same model and rows, time and memory, see scripts/bench_training.py.
+saves: how long training stands still for an asynchronous save, and for a blocking one, see scripts/bench_saves.py.
 loss: logits in parts against all at once, time and memory, see scripts/bench_loss.py.
 entropy: a model of OLMo-1B's shape, see scripts/bench_entropy.py.
 probes: 1,950 in one pass against one padded evaluator at a time, see scripts/bench_probes.py.
@@ -51,6 +52,7 @@ from scripts.bench_entropy import bench_entropy
 from scripts.bench_loss import bench_loss
 from scripts.bench_probes import bench_probes
 from scripts.bench_resuscitation import bench_resuscitation
+from scripts.bench_saves import bench_saves
 from scripts.bench_training import bench_training
 from scripts.prepare_demo_text import package_root, rows
 from scripts.prepare_pubmed import TOKENIZER
@@ -324,6 +326,7 @@ def main(argv: Sequence[str]) -> None:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__} on {device.type}, {where}", flush=True)
     bench_training(2 * args.rounds)
+    bench_saves(args.rounds)
     bench_loss(args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench_entropy(Path(folder), args.rounds)
