@@ -27,6 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from .config import TrainConfig
+from .console import above_bars
 from .distributed import Ranks
 from .exceptions import Interrupted
 
@@ -64,7 +65,7 @@ class Signals:
 
 def _tell(message: str) -> None:
     """One line on stderr, written past Python's buffers, which the signal may have come in the middle of."""
-    os.write(2, f"{message}\n".encode())
+    os.write(2, above_bars(message).encode())
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,26 @@
-"""What a run tells: console and log file, `metrics.jsonl`, Parquet tables, Weights & Biases; and progress lines."""
+"""What a run tells: console and log file, `metrics.jsonl`, Parquet tables, Weights & Biases, the bar of steps."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import logging
-import math
 import os
 import platform
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import manifest, saves
 from .config import TrainConfig
+from .console import Progress as Progress
+from .console import clock as clock
+from .console import on_terminal
 from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,56 +30,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("olmo")
 
 
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+class Steps(Progress):
+    """The steps of a run, on a terminal alone: its log lines, which pass above the bar, tell the same elsewhere."""
 
+    def __init__(self, done: int, last: int, show: bool):
+        super().__init__("step", last, "", show=show and on_terminal(), done=done)
 
-class Progress:
-    """Progress of work of known size: a line rewritten on a terminal, plain lines every ten seconds elsewhere.
-
-    Work that ends within a second shows nothing.
-    """
-
-    def __init__(self, description: str, total: int, unit: str, *, show: bool = True):
-        self.description, self.total, self.unit, self.show = description, total, unit, show
-        self.done, self.started = 0, time.monotonic()
-        self.note = ""  # shown behind the rate, for instance a running estimate
-        self._terminal = sys.stderr.isatty()
-        self._next = self.started + (1.0 if self._terminal else 10.0)
-        self._wrote = False
-
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        now = time.monotonic()
-        if self.show and now >= self._next:
-            self._next = now + (0.2 if self._terminal else 10.0)
-            self._write(now)
-
-    def _write(self, now: float) -> None:
-        rate = self.done / max(now - self.started, 1e-9)
-        left = clock((self.total - self.done) / rate) if rate else "?"
-        line = f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:,.1f}/s, {left} left{self.note}"
-        if self._terminal:
-            # Return to the line's start, erase it, and write it anew.
-            sys.stderr.write(f"\r\x1b[K{line}")
-        else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-        self._wrote = True
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._wrote and self._terminal:
-            sys.stderr.write("\r\x1b[K")
+    def __str__(self) -> str:
+        return f"step {self.done}/{self.total}{self.note}, {self.left} left"
 
 
 def environment() -> dict[str, Any]:
@@ -139,6 +96,7 @@ class Reporter:
         self.folder = Path(config.save_folder)
         self._wandb: Any = None
         self._metrics: TextIO | None = None
+        self._bar: Steps | None = None
         if active:
             log.setLevel(logging.INFO)
         if not self.active:
@@ -188,6 +146,11 @@ class Reporter:
         if self.active and self._metrics is None:
             self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
 
+    def bar(self, done: int, last: int) -> Steps:
+        """The bar of the run's steps, which ends with the run."""
+        self._bar = Steps(done, last, show=self.active)
+        return self._bar
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.begin()
         if self._metrics is not None:
@@ -235,6 +198,8 @@ class Reporter:
                 log.info("  %s = %.4f", name, value)
 
     def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
         if self.active:
             if self._metrics is not None:
                 with _naming(self.folder / "metrics.jsonl"):

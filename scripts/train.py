@@ -13,10 +13,10 @@ command line or configuration, 1 for a failure while running, 128 + its number f
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
 from olmo.config import load
+from olmo.console import Lines
 from olmo.distributed import keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.interruption import Signals
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigurationError("no configuration given")
         return
     config = load(argv[0], argv[1:])
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", handlers=[Lines()])
     keep_large_blocks()
     device = pick_device()
     with Signals() as signals, process_group(device, config.collective_timeout) as ranks:

@@ -1,11 +1,10 @@
-"""What a run writes: metrics, tables, what a restart drops, and progress lines."""
+"""What a run writes: metrics, tables, and what a restart drops."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from olmo.eval.probes import ProbeTable
 from olmo.exceptions import ConfigurationError
 from olmo.knowledge.entries import Probe
 from olmo.knowledge.plan import Text
-from olmo.reporting import Progress, Reporter, clock, environment, log
+from olmo.reporting import Reporter, environment, log
 from tests.reference import tiny_config
 
 
@@ -208,74 +207,3 @@ def test_the_evaluations_that_matter_are_told(config: TrainConfig, caplog: pytes
         "eval/K = -2.5000",
         "eval/general/CrossEntropyLoss = 2.0000",
     ]
-
-
-# --- progress ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0, "0:00"), (9.6, "0:10"), (59.7, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")],
-)
-def test_a_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
-
-
-@pytest.mark.parametrize("seconds", [float("inf"), float("nan")])
-def test_a_clock_that_does_not_know(seconds: float) -> None:
-    assert clock(seconds) == "?"
-
-
-class Time:
-    """A clock that the test winds."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def hands(monkeypatch: pytest.MonkeyPatch) -> Time:
-    made = Time()
-    monkeypatch.setattr(time, "monotonic", made.monotonic)
-    return made
-
-
-def work(hands: Time, seconds: float, pieces: int, show: bool = True) -> None:
-    with Progress("measuring", pieces, "instances", show=show) as progress:
-        for _ in range(pieces):
-            hands.now += seconds / pieces
-            progress.advance()
-
-
-def test_progress_in_a_log_is_a_plain_line_every_ten_seconds(hands: Time, capsys: pytest.CaptureFixture[str]) -> None:
-    work(hands, 40.0, 80)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "measuring: 20/80 instances, 2.0/s, 0:30 left",
-        "measuring: 40/80 instances, 2.0/s, 0:20 left",
-        "measuring: 60/80 instances, 2.0/s, 0:10 left",
-        "measuring: 80/80 instances, 2.0/s, 0:00 left",
-    ]
-
-
-def test_progress_on_a_terminal_rewrites_one_line_and_clears_it(
-    hands: Time, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    work(hands, 4.0, 8)
-    shown = capsys.readouterr().err
-    assert "\n" not in shown and shown.endswith("\r\x1b[K")
-    assert shown.split("\r\x1b[K")[1] == "measuring: 2/8 instances, 2.0/s, 0:03 left"
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_short_or_hidden_work_shows_nothing(
-    hands: Time, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    work(hands, 0.9, 8)
-    work(hands, 90.0, 8, show=False)
-    assert capsys.readouterr().err == ""
