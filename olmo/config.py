@@ -400,6 +400,7 @@ class TrainConfig:
     max_grad_norm_ratio: Optional[float] = None
     precision: Optional[str] = None  # fp32 or amp_bf16
     wandb: Optional[WandbConfig] = None
+    tensorboard: bool = False  # also write the metrics to save_folder/tensorboard
     speed_monitor: SpeedMonitorConfig = field(default_factory=SpeedMonitorConfig)
     console_log_interval: int = 1
     gen1_gc_interval: Optional[int] = 1
@@ -462,6 +463,7 @@ _NEWER = {
         *("auxiliary_loss_multiplier", "module_outputs_save_steps", "try_load_latest_save", "base", "injection"),
         *("save_steps_unsharded", "inject_indices_map", "base_step", "data_shuffling", "inject_interval"),
         *("inject_start_step", "inject_position", "probe_dataset", "probing", "collective_timeout"),
+        "tensorboard",
     ),
 }
 

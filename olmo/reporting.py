@@ -1,4 +1,4 @@
-"""What a run tells: console and log file, `metrics.jsonl`, Parquet tables, Weights & Biases, the bar of steps."""
+"""What a run tells: console and log file, `metrics.jsonl`, Parquet tables, Weights & Biases, TensorBoard."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .knowledge.plan import Text
 
 log = logging.getLogger("olmo")
+
+_SECONDS_TO_EVENTS = 10  # until a metric can be seen in TensorBoard
 
 
 class Steps(Progress):
@@ -83,9 +85,10 @@ def _only_run(folder: Path) -> TextIO:
 class Reporter:
     """Writes a run's folder on rank 0; on other ranks every call does nothing.
 
-    metrics.jsonl: one object a line, `step` and metric names. injections.jsonl: one object an injection. `probes/` and
-    `losses/`: one Parquet table an evaluation. A run that continues from step s first drops what an interrupted run
-    wrote beyond s; a new run drops all that an older one told and saved (`save_overwrite`). A dry run writes nothing.
+    metrics.jsonl: one object a line, `step` and metric names; tensorboard/: the same as events, where asked for.
+    injections.jsonl: one object an injection. `probes/` and `losses/`: one Parquet table an evaluation. A run that
+    continues from step s first drops what an interrupted run wrote beyond s; a new run drops all that an older one told
+    and saved (`save_overwrite`). A dry run writes nothing.
 
     metrics.jsonl marks a folder that holds a run. `begin`, or the first metrics, makes it: a start that fails leaves
     nothing that stands in the way of the next one, and no older run is gone before all else has succeeded.
@@ -95,6 +98,7 @@ class Reporter:
         self.config, self.active = config, active and not config.dry_run
         self.folder = Path(config.save_folder)
         self._wandb: Any = None
+        self._board: Any = None
         self._metrics: TextIO | None = None
         self._bar: Steps | None = None
         if active:
@@ -104,10 +108,11 @@ class Reporter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _only_run(self.folder)
         saves.remove_left_over(self.folder)
+        event_writer = _tensorboard() if config.tensorboard else None
         if config.wandb is not None:
             self._wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
         if resume_step is None:
-            for name in ("probes", "losses", "data-indices"):
+            for name in ("probes", "losses", "data-indices", "tensorboard"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "injections.jsonl").unlink(missing_ok=True)
             if (self.folder / "metrics.jsonl").is_file():  # a run that this one replaces, checkpoints and all
@@ -118,6 +123,8 @@ class Reporter:
                 (self.folder / "metrics.jsonl").unlink()
         else:
             self._drop_beyond(resume_step)
+        if event_writer is not None:
+            self._board = event_writer(str(self.folder / "tensorboard"), flush_secs=_SECONDS_TO_EVENTS)
         config.save(self.folder / "config.yaml")
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         self._logfile = _LogFile(self.folder / "train.log")
@@ -132,12 +139,18 @@ class Reporter:
         for table in (*self.folder.glob("probes/step*.parquet"), *self.folder.glob("losses/step*.parquet")):
             if int(table.stem.removeprefix("step")) > step:
                 table.unlink()
+        for path in self.folder.glob("tensorboard/events*"):
+            _cut_events(path, step)
 
     def on_disk(self) -> None:
         """Wait until all that was told is on the disk, as a checkpoint of this step is to find it."""
         if self.active:
+            if self._board is not None:
+                with _naming(self.folder / "tensorboard"):
+                    self._board.flush()
             told = [self.folder / "metrics.jsonl", self.folder / "injections.jsonl"]
-            for path in (*told, *self.folder.glob("data-indices/rank*.tsv")):
+            also = ("data-indices/rank*.tsv", "tensorboard/events*")
+            for path in (*told, *(path for pattern in also for path in self.folder.glob(pattern))):
                 if path.is_file():
                     manifest.sync(path)
 
@@ -156,6 +169,10 @@ class Reporter:
         if self._metrics is not None:
             with _naming(self.folder / "metrics.jsonl"):
                 self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            if self._board is not None:
+                with _naming(self.folder / "tensorboard"):
+                    for name, value in values.items():
+                        self._board.add_scalar(name, value, step)
             if self._wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
                 self._wandb.log(dict(values), step=step)
 
@@ -204,6 +221,9 @@ class Reporter:
             if self._metrics is not None:
                 with _naming(self.folder / "metrics.jsonl"):
                     self._metrics.close()
+            if self._board is not None:
+                with _naming(self.folder / "tensorboard"):
+                    self._board.close()
             self._lock.close()
             log.removeHandler(self._logfile)
             with suppress(OSError):  # of a full disk
@@ -237,6 +257,36 @@ def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
         with _naming(path):
             partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(path)
+
+
+def _tensorboard() -> Any:
+    """What writes events for TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigurationError("tensorboard: is asked for but not installed; pip install tensorboard") from error
+    return SummaryWriter
+
+
+def _cut_events(path: Path, step: int) -> None:
+    """Cut off what a file of events has beyond a step, and a torn end.
+
+    A record is the event's length (8 bytes, little-endian), 4 bytes of checksum, the event, 4 bytes of checksum. The
+    steps of a file never fall. (A reader drops steps by itself, `purge_step`, but by the order of the names of files,
+    which is that of the clocks of their machines.)
+    """
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+    except ImportError:  # then this run adds none
+        return
+    with path.open("r+b") as file:
+        end = 0
+        while length := int.from_bytes(file.read(12)[:8], "little"):
+            event = file.read(length + 4)
+            if len(event) < length + 4 or Event.FromString(event[:-4]).step > step:
+                break
+            end = file.tell()
+        file.truncate(end)
 
 
 def _is_shown(name: str, metrics: Mapping[str, float]) -> bool:
