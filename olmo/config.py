@@ -371,7 +371,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     save_folder: str = "./"
     remote_save_folder: Optional[str] = None
-    canceled_check_interval: int = 50  # steps from one look at time_limit and early_stopping_factor to the next
+    canceled_check_interval: int = 50  # steps between looks at time_limit, early_stopping_factor and tags of wandb
     save_interval: Optional[int] = 1000  # restart checkpoints `step{N}`
     save_interval_unsharded: Optional[int] = None  # checkpoints to keep, `step{N}-unsharded`
     save_steps_unsharded: Optional[List[int]] = None  # the same, at these steps
@@ -411,7 +411,7 @@ class TrainConfig:
     softmax_auxiliary_loss: bool = False
     auxiliary_loss_multiplier: Optional[float] = 1e-4
     time_limit: Optional[float] = None  # seconds from the first step after which a run saves and ends (status 75)
-    extra_steps_after_cancel: int = 10  # that the time limit still allows after saving; a restart does them again
+    extra_steps_after_cancel: int = 10  # that time limit and tags still allow after saving; a restart does them again
     early_stopping_factor: Optional[float] = None  # a loss of more than this times the lowest one ends the run
     collective_timeout: float = 1800.0  # seconds a process waits for the others before it takes them for hung
     save_data_indices: bool = True

@@ -97,7 +97,7 @@ class Reporter:
     def __init__(self, config: TrainConfig, active: bool, resume_step: int | None):
         self.config, self.active = config, active and not config.dry_run
         self.folder = Path(config.save_folder)
-        self._wandb: Any = None
+        self.wandb: Any = None  # its run
         self._board: Any = None
         self._metrics: TextIO | None = None
         self._bar: Steps | None = None
@@ -110,7 +110,7 @@ class Reporter:
         saves.remove_left_over(self.folder)
         event_writer = _tensorboard() if config.tensorboard else None
         if config.wandb is not None:
-            self._wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
+            self.wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
         if resume_step is None:
             for name in ("probes", "losses", "data-indices", "tensorboard"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -173,8 +173,8 @@ class Reporter:
                 with _naming(self.folder / "tensorboard"):
                     for name, value in values.items():
                         self._board.add_scalar(name, value, step)
-            if self._wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
-                self._wandb.log(dict(values), step=step)
+            if self.wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
+                self.wandb.log(dict(values), step=step)
 
     def injection(self, step: int, injection_round: int, entered: Sequence[tuple[int, Text]]) -> None:
         """Record what entered the global batch of a step: pairs of row and text, in the order of the rows.
@@ -228,8 +228,8 @@ class Reporter:
             log.removeHandler(self._logfile)
             with suppress(OSError):  # of a full disk
                 self._logfile.close()
-            if self._wandb is not None:
-                self._wandb.finish()
+            if self.wandb is not None:
+                self.wandb.finish()
 
 
 class _LogFile(logging.FileHandler):

@@ -22,7 +22,7 @@ from .data.loader import Batch, run_loader
 from .distributed import Ranks, distribute, gradient_sync
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
-from .interruption import Signals, Watch
+from .interruption import Signals, Tags, Watch
 from .knowledge.injection import inject, plan_from_config
 from .knowledge.plan import Text
 from .layers import layer_runner
@@ -295,7 +295,7 @@ class Trainer:
                 self._set_learning_rate(state.tokens if self._by_tokens else state.step, schedule_length)
             self._finish_saving(self._resumed, final=state.step == last_step)
 
-        watch, cancelled = Watch(config, self.ranks, self.signals), None
+        watch, cancelled = Watch(config, self.ranks, self.signals, Tags(self.reporter.wandb)), None
         mean = lowest = torch.tensor(state.lowest_loss, device=self.device)
         # Of steps on a GPU only those that log take their time; the window always holds one in so many of them.
         between = config.console_log_interval
