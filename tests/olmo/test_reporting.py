@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 
 from olmo import reporting
 from olmo.config import OptimizerConfig, OptimizerType, TrainConfig, WandbConfig, load
@@ -65,6 +69,7 @@ def an_evaluation() -> Evaluation:
 
 
 def test_a_run_leaves_config_environment_and_metrics(config: TrainConfig) -> None:
+    config.data.seed = 17
     reporter = Reporter(config, active=True, resume_step=None)
     folder = Path(config.save_folder)
     reporter.metrics(1, {"train/CrossEntropyLoss": 4.5, "optim/total_grad_norm": 0.25})
@@ -76,8 +81,34 @@ def test_a_run_leaves_config_environment_and_metrics(config: TrainConfig) -> Non
     assert asdict(load(folder / "config.yaml")) == asdict(config)
     about, now = json.loads((folder / "environment.json").read_text()), environment()
     assert about.pop("git") and now.pop("git")
-    assert about == now
+    assert now.items() <= about.items()
     assert set(about["versions"]) >= {"torch", "numpy", "transformers"}
+    assert about["host"] == socket.gethostname() and about["gpus"] == [] and about["cuda"] == torch.version.cuda
+    assert (about["seed"], about["data_seed"]) == (6198, 17) and about["world_size"] == 1
+    assert about["resumed_from"] is None and about["earlier"] == []
+    assert about["working_directory"] == os.getcwd() and shlex.split(about["command"]) == sys.orig_argv
+    assert abs(datetime.fromisoformat(about["started"]).timestamp() - time.time()) < 60
+
+
+def test_every_start_of_a_run_stays_on_record(config: TrainConfig) -> None:
+    for step, seed in ((None, 1), (5, 2), (7, 3)):
+        Reporter(replace(config, seed=seed), active=True, resume_step=step).close()
+    path = Path(config.save_folder) / "environment.json"
+    last = json.loads(path.read_text())
+    starts = [*last.pop("earlier"), last]
+    assert [(start["resumed_from"], start["seed"]) for start in starts] == [(None, 1), (5, 2), (7, 3)]
+    assert len({frozenset(start) for start in starts}) == 1  # the same keys
+    Reporter(config, active=True, resume_step=None).close()  # a run that replaces it
+    assert json.loads(path.read_text())["earlier"] == []
+
+
+def test_a_record_of_an_older_version_is_kept_where_it_is_whole(config: TrainConfig) -> None:
+    Path(config.save_folder).mkdir()
+    path = Path(config.save_folder) / "environment.json"
+    for record, kept in (('{"python": "3.10.1"}', [{"python": "3.10.1"}]), ('{"python": "3.1', [])):
+        path.write_text(record)
+        Reporter(config, active=True, resume_step=5).close()
+        assert json.loads(path.read_text())["earlier"] == kept
 
 
 def test_other_ranks_write_nothing(config: TrainConfig) -> None:
