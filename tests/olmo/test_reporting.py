@@ -267,7 +267,6 @@ def as_events(folder: Path) -> list[tuple[str, int, float]]:
 
 @pytest.fixture
 def board(config: TrainConfig) -> TrainConfig:
-    pytest.importorskip("tensorboard")
     return replace(config, tensorboard=True)
 
 
