@@ -116,11 +116,14 @@ class _Bars:
 
     def remove(self, progress: Progress) -> None:
         with self._lock, suppress(OSError):
-            if self._display is not None and self.shown == [progress]:
-                display, self._display = self._display, None
-                display.stop()
-            if progress in self.shown:
-                self.shown.remove(progress)
+            display, is_last = self._display, self.shown == [progress]
+            try:
+                if display is not None and is_last:  # it draws the bar once more before it erases it
+                    self._display = None
+                    display.stop()
+            finally:
+                if progress in self.shown:
+                    self.shown.remove(progress)
             if self._display is not None:
                 self._display.refresh()
 
