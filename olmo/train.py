@@ -19,11 +19,12 @@ from torch import Tensor
 
 from . import checkpoint, saves, sharded
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
+from .console import clock
 from .data.loader import Batch, run_loader
 from .distributed import Ranks, sent
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
-from .interruption import Signals, Watch
+from .interruption import Signals, Tags, Watch
 from .knowledge.injection import inject, plan_from_config
 from .knowledge.plan import Text
 from .layers import layer_runner
@@ -33,7 +34,7 @@ from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
 from .parallel import distribute, gradient_sync, is_sharded, whole_model
 from .remote_saves import RemoteSaves
-from .reporting import Reporter, clock, log
+from .reporting import Reporter, log
 from .speed import peak_memory, peak_operations, training_operations
 from .temperature import Temperatures
 from .tensors import read_training_state
@@ -352,12 +353,13 @@ class Trainer:
                 self._set_learning_rate(state.tokens if self._by_tokens else state.step, schedule_length)
             self._finish_saving(final=state.step == last_step)
 
-        watch, cancelled = Watch(config, self.ranks, self.signals), None
+        watch, cancelled = Watch(config, self.ranks, self.signals, Tags(self.reporter.wandb)), None
         mean = lowest = torch.tensor(state.lowest_loss, device=self.device)
         # Of steps on a GPU only those that log take their time; the window always holds one in so many of them.
         between = config.console_log_interval
         window: deque[float] = deque(maxlen=between * math.ceil(config.speed_monitor.window_size / between))
         batches = self.loader.batches(state.epoch, state.batch, last_step - state.step)
+        self._bar = self.reporter.bar(state.step, last_step)
         self.model.train()
         while state.step < last_step:
             started = time.perf_counter()
@@ -367,6 +369,7 @@ class Trainer:
             self._set_temperatures(step)
             results, rate = self._train_step(batch, step, schedule_length)
             self.reporter.begin()
+            self._bar.advance()
             state.step, state.batch = step, state.batch + 1
             state.tokens += self.tokens_per_batch
             if state.batch == self.loader.batches_per_epoch:
@@ -541,7 +544,7 @@ class Trainer:
         }
         if self.config.softmax_auxiliary_loss:
             metrics["train/ZLoss"] = z_loss
-        speed = ""
+        speed = left = ""
         if window:
             seconds = sum(window) / len(window)
             tokens_per_second = self.tokens_per_batch / self.ranks.world_size / seconds
@@ -550,8 +553,8 @@ class Trainer:
             if self._peak_operations is not None:
                 metrics["throughput/device/mfu"] = self._operations * tokens_per_second / self._peak_operations
             metrics["throughput/device/batches_per_second"] = 1 / seconds
-            left = clock(seconds * (last_step - step))
-            speed = f", {self.tokens_per_batch / seconds:,.0f} tokens/s, {left} left"
+            speed = f", {self.tokens_per_batch / seconds:,.0f} tokens/s"
+            left = f", {clock(seconds * (last_step - step))} left"
         injection_round = self.plan.round_of(step) if self.plan is not None else None
         if self.plan is not None and injection_round is not None:
             counts = torch.tensor([len(entered), sum(len(t.input_ids) for _, t in entered)], device=self.device)
@@ -564,8 +567,9 @@ class Trainer:
             if self.ranks.is_first:
                 log.info("step %d: injection round %d, %d texts", step, injection_round, texts)
         self.reporter.metrics(step, metrics)
+        self._bar.note = f": loss {loss:.4f}{speed}"
         if self.ranks.is_first and (step % self.config.console_log_interval == 0 or step == last_step):
-            log.info("step %d/%d: loss %.4f%s", step, last_step, loss, speed)
+            log.info("step %d/%d: loss %.4f%s%s", step, last_step, loss, speed, left)
 
     def _write_indices(self, step: int, batch: Batch) -> None:
         """As OLMo: data-indices/rank{r}.tsv, a line a step: the step and this rank's instance numbers."""

@@ -15,10 +15,10 @@ command line or configuration, 1 for a failure while running, 128 + its number f
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
 from olmo.config import load
+from olmo.console import Lines
 from olmo.distributed import keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.interruption import Signals
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
         return
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
     config = load(argv[0], [flag for flag in argv[1:] if flag not in named])
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", handlers=[Lines()])
     keep_large_blocks()
     device = pick_device(named[-1].partition("=")[2] if named else None)
     # Until the processes have met, signals end them at once: where one is missing, the others would wait on.
