@@ -19,9 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-import torch.distributed as dist
-
 from . import manifest, saves
 from .config import TrainConfig, changed_keys, load
 from .console import Progress, on_terminal
@@ -59,9 +56,6 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "host": platform.node(),
         "processor_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        "cuda": torch.version.cuda,
         "versions": versions,
         "git": git_state(),
     }
@@ -69,8 +63,14 @@ def environment() -> dict[str, Any]:
 
 def _start(config: TrainConfig, resume_step: int | None) -> dict[str, Any]:
     """The record of one start of a run, on its first process: what the configuration does not tell of it."""
+    import torch  # a run has; what only wants to know its environment, as the demo, need not
+    import torch.distributed as dist
+
     return {
         **environment(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "resumed_from": resume_step,
         "command": shlex.join(sys.orig_argv),
