@@ -492,12 +492,12 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-# What decides what a run learns and from what; not how long, how fast, and what is saved and told of it.
+# What decides what a run learns and from what; not how fast, and what is saved and told of it.
 _DEFINING = (
     *("load_path", "reset_optimizer_state", "reset_trainer_state", "seed", "model", "tokenizer", "data"),
     *("data_shuffling", "global_train_batch_size", "optimizer", "scheduler", "max_grad_norm", "max_grad_norm_ratio"),
     *("softmax_auxiliary_loss", "auxiliary_loss_multiplier", "precision", "inject_indices_map", "inject_interval"),
-    *("inject_start_step", "inject_position", "injection"),
+    *("inject_start_step", "inject_position", "injection", "max_duration"),  # schedules end with the last
 )
 _HOW_FAST = ("data.num_workers", "data.prefetch_factor", "data.pin_memory", "model.init_device")
 

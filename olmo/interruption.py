@@ -51,6 +51,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.ignored = False  # from the end of the context on
         self._at = 0.0
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
@@ -61,7 +62,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.ignored else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

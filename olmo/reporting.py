@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from . import manifest, saves
 from .config import TrainConfig, changed_keys, load
 from .console import Progress, on_terminal
-from .exceptions import ConfigurationError
+from .exceptions import ConfigurationError, Interrupted
 
 if TYPE_CHECKING:
     from .eval.evaluators import Evaluation
@@ -253,6 +253,13 @@ class Reporter:
                 log.info("step %d: %s = %.4f", step, name, value)
             elif not brief and _is_shown(name, named):
                 log.info("  %s = %.4f", name, value)
+
+    def ended(self, error: Exception) -> None:
+        """Let train.log say why a run ended before its last step; the command says it on the console."""
+        if self.active:
+            name = "interrupted" if isinstance(error, Interrupted) else "error"
+            with suppress(OSError):  # of a full disk
+                self._logfile.handle(log.makeRecord("olmo", logging.ERROR, "", 0, f"{name}: {error}", (), None))
 
     def close(self) -> None:
         if self._bar is not None:

@@ -254,13 +254,13 @@ def test_the_evaluations_that_matter_are_told(config: TrainConfig, caplog: pytes
 
 CHANGES: list[tuple[list[str], list[str]]] = [
     ([], []),
-    (["max_duration=9", "save_interval=3", "eval_interval=7", "run_name=b", "save_overwrite=true", "stop_at=5"], []),
+    (["save_interval=3", "eval_interval=7", "run_name=b", "save_overwrite=true", "stop_at=5"], []),
     (["data.num_workers=3", "data.pin_memory=true", "model.flash_attention=true", "time_limit=60"], []),
     (["load_path=elsewhere", "model.resuscitation=edit.safetensors"], ["load_path", "model.resuscitation"]),
     (["optimizer.learning_rate=0.5", "scheduler.t_warmup=7"], ["optimizer.learning_rate", "scheduler.t_warmup"]),
     (["data.paths=[a.npy,c.npy]", "seed=8"], ["seed", "data.paths"]),
     (["injection={once: a.json}", "inject_interval=2"], ["inject_interval", "injection"]),
-    (["tokenizer.identifier=other"], ["tokenizer.identifier"]),
+    (["tokenizer.identifier=other", "max_duration=9"], ["tokenizer.identifier", "max_duration"]),
 ]
 
 
