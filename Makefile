@@ -6,6 +6,7 @@ SEEDS ?= 1
 READY = $(VENV)/.ready
 # ai2-olmo is named olmo too, so it gets an environment of its own; -I keeps this folder out of its sight.
 GOLDEN = .venv-golden
+PEERS = .venv-peers
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
 .PHONY: help setup demo demo-contrast test test-gpu checks bench crash golden
@@ -15,7 +16,7 @@ help:
 	@echo "make demo SEEDS=3   the same with three seeds;  make demo-contrast: the setting in which entropy rises"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU"
 	@echo "make checks         formatter, linter, type checker"
-	@echo "make bench          timings, as ratios of things run in turn on this machine"
+	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make crash          training killed 50 times, and compared with runs that were not: about half an hour"
 	@echo "make golden         the numbers of ai2-olmo 0.6.0 that the tests compare with, anew (tests/golden/README.md)"
 	@echo "make setup          only the virtual environment, in $(VENV)"
@@ -45,7 +46,7 @@ checks: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-bench: $(READY)
+bench: $(READY) $(GOLDEN)/.ready $(PEERS)/.ready
 	$(RUN) -m scripts.bench
 
 crash: $(READY)
@@ -62,4 +63,10 @@ $(GOLDEN)/.ready: tests/golden/requirements.txt constraints.txt
 	test -x $(GOLDEN)/bin/python || $(PYTHON) -m venv $(GOLDEN)
 	$(GOLDEN)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
 	$(GOLDEN)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps ai2-olmo==0.6.0
+	touch $@
+
+$(PEERS)/.ready: scripts/bench_peers.txt constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 lightning==2.6.6
 	touch $@

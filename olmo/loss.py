@@ -75,21 +75,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = F.linear(states, matrix, offset)
                 if divisor != 1.0:
                     logits /= divisor
-                log_probabilities = F.log_softmax(logits, -1, dtype=exact)
-                cross_entropy -= log_probabilities.gather(1, wanted).sum()
+                largest, scores = (t.to(exact) for t in (logits.amax(1, keepdim=True), logits.gather(1, wanted)))
+                probabilities = F.softmax(logits, -1, dtype=exact)
+                del logits
+                # Of the sum of exp(logit - largest), whose largest part is 1: no second exp of all logits.
+                log_sum = -probabilities.amax(1, keepdim=True).log()
+                cross_entropy += (largest - scores + log_sum).sum()
                 factor = None
                 if z_multiplier is not None:
-                    # Log-partition = logit - log-probability, most exact where the probability is largest.
-                    largest, where = log_probabilities.max(1, keepdim=True)
-                    partition = logits.gather(1, where).to(exact) - largest
+                    partition = largest + log_sum
                     z_loss += z_multiplier * partition.square().sum()
                     factor = 1.0 + 2.0 * z_multiplier * partition
-                del logits
                 if not (wants_hidden or wants_weight or wants_bias):
                     continue
-                gradient = log_probabilities.exp_()
-                if factor is not None:
-                    gradient *= factor
+                gradient = probabilities if factor is None else probabilities.mul_(factor)
                 gradient.scatter_add_(1, wanted, gradient.new_full((), -1.0).expand(wanted.shape))
                 if divisor != 1.0:
                     gradient /= divisor
@@ -103,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     weight_gradient.addmm_(gradient.t(), states)
                 elif weight_gradient is not None:
                     weight_gradient += gradient.t() @ states
-                del gradient, log_probabilities
+                del gradient, probabilities
         # No outputs or inputs: as attributes they make no circle, and go with the graph.
         ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)

@@ -1,9 +1,11 @@
 """Timings as ratios of two things run in turn on the same machine.
 
-    python -m scripts.bench [--rounds 5] [--steps 20]
+    python -m scripts.bench [--rounds 5]
 
-training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop over the same
-model, batches and optimizer. Each line gives the median ratio of the rounds and their range.
+A line gives the median ratio of the rounds and their range.
+training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop, transformers'
+Trainer, ai2-olmo and litgpt with the same model and rows, time and memory, see scripts/bench_training.py.
+saves: how long training stands still for an asynchronous save, and for a blocking one, see scripts/bench_saves.py.
 loss: logits in parts against all at once, time and memory, see scripts/bench_loss.py.
 entropy: a model of OLMo-1B's shape, see scripts/bench_entropy.py.
 probes: 1,950 in one pass against one padded evaluator at a time, see scripts/bench_probes.py.
@@ -35,28 +37,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from olmo.checkpoint import load_model
-from olmo.config import TrainConfig, load, save_model_config
+from olmo.config import load, save_model_config
 from olmo.data import remote
 from olmo.data.loader import Loader
 from olmo.data.order import build_order
 from olmo.data.sources import TokenFiles
-from olmo.distributed import Ranks, keep_large_blocks, pick_device
+from olmo.distributed import keep_large_blocks, pick_device
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.model import OLMo
 from olmo.tensors import write_tensors
-from olmo.train import Trainer
 from scripts.bench_entropy import bench_entropy
 from scripts.bench_loss import bench_loss
 from scripts.bench_probes import bench_probes
 from scripts.bench_resuscitation import bench_resuscitation
+from scripts.bench_saves import bench_saves
+from scripts.bench_training import bench_training
 from scripts.prepare_demo_text import package_root, rows
 from scripts.prepare_pubmed import TOKENIZER
 from scripts.processes import apart, peak_bytes
-
-CONFIG = Path("configs/tiny/pretrain.yaml")
 
 
 def in_turn(rounds: int, ours: Callable[[], float], other: Callable[[], float]) -> list[float]:
@@ -72,55 +72,6 @@ def in_turn(rounds: int, ours: Callable[[], float], other: Callable[[], float]) 
 def report(name: str, ratios: Sequence[float], rates: Sequence[float]) -> None:
     spread = f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} rounds"
     print(f"{name}: {statistics.median(ratios):.2f} x ({spread}; ours {statistics.median(rates):,.0f} tokens/s)")
-
-
-def bench_training(folder: Path, rounds: int, steps: int) -> None:
-    """Trainer against a plain loop, tokens a second."""
-    tokens = folder / "tokens.npy"
-    config = load(CONFIG)
-    length, batch_size = config.model.max_sequence_length, config.global_train_batch_size
-    generator = np.random.default_rng(0)
-    generator.integers(0, config.model.vocab_size, 4 * steps * batch_size * length, dtype="<u2").tofile(tokens)
-    device, rates = pick_device(), []
-
-    def ours() -> float:
-        changed: TrainConfig = load(
-            CONFIG,
-            [
-                f"--data.paths=[{tokens}]",
-                f"--save_folder={folder / 'run'}",
-                "--save_overwrite",
-                "--evaluators=[]",
-                "--save_steps_unsharded=null",
-                f"--stop_after={steps}",
-            ],
-        )
-        trainer = Trainer(changed, device, Ranks())
-        started = time.perf_counter()
-        trainer.fit()
-        rates.append(steps * batch_size * length / (time.perf_counter() - started))
-        return rates[-1]
-
-    def plain() -> float:
-        torch.manual_seed(0)
-        model = OLMo(config.model).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
-        data = torch.from_numpy(np.fromfile(tokens, "<u2").astype(np.int64)).view(-1, batch_size, length).to(device)
-        started = time.perf_counter()
-        for step in range(steps):
-            ids = data[step]
-            logits = model(ids)[:, :-1]
-            loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            loss.item()
-        return steps * batch_size * length / (time.perf_counter() - started)
-
-    in_turn(1, ours, plain)  # warm up
-    rates.clear()
-    report("training, Trainer / plain torch loop", in_turn(rounds, ours, plain), rates)
 
 
 def bench_loader(folder: Path, rounds: int, batches: int = 1000) -> None:
@@ -367,16 +318,15 @@ def bench_remote(folder: Path, rounds: int) -> None:
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m scripts.bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
-    parser.add_argument("--steps", type=int, default=20, help="batches a repetition")
     args = parser.parse_args(argv)
-    if args.rounds < 1 or args.steps < 1:
-        raise ConfigurationError("--rounds and --steps must be at least 1")
+    if args.rounds < 1:
+        raise ConfigurationError("--rounds must be at least 1")
     keep_large_blocks()
     device = pick_device()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__} on {device.type}, {where}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        bench_training(Path(folder), args.rounds, args.steps)
+    bench_training(2 * args.rounds)
+    bench_saves(args.rounds)
     bench_loss(args.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench_entropy(Path(folder), args.rounds)
