@@ -54,6 +54,7 @@ from analysis.speed import Speed
 from olmo import checkpoint
 from olmo.architectures import describe
 from olmo.config import load
+from olmo.console import Progress
 from olmo.data.masks import padded
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
@@ -66,7 +67,6 @@ from olmo.memory import (
     observe,
 )
 from olmo.model import OLMo
-from olmo.reporting import Progress
 from olmo.rescaling import rescale_model
 from olmo.tensors import check_readable, file_digest, read_tensors, save_tensors, whole
 

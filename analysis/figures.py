@@ -96,7 +96,7 @@ def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
         )
     axes.set(ylabel="entropy of the layer (nats)", title="Knowledge entropy per layer")
     if layers <= 8:
-        axes.legend(ncols=2)
+        axes.legend(ncols=2, loc="upper right")
     else:
         axes.legend(ncols=math.ceil(layers / 16), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -198,7 +198,7 @@ def probes_over_steps(
             label=run["name"].replace("\n", " "),
         )
     axes.set(xlabel="step of continual training", ylabel="log-probability of the target span", title=title)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right")
     return figure
 
 

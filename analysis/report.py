@@ -31,9 +31,9 @@ from analysis.outcomes import (
 )
 from analysis.runs import TASKS, Run, read_run
 from analysis.series import paired_difference
+from olmo.console import clock
 from olmo.exceptions import Parser, exit_status
 from olmo.memory import jackknife_error
-from olmo.reporting import clock
 
 FORGETTING = "general"  # label of the held-out loss whose rise is forgetting
 COLORS = {

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from . import manifest, saves
 from .config import ModelConfig, TrainConfig, load_model_config
-from .distributed import Ranks
-from .exceptions import ConfigurationError, reason
+from .distributed import Ranks, is_of_collective
+from .exceptions import ConfigurationError, FailedEverywhere, reason
 from .layouts import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
 from .model import OLMo
 from .optim import LionW
@@ -45,6 +45,8 @@ def resolve(checkpoint: str) -> Path:
     """The folder of a checkpoint: a path, or `owner/name[@revision]` downloaded from the Hugging Face hub."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
+    if "://" in checkpoint:
+        raise FileNotFoundError(f"{checkpoint}: a checkpoint is a folder here or on the hub; fetch it first")
     if not is_hub_id(checkpoint):
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint folder")
     return download(checkpoint)
@@ -114,8 +116,10 @@ def model_files(folder: Path) -> list[Path]:
         files = sorted(folder.glob(pattern))
         if files:
             return files
+    meant = f"; did you mean {folder / 'latest'}?" if (folder / "latest").is_dir() else ""
     raise FileNotFoundError(
-        f"{folder}: no weights here (expected model.safetensors, model.pt, or the files of a transformers folder)"
+        f"{folder}: no weights here (expected model.safetensors, model.pt, model_and_optim, or the files of a "
+        f"transformers folder){meant}"
     )
 
 
@@ -336,10 +340,12 @@ def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> Ten
 def read_optimizer_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What an optimizer like this one kept when a run wrote a checkpoint folder, for `load_optimizer_state`.
 
-    Of weights that FSDP has cut, from a checkpoint in parts, only what belongs to this process. A collective.
+    Of weights that FSDP has cut, from a checkpoint in parts, only what belongs to this process; of other checkpoints
+    what is mapped from the file. A collective.
     """
     if not saves.is_sharded(folder):
-        return read_training_state(folder, "optim")
+        cut = any(hasattr(weight, "full_tensor") for weight in named_weights(optimizer).values())
+        return read_training_state(folder, "optim", mapped=cut)
     from . import sharded
 
     return {"state": sharded.read_moments(folder, named_weights(optimizer))}
@@ -458,9 +464,10 @@ def save_sharded(
     """
     from . import sharded
 
-    with _failing(folder):
+    with _failing(folder, FailedEverywhere):
         sharded.first_does(ranks, partial(_begin, folder, config, trainer, temperatures))
         sharded.write(_partial(folder), tensors, ranks)
+        sharded.first_does(ranks, partial(sharded.check_parts, _partial(folder)))
         sharded.first_does(ranks, partial(_complete, folder, ephemeral))
 
 
@@ -469,14 +476,16 @@ def _partial(folder: Path) -> Path:
 
 
 @contextmanager
-def _failing(folder: Path) -> Iterator[None]:
-    """Leave nothing half-written behind where a save fails; raise OSError that says why."""
+def _failing(folder: Path, kind: type[OSError] = OSError) -> Iterator[None]:
+    """Leave nothing half-written behind where a save fails; raise OSError, of this kind, that says why."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
+        if is_of_collective(error):
+            raise
         shutil.rmtree(_partial(folder), ignore_errors=True)
         cause = error.__cause__ or error.__context__ or error  # torch wraps it, write_tensors names a file that is gone
-        raise OSError(f"{folder}: cannot be saved ({reason(cause)}); the checkpoints before it are intact") from error
+        raise kind(f"{folder}: cannot be saved ({reason(cause)}); the checkpoints before it are intact") from error
 
 
 def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatures: Temperatures | None) -> None:

@@ -381,7 +381,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     save_folder: str = "./"
     remote_save_folder: Optional[str] = None  # s3://BUCKET/FOLDER: checkpoints and reports are copied there
-    canceled_check_interval: int = 50  # steps from one look at time_limit and early_stopping_factor to the next
+    canceled_check_interval: int = 50  # steps between looks at time_limit, early_stopping_factor and tags of wandb
     save_interval: Optional[int] = 1000  # restart checkpoints `step{N}`
     save_interval_unsharded: Optional[int] = None  # checkpoints to keep, `step{N}-unsharded`
     save_steps_unsharded: Optional[List[int]] = None  # the same, at these steps
@@ -410,6 +410,7 @@ class TrainConfig:
     max_grad_norm_ratio: Optional[float] = None
     precision: Optional[str] = None  # fp32 or amp_bf16
     wandb: Optional[WandbConfig] = None
+    tensorboard: bool = False  # also write the metrics to save_folder/tensorboard
     speed_monitor: SpeedMonitorConfig = field(default_factory=SpeedMonitorConfig)
     console_log_interval: int = 1
     gen1_gc_interval: Optional[int] = 1
@@ -420,7 +421,7 @@ class TrainConfig:
     softmax_auxiliary_loss: bool = False
     auxiliary_loss_multiplier: Optional[float] = 1e-4
     time_limit: Optional[float] = None  # seconds from the first step after which a run saves and ends (status 75)
-    extra_steps_after_cancel: int = 10  # that the time limit still allows after saving; a restart does them again
+    extra_steps_after_cancel: int = 10  # that time limit and tags still allow after saving; a restart does them again
     early_stopping_factor: Optional[float] = None  # a loss of more than this times the lowest one ends the run
     collective_timeout: float = 1800.0  # seconds a process waits for the others before it takes them for hung
     save_data_indices: bool = True
@@ -473,6 +474,7 @@ _NEWER = {
         *("auxiliary_loss_multiplier", "module_outputs_save_steps", "try_load_latest_save", "base", "injection"),
         *("save_steps_unsharded", "inject_indices_map", "base_step", "data_shuffling", "inject_interval"),
         *("inject_start_step", "inject_position", "probe_dataset", "probing", "collective_timeout"),
+        "tensorboard",
     ),
 }
 
@@ -490,12 +492,12 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-# What decides what a run learns and from what; not how long, how fast, and what is saved and told of it.
+# What decides what a run learns and from what; not how fast, and what is saved and told of it.
 _DEFINING = (
     *("load_path", "reset_optimizer_state", "reset_trainer_state", "seed", "model", "tokenizer", "data"),
     *("data_shuffling", "global_train_batch_size", "optimizer", "scheduler", "max_grad_norm", "max_grad_norm_ratio"),
     *("softmax_auxiliary_loss", "auxiliary_loss_multiplier", "precision", "inject_indices_map", "inject_interval"),
-    *("inject_start_step", "inject_position", "injection"),
+    *("inject_start_step", "inject_position", "injection", "max_duration"),  # schedules end with the last
 )
 _HOW_FAST = ("data.num_workers", "data.prefetch_factor", "data.pin_memory", "model.init_device")
 

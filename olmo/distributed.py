@@ -7,11 +7,11 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .exceptions import ConfigurationError
 
+Result = TypeVar("Result")
 READER = "reads ahead"  # name of threads that a process need not see the end of
 
 
@@ -63,6 +64,21 @@ class Ranks:
     def from_first(self, value: int) -> int:
         """The value of the first rank, at least 0, on every rank."""
         return self.largest(value if self.is_first else 0)
+
+    def first(self, work: Callable[[], Result]) -> Result | None:
+        """What `work` returns on the first rank, None on the others, which wait for it. Where it raises something, they
+        raise ConfigurationError: the first rank tells what was wrong, and all end."""
+        if not self.is_first:
+            if self.from_first(0):
+                raise ConfigurationError("the first process could not begin; it says why")
+            return None
+        try:
+            result = work()
+        except Exception:
+            self.from_first(1)
+            raise
+        self.from_first(0)
+        return result
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -108,7 +124,7 @@ def pick_device(name: str | None = None) -> torch.device:
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device; CUDA fetches it while this process goes on."""
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
@@ -134,11 +150,21 @@ def process_group(device: torch.device, patience: float = 1800.0) -> Iterator[Ra
         yield Ranks(dist.get_rank(), world_size, host, saving)
     except RuntimeError as error:
         # The group stays: to leave it in order takes the others.
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if is_of_collective(error):
             reason = _reason_of_collective(str(error), patience)
-            raise RuntimeError(f"{reason}; checkpoints are intact, the same command goes on") from error
+            raise RuntimeError(
+                f"{reason}; its own last lines may say why, --try_load_latest_save goes on from the newest checkpoint"
+            ) from error
         raise
     dist.destroy_process_group()
+
+
+def is_of_collective(error: BaseException) -> bool:
+    """Whether an error is about the other processes: one is gone, or hangs. What torch gathers from several
+    (`failures`) may hold one."""
+    gathered = [failure for failure, _ in (getattr(error, "failures", None) or {}).values()]
+    told = isinstance(error, RuntimeError) and re.search("gloo|nccl", str(error), re.IGNORECASE)
+    return isinstance(error, dist.DistError) or bool(told) or any(map(is_of_collective, gathered))
 
 
 def _reason_of_collective(message: str, patience: float) -> str:

@@ -23,6 +23,10 @@ class ConfigurationError(ValueError):
     """A wrong command line or configuration; commands exit with status 2."""
 
 
+class FailedEverywhere(OSError):
+    """What went wrong on one of several processes, of which all know; the first one tells of it."""
+
+
 class Interrupted(Exception):
     """A run that ended before its last step as it was asked to, and saved: the same command goes on with it.
 
@@ -74,12 +78,14 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             print(f"interrupted: {end}", file=sys.stderr)
         return 75
     except FAILURES as error:
-        if isinstance(error, ConfigurationError) and _is_another_rank():
+        if isinstance(error, (ConfigurationError, FailedEverywhere)) and _is_another_rank():
             # torchrun ends this process as soon as the first has ended. One that lives on is alone with its error.
             time.sleep(_PATIENCE)
         if debug:
             traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            message = f"{error.filename}: {error.strerror}"
         if isinstance(error, MemoryError) or "out of memory" in message:
             message += "; use a smaller device_train_microbatch_size, device_eval_batch_size or --batch_size"
         print(f"error: {message}", file=sys.stderr)

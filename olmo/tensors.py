@@ -264,8 +264,9 @@ def stream_torch_file(path: Path, like: Mapping[str, Tensor], read: Callable[[st
         frame.unlink(missing_ok=True)
 
 
-def read_training_state(folder: Path, *stems: str) -> dict[str, Any]:
-    """Optimizer or trainer state: the first of `{stem}.safetensors` and `{stem}.pt` that a checkpoint folder has.
+def read_training_state(folder: Path, *stems: str, mapped: bool = False) -> dict[str, Any]:
+    """Optimizer or trainer state: the first of `{stem}.safetensors` and `{stem}.pt` that a checkpoint folder has, its
+    tensors in memory or, if they can be, `mapped` from the file.
 
     Nothing but numbers, strings, containers, arrays and tensors is made of it. Values that OLMo pickled into a
     safetensors file are left out (they repeat the optimizer's settings). Raises FileNotFoundError or ValueError.
@@ -282,7 +283,7 @@ def read_training_state(folder: Path, *stems: str) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return _read_nested(path)
         with torch.serialization.safe_globals(_SAFE_IN_TRAINING_STATE):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _torch_load(path, mapped)
     except Exception as error:  # torch raises several types for damaged and refused files
         key = "reset_optimizer_state" if "optim" in stems else "reset_trainer_state"
         raise ValueError(

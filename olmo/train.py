@@ -19,11 +19,12 @@ from torch import Tensor
 
 from . import checkpoint, saves, sharded
 from .config import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
+from .console import clock
 from .data.loader import Batch, run_loader
 from .distributed import Ranks, sent
 from .eval.evaluators import Evaluators
 from .exceptions import ConfigurationError
-from .interruption import Signals, Watch
+from .interruption import Signals, Tags, Watch
 from .knowledge.injection import inject, plan_from_config
 from .knowledge.plan import Text
 from .layers import layer_runner
@@ -33,7 +34,7 @@ from .model import OLMo
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
 from .parallel import distribute, gradient_sync, is_sharded, whole_model
 from .remote_saves import RemoteSaves
-from .reporting import Reporter, clock, log
+from .reporting import Reporter, log
 from .speed import peak_memory, peak_operations, training_operations
 from .temperature import Temperatures
 from .tensors import read_training_state
@@ -122,10 +123,8 @@ class Trainer:
         self.folder = Path(config.save_folder)
         self._unread: Path | None = None  # checkpoint whose weights are still to be read
         self.remote: RemoteSaves | None = None
-        if config.remote_save_folder is not None and ranks.is_first:
-            remote = RemoteSaves(config.remote_save_folder, self.folder)
-            remote.check()
-            self.remote = None if config.dry_run else remote
+        if config.remote_save_folder is not None:
+            self.remote = ranks.first(partial(self._remote_saves, config.remote_save_folder))
         # A downstream task reads the tokenizer by itself; here it is checked.
         asks = (
             e.type == EvaluatorType.downstream or (e.type == EvaluatorType.lm and e.data.dataset_path)
@@ -155,7 +154,7 @@ class Trainer:
             raise ConfigurationError(
                 f"load_path: {config.load_path} lies in save_folder, which save_overwrite clears; choose another folder"
             )
-        self.saver = sharded.Saver(ranks)
+        self.saver = sharded.Saver(ranks, device)
         self.model = self._load(resumed)
         self.temperatures = Temperatures.from_config(config.model).to(device)
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
@@ -175,7 +174,9 @@ class Trainer:
         if (used or used_there) and resumed is None and self.state.step < self.last_step:
             # Before the older run is gone: where the data cannot be read, nothing is lost.
             self.loader.batch(self.state.epoch, self.state.batch)
-        self.reporter = Reporter(config, ranks.is_first, self.state.step if resumed is not None else None)
+        # An older run's files are gone before any process writes its own.
+        report = partial(Reporter, config, resume_step=self.state.step if resumed is not None else None)
+        self.reporter = ranks.first(partial(report, active=True)) or report(active=False)
         self._resumed = resumed
         self._saved: dict[str, list[int]] = {kind: [] for kind in ("", "-unsharded", "ephemeral")}  # steps by kind
         for step, kind in saves.saved_steps(self.folder) if resumed is not None else ():
@@ -187,6 +188,12 @@ class Trainer:
             self._count_remote(self.remote)
 
     # --- starting point ---
+
+    def _remote_saves(self, remote: str) -> RemoteSaves | None:
+        """Where checkpoints are copied to, once that is known to work; None for a dry run."""
+        saves = RemoteSaves(remote, self.folder)
+        saves.check()
+        return None if self.config.dry_run else saves
 
     def _newest(self) -> Path | None:
         """The run's own checkpoint from which all ranks go on: what the first one finds."""
@@ -243,7 +250,8 @@ class Trainer:
         if folder is None and config.load_path is not None:
             folder = checkpoint.resolve(config.load_path)
             resets = {"optim.pt": config.reset_optimizer_state, "train.pt": config.reset_trainer_state}
-            saves.check_whole(folder, unused=[name for name, reset in resets.items() if reset])
+            unused = [name for name, reset in resets.items() if reset]
+            self.ranks.first(partial(saves.check_whole, folder, unused))  # one reads all of it
         cut = is_sharded(config, self.ranks)
         if folder is not None and saves.is_sharded(folder) and not wanted.resuscitation:
             checkpoint.check_behaviour(wanted, folder)
@@ -334,11 +342,14 @@ class Trainer:
             if not self.config.dry_run:
                 try:
                     self._fit(last_step, max_steps)
-                except ValueError:  # of the numbers, on all processes alike: what is being saved can be saved
-                    with suppress(OSError):
-                        self.saver.wait()
-                        if self.remote is not None:
-                            self.remote.wait()
+                except Exception as error:
+                    self.reporter.ended(error)
+                    # What is being saved can be saved, unless another process, which that takes, has failed.
+                    if self.ranks.world_size == 1 or isinstance(error, ValueError):
+                        with suppress(OSError):
+                            self.saver.wait()
+                            if self.remote is not None:
+                                self.remote.wait()
                     raise
 
     def _fit(self, last_step: int, max_steps: int) -> None:
@@ -352,12 +363,13 @@ class Trainer:
                 self._set_learning_rate(state.tokens if self._by_tokens else state.step, schedule_length)
             self._finish_saving(final=state.step == last_step)
 
-        watch, cancelled = Watch(config, self.ranks, self.signals), None
+        watch, cancelled = Watch(config, self.ranks, self.signals, Tags(self.reporter.wandb)), None
         mean = lowest = torch.tensor(state.lowest_loss, device=self.device)
         # Of steps on a GPU only those that log take their time; the window always holds one in so many of them.
         between = config.console_log_interval
         window: deque[float] = deque(maxlen=between * math.ceil(config.speed_monitor.window_size / between))
         batches = self.loader.batches(state.epoch, state.batch, last_step - state.step)
+        self._bar = self.reporter.bar(state.step, last_step)
         self.model.train()
         while state.step < last_step:
             started = time.perf_counter()
@@ -367,6 +379,7 @@ class Trainer:
             self._set_temperatures(step)
             results, rate = self._train_step(batch, step, schedule_length)
             self.reporter.begin()
+            self._bar.advance()
             state.step, state.batch = step, state.batch + 1
             state.tokens += self.tokens_per_batch
             if state.batch == self.loader.batches_per_epoch:
@@ -406,6 +419,8 @@ class Trainer:
                 saved = self._save(kinds)
             if cancelled is not None:
                 last_step = min(step + cancelled.extra_steps, last_step - 1)
+                if self.ranks.is_first and last_step > step:
+                    log.info("%s: %d steps more, which a restart does again", cancelled.reason, last_step - step)
         batches.close()  # type: ignore[attr-defined]
         self.saver.wait()
         if self.remote is not None:
@@ -491,6 +506,16 @@ class Trainer:
                 last_step,
                 f"{self.tokens_per_batch:,}",
             )
+            start = self._resumed or self.config.load_path
+            if start is not None:
+                log.info("%s %s", "going on from" if self._resumed else "starting from", start)
+            if not self._saves_anything():
+                log.info("no checkpoint will be saved: neither save_interval nor another key asks for one")
+
+    def _saves_anything(self) -> bool:
+        config = self.config
+        intervals = (config.save_interval, config.save_interval_unsharded, config.save_interval_ephemeral)
+        return any(i is not None for i in intervals) or bool(config.save_steps_unsharded or config.force_save_unsharded)
 
     def _evaluate_on_load(self) -> None:
         """Evaluate the starting point, and where it was resuscitated also the weights as they were before."""
@@ -541,7 +566,7 @@ class Trainer:
         }
         if self.config.softmax_auxiliary_loss:
             metrics["train/ZLoss"] = z_loss
-        speed = ""
+        speed = left = ""
         if window:
             seconds = sum(window) / len(window)
             tokens_per_second = self.tokens_per_batch / self.ranks.world_size / seconds
@@ -550,8 +575,8 @@ class Trainer:
             if self._peak_operations is not None:
                 metrics["throughput/device/mfu"] = self._operations * tokens_per_second / self._peak_operations
             metrics["throughput/device/batches_per_second"] = 1 / seconds
-            left = clock(seconds * (last_step - step))
-            speed = f", {self.tokens_per_batch / seconds:,.0f} tokens/s, {left} left"
+            speed = f", {self.tokens_per_batch / seconds:,.0f} tokens/s"
+            left = f", {clock(seconds * (last_step - step))} left"
         injection_round = self.plan.round_of(step) if self.plan is not None else None
         if self.plan is not None and injection_round is not None:
             counts = torch.tensor([len(entered), sum(len(t.input_ids) for _, t in entered)], device=self.device)
@@ -564,8 +589,9 @@ class Trainer:
             if self.ranks.is_first:
                 log.info("step %d: injection round %d, %d texts", step, injection_round, texts)
         self.reporter.metrics(step, metrics)
+        self._bar.note = f": loss {loss:.4f}{speed}"
         if self.ranks.is_first and (step % self.config.console_log_interval == 0 or step == last_step):
-            log.info("step %d/%d: loss %.4f%s", step, last_step, loss, speed)
+            log.info("step %d/%d: loss %.4f%s%s", step, last_step, loss, speed, left)
 
     def _write_indices(self, step: int, batch: Batch) -> None:
         """As OLMo: data-indices/rank{r}.tsv, a line a step: the step and this rank's instance numbers."""

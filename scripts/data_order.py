@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from olmo.config import TrainConfig, load
+from olmo.console import Progress
 from olmo.data.order import PIECE, OrderFile, check_places, order_length, verify_order, write_order
 from olmo.data.sources import TokenFiles
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
-from olmo.reporting import Progress
 
 SHOWN_FROM = 10**8  # instances; fewer are shuffled within seconds
 

@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import requests
 
+from olmo.console import Progress
 from olmo.data.remote import Interrupted, reason
-from olmo.reporting import Progress
 from olmo.tensors import file_digest
 
 ATTEMPTS = 5  # in a row that bring nothing new

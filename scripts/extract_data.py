@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from olmo.config import load
+from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
-from olmo.reporting import Progress
 from scripts.inspect_data import batches_of_run, numbers
 
 

@@ -29,9 +29,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.knowledge.entries import Entry, load_entries
-from olmo.reporting import Progress
 from scripts.chat import Endpoint, Message, Reply, api_key
 from scripts.make_fictional_knowledge import write_json_lists
 

@@ -30,7 +30,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from olmo.reporting import Progress
+from olmo.console import Progress
 from olmo.tokenizer import encode, load_tokenizer
 from scripts.documents import DELETED, MB, PIECE, TEXT, Record, hash_of, pubmed_records, text_records
 

@@ -8,19 +8,20 @@ The device, unless named, is CUDA's where there is one, else Apple's GPU (mps, f
 SIGTERM, control-C and SIGUSR1, with which SLURM warns, let a run finish its step, save and end; a second one ends it at
 once. The same command with --try_load_latest_save goes on.
 
-Exit status 0 when the last step is done, 75 when a signal or time_limit came first and all is saved, 2 for a wrong
-command line or configuration, 1 for a failure while running, 128 + its number for a second signal.
+`--debug` shows the traceback of an error. Exit status 0 when the last step is done, 75 when a signal or time_limit came
+first and all is saved, 2 for a wrong command line or configuration, 1 for a failure while running, 128 + its number for
+a second signal.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
 from olmo.config import load
+from olmo.console import Lines
 from olmo.distributed import keep_large_blocks, leave, pick_device, process_group
-from olmo.exceptions import ConfigurationError, exit_status
+from olmo.exceptions import ConfigurationError, Interrupted, exit_status
 from olmo.interruption import Signals
 from olmo.train import Trainer
 
@@ -33,12 +34,16 @@ def main(argv: Sequence[str]) -> None:
         return
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
     config = load(argv[0], [flag for flag in argv[1:] if flag not in named])
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", handlers=[Lines()])
     keep_large_blocks()
     device = pick_device(named[-1].partition("=")[2] if named else None)
     # Until the processes have met, signals end them at once: where one is missing, the others would wait on.
     with process_group(device, config.collective_timeout) as ranks, Signals() as signals:
-        Trainer(config, device, ranks, signals).fit()
+        try:
+            Trainer(config, device, ranks, signals).fit()
+        except Interrupted:  # all is saved: a late signal must not change the exit status
+            signals.ignored = True
+            raise
 
 
 if __name__ == "__main__":

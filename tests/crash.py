@@ -3,6 +3,7 @@
     python -m tests.crash FOLDER --kills 40                  # processes of `python -m scripts.train`
     python -m tests.crash FOLDER --kills 10 --processes 2    # of torchrun; a kill hits one of its two ranks
     python -m tests.crash FOLDER --kills 5 --fork --small    # forks of this process, which has imported everything
+    python -m tests.crash FOLDER --processes 2 --distributed_strategy=fsdp    # any other flag is one of the run
 
 Half of the kills come at any time of a process's life, from its start on; the others come within a save or just after
 it, which the folder that is being written gives away. A run that has survived a few kills ends undisturbed; then
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,11 @@ PATIENCE = 60.0  # seconds in which every process of a run must be gone after on
 class Attempt:
     """One start of the command, which lives until it is done or killed."""
 
-    def __init__(self, world: Path, folder: Path, processes: int, fork: bool, small: bool):
+    def __init__(self, world: Path, folder: Path, processes: int, fork: bool, small: bool, settings: Sequence[str]):
         self.processes, self.fork, self.folder = processes, fork, folder
         arguments = [str(world / "config.yaml"), f"--save_folder={folder}", *SETTINGS]
         arguments += ["--max_duration=7"] if small else [f"--model.{setting}" for setting in MODEL]
+        arguments += settings
         self.log = folder.with_suffix(".log")
         if fork:
             self.pid = os.fork()
@@ -210,14 +213,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--fork", action="store_true")
     parser.add_argument("--small", action="store_true", help="a model of 21,504 parameters instead of 688,128")
-    options = parser.parse_args()
+    options, settings = parser.parse_known_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     if options.fork:
         for name in ("torch._dynamo", "pandas"):  # every fork would anew
             import_module(name)
     folder = options.folder.resolve()
-    how = (options.processes, options.fork, options.small)
+    how = (options.processes, options.fork, options.small, settings)
     report = crash(folder, options.kills, options.each, options.seed, *how)
     print(json.dumps(report))
     sys.exit(bool(report["differences"]))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..exceptions import ConfigurationError
 from .masks import Masked, Masks, open_masks
 from .order import EpochOrder
 from .sources import PADDING, TokenSource, open_source
@@ -60,7 +61,9 @@ class Loader:
         order_folder: Path | None = None,
     ):
         if global_batch_size % world_size:
-            raise ValueError(f"global_train_batch_size {global_batch_size} is no multiple of {world_size} ranks")
+            raise ConfigurationError(
+                f"global_train_batch_size: {global_batch_size} is no multiple of the {world_size} processes"
+            )
         self.source, self.global_batch_size, self.seed = source, global_batch_size, seed
         self.shuffle, self.vocabulary = shuffle, vocabulary
         self.rank, self.world_size, self.masks = rank, world_size, masks or Masks()

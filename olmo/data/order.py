@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..reporting import Progress, log
+from ..console import Progress
+from ..reporting import log
 from .remote import RemoteFiles, alone
 from .sources import TokenFiles
 

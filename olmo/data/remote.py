@@ -34,8 +34,8 @@ import numpy as np
 import requests
 from numpy.typing import ArrayLike, NDArray
 
+from ..console import Progress
 from ..exceptions import ConfigurationError
-from ..reporting import Progress
 
 WORKERS = 32  # requests at a time; what counts is the way to the server and back
 ATTEMPTS = 5

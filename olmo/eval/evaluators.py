@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..config import EvaluatorConfig, EvaluatorType, TrainConfig
+from ..console import Progress
 from ..data.sources import TokenFiles
 from ..distributed import Ranks
 from ..knowledge.entries import Probe
 from ..model import OLMo
-from ..reporting import Progress
 from .downstream import DownstreamTask
 from .entropy import EntropyBatch
 from .perplexity import instance_losses

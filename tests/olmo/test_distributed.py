@@ -172,6 +172,13 @@ def together(ranks: Ranks) -> dict[str, Any]:
     report["sum"] = ranks.sum(mine.T).tolist()  # transposed: not contiguous
     report["sum_tensor"] = ranks.sum_tensor(torch.tensor([ranks.rank + 1, 5])).tolist()
     report["largest"] = [ranks.largest(7 - ranks.rank), ranks.largest(ranks.rank)]
+    report["first"] = ranks.first(lambda: ranks.rank)
+    try:
+        ranks.first(lambda: 1 // 0)
+    except (ZeroDivisionError, ConfigurationError) as error:
+        report["first fails"] = type(error).__name__
+    if not ranks.is_first:
+        assert report["first"] is None and report["first fails"] == "ConfigurationError"
     report["from_first"] = [ranks.from_first(5 + ranks.rank), ranks.from_first(ranks.is_first)]
     signals = Signals()
     signals.received = None if ranks.is_first else signal.SIGTERM
@@ -234,6 +241,9 @@ def test_sums_over_two_processes(report: dict[str, Any]) -> None:
 
 def test_numbers_that_all_processes_agree_on(report: dict[str, Any]) -> None:
     assert report["largest"] == [7, 1] and report["from_first"] == [5, 1]
+    assert (
+        report["first"] == 0 and report["first fails"] == "ZeroDivisionError"
+    )  # the other process has checked its own
 
 
 def test_a_signal_to_the_second_process_is_heard_by_the_first(report: dict[str, Any]) -> None:

@@ -298,7 +298,11 @@ def report(world: Path) -> Iterator[dict[str, dict[str, Any]]]:
     ("case", "status", "error"),
     [
         ("a signal to one", [75, 75], "interrupted: SIGUSR1 at step "),
-        ("one is killed", [1, -9], "error: another process is gone; checkpoints are intact, the same command goes on"),
+        (
+            "one is killed",
+            [1, -9],
+            "error: another process is gone; its own last lines may say why, --try_load_latest_save goes on ",
+        ),
         ("the first is killed", [-9, 1], ""),
         ("one hangs", [1, -9], "error: another process did not answer for 2 seconds (collective_timeout); "),
         ("no space", [1, 1], "cannot be saved (File too large); the checkpoints before it are intact"),

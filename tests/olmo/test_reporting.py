@@ -1,18 +1,24 @@
-"""What a run writes: metrics, tables, what a restart drops, and progress lines."""
+"""What a run writes: metrics, tables, and what a restart drops."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
+import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 
 from olmo import reporting
 from olmo.config import OptimizerConfig, OptimizerType, TrainConfig, WandbConfig, load
@@ -21,8 +27,10 @@ from olmo.eval.probes import ProbeTable
 from olmo.exceptions import ConfigurationError
 from olmo.knowledge.entries import Probe
 from olmo.knowledge.plan import Text
-from olmo.reporting import Progress, Reporter, clock, environment, log
+from olmo.reporting import Reporter, environment, log
+from tests.olmo.test_restart import in_a_fork
 from tests.reference import tiny_config
+from tests.running import train, write_world
 
 
 @pytest.fixture
@@ -61,6 +69,7 @@ def an_evaluation() -> Evaluation:
 
 
 def test_a_run_leaves_config_environment_and_metrics(config: TrainConfig) -> None:
+    config.data.seed = 17
     reporter = Reporter(config, active=True, resume_step=None)
     folder = Path(config.save_folder)
     reporter.metrics(1, {"train/CrossEntropyLoss": 4.5, "optim/total_grad_norm": 0.25})
@@ -72,8 +81,34 @@ def test_a_run_leaves_config_environment_and_metrics(config: TrainConfig) -> Non
     assert asdict(load(folder / "config.yaml")) == asdict(config)
     about, now = json.loads((folder / "environment.json").read_text()), environment()
     assert about.pop("git") and now.pop("git")
-    assert about == now
+    assert now.items() <= about.items()
     assert set(about["versions"]) >= {"torch", "numpy", "transformers"}
+    assert about["host"] == socket.gethostname() and about["gpus"] == [] and about["cuda"] == torch.version.cuda
+    assert (about["seed"], about["data_seed"]) == (6198, 17) and about["world_size"] == 1
+    assert about["resumed_from"] is None and about["earlier"] == []
+    assert about["working_directory"] == os.getcwd() and shlex.split(about["command"]) == sys.orig_argv
+    assert abs(datetime.fromisoformat(about["started"]).timestamp() - time.time()) < 60
+
+
+def test_every_start_of_a_run_stays_on_record(config: TrainConfig) -> None:
+    for step, seed in ((None, 1), (5, 2), (7, 3)):
+        Reporter(replace(config, seed=seed), active=True, resume_step=step).close()
+    path = Path(config.save_folder) / "environment.json"
+    last = json.loads(path.read_text())
+    starts = [*last.pop("earlier"), last]
+    assert [(start["resumed_from"], start["seed"]) for start in starts] == [(None, 1), (5, 2), (7, 3)]
+    assert len({frozenset(start) for start in starts}) == 1  # the same keys
+    Reporter(config, active=True, resume_step=None).close()  # a run that replaces it
+    assert json.loads(path.read_text())["earlier"] == []
+
+
+def test_a_record_of_an_older_version_is_kept_where_it_is_whole(config: TrainConfig) -> None:
+    Path(config.save_folder).mkdir()
+    path = Path(config.save_folder) / "environment.json"
+    for record, kept in (('{"python": "3.10.1"}', [{"python": "3.10.1"}]), ('{"python": "3.1', [])):
+        path.write_text(record)
+        Reporter(config, active=True, resume_step=5).close()
+        assert json.loads(path.read_text())["earlier"] == kept
 
 
 def test_other_ranks_write_nothing(config: TrainConfig) -> None:
@@ -219,13 +254,13 @@ def test_the_evaluations_that_matter_are_told(config: TrainConfig, caplog: pytes
 
 CHANGES: list[tuple[list[str], list[str]]] = [
     ([], []),
-    (["max_duration=9", "save_interval=3", "eval_interval=7", "run_name=b", "save_overwrite=true", "stop_at=5"], []),
+    (["save_interval=3", "eval_interval=7", "run_name=b", "save_overwrite=true", "stop_at=5"], []),
     (["data.num_workers=3", "data.pin_memory=true", "model.flash_attention=true", "time_limit=60"], []),
     (["load_path=elsewhere", "model.resuscitation=edit.safetensors"], ["load_path", "model.resuscitation"]),
     (["optimizer.learning_rate=0.5", "scheduler.t_warmup=7"], ["optimizer.learning_rate", "scheduler.t_warmup"]),
     (["data.paths=[a.npy,c.npy]", "seed=8"], ["seed", "data.paths"]),
     (["injection={once: a.json}", "inject_interval=2"], ["inject_interval", "injection"]),
-    (["tokenizer.identifier=other"], ["tokenizer.identifier"]),
+    (["tokenizer.identifier=other", "max_duration=9"], ["tokenizer.identifier", "max_duration"]),
 ]
 
 
@@ -261,72 +296,89 @@ def test_nothing_is_said_of_settings_where_nothing_goes_on_or_nothing_is_known(
     assert not caplog.messages
 
 
-# --- progress ----------------------------------------------------------------------------------------------------
+# --- TensorBoard ---
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0, "0:00"), (9.6, "0:10"), (59.7, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (90061, "25:01:01")],
-)
-def test_a_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+def events(folder: Path) -> list[tuple[str, int, float]]:
+    """Name, step and value of all that TensorBoard shows, as its own reader has it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    names = reader.Tags()["scalars"]
+    return sorted((name, event.step, event.value) for name in names for event in reader.Scalars(name))
 
 
-@pytest.mark.parametrize("seconds", [float("inf"), float("nan")])
-def test_a_clock_that_does_not_know(seconds: float) -> None:
-    assert clock(seconds) == "?"
-
-
-class Time:
-    """A clock that the test winds."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+def as_events(folder: Path) -> list[tuple[str, int, float]]:
+    """The same from metrics.jsonl, in float32 as TensorBoard has it."""
+    lines = metrics(folder)
+    return sorted(
+        (k, int(line["step"]), float(np.float32(v))) for line in lines for k, v in line.items() if k != "step"
+    )
 
 
 @pytest.fixture
-def hands(monkeypatch: pytest.MonkeyPatch) -> Time:
-    made = Time()
-    monkeypatch.setattr(time, "monotonic", made.monotonic)
-    return made
+def board(config: TrainConfig) -> TrainConfig:
+    return replace(config, tensorboard=True)
 
 
-def work(hands: Time, seconds: float, pieces: int, show: bool = True) -> None:
-    with Progress("measuring", pieces, "instances", show=show) as progress:
-        for _ in range(pieces):
-            hands.now += seconds / pieces
-            progress.advance()
+def test_tensorboard_shows_what_metrics_has(board: TrainConfig) -> None:
+    run_to(board, [1, 2, 3])
+    folder = Path(board.save_folder)
+    assert events(folder) == as_events(folder) and len(events(folder)) == 9
+    run_to(board, [7])  # a run that replaces it
+    assert events(folder) == as_events(folder) and {step for _, step, _ in events(folder)} == {7}
 
 
-def test_progress_in_a_log_is_a_plain_line_every_ten_seconds(hands: Time, capsys: pytest.CaptureFixture[str]) -> None:
-    work(hands, 40.0, 80)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "measuring: 20/80 instances, 2.0/s, 0:30 left",
-        "measuring: 40/80 instances, 2.0/s, 0:20 left",
-        "measuring: 60/80 instances, 2.0/s, 0:10 left",
-        "measuring: 80/80 instances, 2.0/s, 0:00 left",
-    ]
+def test_tensorboard_shows_no_step_twice_after_a_kill(board: TrainConfig) -> None:
+    def work() -> None:
+        reporter = Reporter(board, active=True, resume_step=None)
+        for step in range(1, 9):
+            reporter.metrics(step, {"train/CrossEntropyLoss": float(step), "learning rate": 0.1})
+            if step == 4:
+                reporter.on_disk()
+        time.sleep(0.1)  # while events are being written, or not
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_fork(work) == -signal.SIGKILL
+    folder = Path(board.save_folder)
+    (file,) = (folder / "tensorboard").iterdir()
+    assert [e for e in events(folder) if e[1] <= 4] == [e for e in as_events(folder) if e[1] <= 4] != []
+    # It stands last by its name, as if the clock of the first machine were ahead.
+    file = file.rename(file.with_name("events.out.tfevents.9999999999.far.1.0"))
+    for torn in (b"\x20\0\0", b"\x20\0\0\0\0\0\0\0\1\2\3\4torn", bytes(20)):
+        with file.open("ab") as end:
+            end.write(torn)
+        run_to(board, [5, 6], resume_step=4)
+        assert events(folder) == as_events(folder) and {step for _, step, _ in events(folder)} == set(range(1, 7))
 
 
-def test_progress_on_a_terminal_rewrites_one_line_and_clears_it(
-    hands: Time, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_run_shows_the_same_in_tensorboard_and_goes_on_in_it(board: TrainConfig, tmp_path: Path) -> None:
+    world = write_world(tmp_path / "world")
+    settings = ("--tensorboard", "--save_interval=2", "--eval_interval=2")
+    run = tmp_path / "own"
+    train(world / "config.yaml", run, *settings, "--stop_after=3")
+    train(world / "config.yaml", run, *settings, "--try_load_latest_save", "--console_log_interval=3")
+    assert events(run) == as_events(run)
+    assert {step for name, step, _ in events(run) if name == "eval/K"} == {2, 3, 4, 6, 7}
+    train(world / "config.yaml", run, "--dry_run", "--save_overwrite", *settings)
+    assert events(run) == as_events(run)
+
+
+@pytest.mark.parametrize(("active", "dry_run"), [(False, False), (True, True)])
+def test_other_ranks_and_a_dry_run_write_no_events(board: TrainConfig, active: bool, dry_run: bool) -> None:
+    reporter = Reporter(replace(board, dry_run=dry_run), active=active, resume_step=None)
+    reporter.close()
+    assert not Path(board.save_folder).exists()
+
+
+def test_tensorboard_that_is_not_installed_is_a_configuration_error(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    work(hands, 4.0, 8)
-    shown = capsys.readouterr().err
-    assert "\n" not in shown and shown.endswith("\r\x1b[K")
-    assert shown.split("\r\x1b[K")[1] == "measuring: 2/8 instances, 2.0/s, 0:03 left"
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_short_or_hidden_work_shows_nothing(
-    hands: Time, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    work(hands, 0.9, 8)
-    work(hands, 90.0, 8, show=False)
-    assert capsys.readouterr().err == ""
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    run_to(config, [1])
+    with pytest.raises(
+        ConfigurationError, match="tensorboard: is asked for but not installed; pip install tensorboard"
+    ):
+        Reporter(replace(config, tensorboard=True), active=True, resume_step=None)
+    assert metrics(Path(config.save_folder))  # the older run is still there

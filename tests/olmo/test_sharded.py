@@ -20,6 +20,7 @@ from olmo.config import TrainConfig
 from olmo.distributed import Ranks
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
+from olmo.train import Trainer
 from tests.hostile import HOSTILE, Calls, hostile
 from tests.reference import tiny_config
 from tests.running import CPU, metrics, train, write_world
@@ -195,8 +196,10 @@ def test_damage_has_one_line(folder: Path, kind: str) -> None:
 def test_weights_of_another_shape_are_named(written: Path) -> None:
     with pytest.raises(ValueError, match=r"step1: model\.transformer\.\S+ has shape .*, not .* and floating point"):
         sharded.read_weights(written, OLMo(tiny_config(d_model=64, n_heads=4)))
-    with pytest.raises(ValueError, match=r"step1: no tensor model.transformer.blocks.2"):
+    with pytest.raises(ValueError, match=r"step1: weights and config disagree: missing transformer.blocks.2"):
         sharded.read_weights(written, OLMo(tiny_config(n_layers=3)))
+    with pytest.raises(ValueError, match=r"step1: weights and config disagree: not expected transformer.blocks.1"):
+        sharded.read_weights(written, OLMo(tiny_config(n_layers=1)))
 
 
 def test_an_optimizer_that_keeps_something_else_says_what(written: Path, trained: Any) -> None:
@@ -220,6 +223,48 @@ def test_one_piece_of_work_at_a_time() -> None:
     saver.wait()
     saver.wait()
     assert done == [1, 2]
+
+
+def test_parts_that_lie_on_another_node_make_no_checkpoint(folder: Path) -> None:
+    sharded.check_parts(folder)
+    part = folder / "model_and_optim/__0_0.distcp"
+    os.truncate(part, part.stat().st_size - 1)
+    for lose in (lambda: None, part.unlink):
+        lose()
+        with pytest.raises(OSError, match=r"__0_0.distcp of another process is not .* save_folder must be one for all"):
+            sharded.check_parts(folder)
+
+
+def test_another_process_that_is_gone_is_no_damage(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[.../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr(sharded.distributed_checkpoint, "load", closed)
+    with pytest.raises(RuntimeError, match=r"gloo.*Connection closed by peer"):
+        sharded.read_weights(written, OLMo(tiny_config()))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), OSError("no such device"), ValueError("odd")])
+def test_whatever_ends_a_run_of_one_process_a_save_that_has_begun_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    world, real, step = write_world(tmp_path / "world"), checkpoint.save_sharded, Trainer._train_step
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.5)
+        real(*arguments)
+
+    def failing(trainer: Trainer, batch: Any, number: int, *rest: Any) -> Any:
+        if number == 3:
+            raise error
+        return step(trainer, batch, number, *rest)
+
+    monkeypatch.setattr(checkpoint, "save_sharded", slow)
+    monkeypatch.setattr(Trainer, "_train_step", failing)
+    with pytest.raises(type(error)):
+        train(world / "plain.yaml", tmp_path / "run", "--save_interval=2")
+    assert manifest.problem(tmp_path / "run" / "step2") is None and os.readlink(tmp_path / "run/latest") == "step2"
+    assert f"error: {error}" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_what_went_wrong_is_raised_once(trained: Any, tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ from olmo.exceptions import ConfigurationError
 from olmo.knowledge.injection import inject
 from olmo.model import OLMo
 from olmo.optim import learning_rate
-from olmo.reporting import Progress, clock
 from olmo.rescaling import Multipliers, rescale
 from olmo.tensors import read_training_state
 from olmo.tokenizer import load_tokenizer
@@ -722,65 +721,6 @@ def test_the_configuration_of_a_run_is_saved_and_repeats_it(plain: Path, tmp_pat
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("olmo.reporting.time.monotonic", clock)
-    return clock
-
-
-def test_progress_is_plain_lines_every_ten_seconds_where_there_is_no_terminal(
-    time: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Progress("evaluating", 100, "items") as progress:
-        for _ in range(30):
-            time.now += 1.0
-            progress.advance(2)
-            progress.note = f", note {progress.done}"
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == (
-        "evaluating: 20/100 items, 2.0/s, 0:40 left, note 18\n"
-        "evaluating: 40/100 items, 2.0/s, 0:30 left, note 38\n"
-        "evaluating: 60/100 items, 2.0/s, 0:20 left, note 58\n"
-    )
-
-
-def test_progress_rewrites_one_line_on_a_terminal_and_erases_it(
-    time: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with Progress("evaluating", 10, "items") as progress:
-        for _ in range(4):
-            time.now += 0.5
-            progress.advance()
-    shown = capsys.readouterr().err
-    assert shown.startswith("\r\x1b[Kevaluating: 2/10 items, 2.0/s, 0:04 left\r\x1b[K") and shown.endswith("\r\x1b[K")
-    assert "\n" not in shown
-
-
-def test_progress_of_short_or_silent_work_shows_nothing(time: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("short", 10, "items") as progress:
-        time.now += 0.9
-        progress.advance(10)
-    with Progress("silent", 10, "items", show=False) as progress:
-        time.now += 99
-        progress.advance(10)
-    assert capsys.readouterr().err == ""
-
-
-def test_clock() -> None:
-    assert [clock(s) for s in (0, 59.4, 61, 3661, math.inf)] == ["0:00", "0:59", "1:01", "1:01:01", "?"]
-
-
 def test_wandb_gets_the_metrics(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[int, dict[str, float]]] = []
 
@@ -1135,7 +1075,7 @@ def test_divisors_beside_the_starting_point_serve_a_restart(
     assert same(weights(parts), weights(whole))
     assert not [message for message in caplog.messages if "all the same" in message]
     train(plain, tmp_path / "parts", "--max_duration=8", "--try_load_latest_save")
-    warned = r"load_path, reset_optimizer_state, reset_trainer_state, model\.temperature_MLP; it goes on from step 7"
+    warned = r"load_path, reset_optimizer_state, reset_trainer_state, model\.temperature_MLP, max_duration; it goes on"
     assert len([message for message in caplog.messages if re.search(warned, message)]) == 1
 
 

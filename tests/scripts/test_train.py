@@ -166,6 +166,9 @@ def test_two_processes_that_were_killed_go_on_with_the_same_bits(folder: Path, t
         after = theirs["step"] > 4
         assert mine == {name: value for name, value in theirs.items() if not (after and "downstream" in name)}
     assert indices(again) == indices(two)
+    last = json.loads((again / "environment.json").read_text(encoding="utf-8"))
+    starts = [(start["world_size"], start["resumed_from"]) for start in (*last["earlier"], last)]
+    assert starts == [(2, None), (2, 4)]
     assert (again / "injections.jsonl").read_bytes() == (two / "injections.jsonl").read_bytes()
     mine, theirs = (checkpoint.read_state(folder / "step7-unsharded") for folder in (again, two))
     assert all(mine[name].equal(theirs[name]) for name in theirs)
@@ -181,7 +184,11 @@ def test_what_a_run_leaves_in_its_folder(one: Path) -> None:
     }  # fmt: skip
     assert load(one / "config.yaml").evaluators[0].label == "copa"
     environment = json.loads((one / "environment.json").read_text(encoding="utf-8"))
-    assert environment.keys() == {"python", "platform", "processor_count", "versions", "git"}
+    assert environment.keys() == {
+        *("python", "platform", "processor_count", "versions", "git", "host", "threads", "gpus", "cuda", "started"),
+        *("resumed_from", "command", "working_directory", "world_size", "seed", "data_seed", "earlier"),
+    }
+    assert "-m scripts.train" in environment["command"] and environment["world_size"] == 1
 
 
 # --- exit statuses ---
@@ -361,8 +368,8 @@ def test_what_several_processes_cannot_do_is_one_line(
     # Both come to light before the processes speak to each other, so one alone can show it.
     monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 4)))
     arguments = [str(folder / "plain.yaml"), f"--save_folder={tmp_path / 'run'}"]
-    assert exit_status(main, arguments) == 1
-    assert "global_train_batch_size 6 is no multiple of 4 ranks" in one_line(capsys.readouterr().err)
+    assert exit_status(main, arguments) == 2
+    assert "global_train_batch_size: 6 is no multiple of the 4 processes" in one_line(capsys.readouterr().err)
     monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 2)))
     assert exit_status(main, [*arguments, "--distributed_strategy=null"]) == 2
     assert "null runs on one process; use ddp or fsdp" in one_line(capsys.readouterr().err)

@@ -374,7 +374,7 @@ def test_token_beyond_the_vocabulary_names_the_instance() -> None:
 
 
 def test_batch_that_the_ranks_cannot_share() -> None:
-    with pytest.raises(ValueError, match="global_train_batch_size 6 is no multiple of 4 ranks"):
+    with pytest.raises(ValueError, match="global_train_batch_size: 6 is no multiple of the 4 processes"):
         Loader(Counting(20), 6, seed=0, world_size=4)
 
 
