@@ -223,7 +223,6 @@ class RemoteSaves:
     # --- what the thread does ---
 
     def _saved(self, folder: Path) -> None:
-        self._doomed = [name for name in self._doomed if name != folder.name]
         self._missing = [name for name in self._missing if name != folder.name] + [folder.name]
         error = self._catch_up()
         if error is not None:

@@ -433,6 +433,7 @@ def test_a_new_run_clears_the_place(remote: RemoteSaves) -> None:
     remote.place.write("step5/model.safetensors", b"half")
     remote.place.write("notes.txt", b"mine")
     remote.place.write("probes/readme.txt", b"mine")
+    remote.place.write("probes/deep/probes/step1.parquet", b"mine")
     remote.place.write("metrics.jsonl.old", b"mine")
     assert not remote.holds_run()
     remote.place.write("step7-unsharded/config.yaml", b"of OLMo's trainer")
@@ -442,7 +443,9 @@ def test_a_new_run_clears_the_place(remote: RemoteSaves) -> None:
     assert remote.steps() == [(2, "")] and remote.place.sizes("step7") and not remote.place.sizes("step5")
     remote.begin(None)
     assert not remote.holds_run()
-    assert objects(remote).keys() == {"notes.txt", "probes/readme.txt", "metrics.jsonl.old"}
+    assert objects(remote).keys() == {
+        *("notes.txt", "probes/readme.txt", "probes/deep/probes/step1.parquet", "metrics.jsonl.old"),
+    }
 
 
 def test_a_restart_uploads_what_is_missing_there(remote: RemoteSaves, caplog: pytest.LogCaptureFixture) -> None:
@@ -656,6 +659,7 @@ def test_ephemeral_checkpoints_go_there_too(remote: RemoteSaves, plain: Path) ->
     assert remote.steps() == [(2, "-unsharded"), (3, "")] and not remote.is_ephemeral("step3")  # the last is none
     train(plain, remote.folder, *options(remote, *ephemeral, "--save_interval=null", "--stop_after=2"))
     assert remote.steps() == [(2, "-unsharded"), (3, ""), (5, "")] and remote.is_ephemeral("step5")
+    save(remote, make(remote.folder / "step1", ephemeral=True))  # as if its removal had been killed
     train(plain, elsewhere(remote).folder, *options(remote, *ephemeral))
     assert remote.steps() == [(2, "-unsharded"), (3, ""), (7, "")]
 
@@ -681,6 +685,9 @@ def test_a_place_that_holds_a_run(remote: RemoteSaves, plain: Path, tmp_path: Pa
     ):
         train(plain, tmp_path / "another", *anew)
     assert remote.steps() == [(2, "")] and not (tmp_path / "another").exists()
+    train(plain, tmp_path / "dry", *anew, "--save_overwrite", "--dry_run")
+    train(plain, tmp_path / "dry", *options(remote), "--dry_run")
+    assert remote.steps() == [(2, "")] and not (tmp_path / "dry").exists()
     train(plain, tmp_path / "another", *anew, "--save_overwrite")
     assert remote.steps() == [(1, "")] and len(remote.place.read("metrics.jsonl").splitlines()) == 1
 
