@@ -30,19 +30,19 @@ from olmo.train import Trainer
 from scripts.bench_training import prepare
 from scripts.processes import apart
 
-INTERVAL = 5  # steps; the thread is done before the next save
+INTERVAL = 5  # steps; long enough for the thread to be done before the next save, which would wait for it
 KINDS = {"asynchronous": "save_interval", "blocking": "save_interval_unsharded", "none": None}
 
 
-def run(folder: Path, kind: str, saves: int, queue: Any) -> None:
+def run(folder: Path, kind: str, saves: int, interval: int, queue: Any) -> None:
     """Puts the seconds that every save held up the loop, and those from each save to the next."""
     keep_large_blocks()
-    steps = INTERVAL * (saves + 1) + 1
+    steps = interval * (saves + 1) + 1
     changes = [f"--save_folder={folder / kind}", f"--stop_at={steps}", "--global_train_batch_size=1"]
     changes += ["--device_train_microbatch_size=1", "--save_num_checkpoints_to_keep=1"]
     changes += ["--save_num_unsharded_checkpoints_to_keep=1"]
     if KINDS[kind]:
-        changes.append(f"--{KINDS[kind]}={INTERVAL}")
+        changes.append(f"--{KINDS[kind]}={interval}")
     settings = json.loads((folder / "settings.json").read_text())
     ends: list[float] = []
     begins: list[float] = []
@@ -58,22 +58,22 @@ def run(folder: Path, kind: str, saves: int, queue: Any) -> None:
     register_module_forward_pre_hook(step_begins)
     Trainer(load(settings["config"], [*settings["overrides"], *changes]), torch.device("cpu"), Ranks()).fit()
     still = {step: begin - end for step, (begin, end) in enumerate(zip(begins, ends), start=1)}
-    usual = statistics.median(seconds for step, seconds in still.items() if step % INTERVAL)
-    saving = range(2 * INTERVAL, steps, INTERVAL)  # the first warms up
+    usual = statistics.median(seconds for step, seconds in still.items() if step % interval)
+    saving = range(2 * interval, steps, interval)  # the first warms up
     queue.put(
         (
             [still[step] - usual for step in saving],
-            [ends[step - 1] - ends[step - 1 - INTERVAL] for step in saving],
+            [ends[step - 1] - ends[step - 1 - interval] for step in saving],
         )
     )
 
 
-def bench_saves(saves: int) -> None:
+def bench_saves(saves: int, interval: int = INTERVAL) -> None:
     """Seconds that a save holds up training, asynchronous and blocking, and their ratio."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = prepare(folder, "fp32")
-        results = {kind: apart(run, folder, kind, saves) for kind in KINDS}
+        results = {kind: apart(run, folder, kind, saves, interval) for kind in KINDS}
     (asynchronous, beside), (blocking, between), (_, without) = results.values()
     usual = statistics.median(without)
     print(
