@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -338,7 +338,7 @@ class Trainer:
         checkpoints stay intact. Raises Interrupted where a signal or the time limit came first, and all is saved."""
         last_step, max_steps = self.last_step, self.max_steps
         self._announce(last_step)
-        with closing(self.reporter):
+        with closing(self.reporter), ExitStack() as self._reading:
             if not self.config.dry_run:
                 try:
                     self._fit(last_step, max_steps)
@@ -370,6 +370,7 @@ class Trainer:
         window: deque[float] = deque(maxlen=between * math.ceil(config.speed_monitor.window_size / between))
         batches = self.loader.batches(state.epoch, state.batch, last_step - state.step)
         self._bar = self.reporter.bar(state.step, last_step)
+        self._reading.callback(batches.close)  # type: ignore[attr-defined]
         self.model.train()
         while state.step < last_step:
             started = time.perf_counter()
