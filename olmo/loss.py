@@ -67,17 +67,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=exact) if wants_weight else None
         bias_gradient = torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None
         cross_entropy, z_loss = hidden.new_zeros((), dtype=exact), hidden.new_zeros((), dtype=exact)
-        size = TOKENS.get(kind, TOKENS_ELSEWHERE)
+        size = min(TOKENS.get(kind, TOKENS_ELSEWHERE), max(len(places), 1))
+        # All parts have the same room: blocks of this size, allocated anew for each, leave holes in the heap.
+        room = tuple(hidden.new_empty(size, len(weight), dtype=kept) for kept in (dtype, exact))
         with torch.autocast(kind, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             for chosen, wanted in zip(places.split(size), targets.unsqueeze(1).split(size)):
                 states = hidden.index_select(0, chosen).to(dtype)
-                logits = F.linear(states, matrix, offset)
+                logits, probabilities = (block[: len(chosen)] for block in room)
+                if offset is None:
+                    torch.mm(states, matrix.t(), out=logits)
+                else:
+                    torch.addmm(offset, states, matrix.t(), out=logits)
                 if divisor != 1.0:
                     logits /= divisor
                 largest, scores = (t.to(exact) for t in (logits.amax(1, keepdim=True), logits.gather(1, wanted)))
-                probabilities = F.softmax(logits, -1, dtype=exact)
-                del logits
+                torch.softmax(logits, -1, dtype=exact, out=probabilities)
                 # Of the sum of exp(logit - largest), whose largest part is 1: no second exp of all logits.
                 log_sum = -probabilities.amax(1, keepdim=True).log()
                 cross_entropy += (largest - scores + log_sum).sum()
@@ -94,7 +99,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     gradient /= divisor
                 if bias_gradient is not None:
                     bias_gradient += gradient.sum(0)
-                gradient = gradient.to(dtype)
+                if dtype != exact:
+                    gradient = logits.copy_(gradient)
                 if hidden_gradient is not None:
                     # Not by index_copy_, which is missing on MPS in torch 2.6 and very slow in later ones.
                     hidden_gradient[chosen] = (gradient @ matrix).to(hidden.dtype)
@@ -102,7 +108,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     weight_gradient.addmm_(gradient.t(), states)
                 elif weight_gradient is not None:
                     weight_gradient += gradient.t() @ states
-                del gradient, probabilities
         # No outputs or inputs: as attributes they make no circle, and go with the graph.
         ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)

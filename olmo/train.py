@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,16 @@ class Trainer:
             steps.sort()
 
     def _has_only_begun(self) -> bool:
-        """Whether the folder holds this very run, ended before its first checkpoint: then it begins anew."""
+        """Whether the folder holds this very run, ended before its first checkpoint: then it begins anew.
+
+        It may have begun without the flag that lets it go on, or with the one that let it take the folder.
+        """
         config, saved = self.config, self.folder / "config.yaml"
-        if not (config.try_load_latest_save and saved.is_file() and saved.read_text("utf-8") == config.as_yaml()):
+        if not (config.try_load_latest_save and saved.is_file()):
+            return False
+        flags = product((True, False), repeat=2)
+        begun = (replace(config, try_load_latest_save=goes_on, save_overwrite=takes) for goes_on, takes in flags)
+        if saved.read_text("utf-8") not in [other.as_yaml() for other in begun]:
             return False
         self.state = TrainState.at_start(config)
         told = (self.folder / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)

@@ -39,7 +39,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"parts": in_par
 
 
 def peak_of_loss(name: str, tokens: int, width: int, vocabulary: int, queue: Any) -> None:
-    """Bytes that a loss and its gradient take at most, beyond what they are given; in a process of its own."""
+    """Bytes that a loss and its gradient take at most, beyond what they are given; in a process of its own,
+    with the allocator of training."""
+    keep_large_blocks()
     device = pick_device()
     hidden = torch.randn(tokens, width, device=device, requires_grad=True)
     weight = torch.randn(vocabulary, width, device=device, requires_grad=True)

@@ -557,6 +557,17 @@ def test_a_run_without_checkpoint_cannot_go_on_and_says_so(plain: Path, tmp_path
     assert series(tmp_path).keys() == {1}
 
 
+@pytest.mark.parametrize("began_with", [(), ("--save_overwrite",), ("--try_load_latest_save",)])
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
+    plain: Path, tmp_path: Path, began_with: tuple[str, ...]
+) -> None:
+    train(plain, tmp_path, "--max_duration=2", *began_with)
+    whole, file = metrics(tmp_path), tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    train(plain, tmp_path, "--max_duration=2", "--try_load_latest_save")
+    assert metrics(tmp_path) == whole and indices(tmp_path).keys() == {1, 2}
+
+
 def test_a_dry_run_leaves_the_folder_as_it_is(plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(plain, tmp_path / "new", "--dry_run", "--eval_on_load", "--no_pre_train_checkpoint=false")
     assert not (tmp_path / "new").exists()
