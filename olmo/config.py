@@ -14,7 +14,7 @@ import glob
 import math
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -590,15 +590,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     try:
         raw = _with_base(Path(path))
+        _translate(raw)
+        of_file = set(_unknown_keys(raw, TrainConfig))
         _override(raw, overrides)
         _translate(raw)
         problems = list(_unknown_keys(raw, TrainConfig))
         if problems:
-            raise ConfigurationError(f"{path}: " + "; ".join(problems))
+            place = path if of_file.intersection(problems) else "command line"
+            raise ConfigurationError(f"{place}: " + "; ".join(problems))
         for position, evaluator in enumerate(raw.get("evaluators") or []):
             with _named(f"{path}: evaluators[{position}]."):  # OmegaConf forgets the place of a list's items
                 OmegaConf.merge(OmegaConf.structured(EvaluatorConfig), evaluator)
-        with _named(f"{path}: "):
+        with _named(f"{path}: ", {override[2:].partition("=")[0] for override in overrides}):
             config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), raw))
     except OmegaConfBaseException as error:  # of an interpolation that is read on the way
         raise ConfigurationError(f"{path}: {str(error).splitlines()[0]}") from error
@@ -640,13 +643,15 @@ def make_model_config(section: DictConfig | dict[str, Any], where: str) -> Model
 
 
 @contextmanager
-def _named(place: str) -> typing.Iterator[None]:
-    """Turn OmegaConf's errors into ConfigurationErrors that name the key, which lies in `place`."""
+def _named(place: str, overridden: Container[str] = ()) -> typing.Iterator[None]:
+    """Turn OmegaConf's errors into ConfigurationErrors that name the key, which lies in `place` or, if it is among the
+    overridden ones, on the command line."""
     try:
         yield
     except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ConfigurationError(f"{place}{key}{str(error).splitlines()[0]}") from error
+        name = getattr(error, "full_key", None)
+        key, where = f"{name}: " if name else "", "command line: " if name in overridden else place
+        raise ConfigurationError(f"{where}{key}{str(error).splitlines()[0]}") from error
 
 
 def _override(raw: DictConfig, overrides: Sequence[str]) -> None:

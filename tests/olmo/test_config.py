@@ -172,22 +172,22 @@ def test_override_of_a_missing_section_makes_it(tmp_path: Path) -> None:
     "override, told",
     [
         ("seed=3", "expected --key.sub=value, got 'seed=3'"),
-        ("--model.dmodel=3", "unknown key 'model.dmodel', did you mean 'model.d_model'?"),
-        ("--seed=x", "seed: Value 'x'"),
-        ("--model=3", "model: expected keys and values"),
+        ("--model.dmodel=3", "command line: unknown key 'model.dmodel', did you mean 'model.d_model'?"),
+        ("--seed=x", "command line: seed: Value 'x'"),
+        ("--model=3", "command line: model: expected keys and values"),
         ("--data.paths=[a,", "--data.paths=[a,: "),
-        ("--evaluators.0.label=a", "evaluators: expected a list"),
-        ("--data.paths=a.npy", "data.paths: expected a list; write [a.npy]"),
-        ("--data.paths=a-{0..3}.npy", "data.paths: expected a list; write ['a-{0..3}.npy']"),
+        ("--evaluators.0.label=a", "command line: evaluators: expected a list"),
+        ("--data.paths=a.npy", "command line: data.paths: expected a list; write [a.npy]"),
+        ("--data.paths=a-{0..3}.npy", "command line: data.paths: expected a list; write ['a-{0..3}.npy']"),
         (
             "--data.paths=[a-{0..3}.npy]",
             "--data.paths=[a-{0..3}.npy]: while parsing a flow sequence; put what holds braces into quotes: --key=['",
         ),
-        ("--evaluators=piqa", "evaluators: expected a list; write [piqa]"),
+        ("--evaluators=piqa", "command line: evaluators: expected a list; write [piqa]"),
         ("--max_duration", "--max_duration: has no value; write --max_duration=N"),
         ("--save_folder", "--save_folder: has no value; write --save_folder=VALUE"),
         ("--model.n_layers", "--model.n_layers: has no value; write --model.n_layers=N"),
-        ("--sed", "unknown key 'sed', did you mean 'seed'?"),
+        ("--sed", "command line: unknown key 'sed', did you mean 'seed'?"),
         ("--base=other.yaml", "--base=other.yaml: 'base' can only be named in the file"),
     ],
 )
@@ -195,6 +195,25 @@ def test_wrong_override(tmp_path: Path, override: str, told: str) -> None:
     message = problem(tmp_path, MINIMAL, override)
     assert message.startswith(told)
     assert "\n" not in message
+
+
+def test_the_files_own_mistakes_are_told_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "sed: 3\nseed: x\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load(path, ["--model.dmodel=3"])
+    assert str(caught.value).startswith(f"{path}: unknown key 'sed'") and "'model.dmodel'" in str(caught.value)
+    path = write(tmp_path, MINIMAL + "seed: x\n")
+    with pytest.raises(ConfigurationError, match=f"{path}: seed: Value 'x'"):
+        load(path, ["--epoch=1"])
+    assert load(path, ["--seed=1"]).seed == 1
+
+
+def test_an_override_wins_over_an_old_spelling(tmp_path: Path) -> None:
+    path = write(tmp_path, "activation_checkpointing: true\noptimizer: {name: adamw, no_decay_norm_and_bias: true}\n")
+    assert load(path).optimizer.decay_embeddings is False
+    config = load(path, ["--optimizer.decay_embeddings", "--activation_checkpointing=fine_grained"])
+    assert config.optimizer.decay_embeddings is True and config.optimizer.decay_norm_and_bias is False
+    assert config.activation_checkpointing == "fine_grained"
 
 
 def test_a_value_behind_a_space(tmp_path: Path) -> None:

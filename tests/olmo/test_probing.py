@@ -171,7 +171,7 @@ def test_the_console_tells_k_of_a_window_and_no_more(
         (["--probing.steps=0"], "probing.steps: 0 must be at least 1"),
         (["--probing.interval=0"], "probing.interval: 0 must be at least 1"),
         (["--probing.steps=3", "--probing.interval=4"], "probing.interval: 4 must be at most probing.steps: 3"),
-        (["--probing.step=3"], "unknown key 'probing.step', did you mean 'probing.steps'?"),
+        (["--probing.step=3"], "command line: unknown key 'probing.step', did you mean 'probing.steps'?"),
     ],
 )
 def test_windows_that_make_no_sense(world: Path, overrides: list[str], told: str) -> None:
