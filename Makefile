@@ -17,7 +17,7 @@ help:
 	@echo "make test           all tests;  make test-gpu: those that need a GPU"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
-	@echo "make crash          training killed 50 times, and compared with runs that were not: about half an hour"
+	@echo "make crash          training killed 50 times, and compared with runs that were not: five minutes, or thirty on a busy machine"
 	@echo "make golden         the numbers of ai2-olmo 0.6.0 that the tests compare with, anew (tests/golden/README.md)"
 	@echo "make setup          only the virtual environment, in $(VENV)"
 
