@@ -66,7 +66,7 @@ $(GOLDEN)/.ready: tests/golden/requirements.txt constraints.txt
 	$(GOLDEN)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps ai2-olmo==0.6.0
 	touch $@
 
-$(PEERS)/.ready: scripts/bench_peers.txt constraints.txt
+$(PEERS)/.ready: scripts/benchmarks/peers.txt constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 lightning==2.6.6

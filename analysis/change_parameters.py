@@ -28,8 +28,8 @@ from olmo import checkpoint
 from olmo.checkpoint import is_hub_id
 from olmo.distributed import leave
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.rescaling import Multipliers, check_shapes, rescale_model, rescaled, up_projection_name
-from olmo.tensors import check_readable, save_tensors, stream_torch_file, whole
+from olmo.files.tensors import check_readable, save_tensors, stream_torch_file, whole
+from olmo.memory.rescaling import Multipliers, check_shapes, rescale_model, rescaled, up_projection_name
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
 

@@ -36,7 +36,6 @@ from huggingface_hub.utils import disable_progress_bars
 from numpy.typing import NDArray
 from torch import nn
 
-from analysis.ahead import is_first_of_machine, one_ahead, together
 from analysis.instances import CONFIGURATIONS, digest_of, read_instances
 from analysis.locations import (
     Location,
@@ -49,26 +48,20 @@ from analysis.locations import (
     tokens_of,
 )
 from analysis.measures import MEASURES, instance_measures
+from analysis.prefetch import is_first_of_machine, one_ahead, together
 from analysis.series import COEFFICIENTS_FILE, RESULT, Series
 from analysis.speed import Speed
 from olmo import checkpoint
-from olmo.architectures import describe
 from olmo.config import load
 from olmo.console import Progress
 from olmo.data.masks import padded
 from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.memory import (
-    COEFFICIENTS,
-    CoefficientAverages,
-    GroupedMeans,
-    jackknife_error,
-    layer_entropy,
-    observe,
-)
+from olmo.files.tensors import check_readable, file_digest, read_tensors, save_tensors, whole
+from olmo.memory import COEFFICIENTS, CoefficientAverages, GroupedMeans, jackknife_error, layer_entropy, observe
+from olmo.memory.locate import describe
+from olmo.memory.rescaling import rescale_model
 from olmo.model import OLMo
-from olmo.rescaling import rescale_model
-from olmo.tensors import check_readable, file_digest, read_tensors, save_tensors, whole
 
 # Of a context's length in the config.json of one family or another: GPT-2 says n_positions, MPT max_seq_len.
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")

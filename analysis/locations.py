@@ -15,7 +15,7 @@ from pathlib import Path
 
 from olmo.checkpoint import fingerprint, is_hub_id, is_olmo, model_files, read_state, resolve
 from olmo.exceptions import ConfigurationError
-from olmo.tensors import file_digest, read_training_state
+from olmo.files.tensors import file_digest, read_training_state
 
 Location = Path | str
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.locations import Location, check_writable
+from olmo.files.tensors import read_tensor
 from olmo.memory import jackknife_error
-from olmo.tensors import read_tensor
 
 RESULT = "knowledge_entropy.json"
 COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"

@@ -18,9 +18,9 @@ from analysis.entropy import PRECISIONS, measure, open_model
 from analysis.instances import digest_of, read_instances
 from analysis.resuscitation import Resuscitation
 from analysis.series import RESULT
-from olmo.architectures import find_memories
 from olmo.distributed import Ranks, keep_large_blocks, pick_device
 from olmo.memory import jackknife_error, layer_entropy
+from olmo.memory.locate import find_memories
 
 # What rounding of rescaled rows, or of coefficients, may make of a mean coefficient.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ActivationType, InitFnType, LayerNormType, ModelConfig
+from .config.schema import ActivationType, InitFnType, LayerNormType, ModelConfig
 
 
 class LayerNorm(nn.Module):
@@ -118,7 +118,7 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(d, config.projection_size, bias=bias)
         self.act = Activation(config.activation_type)
         self.ff_out = nn.Linear(config.inner_size, d, bias=bias)
-        # What `olmo/temperature.py` sets: () divides the attention scores, (M,) the memory coefficients.
+        # What `olmo/memory/temperature.py` sets: () divides the attention scores, (M,) the memory coefficients.
         self.attention_temperature: Tensor | None = None
         self.memory_temperature: Tensor | None = None
 
@@ -247,7 +247,7 @@ class OLMo(nn.Module):
         """Normed output of the last block, (B, T) -> (B, T, D).
 
         attention_mask: (B, T) bool, the tokens that later ones attend to; default: all. `run` computes each layer, from
-        its number, the block and what that gets (see `olmo/layers.py`).
+        its number, the block and what that gets (see `olmo/train/layer_runner.py`).
         """
         x, table = self.embed(input_ids)
         seen = None if attention_mask is None else seen_tokens(attention_mask)

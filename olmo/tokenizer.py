@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from .config import TokenizerConfig, TrainConfig, TruncationDirection
+from .config.schema import TokenizerConfig, TrainConfig, TruncationDirection
 from .exceptions import ConfigurationError
 
 

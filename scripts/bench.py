@@ -4,11 +4,11 @@
 
 A line gives the median ratio of the rounds and their range.
 training: our Trainer (data, clipping, schedule, metrics file and all) against a plain torch loop, transformers'
-Trainer, ai2-olmo and litgpt with the same model and rows, time and memory, see scripts/bench_training.py.
-saves: how long training stands still for an asynchronous save, and for a blocking one, see scripts/bench_saves.py.
-loss: logits in parts against all at once, time and memory, see scripts/bench_loss.py.
-entropy: a model of OLMo-1B's shape, see scripts/bench_entropy.py.
-probes: 1,950 in one pass against one padded evaluator at a time, see scripts/bench_probes.py.
+Trainer, ai2-olmo and litgpt with the same model and rows, time and memory, see scripts/benchmarks/training.py.
+saves: how long training stands still for an asynchronous save, and for a blocking one, see scripts/benchmarks/saves.py.
+loss: logits in parts against all at once, time and memory, see scripts/benchmarks/loss.py.
+entropy: a model of OLMo-1B's shape, see scripts/benchmarks/entropy.py.
+probes: 1,950 in one pass against one padded evaluator at a time, see scripts/benchmarks/probes.py.
 loader: batches of 128 x 1024 from memory-mapped files in a shuffled order, as a training loop gets them, against numpy
 alone copying the same rows; one thread reading ahead, and two. The files are in the page cache.
 remote: 2048 instances of 249 remote files of Dolma's size, from a server on this machine whose every answer takes 5 ms.
@@ -40,23 +40,23 @@ import torch
 
 from olmo.checkpoint import load_model
 from olmo.config import load, save_model_config
-from olmo.data import remote
+from olmo.data import ranges as remote
 from olmo.data.loader import Loader
 from olmo.data.order import build_order
 from olmo.data.sources import TokenFiles
 from olmo.distributed import keep_large_blocks, pick_device
 from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.files.tensors import write_tensors
 from olmo.model import OLMo
-from olmo.tensors import write_tensors
-from scripts.bench_entropy import bench_entropy
-from scripts.bench_loss import bench_loss
-from scripts.bench_probes import bench_probes
-from scripts.bench_resuscitation import bench_resuscitation
-from scripts.bench_saves import bench_saves
-from scripts.bench_training import bench_training
+from scripts.benchmarks.entropy import bench_entropy
+from scripts.benchmarks.loss import bench_loss
+from scripts.benchmarks.probes import bench_probes
+from scripts.benchmarks.processes import apart, peak_bytes
+from scripts.benchmarks.resuscitation import bench_resuscitation
+from scripts.benchmarks.saves import bench_saves
+from scripts.benchmarks.training import bench_training
 from scripts.prepare_demo_text import package_root, rows
 from scripts.prepare_pubmed import TOKENIZER
-from scripts.processes import apart, peak_bytes
 
 
 def in_turn(rounds: int, ours: Callable[[], float], other: Callable[[], float]) -> list[float]:

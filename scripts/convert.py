@@ -3,7 +3,7 @@
     python -m scripts.convert SRC DST --to hf      # OlmoForCausalLM or Olmo2ForCausalLM, with its tokenizer
     python -m scripts.convert SRC DST --to olmo    # config.yaml and model.safetensors
 
-SRC is a folder of any layout that olmo/checkpoint.py reads, or a hub id `owner/name[@revision]`. `--resuscitation FILE`
+SRC is a folder of any layout that olmo.checkpoint reads, or a hub id `owner/name[@revision]`. `--resuscitation FILE`
 applies what `python -m analysis.change_parameters` wrote, so that other programs see the edited model.
 """
 
@@ -20,12 +20,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from olmo import checkpoint
+from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
 from olmo.config import ModelConfig, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.layouts import to_transformers_config, to_transformers_state
+from olmo.files.tensors import save_tensors, write_tensors
+from olmo.memory.temperature import Temperatures
 from olmo.model import OLMo
-from olmo.temperature import Temperatures
-from olmo.tensors import save_tensors, write_tensors
 from olmo.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -20,8 +20,8 @@ from typing import BinaryIO
 import requests
 
 from olmo.console import Progress
-from olmo.data.remote import Interrupted, reason
-from olmo.tensors import file_digest
+from olmo.data.ranges import Interrupted, reason
+from olmo.files.tensors import file_digest
 
 ATTEMPTS = 5  # in a row that bring nothing new
 WAIT = 0.5  # seconds before the second attempt, twice as long before each further one

@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 import requests
 
 from olmo.exceptions import Parser, exit_status
+from olmo.files.tensors import file_digest
 from olmo.knowledge.entries import load_entries
 from olmo.knowledge.plan_files import read_plan
-from olmo.tensors import file_digest
 from scripts.download import describe, fetch, reason
 
 # A commit, not a branch: what its files hold cannot change.

@@ -5,7 +5,7 @@
 gives `fictional_knowledge_paraphrase.json` and `fictional_knowledge_once.json`. The published texts
 average 560 tokens, too long for a small context, so these are short (`--max_words`, and `--max_tokens`
 of a `--tokenizer`). Every entry tells the five facts of one small graph (see
-`scripts.fictional_templates`), one fact a sentence:
+`scripts.prepare.fictional_templates`), one fact a sentence:
 
 * memorization: a sentence of the training text, up to the value of its fact;
 * semantic: the same fact and value, asked in a wording that no text of the entry uses;
@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.tokenizer import encode, load_tokenizer
-from scripts.fictional_templates import CATEGORIES, Category, Slot
+from scripts.prepare.fictional_templates import CATEGORIES, Category, Slot
 
 TOKENIZER = "tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json"  # of OLMo-1B and 7B
 PROBES = 5

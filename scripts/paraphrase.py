@@ -32,8 +32,8 @@ from typing import Any
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.knowledge.entries import Entry, load_entries
-from scripts.chat import Endpoint, Message, Reply, api_key
 from scripts.make_fictional_knowledge import write_json_lists
+from scripts.prepare.chat import Endpoint, Message, Reply, api_key
 
 PROMPT = """\
 Write the text below anew in other words. Keep every fact in it: every name, place, date, number and quantity. Add \

@@ -7,11 +7,11 @@
 DIR becomes a `datasets` folder, column `input_ids`: exactly `instances` rows of `sequence_length` ids, documents one
 after the other, each ended by the EOS id, no padding, the last one cut. `about.json` in it says what went in.
 
-A document is a title and an abstract (see scripts/documents.py). Articles without abstract, about a third, are left
+A document is a title and an abstract (see prepare/documents.py). Articles without abstract, about a third, are left
 out: a title alone teaches little. Of an article's copies counts the highest version, and of one version the copy in
 the file of the last name, unless that file or a later one lists it as deleted.
 
-The sample is drawn by hash(seed, PMID), see scripts/sampling.py: uniform, shuffled, the same whatever the order of
+The sample is drawn by hash(seed, PMID), see prepare/sampling.py: uniform, shuffled, the same whatever the order of
 files and processes. A quarter more than is needed is collected; where that does not suffice, because later files
 replaced too much of it, all is read again with twice the margin. `DIR/../pubmed_baseline` keeps what was downloaded.
 """
@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.tokenizer import packaged_tokenizer
-from scripts.documents import MB, hash_of
-from scripts.sampling import NO_LIMIT, Settings, collect, resolve, tokenizer_of
+from scripts.prepare.documents import MB, hash_of
+from scripts.prepare.sampling import NO_LIMIT, Settings, collect, resolve, tokenizer_of
 
 BASELINE = "https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/"
 TOKENIZER = "tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json"  # of OLMo-1B and 7B

@@ -22,8 +22,8 @@ from olmo.config import load
 from olmo.console import Lines
 from olmo.distributed import keep_large_blocks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Interrupted, exit_status
-from olmo.interruption import Signals
 from olmo.train import Trainer
+from olmo.train.stopping import Signals
 
 
 def main(argv: Sequence[str]) -> None:

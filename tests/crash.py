@@ -32,12 +32,11 @@ from typing import Any
 import pyarrow.parquet
 import torch
 
-from olmo import sharded
-from olmo.checkpoint import read_state
+from olmo.checkpoint import read_state, sharded
+from olmo.checkpoint.folder import is_sharded
 from olmo.distributed import leave
 from olmo.exceptions import exit_status
-from olmo.saves import is_sharded
-from olmo.tensors import read_training_state
+from olmo.files.tensors import read_training_state
 from scripts.train import main as train_command
 from tests.running import ROOT, checkpoints, indices, metrics, write_world
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import InstanceFilterConfig
+from ..config.schema import InstanceFilterConfig
 
 
 def repeats_itself(rows: NDArray[np.int64], config: InstanceFilterConfig) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config.schema import TrainConfig
 from ..exceptions import ConfigurationError
 from .masks import Masked, Masks, open_masks
 from .order import EpochOrder

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import DataConfig, InstanceFilterConfig
+from ..config.schema import DataConfig, InstanceFilterConfig
 from ..distributed import sent
 from ..exceptions import ConfigurationError
 from .filter import repeats_itself

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..console import Progress
-from ..reporting import log
-from .remote import RemoteFiles, alone
+from ..report.run_folder import log
+from .ranges import RemoteFiles, alone
 from .sources import TokenFiles
 
 DTYPE = np.dtype("<u4")

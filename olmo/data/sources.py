@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import DataConfig, PaddingDirection
+from ..config.schema import DataConfig, PaddingDirection
 from ..exceptions import ConfigurationError
-from .remote import RemoteFiles
+from .ranges import RemoteFiles
 
 NUMPY_HEADER = b"\x93NUMPY"
 PADDING = -1  # in place of a token id where a row of a `datasets` folder is shorter than the sequence

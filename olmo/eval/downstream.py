@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
 from ..model import OLMo

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..config import EvaluatorConfig, TrainConfig
+from ..config.schema import EvaluatorConfig, TrainConfig
 from ..data.masks import open_masks, padded
 from ..data.order import instances_at
 from ..data.sources import open_source
 from ..distributed import Ranks
-from ..memory import CoefficientAverages, instance_means, jackknife_error, layer_entropy, observe
+from ..memory.observation import CoefficientAverages, instance_means, jackknife_error, layer_entropy, observe
 from ..model import OLMo
 
 

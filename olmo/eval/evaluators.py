@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ..config import EvaluatorConfig, EvaluatorType, TrainConfig
+from ..config.schema import EvaluatorConfig, EvaluatorType, TrainConfig
 from ..console import Progress
 from ..data.sources import TokenFiles
 from ..distributed import Ranks

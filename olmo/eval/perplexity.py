@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ..data.sources import TokenSource
 from ..distributed import Ranks
-from ..loss import token_losses
 from ..model import OLMo
+from ..train.loss import token_losses
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ..config import EvaluatorConfig, TrainConfig
+from ..config.schema import EvaluatorConfig, TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
 from ..knowledge.entries import KINDS, SETTINGS, Probe, load_entries, make_probes

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..config import EvaluatorType, InjectionPosition, TrainConfig
+from ..config.schema import EvaluatorType, InjectionPosition, TrainConfig
 from ..data.loader import Batch
 from ..exceptions import ConfigurationError
 from .entries import SETTINGS, load_entries

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..exceptions import ConfigurationError
-from ..tensors import save_tensors
+from ..files.tensors import save_tensors
 from .plan import Rounds, Text
 
 FORMAT, VERSION = "knowledge-entropy injection plan", 1

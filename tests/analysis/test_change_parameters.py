@@ -25,13 +25,13 @@ from analysis import change_parameters, entropy, verification
 from olmo import checkpoint
 from olmo.config import OptimizerType, TrainConfig, save_model_config
 from olmo.exceptions import ConfigurationError, exit_status
+from olmo.files.tensors import read_tensors, write_tensors
+from olmo.memory.rescaling import load_multipliers
 from olmo.model import OLMo
-from olmo.optim import build_optimizer
-from olmo.rescaling import load_multipliers
-from olmo.tensors import read_tensors, write_tensors
-from scripts import bench_resuscitation
-from scripts.processes import apart
-from tests.olmo.test_architectures import built
+from olmo.train.optim import build_optimizer
+from scripts.benchmarks import resuscitation as bench_resuscitation
+from scripts.benchmarks.processes import apart
+from tests.olmo.memory.test_locate import built
 from tests.reference import tiny_config, to_transformers
 from tests.running import modes_hold
 

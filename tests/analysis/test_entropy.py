@@ -29,7 +29,7 @@ from olmo.config import TokenizerConfig, TrainConfig
 from olmo.data.order import build_order
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.model import OLMo
-from olmo.optim import build_optimizer
+from olmo.train.optim import build_optimizer
 from scripts import data_order
 from tests.reference import tiny_config, tiny_tokenizer, to_transformers
 from tests.running import modes_hold

@@ -15,8 +15,8 @@ from torch import Tensor
 from analysis import change_parameters
 from olmo import checkpoint
 from olmo.config import load
-from olmo.rescaling import rescale
-from olmo.tensors import read_tensors
+from olmo.files.tensors import read_tensors
+from olmo.memory.rescaling import rescale
 from scripts import train
 from tests.analysis.test_change_parameters import LENGTH, MEMORIES, measure, uneven_model, write
 from tests.running import metrics

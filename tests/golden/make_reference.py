@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from olmo.optim import BoltOnWarmupScheduler, build_optimizer, build_scheduler
 from olmo.safetensors_util import state_dict_to_safetensors_file
 from olmo.torch_util import seed_all
 from safetensors.torch import load_file, save_file
@@ -44,7 +45,6 @@ from olmo.checkpoint import load_state_dict, save_state_dict
 from olmo.config import ModelConfig, TrainConfig
 from olmo.data import IterableDataset, build_train_dataloader
 from olmo.model import LayerNormBase, OLMo
-from olmo.optim import BoltOnWarmupScheduler, build_optimizer, build_scheduler
 from olmo.train import Trainer
 
 HERE = Path(__file__).resolve().parent

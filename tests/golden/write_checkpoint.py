@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from olmo.checkpoint import load_model
 from olmo.distributed import Ranks
 from olmo.train import Trainer
-from tests.olmo.test_golden import CASES, GOLDEN, configure
+from tests.olmo.train.test_golden import CASES, GOLDEN, configure
 
 
 def write(case: str, folder: Path) -> Path:

@@ -20,10 +20,10 @@ from olmo.checkpoint import load_model
 from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
 from olmo.distributed import Ranks, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError
-from olmo.interruption import Signals, Watch
-from olmo.parallel import distribute, gradient_sync
-from olmo.tensors import read_training_state
+from olmo.files.tensors import read_training_state
 from olmo.train import Trainer
+from olmo.train.parallel import distribute, gradient_sync
+from olmo.train.stopping import Signals, Watch
 from tests.running import BATCH, CPU, LENGTH, command, configure, metrics, train, write_world
 
 # One short text a round: the second process has nothing to inject, and still takes part in the count.

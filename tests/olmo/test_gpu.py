@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from analysis.entropy import measure
 from olmo.distributed import Ranks, pick_device
-from olmo.loss import fused_linear_cross_entropy, linear_cross_entropy
 from olmo.memory import layer_entropy
 from olmo.model import OLMo
 from olmo.train import Trainer
+from olmo.train.loss import fused_linear_cross_entropy, linear_cross_entropy
 from tests.reference import tiny_config
 from tests.running import configure, series, write_world
 

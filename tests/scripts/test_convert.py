@@ -16,10 +16,10 @@ from analysis.change_parameters import main as change_parameters
 from olmo import checkpoint
 from olmo.config import ActivationType, LayerNormType, ModelConfig, TokenizerConfig, TrainConfig, save_model_config
 from olmo.exceptions import exit_status
+from olmo.files.tensors import write_tensors
+from olmo.memory.rescaling import rescale
 from olmo.model import OLMo
-from olmo.optim import build_optimizer
-from olmo.rescaling import rescale
-from olmo.tensors import write_tensors
+from olmo.train.optim import build_optimizer
 from scripts.convert import main
 from tests.reference import tiny_config, tiny_olmo2_config
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from olmo.data import remote
+from olmo.data import ranges as remote
 from olmo.data.order import build_order
 from olmo.exceptions import exit_status
 from scripts import data_order

@@ -22,7 +22,7 @@ from analysis import change_parameters, entropy, estimates
 from analysis.runs import TASKS
 from olmo.config import EvaluatorType, TrainConfig, load
 from olmo.exceptions import ConfigurationError, exit_status
-from olmo.rescaling import load_multipliers
+from olmo.memory.rescaling import load_multipliers
 from scripts import demo, make_fictional_knowledge, prepare_demo_text
 from tests.run_folders import direct_k
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from olmo.exceptions import exit_status
 from olmo.tokenizer import load_tokenizer
 from scripts import make_fictional_knowledge as mfk
-from scripts.fictional_templates import CATEGORIES
+from scripts.prepare.fictional_templates import CATEGORIES
 from tests.published import fictional_knowledge, olmo_tokenizer
 from tests.reference import tiny_tokenizer
 

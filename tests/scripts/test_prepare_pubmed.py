@@ -28,8 +28,9 @@ from tokenizers import Tokenizer, models
 from olmo.data.sources import TokenDataset
 from olmo.exceptions import exit_status
 from olmo.tokenizer import load_tokenizer
-from scripts import documents, prepare_pubmed, sampling
-from scripts.documents import NO_TEXT, TEXT, Record, hash_of, pubmed_records, text_records
+from scripts import prepare_pubmed
+from scripts.prepare import documents, sampling
+from scripts.prepare.documents import NO_TEXT, TEXT, Record, hash_of, pubmed_records, text_records
 from scripts.prepare_demo_text import train_tokenizer
 from tests.reference import tiny_config
 from tests.running import ROOT, command

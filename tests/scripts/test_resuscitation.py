@@ -14,9 +14,9 @@ import torch
 
 from olmo import checkpoint
 from olmo.config import TrainConfig, load
+from olmo.memory.rescaling import load_multipliers, rescale
 from olmo.model import OLMo
-from olmo.optim import build_optimizer
-from olmo.rescaling import load_multipliers, rescale
+from olmo.train.optim import build_optimizer
 from tests.reference import tiny_config
 from tests.running import ROOT, SHORT, write_world
 

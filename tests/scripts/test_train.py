@@ -16,8 +16,8 @@ from olmo import checkpoint
 from olmo.config import load
 from olmo.distributed import Ranks
 from olmo.exceptions import exit_status
+from olmo.files.tensors import read_training_state
 from olmo.knowledge.entries import load_entries
-from olmo.tensors import read_training_state
 from olmo.tokenizer import encode, load_tokenizer
 from scripts.train import main
 from tests.hostile import HOSTILE, hostile

@@ -1,0 +1,136 @@
+"""A folder on S3: objects whose keys begin alike, listed, read, written, uploaded, downloaded and deleted.
+
+What boto3 raises becomes an OSError of one line that names the place. Credentials, profile (S3_PROFILE), region and
+endpoint (AWS_ENDPOINT_URL, for other stores that speak S3) are found as boto3 finds them. `olmo/data/ranges.py` reads
+byte ranges of files anywhere; here whole files go both ways, large ones in parts, several at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..data.ranges import ATTEMPTS, WORKERS, reason, s3_client
+
+FILES = 4  # at a time, each in WORKERS / FILES parts at a time
+
+Item = TypeVar("Item")
+
+
+class Refused(OSError):
+    """What the store will not do for these credentials, or in a bucket that is not there."""
+
+
+class RemoteFolder:
+    """Objects under s3://BUCKET/PREFIX/, by their names below it.
+
+    Every method raises OSError that names the place where the store, after several attempts, does not do it.
+    """
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self._bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._client = s3_client("s3", ATTEMPTS, writes=True)
+
+    def sizes(self, beginning: str = "") -> dict[str, int]:
+        """Names that begin so, and their sizes in bytes."""
+        with self._told():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + beginning
+            )
+            found = [item for page in pages for item in page.get("Contents", ())]
+        return {item["Key"].removeprefix(self._prefix): item["Size"] for item in found}
+
+    def read(self, name: str) -> bytes:
+        with self._told(name):
+            return self._client.get_object(**self._place(name))["Body"].read()
+
+    def write(self, name: str, content: bytes) -> None:
+        with self._told(name):
+            self._client.put_object(**self._place(name), Body=content)
+
+    def upload(self, paths: Mapping[str, Path]) -> None:
+        """Upload files under these names."""
+
+        def work(name: str) -> None:
+            with self._told(name):
+                self._client.upload_file(str(paths[name]), *self._place(name).values(), Config=_in_parts())
+
+        _each(work, paths)
+
+    def download(self, paths: Mapping[str, Path]) -> None:
+        """Download these names to files, in folders that are made."""
+
+        def work(name: str) -> None:
+            paths[name].parent.mkdir(parents=True, exist_ok=True)
+            with self._told(name):
+                self._client.download_file(*self._place(name).values(), str(paths[name]), Config=_in_parts())
+
+        _each(work, paths)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete one by one: not every store deletes several at once."""
+
+        def work(name: str) -> None:
+            with self._told(name):
+                self._client.delete_object(**self._place(name))
+
+        _each(work, names, WORKERS)
+
+    def abort_uploads(self, beginning: str) -> None:
+        """Let go of the parts of large files whose upload was killed; they are in no listing, and cost as others do."""
+        with self._told():
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + beginning
+            )
+            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+    def _place(self, name: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._prefix + name}
+
+    @contextmanager
+    def _told(self, name: str = "") -> Iterator[None]:
+        """Let what boto3 raises be an OSError of one line that names the place."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, ParamValidationError
+        from botocore.exceptions import ConnectionError as NotConnected
+
+        url = f"{self.url}/{name}".rstrip("/")
+        try:
+            yield
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            first: BaseException = error  # what boto3 wraps
+            while first.__cause__ or first.__context__:
+                if isinstance(first, (ClientError, HTTPClientError, NotConnected)):
+                    break
+                first = first.__cause__ or first.__context__  # type: ignore[assignment]
+            if isinstance(first, ClientError):
+                status = first.response["ResponseMetadata"]["HTTPStatusCode"]
+                code = first.response["Error"].get("Code", "")  # of an answer to HEAD the status again
+                said = f"{url}: {status} {code.replace(str(status), '')}".rstrip()
+                raise (Refused if 400 <= status < 500 else OSError)(said) from error
+            if isinstance(first, ParamValidationError):
+                raise Refused(f"{url}: {' '.join(str(first).split())}") from error
+            passing = isinstance(first, (HTTPClientError, NotConnected, OSError))
+            raise OSError(f"{url}: {reason(first) if passing else ' '.join(str(first).split())}") from error
+
+
+def _in_parts() -> Any:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(max_concurrency=WORKERS // FILES)
+
+
+def _each(work: Callable[[Item], None], items: Iterable[Item], workers: int = FILES) -> None:
+    """Do work on all items, several at a time; the first error ends it."""
+    pool = ThreadPoolExecutor(workers, "remote saves")
+    try:
+        for future in [pool.submit(work, item) for item in items]:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

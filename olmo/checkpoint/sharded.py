@@ -1,0 +1,238 @@
+"""Restart checkpoints, `step{N}/`: every process writes what it holds, and any number of processes reads it again.
+
+`model_and_optim/` is a folder of torch.distributed.checkpoint: `model.{NAME}` are the weights,
+`optim.state.{NAME}.{ENTRY}` the numbers that the optimizer keeps for them. Which part of which tensor lies where stands
+in its index, `.metadata`. That is a pickle; it is read by an unpickler that makes nothing but the index, of names,
+numbers and dtypes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as distributed_checkpoint
+from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.tensor import DTensor
+
+from ..distributed import Ranks, is_of_collective
+from ..exceptions import reason
+from .folder import SHARDS
+
+# That there is one process alone is no news.
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+
+WEIGHTS, MOMENTS = "model.", "optim.state."
+
+_METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
+_PARTS_OF_AN_INDEX = {
+    *((_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata")),
+    *((_METADATA, name) for name in ("TensorStorageMetadata", "TensorProperties", "BytesStorageMetadata")),
+    *((_METADATA, "_MEM_FORMAT_ENCODING"), (_FILES, "_StorageInfo"), ("torch", "Size")),
+    ("torch.serialization", "_get_layout"),
+}
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module.partition(".")[0] == "pathlib" and name.removeprefix("Pure") in ("PosixPath", "WindowsPath"):
+            return getattr(
+                pathlib, f"Pure{name.removeprefix('Pure')}"
+            )  # of the machine it was written on, whatever system this is
+        if (module, name) not in _PARTS_OF_AN_INDEX:
+            raise pickle.UnpicklingError(f"it may not name {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_index(folder: Path) -> Metadata:
+    """What a sharded checkpoint holds, without its numbers. ValueError where it is damaged or hostile."""
+    path = folder / SHARDS / ".metadata"
+    try:
+        with path.open("rb") as file:
+            index = _IndexUnpickler(file).load()
+        names = {info.relative_path for info in index.storage_data.values()}
+        if not isinstance(index, Metadata) or any(name != Path(name).name for name in names):
+            raise ValueError("it leads elsewhere")
+    except Exception as error:  # a damaged pickle raises anything
+        raise ValueError(f"{path}: damaged, or no index of a checkpoint: {error}") from error
+    return index
+
+
+class _Reader(FileSystemReader):
+    """torch's own reader, but for the pickle; of the files with numbers it takes tensors only."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder / SHARDS)
+        self.index = read_index(folder)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self.index
+
+
+def _read_into(folder: Path, tensors: Mapping[str, Tensor], alone: bool) -> None:
+    """Fill tensors with those of the same names, which must be there with the same shapes. ValueError otherwise.
+
+    A collective, unless `alone`.
+    """
+    reader = _Reader(folder)
+    for name, tensor in tensors.items():
+        held = reader.index.state_dict_metadata.get(name)
+        if not isinstance(held, TensorStorageMetadata):  # anything else would be unpickled
+            raise ValueError(f"{folder}: no tensor {name}")
+        if held.size != tensor.shape or not held.properties.dtype.is_floating_point:
+            kind = f"{tuple(held.size)} and {held.properties.dtype}"
+            raise ValueError(f"{folder}: {name} has shape {kind}, not {tuple(tensor.shape)} and floating point")
+    try:
+        distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=alone)
+    except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        if is_of_collective(error):
+            raise RuntimeError(reason(error)) from error
+        raise ValueError(f"{folder / SHARDS}: damaged: {reason(error)}") from error
+
+
+def read_weights(folder: Path, model: nn.Module) -> None:
+    """Fill a model, whole or cut by FSDP, with the weights of a sharded checkpoint. A collective.
+
+    Raises ValueError where it has others than the model.
+    """
+    state = model.state_dict()
+    held = {n.removeprefix(WEIGHTS) for n in read_index(folder).state_dict_metadata if n.startswith(WEIGHTS)}
+    if missing := sorted(state.keys() - held) or sorted(held - state.keys()):
+        what = "missing" if missing[0] in state else "not expected"
+        raise ValueError(f"{folder}: weights and config disagree: {what} {', '.join(missing[:3])}")
+    _read_into(folder, {f"{WEIGHTS}{name}": tensor for name, tensor in state.items()}, alone=False)
+
+
+def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer kept for weights, by name and entry; of those cut by FSDP the same part. A collective.
+
+    Entries that a checkpoint has none of are missing, those that nobody asks for are not read.
+    """
+    index = read_index(folder).state_dict_metadata
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
+    for key, held in index.items():
+        name, _, entry = key.removeprefix(MOMENTS).rpartition(".")
+        if key.startswith(MOMENTS) and name in weights and isinstance(held, TensorStorageMetadata):
+            whole = held.size == weights[name].shape
+            found[name][entry] = (
+                torch.zeros_like(weights[name]) if whole and held.size else torch.zeros(held.size, dtype=torch.float32)
+            )
+    _read_into(folder, _flat(found), alone=False)
+    return {name: entries for name, entries in found.items() if entries}
+
+
+def read_all(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it, whole and in memory; for one process by itself."""
+    index = read_index(folder).state_dict_metadata
+    held = {n: h for n, h in index.items() if n.startswith(prefix) and isinstance(h, TensorStorageMetadata)}
+    tensors = {name: torch.empty(h.size, dtype=h.properties.dtype) for name, h in held.items()}
+    _read_into(folder, tensors, alone=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _flat(moments: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{MOMENTS}{name}.{entry}": t for name, entries in moments.items() for entry, t in entries.items()}
+
+
+def snapshot(model: nn.Module, moments: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
+    """Copies in main memory of what this process is to write: of tensors cut by FSDP its part, of the others, which all
+    processes have, about as many bytes as each of them. Training may go on while they are written."""
+    tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()} | _flat(moments)
+    load = [0] * ranks.world_size
+    chosen = {}
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].numel()):
+        if not isinstance(tensor, DTensor):
+            writer = load.index(min(load))
+            load[writer] += tensor.numel()
+            if writer != ranks.rank:
+                continue
+        chosen[name] = tensor.detach().to("cpu", copy=True)
+    return chosen
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Write what `snapshot` has made on every process into `folder`, which may be there. A collective of the thread
+    that saves. Raises OSError on all processes where one fails."""
+    writer = FileSystemWriter(folder / SHARDS)
+    alone = ranks.world_size == 1
+    try:
+        distributed_checkpoint.save(dict(tensors), storage_writer=writer, process_group=ranks.saving, no_dist=alone)
+    except CheckpointException as error:  # no Exception by its type
+        raise (RuntimeError if is_of_collective(error) else OSError)(reason(error)) from None
+
+
+def check_parts(folder: Path) -> None:
+    """Raise OSError where parts are not there that other processes have written."""
+    for info in read_index(folder).storage_data.values():
+        part = folder / SHARDS / info.relative_path
+        if not part.is_file() or part.stat().st_size < info.offset + info.length:
+            raise OSError(f"{part.name} of another process is not in its folder; save_folder must be one for all nodes")
+
+
+class Saver:
+    """Does one piece of work at a time in a thread of its own, so that training goes on."""
+
+    def __init__(self, ranks: Ranks, device: torch.device | None = None):
+        self.ranks, self.device = ranks, device
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin once what was begun before has ended (`wait`)."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                if self.device is not None and self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)  # a thread begins with the first one, and would take room there
+                work()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="saves", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what was begun has ended; raises what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread, error, self._error = None, self._error, None
+            if error is not None:
+                raise error
+
+    def look(self) -> None:
+        """Raise what was raised by what has ended on all processes by now; does not wait for it. A collective, of
+        processes that have begun and waited for the same."""
+        if self._thread is not None and self.ranks.largest(self._thread.is_alive()) == 0:
+            self.wait()
+
+
+def first_does(ranks: Ranks, work: Callable[[], None]) -> None:
+    """Let the first process do something while the others wait; where it fails, it raises that, the others OSError.
+
+    A collective of the thread that saves.
+    """
+    failure: Exception | None = None
+    if ranks.is_first:
+        try:
+            work()
+        except Exception as error:  # whatever it is: the others wait
+            failure = error
+    if ranks.saving is not None:
+        failed = torch.tensor(failure is not None, dtype=torch.int64)
+        dist.all_reduce(failed, dist.ReduceOp.MAX, ranks.saving)
+        if failed and failure is None:
+            raise OSError("the first process could not write")
+    if failure is not None:
+        raise failure

@@ -1,0 +1,274 @@
+"""Two ways to write down one model: OLMo's own names and transformers' (`OlmoForCausalLM`, `Olmo2ForCausalLM`).
+
+One table says which parameters of transformers a parameter of ours stacks, in this order: `att_proj` holds q, k, v
+rows; `ff_proj` holds the **up** rows first, then the **gate** rows. `allenai/OLMo-1B` and its like keep OLMo's own
+names behind the prefix `model.` and OLMo's own keys in config.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from enum import Enum
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..config.schema import ActivationType, InitFnType, LayerNormType, ModelConfig, make_model_config
+from ..exceptions import ConfigurationError
+
+_Value = TypeVar("_Value")
+
+# Keys of a model's config that change what it computes while the shapes of its weights stay the same.
+BEHAVIOUR = (
+    "n_heads",
+    "effective_n_kv_heads",
+    "activation_type",
+    "rope",
+    "rope_theta",
+    "clip_qkv",
+    "layer_norm_type",
+    "layer_norm_eps",
+    "attention_layer_norm",
+    "norm_after",
+    "scale_logits",
+)
+
+# Parameter of an OLMo block <- the transformers parameters whose rows it stacks.
+BLOCK_TABLE = {
+    "att_proj.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "attn_out.weight": ("self_attn.o_proj.weight",),
+    "ff_proj.weight": ("mlp.up_proj.weight", "mlp.gate_proj.weight"),
+    "ff_out.weight": ("mlp.down_proj.weight",),
+}
+NORM_TABLE = {  # OLMo 2 alone has norms with weights
+    "q_norm.weight": ("self_attn.q_norm.weight",),
+    "k_norm.weight": ("self_attn.k_norm.weight",),
+    "attn_norm.weight": ("post_attention_layernorm.weight",),
+    "ff_norm.weight": ("post_feedforward_layernorm.weight",),
+}
+EMBEDDING, FINAL_NORM, HEAD = "transformer.wte.weight", "transformer.ln_f.weight", "transformer.ff_out.weight"
+TOP_TABLE = {EMBEDDING: "model.embed_tokens.weight", FINAL_NORM: "model.norm.weight", HEAD: "lm_head.weight"}
+
+# Where transformers' two classes stand fast; a model of ours that differs cannot be written in their layout.
+_COMMON = {
+    "rope": True,
+    "include_bias": False,
+    "activation_type": ActivationType.swiglu,
+    "scale_logits": False,
+    "embedding_layer_norm": False,
+    "temperature_attention": None,
+    "temperature_MLP": None,
+}
+_FIXED = {
+    "olmo": {
+        **_COMMON,
+        "layer_norm_type": LayerNormType.default,
+        "layer_norm_with_affine": False,
+        "layer_norm_eps": 1e-5,
+        "attention_layer_norm": False,
+        "norm_after": False,
+    },
+    "olmo2": {
+        **_COMMON,
+        "layer_norm_type": LayerNormType.rms,
+        "layer_norm_with_affine": True,
+        "attention_layer_norm": True,
+        "attention_layer_norm_with_affine": True,
+        "norm_after": True,
+        "clip_qkv": None,
+    },
+}
+_CLASSES = {"olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM"}
+
+
+def has_original_keys(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of allenai/OLMo-1B and its like: OLMo's own keys and names. Early revisions call
+    this model type `olmo`, later ones `hf_olmo`, so only the keys can tell it from transformers' own OLMo."""
+    return "d_model" in raw and "mlp_ratio" in raw
+
+
+def is_known(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes a model that ours can be."""
+    return has_original_keys(raw) or str(raw.get("model_type")) in _FIXED
+
+
+def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
+    """A config.json as a ModelConfig. Raises ConfigurationError, naming `where`, for what ours cannot be.
+
+    Files that `scripts.convert` wrote carry OLMo's own keys beside, in `olmo_config`: some of them (the vocabulary
+    without its padding, the initialisation) have no place in transformers' config.
+    """
+    if has_original_keys(raw):
+        known = {key: value for key, value in raw.items() if key in ModelConfig.__dataclass_fields__}
+        return make_model_config(known, where)
+    kind = str(raw.get("model_type"))
+    if kind not in _FIXED:
+        raise ValueError(f"{where}: a {kind} model; only OLMo and OLMo 2 can be trained")
+    problems = "; ".join(_unsupported_keys(raw))
+    if problems:
+        raise ConfigurationError(f"{where}: {problems}")
+    eos = raw.get("eos_token_id")
+    rope = raw.get("rope_parameters") or {}
+    inner = raw.get("intermediate_size")
+    keys = {key: value for key, value in _FIXED[kind].items() if value is not None}
+    try:
+        keys |= {
+            "d_model": raw["hidden_size"],
+            "n_heads": raw["num_attention_heads"],
+            "n_kv_heads": raw.get("num_key_value_heads"),
+            "n_layers": raw["num_hidden_layers"],
+            "mlp_hidden_size": 2 * inner if isinstance(inner, int) else inner,
+            "rope_theta": _whole(rope.get("rope_theta", raw.get("rope_theta", 10000))),
+            "max_sequence_length": raw["max_position_embeddings"],
+            "vocab_size": raw["vocab_size"],
+            "embedding_size": raw["vocab_size"],
+            "weight_tying": raw.get("tie_word_embeddings", False),
+            "eos_token_id": (eos[0] if isinstance(eos, list) and eos else eos) or 0,
+            "pad_token_id": raw.get("pad_token_id") or 0,
+            "attention_dropout": raw.get("attention_dropout", 0.0),
+            "residual_dropout": 0.0,
+            "embedding_dropout": 0.0,
+            "bias_for_layer_norm": False,
+            "init_fn": InitFnType.mitchell if kind == "olmo" else InitFnType.normal,
+        }
+    except KeyError as error:
+        raise ConfigurationError(f"{where}: no {error.args[0]}") from error
+    keys |= {"clip_qkv": raw.get("clip_qkv")} if kind == "olmo" else {"layer_norm_eps": raw.get("rms_norm_eps", 1e-5)}
+    if inner is None:
+        raise ConfigurationError(f"{where}: no intermediate_size")
+    config = make_model_config(keys, where)
+    if "olmo_config" not in raw:
+        return config
+    if not isinstance(raw["olmo_config"], dict):
+        raise ConfigurationError(f"{where}: olmo_config: expected keys and values")
+    told = make_model_config(raw["olmo_config"], f"{where}: olmo_config")
+    same = (*BEHAVIOUR, "d_model", "n_layers", "projection_size", "weight_tying", "max_sequence_length")
+    for key in same:
+        if getattr(told, key) != getattr(config, key):
+            raise ConfigurationError(
+                f"{where}: olmo_config.{key} is {getattr(told, key)}, beside {getattr(config, key)}"
+            )
+    return told
+
+
+def _whole(number: Any) -> Any:
+    """A whole number that JSON spells with a fraction of 0; anything else as it is, for the config to judge."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _unsupported_keys(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What transformers' OLMo can be told and ours cannot do."""
+    for key, accepted in (("attention_bias", (None, False)), ("hidden_act", (None, "silu"))):
+        if raw.get(key) not in accepted:
+            yield f"{key}: {raw[key]} is not supported"
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = raw.get(key) or {}
+        if not isinstance(rope, dict):
+            yield f"{key}: expected keys and values, got {rope!r}"
+        elif rope.get("rope_type", rope.get("type", "default")) != "default":
+            yield f"{key}: {rope} is not supported"
+
+
+def to_transformers_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of the transformers class that computes what `config` does; ConfigurationError where none does."""
+    kind = "olmo2" if config.norm_after else "olmo"
+    for key, value in _FIXED[kind].items():
+        if getattr(config, key) != value:
+            raise ConfigurationError(
+                f"model.{key}: transformers' {_CLASSES[kind]} has no {getattr(config, key)!s} (only {value!s})"
+            )
+    if kind == "olmo2" and config.bias_for_layer_norm:
+        raise ConfigurationError(f"model.bias_for_layer_norm: transformers' {_CLASSES[kind]} has no such bias")
+    raw = {
+        "architectures": [_CLASSES[kind]],
+        "model_type": kind,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.inner_size,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.effective_n_kv_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_sequence_length,
+        "initializer_range": config.init_std,
+        "vocab_size": config.embedding_size or config.vocab_size,
+        "tie_word_embeddings": config.weight_tying,
+        "rope_theta": float(config.rope_theta),
+        "attention_bias": False,
+        "attention_dropout": config.attention_dropout,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "bos_token_id": None,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "olmo_config": {
+            key: value.value if isinstance(value, Enum) else value
+            for key, value in asdict(replace(config, resuscitation=None)).items()
+        },
+    }
+    return raw | ({"clip_qkv": config.clip_qkv} if kind == "olmo" else {"rms_norm_eps": config.layer_norm_eps})
+
+
+def _rows(kind: str) -> dict[str, tuple[str, ...]]:
+    return BLOCK_TABLE if kind == "olmo" else {**BLOCK_TABLE, **NORM_TABLE}
+
+
+def from_transformers_state(state: Mapping[str, Tensor], raw: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """Weights of a folder with this config.json under OLMo's names; ValueError for a missing or foreign tensor."""
+    if has_original_keys(raw):
+        return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    kind = raw["model_type"]
+    wanted: dict[str, tuple[str, ...]] = {EMBEDDING: (TOP_TABLE[EMBEDDING],)}
+    if kind == "olmo2":
+        wanted[FINAL_NORM] = (TOP_TABLE[FINAL_NORM],)
+    tied = raw.get("tie_word_embeddings", False)
+    if not tied:
+        wanted[HEAD] = (TOP_TABLE[HEAD],)
+    for layer in range(raw["num_hidden_layers"]):
+        for ours, theirs in _rows(kind).items():
+            wanted[f"transformer.blocks.{layer}.{ours}"] = tuple(f"model.layers.{layer}.{name}" for name in theirs)
+    # A tied head may be repeated; early versions of transformers saved the rotary frequencies.
+    known = {name for names in wanted.values() for name in names} | ({TOP_TABLE[HEAD]} if tied else set())
+    foreign = [n for n in state if n not in known and not n.endswith("self_attn.rotary_emb.inv_freq")]
+    if foreign:
+        raise ValueError(
+            f"{where}: the weights hold {min(foreign)}, which {'OLMo' if kind == 'olmo' else 'OLMo 2'} has not"
+        )
+    try:
+        parts = {ours: [state[name] for name in theirs] for ours, theirs in wanted.items()}
+    except KeyError as error:
+        raise ValueError(f"{where}: the weights lack {error.args[0]}") from error
+    return {ours: stack[0] if len(stack) == 1 else torch.cat(stack) for ours, stack in parts.items()}
+
+
+def to_transformers_state(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """OLMo's weights under transformers' names; the stacked ones are cut, not copied."""
+    kind = "olmo2" if config.norm_after else "olmo"
+    key_rows = config.effective_n_kv_heads * (config.d_model // config.n_heads)
+    cuts = {
+        "att_proj.weight": (config.d_model, key_rows, key_rows),
+        "ff_proj.weight": (config.inner_size, config.inner_size),
+    }
+    result = {theirs: state[ours] for ours, theirs in TOP_TABLE.items() if ours in state}
+    for layer in range(config.n_layers):
+        for ours, theirs in _rows(kind).items():
+            tensor = state[f"transformer.blocks.{layer}.{ours}"]
+            pieces = tensor.split(cuts[ours]) if ours in cuts else (tensor,)
+            result.update({f"model.layers.{layer}.{name}": piece for name, piece in zip(theirs, pieces)})
+    return result
+
+
+def plain_names(state: Mapping[str, _Value]) -> dict[str, _Value]:
+    """What OLMo saved by name, without what wrapping left in the names: FSDP's prefix, and groups of blocks."""
+    renamed = {name.replace("_fsdp_wrapped_module.", ""): tensor for name, tensor in state.items()}
+    grouped = re.compile(r"transformer\.block_groups\.(\d+)\.(\d+)\.")
+    places = [match for match in map(grouped.match, renamed) if match]
+    if not places:
+        return renamed
+    size = 1 + max(int(match[2]) for match in places)
+
+    def flat(match: re.Match[str]) -> str:
+        return f"transformer.blocks.{int(match[1]) * size + int(match[2])}."
+
+    return {grouped.sub(flat, name): tensor for name, tensor in renamed.items()}

@@ -1,0 +1,1 @@
+"""Files: read safely, written completely or not at all."""

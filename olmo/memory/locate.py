@@ -1,0 +1,302 @@
+"""Where a causal language model keeps its feed-forward memories, in any architecture.
+
+Found by structure: the longest list of layers, and in each layer every matrix outside the attention. All of them must
+have a part in one key-value memory FFN(x) = f(x K^T) V (paper, section 3.1), or in a mixture of them. A layer with a
+matrix that has none, such as a state-space mixer or a second feed-forward layer, is refused, never guessed about.
+Shapes: E experts of a layer, M memories of a layer or an expert, D the width of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model import OLMo
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One feed-forward layer, or one shared expert, that every token goes through."""
+
+    name: str  # of `down` in the model
+    down: nn.Module  # second projection; its input holds the M coefficients
+    into: tuple[nn.Module, ...]  # first projection; two modules where up and gate are apart
+    count: int  # M
+    gated: bool
+    temperature: Tensor | None = None  # (M,), what the model divides the coefficients by
+    weight: nn.Module | None = None  # D -> 1; the sigmoid of its output multiplies what a shared expert writes
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The routed experts of one layer in one module, in the terms of transformers' experts interface."""
+
+    name: str  # of their second projections in the model
+    module: nn.Module  # takes tokens (N, D), their experts (N, K) and router weights (N, K)
+    experts: int  # E
+    count: int  # E * M
+    gated: bool
+
+
+def find_memories(model: nn.Module) -> list[list[Memory | Experts]]:
+    """The feed-forward memories of a causal language model, first layer first; more than one part in a layer only where
+    shared experts stand beside routed ones.
+
+    Ours are known by name. Raises ValueError, naming the place, where a layer's matrices outside the attention (any
+    module with "att" in its name) are anything else than: one linear map from M to D with M != D, and from D one map to
+    M, two to M (gated) or one to 2 M (gated); experts as transformers 5 holds them, with their router; beside them a
+    shared expert whose output is added (checked with numbers). And where not all layers have the same.
+    """
+    if isinstance(model, OLMo):
+        return [[_ours(model, number)] for number in range(len(model.blocks))]
+    try:
+        where, stack = _layers(model)
+        width = _width(model)
+        layers = [_parts(layer, f"{where}.{number}", width) for number, layer in enumerate(stack)]
+        held = [" and ".join(map(_held, parts)) for parts in layers]
+        other = next((number for number, memories in enumerate(held) if memories != held[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"{where}.0 has {held[0]}, {where}.{other} has {held[other]}; only models whose layers are all alike "
+                "can be measured"
+            )
+    except ValueError as error:
+        raise ValueError(f"{type(model).__name__}: {error}") from None
+    return layers
+
+
+def describe(model: nn.Module) -> str:
+    """What `find_memories` finds, in one line; raises ValueError as it does."""
+    layers = find_memories(model)
+    shown = []
+    for number, part in enumerate(layers[0]):
+        # The last layer's name tells which number in the first one's is that of the layer.
+        pairs = zip(part.name.split("."), layers[-1][number].name.split("."))
+        pattern = ".".join(first if first == last else "*" for first, last in pairs)
+        shown.append(f"{pattern}: {_held(part)}")
+    return f"{type(model).__name__}, {len(layers)} layers; each has in " + ", and shared in ".join(shown)
+
+
+def _held(part: Memory | Experts) -> str:
+    kind = "gated" if part.gated else "plain"
+    if isinstance(part, Experts):
+        return f"{part.count} memories ({part.experts} experts of {part.count // part.experts}, {kind})"
+    return f"{part.count} memories ({kind})"
+
+
+def sizes(module: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear map; transformers' Conv1D holds its weight transposed."""
+    rows, columns = module.weight.shape  # type: ignore[misc]
+    return (rows, columns) if is_conv1d(module) else (columns, rows)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a linear map is transformers' Conv1D, whose rows are its columns."""
+    return type(module).__name__ == "Conv1D"
+
+
+@torch.no_grad()
+def up_projection(model: nn.Module, parts: Sequence[Memory | Experts]) -> tuple[nn.Module, slice]:
+    """The linear map, and which of its M outputs, whose rows scale the coefficients of a layer: of a gated layer its up
+    projection, found by doubling what one of the two gives and looking at the coefficients; of a plain one all.
+
+    Raises ValueError for a mixture of experts, and where the up projection cannot be told from the gate.
+    """
+    memory = parts[0]
+    if isinstance(memory, Experts):  # and only beside them stand shared ones
+        raise ValueError(f"{memory.name}: the memories of a mixture of experts cannot be rescaled")
+    halves = [(module, slice(None)) for module in memory.into]
+    if memory.gated and len(memory.into) == 1:
+        halves = [(memory.into[0], half) for half in (slice(memory.count), slice(memory.count, None))]
+    if isinstance(model, OLMo) or not memory.gated:
+        return halves[0]
+    block = model.get_submodule(memory.name.rpartition(".")[0])
+    place = next(memory.down.parameters())
+    tokens = torch.randn(1, 8, sizes(memory.into[0])[0], generator=torch.Generator().manual_seed(0)).to(place)
+    plain = _coefficients(block, memory, tokens)
+    doubling = [
+        (module, half)
+        for module, half in halves
+        if torch.equal(_coefficients(block, memory, tokens, (module, half)), 2 * plain)  # exact, a power of two
+    ]
+    if len(doubling) != 1:
+        raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate")
+    return doubling[0]
+
+
+def _coefficients(
+    block: nn.Module, memory: Memory, tokens: Tensor, doubled: tuple[nn.Module, slice] | None = None
+) -> Tensor:
+    """The input of a layer's down projection, with some outputs of a first projection doubled."""
+    heard: list[Tensor] = []
+
+    def listen(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        heard.append(args[0])
+
+    def double(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., doubled[1]] *= 2  # type: ignore[index]
+        return output
+
+    handles = [memory.down.register_forward_pre_hook(listen)]
+    if doubled is not None:
+        handles.append(doubled[0].register_forward_hook(double))
+    try:
+        block(tokens)
+    except TypeError as error:  # it wants more than tokens
+        raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return heard[0]
+
+
+def _ours(model: OLMo, number: int) -> Memory:
+    block = model.blocks[number]
+    count = sizes(block.ff_out)[0]
+    gated = sizes(block.ff_proj)[1] == 2 * count
+    name = f"transformer.blocks.{number}.ff_out"
+    return Memory(name, block.ff_out, (block.ff_proj,), count, gated, block.memory_temperature)
+
+
+def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The longest list of modules that lies in no other list (of experts, say), and its name in the model."""
+    # What reads images or sound in front of the language model has layers too.
+    root: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    prefix = next(name for name, module in model.named_modules() if module is root)
+    lists = {name: module for name, module in root.named_modules(prefix=prefix) if isinstance(module, nn.ModuleList)}
+    outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+    if not any(map(len, outer.values())):
+        raise ValueError("no list of layers, cannot tell its feed-forward memories")
+    depth = max(map(len, outer.values()))
+    longest = [name for name, module in outer.items() if len(module) == depth]
+    if len(longest) > 1:
+        raise ValueError(f"cannot tell which list is that of its layers: {_listed(longest)}")
+    return longest[0], outer[longest[0]]
+
+
+def _width(model: nn.Module) -> int:
+    """D. Embeddings can be narrower (OPT-350m), so the configuration goes first."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    named = getattr(text, "hidden_size", None)
+    return named if isinstance(named, int) else model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+
+
+def _parts(layer: nn.Module, where: str, width: int) -> list[Memory | Experts]:
+    """The memories of a layer; raises ValueError where a matrix outside the attention has no part in them."""
+    matrices = {
+        name: parameter
+        for name, parameter in layer.named_parameters()
+        if parameter.ndim > 1 and not any("att" in part for part in name.lower().split("."))
+    }
+    parts: list[Memory | Experts] = []
+    owners = {name.rpartition(".")[0] for name, parameter in matrices.items() if parameter.ndim == 3}
+    routed = _experts(layer, owners, where) if owners else None
+    if routed is not None:
+        parts.append(routed)
+        own = {f"{next(iter(owners))}.{name}" for name, _ in routed.module.named_parameters(recurse=False)}
+        router = {name for name, parameter in matrices.items() if parameter.shape == (routed.experts, width)}
+        matrices = {name: parameter for name, parameter in matrices.items() if name not in own | router}
+    maps = {}
+    for name in matrices:
+        module = layer.get_submodule(name.rpartition(".")[0])
+        if not (name.endswith(".weight") and (isinstance(module, nn.Linear) or is_conv1d(module))):
+            raise ValueError(
+                f"{where}: cannot tell what {name} {tuple(matrices[name].shape)} does, which is no linear map"
+            )
+        maps[name.removesuffix(".weight")] = module
+    if routed is None:
+        parts.append(_plain_or_gated(maps, where, width))
+    elif maps:
+        parts.append(_shared(layer, next(iter(owners)), maps, where, width))
+    return parts
+
+
+def _plain_or_gated(maps: Mapping[str, nn.Module], where: str, width: int, weight: nn.Module | None = None) -> Memory:
+    """The memory that linear maps make up, all of them; raises ValueError where they do not."""
+    shown = _listed([f"{name} {sizes(module)[0]}->{sizes(module)[1]}" for name, module in maps.items()])
+    down = [name for name, module in maps.items() if sizes(module)[1] == width != sizes(module)[0]]
+    if len(down) != 1:
+        raise ValueError(
+            f"{where}: cannot tell the memory projection, the one linear map to the width {width} from another, "
+            f"among: {shown}"
+        )
+    count = sizes(maps[down[0]])[0]
+    into = tuple(module for name, module in maps.items() if name != down[0])
+    written = sorted(sizes(module)[1] for module in into)
+    if written not in ([count], [count, count], [2 * count]) or any(sizes(module)[0] != width for module in into):
+        raise ValueError(
+            f"{where}: the linear maps make up no feed-forward layer with {count} memories in {down[0]}: {shown}"
+        )
+    return Memory(f"{where}.{down[0]}", maps[down[0]], into, count, written != [count], weight=weight)
+
+
+def _experts(layer: nn.Module, owners: set[str], where: str) -> Experts:
+    """The routed experts of a layer, in the one module with three-dimensional parameters."""
+    name = min(owners)
+    module = layer.get_submodule(name)
+    down = getattr(module, "down_proj", None)
+    if len(owners) > 1 or not hasattr(module, "_apply_gate") or not isinstance(down, Tensor) or down.ndim != 3:
+        raise ValueError(
+            f"{where}: cannot tell what {_listed(sorted(owners))} computes; experts are known as transformers 5 "
+            "holds them, in one module with its experts interface (use_experts_implementation)"
+        )
+    if module.has_post_expert_norm:
+        raise ValueError(f"{where}.{name}: each expert's output is normalized, so its memories add to no sum")
+    experts, count = down.shape[0], down.shape[1 if module.is_transposed else 2]
+    return Experts(f"{where}.{name}.down_proj", module, experts, experts * count, bool(module.has_gate))
+
+
+def _shared(layer: nn.Module, experts: str, maps: Mapping[str, nn.Module], where: str, width: int) -> Memory:
+    """The shared expert beside routed ones, in the module that holds both; its output must be added to theirs."""
+    block = experts.rpartition(".")[0]
+    weights = [name for name, module in maps.items() if sizes(module) == (width, 1)]
+    weight = maps[weights[0]] if len(weights) == 1 else None
+    rest = {name: module for name, module in maps.items() if module is not weight}
+    memory = _plain_or_gated(rest, where, width, weight)
+    shared = memory.name.removeprefix(f"{where}.").rpartition(".")[0]
+    if not block or not shared.startswith(f"{block}.") or not _adds_up(layer, block, experts, shared, weight, width):
+        raise ValueError(
+            f"{where}: cannot place the shared expert {shared}: what it writes is not just added to what the "
+            "routed experts write, nor that times a sigmoid"
+        )
+    return memory
+
+
+@torch.no_grad()
+def _adds_up(layer: nn.Module, block: str, experts: str, shared: str, weight: nn.Module | None, width: int) -> bool:
+    """Whether a block gives, for a few random tokens, routed + [sigmoid of the weight] * shared."""
+    heard: dict[str, Tensor] = {}
+    place = next(layer.get_submodule(experts).parameters())
+    tokens = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(place)
+
+    def listen(name: str) -> None:
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
+            heard[name] = output.reshape(8, width).cpu().double()
+
+        handles.append(layer.get_submodule(name).register_forward_hook(hook))
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        listen(experts)
+        listen(shared)
+        written = layer.get_submodule(block)(tokens)
+    except TypeError:  # it wants more than tokens
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
+    if weight is not None:
+        heard[shared] = heard[shared] * weight(tokens)[0].cpu().double().sigmoid()
+    found = (written[0] if isinstance(written, tuple) else written).reshape(8, width).cpu().double()
+    rounding = 4 * torch.finfo(place.dtype).eps * (heard[experts].norm() + heard[shared].norm())
+    return bool((found - heard[experts] - heard[shared]).norm() <= rounding)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "") or "none"

@@ -1,0 +1,83 @@
+"""The published trainer's two controls of sharpness: temperatures of attention and of the feed-forward memories.
+
+`model.temperature_attention` divides the attention scores before the softmax; `model.temperature_MLP` names a file
+with one divisor of the memory coefficient per layer and memory. With `model.temperature_decay` both go linearly to 1
+over the run (method section 5): T(step) = T - (T - 1) step / steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config.schema import ModelConfig
+from ..distributed import sent
+from ..exceptions import ConfigurationError
+from ..files.tensors import read_tensor
+from ..model import OLMo
+
+
+@dataclass(frozen=True)
+class Temperatures:
+    """Divisors of attention scores (one number) and of memory coefficients (L, M), float32; None divides nothing."""
+
+    attention: float | None = None
+    memories: Tensor | None = None
+    decay: bool = True
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, folder: Path | None = None) -> Temperatures:
+        """What a configuration asks for; the file may be named relative to the checkpoint's `folder`.
+
+        Raises ConfigurationError for a temperature that is not positive or a file of another shape.
+        """
+        attention, memories = config.temperature_attention, None
+        if attention is not None and not attention > 0:
+            raise ConfigurationError(f"model.temperature_attention: {attention} must be positive")
+        if config.temperature_MLP is not None:
+            path = Path(config.temperature_MLP)
+            if not path.is_file() and folder is not None:
+                path = folder / config.temperature_MLP
+            memories = read_tensor(path).float()
+            wanted = (config.n_layers, config.inner_size)
+            if memories.shape != wanted or not (memories > 0).all():
+                raise ConfigurationError(
+                    f"model.temperature_MLP: {path} must hold positive numbers of shape {wanted}, "
+                    f"found shape {tuple(memories.shape)}"
+                )
+        return cls(attention, memories, config.temperature_decay is not False)._without_ones()
+
+    def at(self, done: float) -> Temperatures:
+        """The temperatures when a fraction `done` of the run is done."""
+        if not self.decay:
+            return self
+        left = 1.0 - done
+        if left == 0.0:  # told without looking at the divisors, for which a step would wait for its device
+            return Temperatures()
+        attention = None if self.attention is None else 1.0 + (self.attention - 1.0) * left
+        memories = None if self.memories is None else 1.0 + (self.memories - 1.0) * left
+        return replace(self, attention=attention, memories=memories)
+
+    def to(self, device: torch.device) -> Temperatures:
+        """The same, with the divisors on a device, where `at` then computes."""
+        return self if self.memories is None else replace(self, memories=self.memories.to(device))
+
+    def _without_ones(self) -> Temperatures:
+        attention = None if self.attention == 1.0 else self.attention
+        memories = None if self.memories is None or (self.memories == 1.0).all() else self.memories
+        return replace(self, attention=attention, memories=memories)
+
+    def __bool__(self) -> bool:
+        return self.attention is not None or self.memories is not None
+
+    def apply(self, model: OLMo) -> None:
+        """Make the model compute with these temperatures."""
+        device = next(model.parameters()).device
+        attention = None if self.attention is None else torch.full((), self.attention, device=device)
+        memories = None if self.memories is None else sent(self.memories, device)
+        for layer, block in enumerate(model.blocks):
+            block.attention_temperature = attention
+            block.memory_temperature = None if memories is None else memories[layer]

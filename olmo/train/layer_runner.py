@@ -1,0 +1,86 @@
+"""How a training step runs the layers: compiled, and with activations that the way back computes again.
+
+`activation_checkpointing` has OLMo's strategies. `whole_layer` keeps nothing but the input of every layer. So do
+`one_in_two`, `one_in_three`, `one_in_four` and `one_in_eight` in the layers whose number, counted from 0, is a multiple
+of 2, 3, 4 or 8; `two_in_three` and `three_in_four` in those whose number is no multiple of 3 or 4. `fine_grained`
+computes again, in every layer, the norms, attention from the output of `att_proj` to that of `attn_out`, and the memory
+coefficients. Losses and gradients keep every bit.
+
+Evaluation does neither: it keeps no activations, and its batches have many shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..config.schema import ActivationCheckpointingStrategy, TrainConfig
+from ..exceptions import ConfigurationError
+from ..model import Block
+
+Table: TypeAlias = tuple[Tensor, Tensor] | None
+LayerRunner: TypeAlias = Callable[[int, Block, Tensor, Table, Tensor | None], Tensor]
+
+# Strategy -> (k, whether it is the multiples of k or all the others whose activations are computed again).
+_CHOSEN = {
+    ActivationCheckpointingStrategy.whole_layer: (1, True),
+    ActivationCheckpointingStrategy.one_in_two: (2, True),
+    ActivationCheckpointingStrategy.one_in_three: (3, True),
+    ActivationCheckpointingStrategy.one_in_four: (4, True),
+    ActivationCheckpointingStrategy.one_in_eight: (8, True),
+    ActivationCheckpointingStrategy.two_in_three: (3, False),
+    ActivationCheckpointingStrategy.three_in_four: (4, False),
+}
+
+
+def recomputes(strategy: ActivationCheckpointingStrategy | None, number: int) -> bool:
+    """Whether all activations of a layer, numbered from 0, are computed again on the way back."""
+    if strategy not in _CHOSEN:
+        return False
+    every, multiples = _CHOSEN[strategy]
+    return (number % every == 0) == multiples
+
+
+def _fine_grained(again: Callable[..., Tensor], block: Block, x: Tensor, table: Table, seen: Tensor | None) -> Tensor:
+    """`Block.compute` in parts, some of which go through `again`."""
+    after = block.config.norm_after
+    written = again(block.attend, block.att_proj(x if after else again(block.attn_norm, x)), table, seen)
+    x = x + block.dropout(again(block.attn_norm, written) if after else written)
+    written = block.ff_out(again(block.coefficients, block.ff_proj(x if after else again(block.ff_norm, x))))
+    return x + block.dropout(again(block.ff_norm, written) if after else written)
+
+
+def layer_runner(config: TrainConfig, device: torch.device | None = None) -> LayerRunner | None:
+    """What runs layer `number` of a training step: (number, block, x, table, seen) -> x; None: the block by itself.
+
+    Raises ConfigurationError for dropout and recomputed activations on MPS, whose dropout torch would draw anew.
+    """
+    strategy, model = config.activation_checkpointing, config.model
+    if strategy is None and config.compile is None:
+        return None
+    drops = any((model.attention_dropout, model.residual_dropout, model.embedding_dropout))
+    if drops and strategy is not None and device is not None and device.type == "mps":
+        raise ConfigurationError(
+            "activation_checkpointing: on MPS torch computes wrong gradients with dropout (its issue 127676); "
+            "leave it out, or set all of model.attention_dropout, residual_dropout and embedding_dropout to 0"
+        )
+    again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=drops)
+    run: Callable[..., Tensor] = Block.compute
+    if strategy == ActivationCheckpointingStrategy.fine_grained:
+        run = partial(_fine_grained, again)
+    if config.compile is not None:  # one graph, which serves every layer
+        try:
+            run = torch.compile(run, **asdict(config.compile))
+        except RuntimeError as error:  # a backend or mode that torch does not have
+            raise ConfigurationError(f"compile: {str(error).splitlines()[0]}") from error
+
+    def run_layer(number: int, block: Block, x: Tensor, table: Table, seen: Tensor | None) -> Tensor:
+        return again(run, block, x, table, seen) if recomputes(strategy, number) else run(block, x, table, seen)
+
+    return run_layer

@@ -1,0 +1,229 @@
+"""The training loss, with the logits of only some tokens in memory at a time.
+
+The logits of 32 x 1024 tokens over 50,304 entries of a vocabulary are 6.6 GB in float32, and with their gradient and
+the copies in between several times that. Here the logits of a part of the tokens are made, turned into the loss and at
+once into the gradient of hidden states and vocabulary, and forgotten: nothing is computed twice.
+
+N positions of a batch (rows x T), n of them predict a token that counts; D and V as in `olmo/model.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..exceptions import ConfigurationError
+from ..model import OLMo
+from .layer_runner import LayerRunner
+
+# Tokens whose logits are in memory at a time. Every part adds to the gradient of the vocabulary (V, D), which is read
+# and written for it; on a GPU, where products are cheap beside memory traffic, that wants more tokens.
+TOKENS = {"cuda": 4096}
+TOKENS_ELSEWHERE = 512
+
+LossFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor, Tensor]]  # as `linear_cross_entropy`
+
+
+def predictions(input_ids: Tensor, label_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Which positions (n,) of the flattened rows predict a token that counts, and those tokens (n,); both int64.
+
+    input_ids (B, T), label_mask (B, T) bool, the tokens that count; nothing predicts the first of a row. To be called
+    before the rows go to a GPU: how many count is then known without waiting for it.
+    """
+    counted = torch.ones_like(input_ids, dtype=torch.bool) if label_mask is None else label_mask.clone()
+    counted[:, 0] = False
+    tokens = counted.flatten().nonzero()[:, 0]
+    return tokens - 1, input_ids.flatten()[tokens]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """(loss, cross-entropy, z-loss) of hidden states; the loss is the sum of the others and alone has a gradient.
+
+    The gradient for a loss of weight 1 is computed on the way forward; the way back multiplies it, in place, once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        places: Tensor,
+        targets: Tensor,
+        divisor: float,
+        z_multiplier: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        hidden_gradient = torch.zeros_like(hidden) if wants_hidden else None
+        weight_gradient = torch.zeros_like(weight, dtype=exact) if wants_weight else None
+        bias_gradient = torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None
+        cross_entropy, z_loss = hidden.new_zeros((), dtype=exact), hidden.new_zeros((), dtype=exact)
+        size = min(TOKENS.get(kind, TOKENS_ELSEWHERE), max(len(places), 1))
+        # All parts have the same room: blocks of this size, allocated anew for each, leave holes in the heap.
+        room = tuple(hidden.new_empty(size, len(weight), dtype=kept) for kept in (dtype, exact))
+        with torch.autocast(kind, enabled=False):
+            matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+            for chosen, wanted in zip(places.split(size), targets.unsqueeze(1).split(size)):
+                states = hidden.index_select(0, chosen).to(dtype)
+                logits, probabilities = (block[: len(chosen)] for block in room)
+                if offset is None:
+                    torch.mm(states, matrix.t(), out=logits)
+                else:
+                    torch.addmm(offset, states, matrix.t(), out=logits)
+                if divisor != 1.0:
+                    logits /= divisor
+                largest, scores = (t.to(exact) for t in (logits.amax(1, keepdim=True), logits.gather(1, wanted)))
+                torch.softmax(logits, -1, dtype=exact, out=probabilities)
+                # Of the sum of exp(logit - largest), whose largest part is 1: no second exp of all logits.
+                log_sum = -probabilities.amax(1, keepdim=True).log()
+                cross_entropy += (largest - scores + log_sum).sum()
+                factor = None
+                if z_multiplier is not None:
+                    partition = largest + log_sum
+                    z_loss += z_multiplier * partition.square().sum()
+                    factor = 1.0 + 2.0 * z_multiplier * partition
+                if not (wants_hidden or wants_weight or wants_bias):
+                    continue
+                gradient = probabilities if factor is None else probabilities.mul_(factor)
+                gradient.scatter_add_(1, wanted, gradient.new_full((), -1.0).expand(wanted.shape))
+                if divisor != 1.0:
+                    gradient /= divisor
+                if bias_gradient is not None:
+                    bias_gradient += gradient.sum(0)
+                if dtype != exact:
+                    gradient = logits.copy_(gradient)
+                if hidden_gradient is not None:
+                    # Not by index_copy_, which is missing on MPS in torch 2.6 and very slow in later ones.
+                    hidden_gradient[chosen] = (gradient @ matrix).to(hidden.dtype)
+                if weight_gradient is not None and dtype == exact:
+                    weight_gradient.addmm_(gradient.t(), states)
+                elif weight_gradient is not None:
+                    weight_gradient += gradient.t() @ states
+        # No outputs or inputs: as attributes they make no circle, and go with the graph.
+        ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(cross_entropy, z_loss)
+        return cross_entropy + z_loss, cross_entropy, z_loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradient of this loss has been taken; it can be taken once")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = (None if g is None else g.mul_(upstream).to(d) for g, d in zip(gradients, ctx.dtypes))
+        return (*scaled, None, None, None, None)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    places: Tensor,
+    targets: Tensor,
+    *,
+    divisor: float = 1.0,
+    z_multiplier: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, cross-entropy, z-loss) summed over n predictions; the loss, the sum of both, alone has a gradient.
+
+    hidden (N, D); weight (V, D), bias (V,) or none, whose logits are divided by `divisor`; places (n,) of `hidden` that
+    predict targets (n,). z-loss: `z_multiplier` times the squared log-partition; None: 0. Logits have the dtype of
+    autocast, or else of `hidden`; all after them is float32 (float64 for float64).
+    The gradient can be taken once, and has none of its own.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, bias, places, targets, divisor, z_multiplier)
+
+
+def fused_linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    places: Tensor,
+    targets: Tensor,
+    *,
+    divisor: float = 1.0,
+    z_multiplier: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`linear_cross_entropy` by Liger Kernel (github.com/linkedin/Liger-Kernel, 0.8), whose kernel turns logits into
+    their gradient in place, for about as many tokens at a time as give N x D logits.
+
+    Gradients of weight and bias are summed in float32 and rounded once, to the parameter's type; of `divisor`, hidden
+    states and bias take the part. Unlike ours it waits for the device, twice: it counts the targets, and compares the
+    gradient that comes back with 1.
+    """
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    if not len(places):  # it divides by their number
+        return linear_cross_entropy(hidden, weight, bias, places, targets, divisor=divisor, z_multiplier=z_multiplier)
+    states = hidden.index_select(0, places)
+    if torch.is_autocast_enabled(hidden.device.type):
+        states = states.float()  # autocast rounds them for the product; the z-losses of tokens have their type
+    found = liger_fused_linear_cross_entropy(
+        states / divisor,
+        weight,
+        targets,
+        bias=None if bias is None else bias / divisor,
+        lse_square_scale=z_multiplier or 0.0,
+        reduction="sum",
+        return_z_loss=True,
+        accum_dtype=torch.float32,
+    )
+    z_loss = found.z_loss.detach()
+    return found.loss, found.loss.detach() - z_loss, z_loss  # its loss is the sum of both
+
+
+def loss_function(fused: bool | None, device: torch.device) -> LossFunction:
+    """What computes the loss of a training step, by the key `fused_loss`."""
+    if not fused:
+        return linear_cross_entropy
+    if device.type != "cuda":
+        raise ConfigurationError(
+            f"fused_loss: Liger Kernel needs a CUDA device, and this is {device.type}; leave it out"
+        )
+    try:
+        import liger_kernel.transformers.functional  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            f"fused_loss: needs Liger Kernel; pip install 'liger-kernel>=0.8', or leave it out ({error})"
+        ) from error
+    return fused_linear_cross_entropy
+
+
+def token_losses(model: OLMo, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-probabilities (n,), float32, of targets (n,) after hidden states (n, D); without a gradient."""
+    parts = zip(hidden.split(TOKENS_ELSEWHERE), targets.split(TOKENS_ELSEWHERE))
+    return torch.cat([F.cross_entropy(model.logits(states).float(), ids, reduction="none") for states, ids in parts])
+
+
+class Objective(nn.Module):
+    """A model together with its loss: what a training step differentiates, in one forward pass, so that whatever
+    distributes the model sees all of its parameters used there."""
+
+    def __init__(
+        self,
+        model: OLMo,
+        z_multiplier: float | None = None,
+        run_layer: LayerRunner | None = None,
+        loss: LossFunction = linear_cross_entropy,
+    ):
+        super().__init__()
+        self.model, self.z_multiplier, self.run_layer, self.loss = model, z_multiplier, run_layer, loss
+
+    def forward(
+        self, input_ids: Tensor, places: Tensor, targets: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `linear_cross_entropy`, of rows (B, T) and their `predictions`; attention_mask as in `OLMo`."""
+        hidden = self.model.hidden_states(input_ids, attention_mask, self.run_layer).flatten(0, 1)
+        divisor = math.sqrt(self.model.config.d_model) if self.model.config.scale_logits else 1.0
+        weight, bias = self.model.vocabulary
+        return self.loss(hidden, weight, bias, places, targets, divisor=divisor, z_multiplier=self.z_multiplier)

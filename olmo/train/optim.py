@@ -1,0 +1,176 @@
+"""Parameter groups, AdamW and LionW, learning-rate schedules and gradient clipping, as OLMo 0.6.0 has them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.schema import OptimizerConfig, OptimizerType, SchedulerConfig, SchedulerType, TrainConfig
+from ..model import LayerNorm
+from .parallel import whole
+
+
+def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
+    """Two groups, with and without weight decay, each sorted by parameter name.
+
+    Linear weights decay. Biases and norms decay with `decay_norm_and_bias`, embeddings with `decay_embeddings`.
+    """
+    decayed: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full_name = f"{module_name}.{name}" if module_name else name
+            if isinstance(module, LayerNorm) or name == "bias":
+                decays = config.decay_norm_and_bias
+            elif isinstance(module, nn.Embedding):
+                decays = config.decay_embeddings
+            else:
+                decays = True
+            (decayed if decays else kept)[full_name] = parameter
+    groups = []
+    for parameters, weight_decay in ((decayed, config.weight_decay), (kept, 0.0)):
+        if parameters:
+            names = sorted(parameters)
+            groups.append(
+                {
+                    "params": [parameters[n] for n in names],
+                    "param_names": names,
+                    "weight_decay": weight_decay,
+                }
+            )
+    return groups
+
+
+class LionW(torch.optim.Optimizer):
+    """Lion (arXiv 2302.06675) with decoupled weight decay, as OLMo has it.
+
+    A step moves every weight by the learning rate against the sign of beta_1 m + (1 - beta_1) g, then
+    m <- beta_2 m + (1 - beta_2) g; m, of the weight's dtype, is kept as `exp_avg`.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update from the gradients; returns what `closure`, called first, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta_1, beta_2 = group["betas"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "exp_avg" not in state:
+                    state["exp_avg"] = torch.zeros_like(weight)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                direction = torch.sign(state["exp_avg"] * beta_1 + weight.grad * (1 - beta_1))
+                weight.add_(direction, alpha=-group["lr"])
+                state["exp_avg"].mul_(beta_2).add_(weight.grad, alpha=1 - beta_2)
+        return loss
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """LionW, or AdamW, fused where the device has such a kernel (CPU and CUDA do)."""
+    groups = parameter_groups(config, model)
+    if config.name == OptimizerType.lionw:
+        return LionW(groups, config.learning_rate, config.betas, config.weight_decay)
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused, foreach=None
+    )
+
+
+def learning_rate(config: TrainConfig, current: int, total: int, restarted_at: int | None = None) -> float:
+    """The learning rate of the optimizer step that ends step `current` (1-based) of `total`.
+
+    `current`, `total` and `restarted_at` are counted in `scheduler.units`: steps or tokens. `restarted_at` is where a
+    run went on without the optimizer's state: from there the rate rises once more from 0, over `t_warmup`, to where
+    the schedule then is (OLMo's bolt-on warm-up).
+    """
+    scheduler = config.scheduler
+    if restarted_at is not None:
+        warm = restarted_at + int(scheduler.t_warmup)
+        if current < warm:
+            share = max(current - restarted_at, 0) / (warm - restarted_at)
+            return learning_rate(config, warm, total) * share
+    if scheduler.name == SchedulerType.max_scheduler:
+        inner = (SchedulerType.cosine_with_warmup, SchedulerType.inverse_sqrt_with_warmup)
+        return max(_schedule(scheduler, name, config, current, total) for name in inner)
+    return _schedule(scheduler, scheduler.name, config, current, total)
+
+
+def _schedule(scheduler: SchedulerConfig, name: SchedulerType, config: TrainConfig, current: int, total: int) -> float:
+    peak, warmup = config.optimizer.learning_rate, int(scheduler.t_warmup)
+    if name == SchedulerType.constant:
+        return peak
+    if current < warmup:
+        lowest = scheduler.warmup_min_lr
+        if lowest is None:
+            lowest = config.optimizer.warmup_min_lr
+        if lowest is None:
+            lowest = peak * 0.1
+        return lowest + (peak - lowest) * current / warmup
+    if name == SchedulerType.constant_with_warmup:
+        return peak
+    if name == SchedulerType.inverse_sqrt_with_warmup:
+        return peak * math.sqrt(warmup / max(warmup, current, 1))
+    last = total if scheduler.t_max is None else int(scheduler.t_max)
+    final = peak * scheduler.alpha_f
+    if current >= last:
+        return final
+    done = (current - warmup) / (last - warmup)
+    if name == SchedulerType.linear_with_warmup:
+        return peak - (peak - final) * done
+    cosine = (peak - final) * (1 + math.cos(math.pi * done)) / 2
+    return final + (cosine * (1 - done) if name == SchedulerType.cosine_linear_envelope else cosine)
+
+
+def clip_limit(config: TrainConfig, limit: float | None, current: int) -> float | None:
+    """A limit (`max_grad_norm` or `max_grad_norm_ratio`), times `grad_clip_warmup_factor` while clipping warms up.
+
+    `current` counts steps or tokens, by `scheduler.units`; the warm-up ends after `grad_clip_warmup_steps` of them.
+    """
+    scheduler = config.scheduler
+    steps, factor = scheduler.grad_clip_warmup_steps, scheduler.grad_clip_warmup_factor
+    if limit is None or steps is None or factor is None or current > int(steps):
+        return limit
+    return factor * limit
+
+
+def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
+    """Scale all gradients so that their joint 2-norm is at most `max_norm`; returns the norm before (float32).
+
+    As in OLMo the factor is max_norm / (norm + 1e-6), at most 1; None measures without scaling.
+    """
+    limit = math.inf if max_norm is None else max_norm
+    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+
+
+@torch.no_grad()
+def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Tensor:
+    """Scale every parameter's gradient by itself where its 2-norm has risen; returns the joint norm before (float32).
+
+    The limit is `max_ratio` times a running average of the parameter's clipped norm, with the larger of the betas, kept
+    in the optimizer's state as `grad_norm_exp_avg`; the factor is limit / (norm + 1e-6), at most 1, as in OLMo.
+    """
+    trained = [(w, max(group["betas"])) for group in optimizer.param_groups for w in group["params"]]
+    trained = [(weight, beta) for weight, beta in trained if weight.grad is not None]
+    norms = whole(torch.stack([torch.linalg.vector_norm(weight.grad, dtype=torch.float32) for weight, _ in trained]))
+    for (weight, beta), norm in zip(trained, norms):
+        state = optimizer.state.get(weight)
+        average = state.get("grad_norm_exp_avg") if state else None
+        if average is None:
+            average = norm.clone()
+            if state:  # not before the first step: optimizers take any state for a sign that theirs is there
+                state["grad_norm_exp_avg"] = average
+        factor = (max_ratio * average / (norm + 1e-6)).clamp(max=1.0)
+        weight.grad.mul_(factor.to(weight.grad.dtype))
+        average.lerp_(norm * factor, 1 - beta)
+    return torch.linalg.vector_norm(norms)

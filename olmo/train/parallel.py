@@ -1,0 +1,169 @@
+"""How the model that trains is spread over the processes: on one alone, by DDP, or by FSDP.
+
+DDP keeps the whole model on every device. FSDP (torch's `fully_shard`) keeps a part of weights, gradients and optimizer
+state on each, and gathers the weights of a group of layers when they are needed. The keys of OLMo mean here:
+
+* `fsdp.wrapping_strategy`: which layers are gathered together: `by_block` each by itself; `by_block_group` those of a
+  group of `model.block_group_size`; `one_in_two` to `one_in_five` every second to fifth by itself and all others with
+  the embeddings; `size_based` those groups of successive layers that reach 100 million weights. What is left
+  (embeddings, last norm) is gathered for the whole step, which `..._and_size` therefore does not change; without a
+  strategy all is left.
+* `fsdp.sharding_strategy`: FULL_SHARD gives the weights back after they were used on the way forward, SHARD_GRAD_OP
+  keeps them for the way back; HYBRID_SHARD and _HYBRID_SHARD_ZERO2 do the same within each of
+  `fsdp.hybrid_sharding_num_model_replicas` copies of the model (by default one a node); NO_SHARD: every process has a
+  copy.
+* `fsdp.precision`, where the run's is `amp_bf16`: `pure` gathers weights and averages gradients in bfloat16, `mixed`
+  averages gradients in float32, null does both in float32. Weights and optimizer stay float32 in any case.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config.schema import (
+    DDPConfig,
+    DDPGradSyncMode,
+    DistributedStrategy,
+    FSDPConfig,
+    FSDPPrecision,
+    FSDPWrapStrategy,
+    ShardingStrategy,
+    TrainConfig,
+)
+from ..distributed import Ranks
+from ..exceptions import ConfigurationError
+from ..model import Block, OLMo
+from .loss import Objective
+
+
+def is_sharded(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether each process keeps a part of the model only."""
+    return ranks.world_size > 1 and config.distributed_strategy == DistributedStrategy.fsdp
+
+
+def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The module whose forward pass trains: the objective itself, DDP around it, or with its weights cut by FSDP.
+
+    Every process calls it with the same weights, or (FSDP) with a model on the meta device, whose weights are then on
+    `device` and undefined.
+    """
+    if ranks.world_size == 1:
+        return objective
+    if is_sharded(config, ranks):
+        return _shard(objective, config, ranks, device)
+    if config.distributed_strategy != DistributedStrategy.ddp:
+        chosen = config.distributed_strategy
+        name = chosen.value if chosen else "null"
+        raise ConfigurationError(f"distributed_strategy: {name} runs on one process; use ddp or fsdp on several")
+    unused = config.ddp.find_unused_params if config.ddp else False
+    return DistributedDataParallel(
+        objective, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
+    )
+
+
+def _mesh(fsdp: FSDPConfig, world_size: int, device: torch.device) -> DeviceMesh:
+    """Processes by copy of the model (where there are several) and part of it."""
+    replicas = 1
+    if fsdp.sharding_strategy == ShardingStrategy.NO_SHARD:
+        replicas = world_size
+    elif "HYBRID" in fsdp.sharding_strategy.value:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        replicas = fsdp.hybrid_sharding_num_model_replicas or max(world_size // local, 1)
+    if world_size % replicas:
+        raise ConfigurationError(
+            f"fsdp.hybrid_sharding_num_model_replicas: {replicas} copies do not divide {world_size} processes"
+        )
+    if replicas == 1:
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+    names = ("replicate", "shard")
+    return init_device_mesh(device.type, (replicas, world_size // replicas), mesh_dim_names=names)
+
+
+def _groups(objective: Objective, strategy: FSDPWrapStrategy | None) -> list[list[Block]]:
+    """The layers whose weights are gathered together."""
+    blocks = objective.model.blocks
+    if strategy is None:
+        return []
+    name = strategy.value
+    if name.startswith("one_in_"):
+        every = {"two": 2, "three": 3, "four": 4, "five": 5}[name.removeprefix("one_in_")]
+        return [[block] for block in blocks[::every]]
+    if strategy == FSDPWrapStrategy.size_based:
+        groups: list[list[Block]] = [[]]
+        for block in blocks:
+            groups[-1].append(block)
+            if sum(p.numel() for b in groups[-1] for p in b.parameters()) >= 100_000_000:
+                groups.append([])
+        return groups[:-1]
+    size = objective.model.config.block_group_size if name.startswith("by_block_group") else 1
+    return [blocks[start : start + size] for start in range(0, len(blocks), size)]
+
+
+def _shard(objective: Objective, config: TrainConfig, ranks: Ranks, device: torch.device) -> nn.Module:
+    fsdp = config.fsdp or FSDPConfig()
+    mesh = _mesh(fsdp, ranks.world_size, device)
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # the angles of the rotary embedding stay float32
+    if config.precision == "amp_bf16" and fsdp.precision is not None:
+        reduced = torch.bfloat16 if fsdp.precision == FSDPPrecision.pure else torch.float32
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduced, cast_forward_inputs=False)
+    gives_back = fsdp.sharding_strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.HYBRID_SHARD)
+    groups = _groups(objective, fsdp.wrapping_strategy)
+    for group in groups:
+        fully_shard(list[nn.Module](group), mesh=mesh, mp_policy=policy, reshard_after_forward=gives_back)
+    # Of what is left most is needed last on the way forward and first on the way back.
+    fully_shard(objective, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    if next(objective.parameters()).is_meta:
+        objective.to_empty(device=device)
+    return objective
+
+
+def gradient_sync(module: nn.Module, config: TrainConfig, last_micro_batch: bool) -> Any:
+    """Gradients are averaged over ranks once per batch, or per micro-batch with `grad_sync_mode` of ddp or fsdp.
+
+    Under FSDP, once per batch means that until then every process keeps the gradient of all weights.
+    """
+    chosen: DDPConfig | FSDPConfig | None = config.fsdp if isinstance(module, FSDPModule) else config.ddp
+    every = chosen is not None and chosen.grad_sync_mode == DDPGradSyncMode.micro_batch
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last_micro_batch or every)
+    elif isinstance(module, DistributedDataParallel) and not (last_micro_batch or every):
+        return module.no_sync()
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """What FSDP has cut, put together on every process (a collective); any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that all have whole, cut as FSDP has cut `like`; where it has not, all of it."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    tensor = tensor.to(like.to_local().device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_model(model: OLMo) -> OLMo:
+    """The model, or where FSDP has cut it another one with all weights, on every process (a collective).
+
+    What evaluates may call any part of it, any number of times; the cut one is gathered call by call, by all at once.
+    """
+    weights = model.state_dict()
+    if not any(isinstance(weight, DTensor) for weight in weights.values()):
+        return model
+    gathered = OLMo.empty(model.config)
+    for name in weights:
+        gathered.load_state_dict({name: whole(weights[name])}, strict=False, assign=True)
+    for block, cut in zip(gathered.blocks, model.blocks):
+        block.attention_temperature, block.memory_temperature = cut.attention_temperature, cut.memory_temperature
+    return gathered

@@ -1,0 +1,72 @@
+"""What a training step costs: floating-point operations, the share of the device's peak, memory."""
+
+from __future__ import annotations
+
+import re
+import resource
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..config.schema import TrainConfig
+from ..model import OLMo
+
+# Dense operations a second with bfloat16 and float32 (without TF32), from the manufacturers' data sheets, by what the
+# name that torch gives must contain; the first that fits.
+PEAKS = {
+    "B200": (2.25e15, 75e12),
+    "H200": (989.4e12, 66.9e12),
+    "H100 PCIe": (756e12, 51.2e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100": (989.4e12, 66.9e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+    "A6000": (154.8e12, 38.7e12),
+}
+
+
+def training_operations(model: OLMo, length: int) -> float:
+    """Floating-point operations that training on a token of rows of `length` takes, forward and back.
+
+    6 a weight of the linear maps, the product with the vocabulary among them, tied or not (looking up embeddings is no
+    product), and 12 x layers x D x length for attention: the count of PaLM (arXiv 2204.02311, appendix B). Attention is
+    counted to all `length` tokens, as is usual, although half of them are masked; what is computed again
+    (activation_checkpointing) is not counted, for it is no progress.
+    """
+    config = model.config
+    maps = (m for block in model.blocks for m in block.modules() if isinstance(m, nn.Linear))
+    weights = sum(m.weight.numel() for m in maps) + model.vocabulary[0].numel()
+    return 6.0 * weights + 12.0 * config.n_layers * config.d_model * length
+
+
+def peak_operations(config: TrainConfig, device: torch.device) -> float | None:
+    """Operations a second that the device could do in the run's precision; None where nobody knows.
+
+    `speed_monitor.gpu_flops_available`, or else a table of GPUs.
+    """
+    given = config.speed_monitor.gpu_flops_available
+    if given is not None or device.type != "cuda":
+        return None if given is None else float(given)
+    name = torch.cuda.get_device_name(device)
+    half = config.precision == "amp_bf16"
+    return next((peaks[0 if half else 1] for part, peaks in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, where getrusage also counts what the parent held
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors on this GPU took so far, or this process on a CPU.
+
+    Of Apple's GPU what its driver has given this process, which keeps what it frees unless memory runs short.
+    """
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()

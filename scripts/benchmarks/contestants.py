@@ -1,0 +1,231 @@
+"""One contestant of scripts/benchmarks/training.py, in a process of its own: trains as many steps as told, then waits.
+
+    python [-I] scripts/benchmarks/contestants.py NAME FOLDER
+
+FOLDER holds `settings.json`, the weights to start from, in OLMo's layout (`olmo`) and transformers' (`hf`), and
+`tokens`, uint16, the rows in the order in which all contestants see them. A line on the standard input with a
+number trains that many steps; the answer is a line of JSON, as is one at the start: seconds, the processor's seconds,
+bytes held after the imports, the most bytes held so far, and the loss of every step so far. The end of the standard
+input ends the process.
+
+Peers have environments of their own, in which `olmo` may be another package, so nothing is imported before it is known
+who plays. All of them pause in a hook behind the optimizer's step, and know nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+def memory(field: str) -> int:
+    """Bytes of this process, now (VmRSS) or at most so far (VmHWM); Linux."""
+    found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+class Pace:
+    """Lets training go on by as many steps as the standard input says."""
+
+    def __init__(self) -> None:
+        self.answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what contestants print is no answer
+        self.imported = 0
+        self.losses: list[float] = []
+        self.left = 1
+
+    def begin(self) -> None:
+        """To be called between the imports and the model."""
+        self.imported = memory("VmRSS")
+        self.started, self.processor = time.perf_counter(), time.process_time()
+        register_optimizer_step_post_hook(self.after_step)
+
+    def after_step(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left:
+            return
+        answer = {
+            "seconds": time.perf_counter() - self.started,
+            "processor": time.process_time() - self.processor,
+            "imported": self.imported,
+            "peak": memory("VmHWM"),
+            "losses": self.losses,
+        }
+        print(json.dumps(answer), file=self.answers, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)
+        self.left = int(line)
+        self.started, self.processor = time.perf_counter(), time.process_time()
+
+
+def all_rows(folder: Path, settings: dict[str, Any]) -> Tensor:
+    """(N, T) int64."""
+    tokens = np.fromfile(folder / "tokens", "<u2").astype(np.int64)
+    return torch.from_numpy(tokens).view(-1, settings["length"])
+
+
+def batches(folder: Path, settings: dict[str, Any]) -> Iterator[Tensor]:
+    """Rows of every step, (n, T) int64, for ever."""
+    rows = all_rows(folder, settings)
+    while True:
+        yield from rows.split(settings["rows"])
+
+
+def plain_loop(
+    folder: Path,
+    settings: dict[str, Any],
+    pace: Pace,
+    model: torch.nn.Module,
+    logits_of: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """What one writes with torch: the mean loss of the next tokens, its gradient clipped, AdamW in one kernel."""
+    if optimizer is None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, **settings["adamw"], fused=True)
+    model.train()
+    for ids in batches(folder, settings):
+        labels = F.pad(ids[:, 1:], (0, 1), value=-100)  # the last position predicts nothing
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings["half"]):
+            loss = F.cross_entropy(logits_of(ids).flatten(0, 1), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        pace.losses.append(loss.item())
+        optimizer.step()
+
+
+def torch_loop(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
+    from transformers import AutoModelForCausalLM
+
+    pace.begin()
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf")
+    plain_loop(folder, settings, pace, model, lambda ids: model(ids).logits)
+
+
+def transformers_trainer(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    class Listener(TrainerCallback):
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            pace.losses.append(float(logs["loss"]))
+
+    pace.begin()
+    arguments = TrainingArguments(
+        output_dir=str(folder / "transformers"),
+        use_cpu=True,
+        bf16=settings["half"],
+        max_steps=10**6,
+        per_device_train_batch_size=settings["rows"],
+        learning_rate=settings["adamw"]["lr"],
+        lr_scheduler_type="constant",
+        adam_beta1=settings["adamw"]["betas"][0],
+        adam_beta2=settings["adamw"]["betas"][1],
+        adam_epsilon=settings["adamw"]["eps"],
+        weight_decay=settings["adamw"]["weight_decay"],
+        max_grad_norm=1.0,
+        train_sampling_strategy="sequential",
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    Trainer(
+        model=AutoModelForCausalLM.from_pretrained(folder / "hf"),
+        args=arguments,
+        train_dataset=[{"input_ids": row, "labels": row} for row in all_rows(folder, settings)],
+        callbacks=[Listener()],
+    ).train()
+
+
+def ai2_olmo(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
+    # By name: to a type checker `olmo` is this repository's.
+    configs, models, optim = (import_module(f"olmo.{name}") for name in ("config", "model", "optim"))
+
+    pace.begin()
+    optimizer = {"name": "adamw", **settings["adamw"]}
+    optimizer["learning_rate"] = optimizer.pop("lr")
+    config = configs.TrainConfig.load(folder / "olmo" / "config.yaml", [f"optimizer={json.dumps(optimizer)}"])
+    model = models.OLMo(config.model, init_params=False)
+    model.load_state_dict(torch.load(folder / "weights.pt"))
+    plain_loop(folder, settings, pace, model, lambda ids: model(ids).logits, optim.build_optimizer(config, model))
+
+
+def litgpt_model(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
+    from litgpt import GPT, Config  # type: ignore[import-not-found]
+
+    pace.begin()
+    model = GPT(Config.from_name("OLMo-1B-hf", **settings["litgpt"]))
+    model.lm_head.weight = model.transformer.wte.weight
+    model.load_state_dict(to_litgpt(torch.load(folder / "weights.pt")), strict=False)
+    for name, parameter in model.named_parameters():  # OLMo's norms have none: theirs stay at 1 and 0
+        parameter.requires_grad_("norm" not in name and "ln_f" not in name)
+    plain_loop(folder, settings, pace, model, model)
+
+
+def to_litgpt(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OLMo's parameters by litgpt's names; OLMo's `ff_proj` holds the up rows, then the gate rows."""
+    renamed = {
+        "lm_head.weight": state["transformer.wte.weight"],
+        "transformer.wte.weight": state["transformer.wte.weight"],
+    }
+    for name, weight in state.items():
+        if found := re.fullmatch(r"transformer\.blocks\.(\d+)\.(\w+)\.weight", name):
+            block = f"transformer.h.{found[1]}"
+            if found[2] == "ff_proj":
+                renamed[f"{block}.mlp.fc_2.weight"], renamed[f"{block}.mlp.fc_1.weight"] = weight.chunk(2)
+            else:
+                theirs = {"att_proj": "attn.qkv", "attn_out": "attn.proj", "ff_out": "mlp.proj"}[found[2]]
+                renamed[f"{block}.{theirs}.weight"] = weight
+    return renamed
+
+
+def ours(folder: Path, settings: dict[str, Any], pace: Pace, changes: Sequence[str] = ()) -> None:
+    from olmo.config import load
+    from olmo.distributed import Ranks, keep_large_blocks
+    from olmo.train import Trainer
+
+    pace.begin()
+    keep_large_blocks()  # as scripts/train.py does
+    Trainer(load(settings["config"], [*settings["overrides"], *changes]), torch.device("cpu"), Ranks()).fit()
+
+
+def compiled(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
+    ours(folder, settings, pace, ["--compile={}", f"--save_folder={folder / 'compiled'}"])
+
+
+CONTESTANTS = {
+    "torch": torch_loop,
+    "transformers": transformers_trainer,
+    "ai2-olmo": ai2_olmo,
+    "litgpt": litgpt_model,
+    "ours": ours,
+    "compiled": compiled,
+}
+
+
+def main() -> NoReturn:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    settings = json.loads((folder / "settings.json").read_text())
+    CONTESTANTS[name](folder, settings, Pace())
+    sys.exit(f"{name}: training ended by itself")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""How long training stands still to save: `step{N}/`, which a thread writes, against `step{N}-unsharded/`, which the
+loop waits for.
+
+    python -m scripts.benchmarks.saves [--rounds 5]
+
+Seconds from the end of an optimizer's step to the next forward pass, of steps that save, less the median of those that
+do not; a run saves once every few steps. What the thread takes from the steps beside it (here, where it shares the
+processors with them) is told too: how much longer it is from one save to the next than without saving.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from olmo.config import load
+from olmo.distributed import Ranks, keep_large_blocks
+from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.train import Trainer
+from scripts.benchmarks.processes import apart
+from scripts.benchmarks.training import prepare
+
+INTERVAL = 5  # steps; long enough for the thread to be done before the next save, which would wait for it
+KINDS = {"asynchronous": "save_interval", "blocking": "save_interval_unsharded", "none": None}
+
+
+def run(folder: Path, kind: str, saves: int, interval: int, queue: Any) -> None:
+    """Puts the seconds that every save held up the loop, and those from each save to the next."""
+    keep_large_blocks()
+    steps = interval * (saves + 1) + 1
+    changes = [f"--save_folder={folder / kind}", f"--stop_at={steps}", "--global_train_batch_size=1"]
+    changes += ["--device_train_microbatch_size=1", "--save_num_checkpoints_to_keep=1"]
+    changes += ["--save_num_unsharded_checkpoints_to_keep=1"]
+    if KINDS[kind]:
+        changes.append(f"--{KINDS[kind]}={interval}")
+    settings = json.loads((folder / "settings.json").read_text())
+    ends: list[float] = []
+    begins: list[float] = []
+
+    def step_ends(*_: Any) -> None:
+        ends.append(time.perf_counter())
+
+    def step_begins(*_: Any) -> None:  # called for every module
+        if len(begins) < len(ends):
+            begins.append(time.perf_counter())
+
+    register_optimizer_step_post_hook(step_ends)
+    register_module_forward_pre_hook(step_begins)
+    Trainer(load(settings["config"], [*settings["overrides"], *changes]), torch.device("cpu"), Ranks()).fit()
+    still = {step: begin - end for step, (begin, end) in enumerate(zip(begins, ends), start=1)}
+    usual = statistics.median(seconds for step, seconds in still.items() if step % interval)
+    saving = range(2 * interval, steps, interval)  # the first warms up
+    queue.put(
+        (
+            [still[step] - usual for step in saving],
+            [ends[step - 1] - ends[step - 1 - interval] for step in saving],
+        )
+    )
+
+
+def bench_saves(saves: int, interval: int = INTERVAL) -> None:
+    """Seconds that a save holds up training, asynchronous and blocking, and their ratio."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = prepare(folder, "fp32")
+        results = {kind: apart(run, folder, kind, saves, interval) for kind in KINDS}
+    (asynchronous, beside), (blocking, between), (_, without) = results.values()
+    usual = statistics.median(without)
+    print(
+        f"saving {weights / 1e6:.0f} M weights and their optimizer, asynchronous / blocking: training stands still "
+        f"{statistics.median(asynchronous) / statistics.median(blocking):.3f} x as long ({_seconds(asynchronous)}, "
+        f"{_seconds(blocking)}, {saves} saves each); from one save to the next it takes longer than without by "
+        f"{statistics.median(beside) - usual:.2f} s and {statistics.median(between) - usual:.2f} s",
+        flush=True,
+    )
+
+
+def _seconds(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3f} s, {min(values):.3f} to {max(values):.3f}"
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="python -m scripts.benchmarks.saves", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="saves of each kind")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        raise ConfigurationError("--rounds must be at least 1")
+    bench_saves(args.rounds)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

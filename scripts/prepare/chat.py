@@ -1,0 +1,183 @@
+"""Ask a chat model, through any server that speaks OpenAI's protocol: POST {endpoint}/chat/completions.
+
+    endpoint = Endpoint("http://localhost:8000/v1", "a-model")
+    endpoint.ask([{"role": "user", "content": "Hello!"}]).text
+
+Only what all such servers know is sent: the model, the messages and, where they are asked for, temperature and seed. A
+limit of tokens has two names among them, so none is sent, and an answer that met the server's own limit says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import requests
+
+from olmo.data.ranges import Interrupted, reason
+from olmo.exceptions import ConfigurationError
+
+ATTEMPTS = 7  # in a row that bring no answer
+WAIT = 1.0  # seconds before the second attempt, about twice as long before each further one
+SILENCE = 60.0  # seconds from one word on troubles to the next
+PATIENCE = 600.0  # seconds; a server that names a longer wait is not waited for
+TIMEOUT = (10, 600)  # seconds to connect, and for the answer, which comes when all of it has been written
+KEY = "OPENAI_API_KEY"  # the environment variable
+
+Message = dict[str, str]  # role, content
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model wrote, and why it ended: `length` where it was cut off."""
+
+    text: str
+    finish: str
+
+
+class Later(Interrupted):
+    """No answer now; the server may have said after how many seconds to come back."""
+
+    def __init__(self, message: str, pause: float | None):
+        super().__init__(message)
+        self.pause = pause
+
+
+def api_key() -> str | None:
+    """The key from the environment. ConfigurationError, which does not show it, where it cannot be one."""
+    key = os.environ.get(KEY, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise ConfigurationError(f"{KEY}: holds spaces, line breaks or letters beyond ASCII, as no key does")
+    return key or None
+
+
+def named_pause(header: str | None) -> float | None:
+    """Seconds that a Retry-After header asks to wait, given as such or as a date; None where it says nothing."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+class Endpoint:
+    """A model behind a server. Many threads may ask at the same time."""
+
+    def __init__(
+        self, url: str, model: str, *, temperature: float | None = None, key: str | None = None, connections: int = 1
+    ):
+        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self.settings: dict[str, Any] = {"model": model}
+        if temperature is not None:
+            self.settings["temperature"] = temperature
+        self.stopped = threading.Event()  # when set, nobody waits to ask again
+        self._told, self._lock = -math.inf, threading.Lock()
+        self._key = key
+        self._session = requests.Session()
+        self._session.auth = self._sign
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=connections))
+
+    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Without this, the session would send passwords from ~/.netrc in place of the key."""
+        if self._key is not None:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def ask(self, messages: Sequence[Message], seed: int | None = None) -> Reply:
+        """The model's answer to a conversation. Raises OSError where none is to be had, after several attempts where
+        that may pass, of which stderr tells."""
+        settings = self.settings if seed is None else {**self.settings, "seed": seed}
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._ask_once({**settings, "messages": list(messages)})
+            except Interrupted as error:
+                pause = error.pause if isinstance(error, Later) else None
+                if pause is None:  # not all at the same moment: the server may have been asked too much
+                    pause = WAIT * 2 ** (attempt - 1) * (0.5 + random.random())
+                elif pause > PATIENCE:
+                    raise OSError(f"{self.url}: {error}, and come back in {pause:.0f} seconds") from error
+                if attempt == 1 and not self.stopped.is_set():
+                    self._tell_of_trouble(error, pause)
+                if attempt == ATTEMPTS or self.stopped.wait(pause):
+                    raise OSError(f"{self.url}: {error} ({attempt} attempts)") from error
+        raise AssertionError
+
+    def _tell_of_trouble(self, error: Interrupted, pause: float) -> None:
+        """One line on stderr, for all threads together and not again for a minute: each request may meet the same."""
+        with self._lock:
+            if time.monotonic() < self._told + SILENCE:
+                return
+            self._told = time.monotonic()
+        # A server that names its own pauses decides how long it all takes.
+        named = isinstance(error, Later) and error.pause is not None
+        wait = f"in {pause:.0f} seconds" if named else f"for about {WAIT * (2 ** (ATTEMPTS - 1) - 1):.0f} seconds"
+        line = f"{self.url}: {error}; trying again {wait}, {ATTEMPTS - 1} times at most\n"
+        sys.stderr.write(f"\r\x1b[K{line}" if sys.stderr.isatty() else line)  # over the line that tells of progress
+        sys.stderr.flush()
+
+    def _ask_once(self, body: dict[str, Any]) -> Reply:
+        try:
+            # A redirected POST would become a GET, and the key would follow it.
+            response = self._session.post(self.url, json=body, timeout=TIMEOUT, allow_redirects=False)
+        except requests.RequestException as error:
+            raise Interrupted(reason(error)) from error
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if response.status_code != 200:
+            raise self._failure(response, answer)
+        if not isinstance(answer, dict):
+            raise OSError(f"{self.url}: answers with {response.headers.get('Content-Type')}, not as a chat model does")
+        try:
+            choice = answer["choices"][0]
+            text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            # Relays tell in this way of a failure behind them.
+            raise Later(f"an answer without a message{self._said(answer)}", None) from error
+        return Reply(text if isinstance(text, str) else "", str(finish))
+
+    def _said(self, answer: Any) -> str:
+        """The server's own words on a failure, which differ in their place, without the key."""
+        said = answer
+        for place in ("error", "message", "detail"):
+            if isinstance(said, dict) and place in said:
+                said = said[place]
+        if not isinstance(said, str):
+            return ""
+        if self._key:  # before it is cut, so that no part of the key is left at the end
+            said = said.replace(self._key, "(the key)")
+        return ": " + " ".join(said.split())[:300]
+
+    def _failure(self, response: requests.Response, answer: Any) -> OSError:
+        """What a status other than 200 means: an Interrupted where it may pass."""
+        status = response.status_code
+        said = f"{status} {response.reason or ''}".rstrip() + self._said(answer)
+        error = answer.get("error") if isinstance(answer, dict) else None
+        spent = isinstance(error, dict) and error.get("code") == "insufficient_quota"
+        if (status in (408, 409, 425, 429) or status >= 500) and not spent:
+            return Later(said, named_pause(response.headers.get("Retry-After")))
+        hint = {
+            401: f"; {KEY} must hold a key of this server",
+            403: f"; {KEY} must hold a key that may use this model",
+            404: f"; it has no model {self.settings['model']!r}, or --endpoint is not the address of its API "
+            "(as http://localhost:8000/v1)",
+        }.get(status, "")
+        if 300 <= status < 400:
+            hint = f"; it is now at {response.headers.get('Location')}"
+        return OSError(f"{self.url}: {said}{hint}")

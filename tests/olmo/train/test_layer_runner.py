@@ -1,0 +1,165 @@
+"""Recomputed activations and compiled layers: the same losses and gradients, and less memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from olmo.config import ActivationCheckpointingStrategy, CompilerConfig, ModelConfig, TrainConfig
+from olmo.exceptions import ConfigurationError
+from olmo.model import OLMo
+from olmo.train.layer_runner import layer_runner, recomputes
+from olmo.train.loss import Objective, predictions
+from tests.reference import tiny_config, tiny_olmo2_config
+from tests.running import CPU, series, train, write_world
+
+Strategy = ActivationCheckpointingStrategy
+
+
+def losses_and_gradients(
+    model: ModelConfig, precision: str = "fp32", masked: bool = False, **settings: Any
+) -> tuple[list[float], dict[str, Tensor]]:
+    torch.manual_seed(0)
+    objective = Objective(OLMo(model), 1e-3, layer_runner(TrainConfig(model=model, **settings)))
+    ids = torch.randint(128, (3, 16))
+    seen = torch.ones_like(ids, dtype=torch.bool)
+    seen[0, :5] = False
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "amp_bf16"):
+        total, *parts = objective(ids, *predictions(ids), seen if masked else None)
+    total.backward()
+    gradients = {name: p.grad for name, p in objective.model.named_parameters()}
+    return [part.item() for part in parts], gradients  # type: ignore[return-value]
+
+
+def kept_bytes(strategy: Strategy | None) -> int:
+    """Bytes of distinct storages that a forward pass keeps for the way back, without parameters: what autograd saves,
+    and what Python holds, as `checkpoint` does the inputs of what it will compute again."""
+    torch.manual_seed(0)
+    config = tiny_config(n_layers=12)
+    model = OLMo(config)
+    gc.freeze()  # what is there is no longer listed
+    kept: dict[int, Tensor] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.randint(128, (2, 64))
+    objective = Objective(model, None, layer_runner(TrainConfig(model=config, activation_checkpointing=strategy)))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held = objective(ids, *predictions(ids))
+    assert held[0].requires_grad
+    for found in gc.get_objects():
+        if type(found) is Tensor:
+            pack(found)
+    gc.unfreeze()
+    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
+
+
+def test_which_layers_of_a_strategy_are_recomputed() -> None:
+    """As OLMo 0.6.0 chooses them (`should_checkpoint_block`)."""
+    chosen = {s: [n for n in range(9) if recomputes(s, n)] for s in (None, *Strategy)}
+    assert chosen == {
+        None: [],
+        Strategy.fine_grained: [],
+        Strategy.whole_layer: list(range(9)),
+        Strategy.one_in_two: [0, 2, 4, 6, 8],
+        Strategy.one_in_three: [0, 3, 6],
+        Strategy.one_in_four: [0, 4, 8],
+        Strategy.one_in_eight: [0, 8],
+        Strategy.two_in_three: [1, 2, 4, 5, 7, 8],
+        Strategy.three_in_four: [1, 2, 3, 5, 6, 7],
+    }
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("make", [tiny_config, tiny_olmo2_config])
+def test_recomputing_changes_no_bit(make: Callable[..., ModelConfig], strategy: Strategy) -> None:
+    """With dropout, whose masks must be those of the way forward, and in both precisions."""
+    drops = dict.fromkeys(("attention_dropout", "residual_dropout", "embedding_dropout"), 0.2)
+    model = make(n_layers=3, include_bias=True, **drops)
+    for settings in ({}, {"precision": "amp_bf16"}, {"masked": True}):
+        expected, gradients = losses_and_gradients(model, **settings)  # type: ignore[arg-type]
+        found, found_gradients = losses_and_gradients(model, activation_checkpointing=strategy, **settings)  # type: ignore[arg-type]
+        assert found == expected
+        assert all(torch.equal(found_gradients[name], gradient) for name, gradient in gradients.items())
+
+
+@pytest.mark.parametrize("kind", ["attention_dropout", "residual_dropout"])
+def test_each_kind_of_dropout_in_a_layer_is_repeated(kind: str) -> None:
+    model = tiny_config(**{kind: 0.2})
+    expected, gradients = losses_and_gradients(model)
+    found, found_gradients = losses_and_gradients(model, activation_checkpointing=Strategy.whole_layer)
+    assert found == expected
+    assert all(torch.equal(found_gradients[name], gradient) for name, gradient in gradients.items())
+
+
+def test_recomputing_keeps_less() -> None:
+    kept = {s: kept_bytes(s) for s in (None, *Strategy)}
+    more_and_more = ["one_in_eight", "one_in_four", "one_in_three", "one_in_two", "two_in_three", "three_in_four"]
+    sizes = [kept[None], *(kept[Strategy(name)] for name in (*more_and_more, "whole_layer"))]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    assert kept[Strategy.whole_layer] < kept[None] / 5
+    assert kept[Strategy.fine_grained] < 0.75 * kept[None]
+
+
+@pytest.mark.parametrize("strategy", [None, Strategy.whole_layer, Strategy.fine_grained])
+@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+def test_compiled_layers(strategy: Strategy | None, precision: str) -> None:
+    """One graph for all layers, without a break, forward and back; the weights keep their names."""
+    model = tiny_config(n_layers=3)
+    expected, gradients = losses_and_gradients(model, precision)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = CompilerConfig(backend="aot_eager", fullgraph=True)
+    found, found_gradients = losses_and_gradients(model, precision, compile=compiled, activation_checkpointing=strategy)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    near = 1e-6 if precision == "fp32" else 2**-7  # what a graph rounds elsewhere: bfloat16 has 8 significant bits
+    assert found == pytest.approx(expected, rel=near)
+    assert found_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        atol = 3 * near * gradient.abs().max().item()
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=0, atol=atol, msg=name)
+
+
+def test_a_backend_that_torch_does_not_have_is_named() -> None:
+    for settings in ({"backend": "nope"}, {"mode": "nope"}):
+        with pytest.raises(ConfigurationError, match=r"compile: .*nope"):
+            layer_runner(TrainConfig(compile=CompilerConfig(**settings)))  # type: ignore[arg-type]
+
+
+def test_neither_asked_for_the_blocks_run_by_themselves() -> None:
+    assert layer_runner(TrainConfig()) is None
+
+
+def test_dropout_is_not_drawn_anew_on_mps() -> None:
+    """Where torch would (pytorch issue 127676), recomputed activations are refused."""
+    mps, dropping = torch.device("mps"), tiny_config(residual_dropout=0.1)
+    for model, device, refused in ((dropping, mps, True), (dropping, CPU, False), (tiny_config(), mps, False)):
+        config = TrainConfig(model=model, activation_checkpointing=Strategy.whole_layer)
+        with pytest.raises(ConfigurationError, match=r"on MPS .* wrong gradients") if refused else nullcontext():
+            assert layer_runner(config, device) is not None
+    assert layer_runner(TrainConfig(model=dropping), mps) is None
+
+
+def test_a_run_with_both_is_the_plain_run(tmp_path: Path) -> None:
+    """Also the names in its checkpoint."""
+    plain = write_world(tmp_path / "world") / "plain.yaml"
+    expected = train(plain, tmp_path / "plain", "--stop_at=3")
+    found = train(
+        plain, tmp_path / "a", "--stop_at=3", "--compile.backend=eager", "--activation_checkpointing=one_in_two"
+    )
+    assert series(tmp_path / "a") == pytest.approx(series(tmp_path / "plain"), rel=1e-6)
+    assert found.model.state_dict().keys() == expected.model.state_dict().keys()
+    recomputed = train(plain, tmp_path / "b", "--stop_at=3", "--activation_checkpointing=fine_grained")
+    assert series(tmp_path / "b") == series(tmp_path / "plain")
+    for name, weight in expected.model.state_dict().items():
+        assert torch.equal(recomputed.model.state_dict()[name], weight)

@@ -1,0 +1,309 @@
+"""Parameter groups, AdamW, schedules and clipping, each against a direct transcription of its definition."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from olmo.config import OptimizerConfig, OptimizerType, SchedulerConfig, SchedulerType, TrainConfig
+from olmo.model import OLMo
+from olmo.train.optim import (
+    LionW,
+    build_optimizer,
+    clip_each_gradient,
+    clip_gradients,
+    clip_limit,
+    learning_rate,
+    parameter_groups,
+)
+from tests.reference import scatter_, tiny_config
+
+
+def everything() -> OLMo:
+    """A model that has every kind of parameter."""
+    torch.manual_seed(0)
+    return OLMo(
+        tiny_config(
+            rope=False,
+            include_bias=True,
+            layer_norm_with_affine=True,
+            attention_layer_norm=True,
+            attention_layer_norm_with_affine=True,
+            embedding_layer_norm=True,
+            weight_tying=False,
+        )
+    )
+
+
+# --- which parameters decay ---
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_which_parameters_decay(norms: bool, embeddings: bool) -> None:
+    model = everything()
+    config = OptimizerConfig(weight_decay=0.3, decay_norm_and_bias=norms, decay_embeddings=embeddings)
+    decays = {}
+    for group in parameter_groups(config, model):
+        assert group["weight_decay"] in (0.3, 0.0)
+        assert group["param_names"] == sorted(group["param_names"])
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            assert parameter is model.get_parameter(name)
+            assert name not in decays
+            decays[name] = group["weight_decay"] > 0
+    linear = ("att_proj.weight", "attn_out.weight", "ff_proj.weight", "ff_out.weight")
+    expected = {}
+    for name, _ in model.named_parameters():
+        if name in ("transformer.wte.weight", "transformer.wpe.weight"):
+            expected[name] = embeddings
+        else:
+            expected[name] = True if name.endswith(linear) else norms
+    assert decays == expected
+    assert sum(expected[n] for n in expected if n.endswith(linear)) == 2 * 4 + 1
+
+
+def test_tied_embedding_is_one_parameter_and_an_embedding() -> None:
+    groups = parameter_groups(OptimizerConfig(weight_decay=0.1), OLMo(tiny_config()))
+    names = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
+    assert names["transformer.wte.weight"] == 0.0
+    assert "transformer.ff_out.weight" not in names
+
+
+def test_no_empty_group() -> None:
+    config = OptimizerConfig(decay_norm_and_bias=True, decay_embeddings=True)
+    assert len(parameter_groups(config, everything())) == 1
+
+
+# --- AdamW ---
+
+
+def test_adamw_step_by_hand() -> None:
+    """Three steps of decoupled weight decay and bias-corrected moments, in float64 beside the float32 optimizer."""
+    model = everything()
+    config = OptimizerConfig(OptimizerType.adamw, 1e-2, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6)
+    optimizer = build_optimizer(config, model)
+    decay = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["param_names"]}
+    weights = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
+    first = {name: np.zeros_like(w) for name, w in weights.items()}
+    second = {name: np.zeros_like(w) for name, w in weights.items()}
+    generator = torch.Generator().manual_seed(1)
+    for step, rate in enumerate((1e-2, 3e-2, 5e-3), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            gradient = parameter.grad.double().numpy()
+            first[name] = 0.8 * first[name] + 0.2 * gradient
+            second[name] = 0.95 * second[name] + 0.05 * gradient**2
+            corrected = first[name] / (1 - 0.8**step), second[name] / (1 - 0.95**step)
+            weights[name] *= 1 - rate * decay[name]
+            weights[name] -= rate * corrected[0] / (np.sqrt(corrected[1]) + 1e-6)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), weights[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_optimizer_takes_its_settings() -> None:
+    config = OptimizerConfig(OptimizerType.adamw, 2e-3, weight_decay=0.2, betas=(0.7, 0.9), eps=1e-7)
+    optimizer = build_optimizer(config, everything())
+    assert isinstance(optimizer, torch.optim.AdamW)
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (2e-3, (0.7, 0.9), 1e-7)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+
+
+# --- LionW ---
+
+
+def test_lion_step_by_hand() -> None:
+    """Three steps in float64 beside the float32 optimizer (arXiv 2302.06675, algorithm 2, decoupled decay)."""
+    model = everything()
+    optimizer = build_optimizer(OptimizerConfig(OptimizerType.lionw, 1e-2, weight_decay=0.1, betas=(0.8, 0.95)), model)
+    assert isinstance(optimizer, LionW)
+    decay = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["param_names"]}
+    weights = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
+    momentum = {name: np.zeros_like(w) for name, w in weights.items()}
+    generator = torch.Generator().manual_seed(1)
+    for rate in (1e-2, 3e-2, 5e-3):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            gradient = parameter.grad.double().numpy()
+            weights[name] *= 1 - rate * decay[name]
+            weights[name] -= rate * np.sign(0.8 * momentum[name] + 0.2 * gradient)
+            momentum[name] = 0.95 * momentum[name] + 0.05 * gradient
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(parameter.detach().numpy(), weights[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_lion_leaves_parameters_without_gradients_alone() -> None:
+    model = everything()
+    before = [p.detach().clone() for p in model.parameters()]
+    build_optimizer(OptimizerConfig(OptimizerType.lionw, 1e-2, weight_decay=0.1), model).step()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before))
+
+
+# --- schedules ---
+
+
+def expected_rate(name: str, step: int, *, peak: float, warmup: int, last: int, alpha: float, lowest: float) -> float:
+    """The learning rate of a step in words: a ramp, and then the named curve down to alpha * peak."""
+    if name == "max_scheduler":
+        shared = {"peak": peak, "warmup": warmup, "last": last, "alpha": alpha, "lowest": lowest}
+        return max(expected_rate(n, step, **shared) for n in ("cosine_with_warmup", "inverse_sqrt_with_warmup"))
+    if name == "constant":
+        return peak
+    if step < warmup:
+        share = step / warmup
+        return (1 - share) * lowest + share * peak
+    if name == "constant_with_warmup":
+        return peak
+    if name == "inverse_sqrt_with_warmup":
+        return peak * (warmup / step) ** 0.5
+    end = alpha * peak
+    if step >= last:
+        return end
+    left = (last - step) / (last - warmup)  # 1 after the ramp, 0 at the end
+    hill = (1 - math.cos(math.pi * left)) / 2
+    curve = {
+        "linear_with_warmup": left,
+        "cosine_with_warmup": hill,
+        "cosine_linear_envelope": hill * left,
+    }[name]
+    return end + (peak - end) * curve
+
+
+@given(
+    name=st.sampled_from(SchedulerType),
+    peak=st.floats(1e-6, 1.0),
+    warmup=st.integers(1, 60),
+    total=st.integers(1, 200),
+    t_max=st.none() | st.integers(1, 200),
+    alpha=st.floats(0, 1),
+    in_scheduler=st.none() | st.floats(0, 1e-6),
+    in_optimizer=st.none() | st.floats(0, 1e-6),
+)
+def test_schedules(name, peak, warmup, total, t_max, alpha, in_scheduler, in_optimizer) -> None:
+    last = total if t_max is None else t_max
+    assume(warmup < last)
+    config = TrainConfig(
+        optimizer=OptimizerConfig(learning_rate=peak, warmup_min_lr=in_optimizer),
+        scheduler=SchedulerConfig(name, t_warmup=warmup, t_max=t_max, alpha_f=alpha, warmup_min_lr=in_scheduler),
+    )
+    given_lowest = [value for value in (in_scheduler, in_optimizer) if value is not None]
+    lowest = given_lowest[0] if given_lowest else peak / 10
+    for step in range(1, 211):
+        wanted = expected_rate(name.value, step, peak=peak, warmup=warmup, last=last, alpha=alpha, lowest=lowest)
+        assert learning_rate(config, step, total) == pytest.approx(wanted, rel=1e-9, abs=1e-15), step
+
+
+def test_the_papers_schedule() -> None:
+    """1600 steps to 4e-4, 80 of them warm-up, cosine to a tenth: the points one can compute by heart."""
+    config = TrainConfig(
+        optimizer=OptimizerConfig(learning_rate=4e-4),
+        scheduler=SchedulerConfig(SchedulerType.cosine_with_warmup, t_warmup=80, alpha_f=0.1),
+    )
+    rates = {step: learning_rate(config, step, 1600) for step in (40, 80, 80 + 760, 1600, 1601)}
+    assert rates == pytest.approx({40: 2.2e-4, 80: 4e-4, 840: 2.2e-4, 1600: 4e-5, 1601: 4e-5})
+
+
+@pytest.mark.parametrize("name", SchedulerType)
+def test_no_warmup(name: SchedulerType) -> None:
+    config = TrainConfig(
+        optimizer=OptimizerConfig(learning_rate=1.0), scheduler=SchedulerConfig(name, t_warmup=0, alpha_f=0.0)
+    )
+    rates = [learning_rate(config, step, 10) for step in range(1, 12)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    if name == SchedulerType.linear_with_warmup:
+        assert rates == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0])
+
+
+def test_tokens_are_just_another_unit() -> None:
+    by_steps = TrainConfig(scheduler=SchedulerConfig(t_warmup=10))
+    by_tokens = TrainConfig(scheduler=SchedulerConfig(t_warmup=10 * 512))
+    for step in range(1, 60):
+        assert learning_rate(by_tokens, step * 512, 50 * 512) == pytest.approx(learning_rate(by_steps, step, 50))
+
+
+# --- clipping ---
+
+
+@pytest.mark.parametrize("limit", [None, 1e-3, 0.5, 1.0, 1e4])
+def test_clip_gradients(limit: float | None) -> None:
+    model = scatter_(everything())
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) / 100
+    before = {name: p.grad.double().clone() for name, p in model.named_parameters() if p.grad is not None}
+    norm = math.sqrt(sum(float((g**2).sum()) for g in before.values()))
+    assert 1 < norm < 10  # the limits lie on both sides
+    returned = clip_gradients(model, limit)
+    assert returned.item() == pytest.approx(norm, rel=1e-5)
+    factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.double(), before[name] * factor, rtol=1e-5, atol=1e-9)
+
+
+def test_clipping_leaves_parameters_without_gradients_alone() -> None:
+    model = everything()
+    model.transformer["wte"].weight.grad = torch.full((128, 32), 2.0)
+    assert clip_gradients(model, 1.0).item() == pytest.approx(2.0 * math.sqrt(128 * 32))
+    assert sum(p.grad is not None for p in model.parameters()) == 1
+
+
+def test_limits_while_clipping_warms_up() -> None:
+    scheduler = SchedulerConfig(grad_clip_warmup_steps=10, grad_clip_warmup_factor=5.0)
+    config = TrainConfig(scheduler=scheduler)
+    assert [clip_limit(config, 0.5, current) for current in (0, 10, 11, 1000)] == [2.5, 2.5, 0.5, 0.5]
+    assert clip_limit(config, None, 3) is None
+    for missing in ("grad_clip_warmup_steps", "grad_clip_warmup_factor"):
+        assert clip_limit(TrainConfig(scheduler=dataclasses.replace(scheduler, **{missing: None})), 0.5, 3) == 0.5
+
+
+def test_clip_each_gradient_by_hand() -> None:
+    """Four steps of gradients that grow and shrink, against the recursion written out in float64."""
+    model = everything()
+    optimizer = build_optimizer(OptimizerConfig(OptimizerType.adamw, 1e-3, betas=(0.7, 0.9)), model)
+    generator = torch.Generator().manual_seed(3)
+    average: dict[str, float] = {}
+    clipped = 0
+    for step, scale in enumerate((1.0, 1.05, 3.0, 0.5), start=1):
+        wanted = {}
+        norms = []
+        for name, parameter in model.named_parameters():
+            parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+            gradient = parameter.grad.double()
+            norm = float(gradient.norm())
+            norms.append(norm)
+            before = average.get(name, norm)
+            factor = min(1.0, 1.2 * before / (norm + 1e-6))
+            clipped += factor < 1
+            wanted[name] = gradient * factor
+            if step > 1:  # OLMo keeps the average from the second step on
+                average[name] = before + (norm * factor - before) * (1 - 0.9)
+        assert clip_each_gradient(optimizer, 1.2).item() == pytest.approx(math.hypot(*norms), rel=1e-5)
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad.double(), wanted[name], rtol=1e-5, atol=1e-7)
+        optimizer.step()
+    assert clipped > 10
+    kept = {name: float(optimizer.state[p]["grad_norm_exp_avg"]) for name, p in model.named_parameters()}
+    assert kept == pytest.approx(average, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SchedulerType)
+def test_bolt_on_warm_up(name: SchedulerType) -> None:
+    """From 0 where the run restarted, in a line, to where the schedule is when the warm-up ends; then the schedule."""
+    config = TrainConfig(optimizer=OptimizerConfig(learning_rate=1e-2), scheduler=SchedulerConfig(name, t_warmup=10))
+    end = learning_rate(config, 50, 100)
+    assert learning_rate(config, 40, 100, restarted_at=40) == 0
+    assert learning_rate(config, 43, 100, restarted_at=40) == pytest.approx(0.3 * end)
+    for current in (50, 77, 100):
+        assert learning_rate(config, current, 100, restarted_at=40) == learning_rate(config, current, 100)
