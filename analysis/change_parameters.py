@@ -28,7 +28,7 @@ from olmo import checkpoint
 from olmo.checkpoint import is_hub_id
 from olmo.distributed import leave
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.files.tensors import check_readable, save_tensors, stream_torch_file, whole
+from olmo.files.tensors import atomic_path, check_readable, save_tensors, stream_torch_file
 from olmo.memory.rescaling import Multipliers, check_shapes, rescale_model, rescaled, up_projection_name
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
@@ -217,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
     if args.format == "temperature" and not edited.ours:
         raise ConfigurationError(f"--format temperature: is for the trainer, which knows OLMo models; {folder} is none")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with whole(output) as partial:
+    with atomic_path(output) as partial:
         if args.format == "full":
             stream_torch_file(partial, edited.like, edited.read)
         identity = edited.identity()

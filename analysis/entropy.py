@@ -48,16 +48,16 @@ from analysis.locations import (
     tokens_of,
 )
 from analysis.measures import MEASURES, instance_measures
-from analysis.prefetch import is_first_of_machine, one_ahead, together
+from analysis.prefetch import is_first_of_machine, prefetch, together
 from analysis.series import COEFFICIENTS_FILE, RESULT, Series
 from analysis.speed import Speed
 from olmo import checkpoint
 from olmo.config import load
 from olmo.console import Progress
 from olmo.data.masks import padded
-from olmo.distributed import Ranks, keep_large_blocks, leave, pick_device, process_group
+from olmo.distributed import Ranks, disable_malloc_trim, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.files.tensors import check_readable, file_digest, read_tensors, save_tensors, whole
+from olmo.files.tensors import atomic_path, check_readable, file_digest, read_tensors, save_tensors
 from olmo.memory import COEFFICIENTS, CoefficientAverages, GroupedMeans, jackknife_error, layer_entropy, observe
 from olmo.memory.locate import describe
 from olmo.memory.rescaling import rescale_model
@@ -374,9 +374,9 @@ def measure_checkpoint(
             "coefficient": args.coefficient,
         }
         average = torch.from_numpy(averages["knowledge"].average).float()
-        with whole(output / COEFFICIENTS_FILE) as partial:
+        with atomic_path(output / COEFFICIENTS_FILE) as partial:
             save_tensors(partial, {"mlp_average_coefficients": average}, about)
-        with whole(output / RESULT) as partial:
+        with atomic_path(output / RESULT) as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
@@ -484,7 +484,7 @@ def main(argv: Sequence[str]) -> None:
             if isinstance(folder, Path):
                 check_tokenizer(args, folder)
     series = Series.of(locations, args.output) if len(locations) > 1 else None
-    keep_large_blocks()
+    disable_malloc_trim()
     device = pick_device(args.device)
 
     def output_of(location: Location) -> Path:
@@ -527,7 +527,7 @@ def main(argv: Sequence[str]) -> None:
                 shutil.rmtree(_downloads(output_of(location)), ignore_errors=True)
 
         try:
-            one_ahead(locations, prepared, measured, let_go, ranks)
+            prefetch(locations, prepared, measured, let_go, ranks)
         finally:
             if series is not None and ranks.is_first:
                 series.draw()

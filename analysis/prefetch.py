@@ -82,7 +82,7 @@ def together(ranks: Ranks, call: Callable[[], Ready]) -> Ready:
     return result
 
 
-def one_ahead(
+def prefetch(
     items: Sequence[Item],
     prepare: Callable[[Item], Ready],
     use: Callable[[Item, Ready], None],

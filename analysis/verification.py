@@ -18,7 +18,7 @@ from analysis.entropy import PRECISIONS, measure, open_model
 from analysis.instances import digest_of, read_instances
 from analysis.resuscitation import Resuscitation
 from analysis.series import RESULT
-from olmo.distributed import Ranks, keep_large_blocks, pick_device
+from olmo.distributed import Ranks, disable_malloc_trim, pick_device
 from olmo.memory import jackknife_error, layer_entropy
 from olmo.memory.locate import find_memories
 
@@ -82,7 +82,7 @@ def verify(
     the checkpoint's weights; average: Cbar (L, M); `args`: amplifying_factor, batch_size, device.
     Raises ValueError where the law does not hold within rounding.
     """
-    keep_large_blocks()
+    disable_malloc_trim()
     device = pick_device(args.device)
     model = open_model(folder, device, before.precision, edit)
     asked_for = (args.batch_size, before.coefficient, device, Ranks(), None, "verifying")

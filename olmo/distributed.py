@@ -61,23 +61,23 @@ class Ranks:
         dist.all_reduce(highest, dist.ReduceOp.MAX, self.host)
         return int(highest)
 
-    def from_first(self, value: int) -> int:
+    def broadcast_int(self, value: int) -> int:
         """The value of the first rank, at least 0, on every rank."""
         return self.largest(value if self.is_first else 0)
 
-    def first(self, work: Callable[[], Result]) -> Result | None:
+    def run_on_first(self, work: Callable[[], Result]) -> Result | None:
         """What `work` returns on the first rank, None on the others, which wait for it. Where it raises something, they
         raise ConfigurationError: the first rank tells what was wrong, and all end."""
         if not self.is_first:
-            if self.from_first(0):
+            if self.broadcast_int(0):
                 raise ConfigurationError("the first process could not begin; it says why")
             return None
         try:
             result = work()
         except Exception:
-            self.from_first(1)
+            self.broadcast_int(1)
             raise
-        self.from_first(0)
+        self.broadcast_int(0)
         return result
 
     def barrier(self) -> None:
@@ -85,7 +85,7 @@ class Ranks:
             dist.barrier()
 
 
-def keep_large_blocks() -> None:
+def disable_malloc_trim() -> None:
     """Tell glibc to keep freed blocks of any size instead of returning them to the system (CPU training).
 
     Without it every activation is mapped and zeroed anew in every step (method section 6).
@@ -122,11 +122,30 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device; CUDA fetches it while this process goes on."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A DTensor that FSDP has sharded, gathered on every process (a collective); any other tensor as it is."""
+    gather = getattr(tensor, "full_tensor", None)  # by name: importing DTensor takes longer than reading a checkpoint
+    return tensor if gather is None else gather()
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a tensor that every process holds in full, sharded as `like` is; all of it where `like`
+    is not sharded."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    tensor = tensor.to(like.to_local().device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 @contextmanager

@@ -44,14 +44,14 @@ from olmo.data import ranges as remote
 from olmo.data.loader import Loader
 from olmo.data.order import build_order
 from olmo.data.sources import TokenFiles
-from olmo.distributed import keep_large_blocks, pick_device
+from olmo.distributed import disable_malloc_trim, pick_device
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.tensors import write_tensors
 from olmo.model import OLMo
 from scripts.benchmarks.entropy import bench_entropy
 from scripts.benchmarks.loss import bench_loss
 from scripts.benchmarks.probes import bench_probes
-from scripts.benchmarks.processes import apart, peak_bytes
+from scripts.benchmarks.processes import peak_bytes, run_in_subprocess
 from scripts.benchmarks.resuscitation import bench_resuscitation
 from scripts.benchmarks.saves import bench_saves
 from scripts.benchmarks.training import bench_training
@@ -138,11 +138,11 @@ def bench_loading(folder: Path, rounds: int) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     write_tensors(folder / "model.safetensors", state)
     del state
-    apart(_read, folder)  # brings the file into the page cache
+    run_in_subprocess(_read, folder)  # brings the file into the page cache
     for what, mapped in (("mapped, as analysis does", True), ("copied, as training does", False)):
         times: list[tuple[float, float, float, float]] = []
         for number in range(rounds):
-            works = [lambda: (apart(_read, folder),), lambda: apart(_load, folder, mapped)]  # noqa: B023 (called at once)
+            works = [lambda: (run_in_subprocess(_read, folder),), lambda: run_in_subprocess(_load, folder, mapped)]  # noqa: B023 (called at once)
             results = [work() for work in (works if number % 2 else works[::-1])]
             reading, loading = results if number % 2 else results[::-1]
             times.append((*reading, *loading))
@@ -321,7 +321,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise ConfigurationError("--rounds must be at least 1")
-    keep_large_blocks()
+    disable_malloc_trim()
     device = pick_device()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__} on {device.type}, {where}", flush=True)

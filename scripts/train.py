@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from olmo.config import load
 from olmo.console import Lines
-from olmo.distributed import keep_large_blocks, leave, pick_device, process_group
+from olmo.distributed import disable_malloc_trim, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Interrupted, exit_status
 from olmo.train import Trainer
 from olmo.train.stopping import Signals
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
     config = load(argv[0], [flag for flag in argv[1:] if flag not in named])
     logging.basicConfig(format="%(message)s", handlers=[Lines()])
-    keep_large_blocks()
+    disable_malloc_trim()
     device = pick_device(named[-1].partition("=")[2] if named else None)
     # Until the processes have met, signals end them at once: where one is missing, the others would wait on.
     with process_group(device, config.collective_timeout) as ranks, Signals() as signals:

@@ -23,13 +23,12 @@ import torch
 from torch import Tensor
 
 from ..config.schema import ModelConfig, TrainConfig, load_model_config
-from ..distributed import Ranks, is_of_collective
+from ..distributed import Ranks, full_tensor, is_of_collective, shard_like
 from ..exceptions import ConfigurationError, FailedEverywhere, reason
 from ..files.tensors import read_tensors, read_training_state, write_tensors
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
 from ..model import OLMo
-from ..train.optim import LionW
 from . import folder as saves
 from . import manifest
 from .transformers_layout import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
@@ -370,8 +369,6 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
 
     OLMo's trainer saves them by name, and under DDP by number, with the names (prefixed) in the groups.
     """
-    from ..train.parallel import cut_as
-
     state = optimizer.state_dict()
     weights = named_weights(optimizer)
     try:
@@ -386,7 +383,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: holds no optimizer state ({error!r}); set reset_optimizer_state") from error
     found = plain_names(found)
-    kept = ("exp_avg",) if isinstance(optimizer, LionW) else ("exp_avg", "exp_avg_sq", "step")
+    kept: tuple[str, ...] = getattr(
+        optimizer, "state_entries", ("exp_avg", "exp_avg_sq", "step")
+    )  # torch's AdamW has none to ask
     for name in sorted(weights):
         if name not in found:
             raise ValueError(f"{where}: no optimizer state for {name}; set reset_optimizer_state")
@@ -405,7 +404,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
                 )
         for entry, value in found[name].items():
             if entry.startswith("exp_avg"):
-                found[name][entry] = cut_as(value, weights[name])
+                found[name][entry] = shard_like(value, weights[name])
     state["state"] = dict(enumerate(found[name] for name in weights))
     optimizer.load_state_dict(state)
 
@@ -426,13 +425,12 @@ def save(
     one is marked as such. All of it is on the disk before it gets its name. Raises OSError.
     What FSDP has cut is gathered, a collective; then only the `first` process writes.
     """
-    from ..train.parallel import whole
 
     def gathered(value: Any) -> Any:
         """A tensor whole, in main memory where it will be written."""
         if not isinstance(value, Tensor):
             return value
-        value = whole(value.detach())
+        value = full_tensor(value.detach())
         return value.cpu().contiguous() if first else None
 
     weights = {name: gathered(tensor) for name, tensor in model.state_dict().items()}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config.schema import DataConfig, InstanceFilterConfig
-from ..distributed import sent
+from ..distributed import to_device
 from ..exceptions import ConfigurationError
 from .filter import repeats_itself
 from .sources import PADDING, TokenDataset, TokenFiles, TokenSource
@@ -124,5 +124,5 @@ def padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Ten
     mask = None
     if any(len(row) != longest for row in rows):
         lengths = torch.tensor([len(row) for row in rows])
-        mask = sent((torch.arange(longest) < lengths[:, None]).long(), device)
-    return sent(torch.from_numpy(ids), device), mask
+        mask = to_device((torch.arange(longest) < lengths[:, None]).long(), device)
+    return to_device(torch.from_numpy(ids), device), mask

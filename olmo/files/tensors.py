@@ -166,7 +166,7 @@ def read_tensor(path: Path) -> Tensor:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """The name of a file beside `path`, of the same suffix and this process's alone, to be written within `with`.
 
     Where that ends well it becomes `path`, otherwise nothing is left of it. An OSError about it names `path`.

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..files.tensors import check_readable, save_tensors, whole
+from ..files.tensors import atomic_path, check_readable, save_tensors
 from .locate import find_memories, is_conv1d, up_projection
 
 
@@ -33,7 +33,7 @@ class Multipliers:
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
         metadata = {"resuscitation": json.dumps(self.about, sort_keys=True)}
-        with whole(path) as partial:
+        with atomic_path(path) as partial:
             save_tensors(partial, {"multipliers": self.values, "selected": self.selected}, metadata)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import ModelConfig
-from ..distributed import sent
+from ..distributed import to_device
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_tensor
 from ..model import OLMo
@@ -77,7 +77,7 @@ class Temperatures:
         """Make the model compute with these temperatures."""
         device = next(model.parameters()).device
         attention = None if self.attention is None else torch.full((), self.attention, device=device)
-        memories = None if self.memories is None else sent(self.memories, device)
+        memories = None if self.memories is None else to_device(self.memories, device)
         for layer, block in enumerate(model.blocks):
             block.attention_temperature = attention
             block.memory_temperature = None if memories is None else memories[layer]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config.schema import OptimizerConfig, OptimizerType, SchedulerConfig, SchedulerType, TrainConfig
+from ..distributed import full_tensor
 from ..model import LayerNorm
-from .parallel import whole
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
@@ -50,6 +50,8 @@ class LionW(torch.optim.Optimizer):
     A step moves every weight by the learning rate against the sign of beta_1 m + (1 - beta_1) g, then
     m <- beta_2 m + (1 - beta_2) g; m, of the weight's dtype, is kept as `exp_avg`.
     """
+
+    state_entries = ("exp_avg",)  # of every weight, as a checkpoint holds them
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
@@ -150,7 +152,7 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     As in OLMo the factor is max_norm / (norm + 1e-6), at most 1; None measures without scaling.
     """
     limit = math.inf if max_norm is None else max_norm
-    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+    return full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
 
 
 @torch.no_grad()
@@ -162,7 +164,9 @@ def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Te
     """
     trained = [(w, max(group["betas"])) for group in optimizer.param_groups for w in group["params"]]
     trained = [(weight, beta) for weight, beta in trained if weight.grad is not None]
-    norms = whole(torch.stack([torch.linalg.vector_norm(weight.grad, dtype=torch.float32) for weight, _ in trained]))
+    norms = full_tensor(
+        torch.stack([torch.linalg.vector_norm(weight.grad, dtype=torch.float32) for weight, _ in trained])
+    )
     for (weight, beta), norm in zip(trained, norms):
         state = optimizer.state.get(weight)
         average = state.get("grad_norm_exp_avg") if state else None

@@ -23,10 +23,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config.schema import (
@@ -39,7 +39,7 @@ from ..config.schema import (
     ShardingStrategy,
     TrainConfig,
 )
-from ..distributed import Ranks
+from ..distributed import Ranks, full_tensor
 from ..exceptions import ConfigurationError
 from ..model import Block, OLMo
 from .loss import Objective
@@ -140,20 +140,7 @@ def gradient_sync(module: nn.Module, config: TrainConfig, last_micro_batch: bool
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """What FSDP has cut, put together on every process (a collective); any other tensor as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def cut_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all have whole, cut as FSDP has cut `like`; where it has not, all of it."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
-        return tensor
-    tensor = tensor.to(like.to_local().device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def whole_model(model: OLMo) -> OLMo:
+def gathered_model(model: OLMo) -> OLMo:
     """The model, or where FSDP has cut it another one with all weights, on every process (a collective).
 
     What evaluates may call any part of it, any number of times; the cut one is gathered call by call, by all at once.
@@ -163,7 +150,7 @@ def whole_model(model: OLMo) -> OLMo:
         return model
     gathered = OLMo.empty(model.config)
     for name in weights:
-        gathered.load_state_dict({name: whole(weights[name])}, strict=False, assign=True)
+        gathered.load_state_dict({name: full_tensor(weights[name])}, strict=False, assign=True)
     for block, cut in zip(gathered.blocks, model.blocks):
         block.attention_temperature, block.memory_temperature = cut.attention_temperature, cut.memory_temperature
     return gathered

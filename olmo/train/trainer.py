@@ -26,7 +26,7 @@ from ..checkpoint.remote_saves import RemoteSaves
 from ..config.schema import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
 from ..console import clock
 from ..data.loader import Batch, run_loader
-from ..distributed import Ranks, sent
+from ..distributed import Ranks, to_device
 from ..eval.evaluators import Evaluators
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_training_state
@@ -39,7 +39,7 @@ from ..tokenizer import encode, run_tokenizer
 from .layer_runner import layer_runner
 from .loss import Objective, loss_function, predictions
 from .optim import build_optimizer, clip_each_gradient, clip_gradients, clip_limit, learning_rate
-from .parallel import distribute, gradient_sync, is_sharded, whole_model
+from .parallel import distribute, gathered_model, gradient_sync, is_sharded
 from .stopping import Signals, Tags, Watch
 from .throughput import peak_memory, peak_operations, training_operations
 
@@ -127,7 +127,7 @@ class Trainer:
         self._unread: Path | None = None  # checkpoint whose weights are still to be read
         self.remote: RemoteSaves | None = None
         if config.remote_save_folder is not None:
-            self.remote = ranks.first(partial(self._remote_saves, config.remote_save_folder))
+            self.remote = ranks.run_on_first(partial(self._remote_saves, config.remote_save_folder))
         # A downstream task reads the tokenizer by itself; here it is checked.
         asks = (
             e.type == EvaluatorType.downstream or (e.type == EvaluatorType.lm and e.data.dataset_path)
@@ -179,7 +179,7 @@ class Trainer:
             self.loader.batch(self.state.epoch, self.state.batch)
         # An older run's files are gone before any process writes its own.
         report = partial(Reporter, config, resume_step=self.state.step if resumed is not None else None)
-        self.reporter = ranks.first(partial(report, active=True)) or report(active=False)
+        self.reporter = ranks.run_on_first(partial(report, active=True)) or report(active=False)
         self._resumed = resumed
         self._saved: dict[str, list[int]] = {kind: [] for kind in ("", "-unsharded", "ephemeral")}  # steps by kind
         for step, kind in saves.saved_steps(self.folder) if resumed is not None else ():
@@ -207,18 +207,18 @@ class Trainer:
                 found = pool.submit(look)
                 # It may take longer than the others would wait.
                 while wait([found], self.config.collective_timeout / 4).not_done:
-                    self.ranks.from_first(kinds.index("still coming"))
+                    self.ranks.broadcast_int(kinds.index("still coming"))
             try:
                 newest = found.result()
             except ValueError:
-                self.ranks.from_first(kinds.index("damaged"))
+                self.ranks.broadcast_int(kinds.index("damaged"))
                 raise
             step, kind = saves.step_and_kind(newest) if newest is not None else (0, None)
-            self.ranks.from_first(len(kinds) * step + kinds.index(kind))
+            self.ranks.broadcast_int(len(kinds) * step + kinds.index(kind))
             return newest
-        step, number = divmod(self.ranks.from_first(0), len(kinds))
+        step, number = divmod(self.ranks.broadcast_int(0), len(kinds))
         while kinds[number] == "still coming":
-            step, number = divmod(self.ranks.from_first(0), len(kinds))
+            step, number = divmod(self.ranks.broadcast_int(0), len(kinds))
         if kinds[number] == "damaged":  # the first rank says which
             raise ConfigurationError(f"save_folder: no checkpoint in {self.folder} is whole")
         return self.folder / f"step{step}{kinds[number]}" if number else None
@@ -261,7 +261,7 @@ class Trainer:
             folder = checkpoint.resolve(config.load_path)
             resets = {"optim.pt": config.reset_optimizer_state, "train.pt": config.reset_trainer_state}
             unused = [name for name, reset in resets.items() if reset]
-            self.ranks.first(partial(saves.check_whole, folder, unused))  # one reads all of it
+            self.ranks.run_on_first(partial(saves.check_whole, folder, unused))  # one reads all of it
         cut = is_sharded(config, self.ranks)
         if folder is not None and saves.is_sharded(folder) and not wanted.resuscitation:
             checkpoint.check_behaviour(wanted, folder)
@@ -479,7 +479,7 @@ class Trainer:
 
     def _sent(self, tensor: Tensor | None) -> Tensor | None:
         """On the device, without waiting until it is there."""
-        return None if tensor is None else sent(tensor, self.device)
+        return None if tensor is None else to_device(tensor, self.device)
 
     def _read(self, results: Tensor) -> list[float]:
         """Loss and z-loss, means over the ranks, and gradient norm of a step: where a step waits for the device."""
@@ -551,7 +551,7 @@ class Trainer:
         return plan.round_of(step + 1) is not None or any(plan.round_of(step - n) is not None for n in since)
 
     def _evaluate(self, description: str, chosen: Sequence[EvaluatorConfig], brief: bool = False) -> None:
-        result = self.evaluators.run(whole_model(self.model), chosen, description)
+        result = self.evaluators.run(gathered_model(self.model), chosen, description)
         self.reporter.evaluation(self.state.step, result, brief=brief)
 
     def _log(
@@ -630,7 +630,7 @@ class Trainer:
     def _finish_saving(self, final: bool) -> None:
         """Do what a process that was killed after saving a checkpoint of this step may have left undone."""
         due = [kind for kind in self._checkpoints_due(final) if kind != "ephemeral"]
-        there = {kind: self.ranks.from_first(self._path(kind).is_dir()) for kind in ("-unsharded", "")}
+        there = {kind: self.ranks.broadcast_int(self._path(kind).is_dir()) for kind in ("-unsharded", "")}
         for kind in there:
             if there[kind] and self.ranks.is_first:
                 saves.link_latest(self._path(kind))

@@ -198,11 +198,11 @@ def to_litgpt(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def ours(folder: Path, settings: dict[str, Any], pace: Pace, changes: Sequence[str] = ()) -> None:
     from olmo.config import load
-    from olmo.distributed import Ranks, keep_large_blocks
+    from olmo.distributed import Ranks, disable_malloc_trim
     from olmo.train import Trainer
 
     pace.begin()
-    keep_large_blocks()  # as scripts/train.py does
+    disable_malloc_trim()  # as scripts/train.py does
     Trainer(load(settings["config"], [*settings["overrides"], *changes]), torch.device("cpu"), Ranks()).fit()
 
 

@@ -23,11 +23,11 @@ from analysis.entropy import measure, open_model
 from analysis.speed import measured_peak, operations_a_token
 from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
 from olmo.config import load, save_model_config
-from olmo.distributed import Ranks, keep_large_blocks, pick_device
+from olmo.distributed import Ranks, disable_malloc_trim, pick_device
 from olmo.files.tensors import save_tensors, write_tensors
 from olmo.memory import layer_entropy
 from olmo.model import OLMo
-from scripts.benchmarks.processes import apart, forget_peak, peak_bytes
+from scripts.benchmarks.processes import forget_peak, peak_bytes, run_in_subprocess
 
 LAYERS = 16 if torch.cuda.is_available() else 4
 BATCH, LENGTH = 4, 2048
@@ -77,7 +77,7 @@ def _run(way: int, folder: Path, queue: Any) -> None:
         run, model = _transformers(folder, ids, keep=way == 0)
         operations = None
     else:
-        keep_large_blocks()
+        disable_malloc_trim()
         model = open_model(folder / "olmo", device, dtype)
         operations = operations_a_token(model, LENGTH)
         rows = list(ids.cpu().numpy())
@@ -120,7 +120,7 @@ def bench_entropy(folder: Path, rounds: int) -> None:
     found: list[list[Any]] = [[] for _ in WAYS]
     for number in range(rounds):
         for way in range(len(WAYS)) if number % 2 else reversed(range(len(WAYS))):
-            found[way].append(apart(_run, way, folder))
+            found[way].append(run_in_subprocess(_run, way, folder))
     first = found[0]
     for way, name in enumerate(WAYS):
         ratios = [obvious[0] / ours[0] for obvious, ours in zip(first, found[way])]

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from olmo.config import ModelConfig
-from olmo.distributed import keep_large_blocks, pick_device
+from olmo.distributed import disable_malloc_trim, pick_device
 from olmo.exceptions import Parser, exit_status
 from olmo.model import OLMo
 from olmo.train.loss import Objective, linear_cross_entropy, predictions
 from olmo.train.throughput import peak_memory
-from scripts.benchmarks.processes import apart, forget_peak
+from scripts.benchmarks.processes import forget_peak, run_in_subprocess
 
 VOCABULARY = 50304
 
@@ -41,7 +41,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"parts": in_par
 def peak_of_loss(name: str, tokens: int, width: int, vocabulary: int, queue: Any) -> None:
     """Bytes that a loss and its gradient take at most, beyond what they are given; in a process of its own,
     with the allocator of training."""
-    keep_large_blocks()
+    disable_malloc_trim()
     device = pick_device()
     hidden = torch.randn(tokens, width, device=device, requires_grad=True)
     weight = torch.randn(vocabulary, width, device=device, requires_grad=True)
@@ -105,7 +105,7 @@ def bench_loss(rounds: int) -> None:
         flush=True,
     )
     tokens, width = 8192, 256
-    parts, whole = (apart(peak_of_loss, name, tokens, width, VOCABULARY) / 2**20 for name in LOSSES)
+    parts, whole = (run_in_subprocess(peak_of_loss, name, tokens, width, VOCABULARY) / 2**20 for name in LOSSES)
     print(
         f"loss, memory for {tokens} tokens in parts / whole: {parts / whole:.2f} x ({parts:,.0f} MiB, "
         f"{whole:,.0f} MiB; the logits in float32 are {tokens * VOCABULARY * 4 / 2**20:,.0f} MiB, the gradient of the "
@@ -117,7 +117,7 @@ def bench_loss(rounds: int) -> None:
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m scripts.benchmarks.loss", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
-    keep_large_blocks()
+    disable_malloc_trim()
     bench_loss(parser.parse_args(argv).rounds)
 
 

@@ -24,7 +24,7 @@ def _work(work: Callable[..., None], arguments: tuple[Any, ...], outlet: Connect
     work(*arguments, SimpleNamespace(put=outlet.send))
 
 
-def apart(work: Callable[..., None], *arguments: Any) -> Any:
+def run_in_subprocess(work: Callable[..., None], *arguments: Any) -> Any:
     """What `work` puts into the queue that it gets after these arguments, run in a process of its own.
 
     Raises RuntimeError where that process ends without; what it died of stands on stderr.

@@ -15,7 +15,7 @@ import torch
 from analysis.change_parameters import main as change_parameters
 from olmo.config import load, save_model_config
 from olmo.model import OLMo
-from scripts.benchmarks.processes import apart, forget_peak, peak_bytes
+from scripts.benchmarks.processes import forget_peak, peak_bytes, run_in_subprocess
 
 RATIO, FACTOR = 0.5, 2.0
 
@@ -52,10 +52,10 @@ def bench_resuscitation(folder: Path, rounds: int) -> None:
     del state
     torch.save(torch.rand(config.n_layers, config.inner_size) + 0.01, folder / "mlp_average_coefficients.pt")
     name = f"resuscitation_ratio{RATIO}_amplifying{FACTOR}"
-    apart(_ours, folder, "multipliers")
+    run_in_subprocess(_ours, folder, "multipliers")
     times = []
     for number in range(min(rounds, 3)):
-        works = [lambda: apart(_load_modify_save, folder), lambda: apart(_ours, folder, "full")]
+        works = [lambda: run_in_subprocess(_load_modify_save, folder), lambda: run_in_subprocess(_ours, folder, "full")]
         results = [work() for work in (works if number % 2 else works[::-1])]
         times.append(results if number % 2 else results[::-1])
         ours, obvious = (

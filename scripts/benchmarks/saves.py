@@ -24,10 +24,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from olmo.config import load
-from olmo.distributed import Ranks, keep_large_blocks
+from olmo.distributed import Ranks, disable_malloc_trim
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.train import Trainer
-from scripts.benchmarks.processes import apart
+from scripts.benchmarks.processes import run_in_subprocess
 from scripts.benchmarks.training import prepare
 
 INTERVAL = 5  # steps; long enough for the thread to be done before the next save, which would wait for it
@@ -36,7 +36,7 @@ KINDS = {"asynchronous": "save_interval", "blocking": "save_interval_unsharded",
 
 def run(folder: Path, kind: str, saves: int, interval: int, queue: Any) -> None:
     """Puts the seconds that every save held up the loop, and those from each save to the next."""
-    keep_large_blocks()
+    disable_malloc_trim()
     steps = interval * (saves + 1) + 1
     changes = [f"--save_folder={folder / kind}", f"--stop_at={steps}", "--global_train_batch_size=1"]
     changes += ["--device_train_microbatch_size=1", "--save_num_checkpoints_to_keep=1"]
@@ -73,7 +73,7 @@ def bench_saves(saves: int, interval: int = INTERVAL) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = prepare(folder, "fp32")
-        results = {kind: apart(run, folder, kind, saves, interval) for kind in KINDS}
+        results = {kind: run_in_subprocess(run, folder, kind, saves, interval) for kind in KINDS}
     (asynchronous, beside), (blocking, between), (_, without) = results.values()
     usual = statistics.median(without)
     print(

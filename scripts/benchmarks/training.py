@@ -9,7 +9,7 @@ are compared. litgpt's norms have weights and biases that OLMo's have not: they 
 The first is a plain torch loop over transformers' model, and what the ratios compare with. Processor time is a
 process's own, of all threads; it counts less of what else the machine does, and nothing of waiting. Peak memory is the
 most that a process held, and the same without what it held after its imports.
-Other programs run as their users run them; ours keeps freed blocks of memory (`keep_large_blocks`), as training does,
+Other programs run as their users run them; ours keeps freed blocks of memory (`disable_malloc_trim`), as training does,
 and on a processor in float32 that is most of what it gains. MALLOC_MMAP_THRESHOLD_=2147483647 and
 MALLOC_TRIM_THRESHOLD_=2147483647 in the environment let all do so; it costs the others a quarter to half more memory.
 """

@@ -30,7 +30,7 @@ from olmo.memory.rescaling import load_multipliers
 from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
 from scripts.benchmarks import resuscitation as bench_resuscitation
-from scripts.benchmarks.processes import apart
+from scripts.benchmarks.processes import run_in_subprocess
 from tests.olmo.memory.test_locate import built
 from tests.reference import tiny_config, to_transformers
 from tests.running import modes_hold
@@ -232,7 +232,7 @@ def test_a_full_state_dict_takes_little_memory(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "model.pt")
     size = (tmp_path / "model.pt").stat().st_size
     torch.save(torch.rand(16, 8192) + 0.01, tmp_path / "mlp_average_coefficients.pt")
-    _, peak = apart(bench_resuscitation._ours, tmp_path, "full")
+    _, peak = run_in_subprocess(bench_resuscitation._ours, tmp_path, "full")
     assert size > 200e6 and peak < 0.35 * size
 
 

@@ -51,7 +51,7 @@ def test_alone_every_collective_is_the_identity() -> None:
     values = np.array([1.5, -2.0])
     assert ranks.is_first and ranks.sum(values).tolist() == [1.5, -2.0]
     assert ranks.sum_tensor(torch.tensor([3])).tolist() == [3]
-    assert ranks.largest(4) == ranks.from_first(4) == 4
+    assert ranks.largest(4) == ranks.broadcast_int(4) == 4
     ranks.barrier()
 
 
@@ -136,7 +136,7 @@ def test_freed_blocks_are_kept(tmp_path: Path) -> None:
     """Memory that was freed is still there, without page faults, when it is asked for again."""
     program = """
 import resource, torch
-from olmo.distributed import keep_large_blocks
+from olmo.distributed import disable_malloc_trim
 
 def faults():
     torch.ones(2**24)  # 64 MiB
@@ -146,7 +146,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 returned = faults()
-keep_large_blocks()
+disable_malloc_trim()
 print(returned, [faults() for _ in range(4)][-1])  # the first ones find the freed blocks in pieces
 """
     done = command(["-c", program], tmp_path)
@@ -172,14 +172,14 @@ def together(ranks: Ranks) -> dict[str, Any]:
     report["sum"] = ranks.sum(mine.T).tolist()  # transposed: not contiguous
     report["sum_tensor"] = ranks.sum_tensor(torch.tensor([ranks.rank + 1, 5])).tolist()
     report["largest"] = [ranks.largest(7 - ranks.rank), ranks.largest(ranks.rank)]
-    report["first"] = ranks.first(lambda: ranks.rank)
+    report["first"] = ranks.run_on_first(lambda: ranks.rank)
     try:
-        ranks.first(lambda: 1 // 0)
+        ranks.run_on_first(lambda: 1 // 0)
     except (ZeroDivisionError, ConfigurationError) as error:
         report["first fails"] = type(error).__name__
     if not ranks.is_first:
         assert report["first"] is None and report["first fails"] == "ConfigurationError"
-    report["from_first"] = [ranks.from_first(5 + ranks.rank), ranks.from_first(ranks.is_first)]
+    report["from_first"] = [ranks.broadcast_int(5 + ranks.rank), ranks.broadcast_int(ranks.is_first)]
     signals = Signals()
     signals.received = None if ranks.is_first else signal.SIGTERM
     watch = Watch(TrainConfig(), ranks, signals)

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from olmo.files.tensors import (
     _one_ahead,
+    atomic_path,
     file_digest,
     read_tensor,
     read_tensors,
     read_training_state,
     stream_torch_file,
-    whole,
     write_tensors,
 )
 
@@ -208,16 +208,16 @@ def test_a_full_disk_leaves_no_frame(tmp_path: Path) -> None:
 
 def test_a_file_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
-    with whole(path) as partial:
+    with atomic_path(path) as partial:
         assert partial.suffix == ".txt" and partial.name.startswith(".")
         assert str(os.getpid()) in partial.name  # another process writes to a name of its own
         partial.write_text("first")
         assert not path.exists()
     assert path.read_text() == "first"
-    with pytest.raises(ValueError, match="no"), whole(path) as partial:
+    with pytest.raises(ValueError, match="no"), atomic_path(path) as partial:
         partial.write_text("half")
         raise ValueError("no")
-    with pytest.raises(OSError, match="elsewhere"), whole(path) as partial:
+    with pytest.raises(OSError, match="elsewhere"), atomic_path(path) as partial:
         partial.write_text("half")
         raise OSError("elsewhere")
     assert path.read_text() == "first" and os.listdir(tmp_path) == ["file.txt"]
@@ -226,10 +226,13 @@ def test_a_file_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
 def test_an_error_of_a_partial_file_names_the_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.mkdir()
-    with pytest.raises(OSError, match=r"^\S*/file\.txt: cannot be written: is a directory$"), whole(path) as partial:
+    with (
+        pytest.raises(OSError, match=r"^\S*/file\.txt: cannot be written: is a directory$"),
+        atomic_path(path) as partial,
+    ):
         partial.write_text("text")
     said = r"^\S*/none/f: cannot be written: no such file or directory$"
-    with pytest.raises(OSError, match=said), whole(tmp_path / "none" / "f") as partial:
+    with pytest.raises(OSError, match=said), atomic_path(tmp_path / "none" / "f") as partial:
         partial.write_text("text")
     assert os.listdir(tmp_path) == ["file.txt"]
 

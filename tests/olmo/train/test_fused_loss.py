@@ -18,7 +18,7 @@ from torch import Tensor
 
 from olmo.exceptions import ConfigurationError
 from olmo.train.loss import LossFunction, fused_linear_cross_entropy, linear_cross_entropy, loss_function
-from scripts.benchmarks.processes import apart
+from scripts.benchmarks.processes import run_in_subprocess
 from tests.running import CPU
 
 NAMES = ("loss", "cross-entropy", "z-loss", "of hidden", "of weight", "of bias")
@@ -68,7 +68,7 @@ def compare(queue: Any) -> None:
 @pytest.mark.skipif(not (find_spec("liger_kernel") and find_spec("triton")), reason="needs liger-kernel")
 def test_equals_the_definition_and_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    report = apart(compare)
+    report = run_in_subprocess(compare)
     assert len(report) == 16
     for case, narrow, *differences in report:
         for name, *both in zip(NAMES, *differences):

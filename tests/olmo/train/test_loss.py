@@ -16,7 +16,7 @@ from olmo.model import OLMo
 from olmo.train import loss as loss_module
 from olmo.train.loss import Objective, linear_cross_entropy, predictions, token_losses
 from scripts.benchmarks.loss import peak_of_loss
-from scripts.benchmarks.processes import apart
+from scripts.benchmarks.processes import run_in_subprocess
 from tests.reference import tiny_config, tiny_olmo2_config
 
 
@@ -151,6 +151,8 @@ def test_all_logits_are_never_in_memory() -> None:
     """Of 8192 tokens the logits of 512, their logarithms, and what the model is given back."""
     tokens, vocabulary, width = 8192, 8192, 16
     logits = 4 * tokens * vocabulary
-    in_parts, at_once = (apart(peak_of_loss, name, tokens, width, vocabulary) for name in ("parts", "whole"))
+    in_parts, at_once = (
+        run_in_subprocess(peak_of_loss, name, tokens, width, vocabulary) for name in ("parts", "whole")
+    )
     assert at_once > 2 * logits
     assert in_parts < 0.5 * logits

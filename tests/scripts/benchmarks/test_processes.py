@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.benchmarks.processes import apart
+from scripts.benchmarks.processes import run_in_subprocess
 
 
 def far(number: int, queue: Any) -> None:
@@ -21,10 +21,10 @@ def killed(queue: Any) -> None:
 
 def test_the_result_comes_from_another_process() -> None:
     """Also one that no pipe holds at once."""
-    process, content = apart(far, 2**20)
+    process, content = run_in_subprocess(far, 2**20)
     assert process != os.getpid() and content == bytes(2**20)
 
 
 def test_a_process_that_dies_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"^killed: its process ended with status -9 and no result$"):
-        apart(killed)
+        run_in_subprocess(killed)
