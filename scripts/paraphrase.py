@@ -32,8 +32,8 @@ from typing import Any
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.knowledge.entries import Entry, load_entries
-from scripts.make_fictional_knowledge import write_json_lists
 from scripts.prepare.chat import Endpoint, Message, Reply, api_key
+from scripts.prepare.fictional_knowledge import write_entries
 
 PROMPT = """\
 Write the text below anew in other words. Keep every fact in it: every name, place, date, number and quantity. Add \
@@ -348,7 +348,7 @@ def main(argv: Sequence[str]) -> None:
         raw = json.loads(content)
         for i, k in places:
             raw[i]["paraphrases"].append(journal.texts[i, k])
-        write_json_lists({args.output: raw})
+        write_entries({args.output: raw})
     journal.path.unlink(missing_ok=True)
     demands = sum(len(demanded(entry)) for entry in entries)
     print(

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from olmo.config import TrainConfig, load
 from olmo.distributed import Ranks
 from olmo.train import Trainer
-from scripts.make_fictional_knowledge import make_entries
+from scripts.prepare.fictional_knowledge import make_entries
 from tests.reference import tiny_config, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

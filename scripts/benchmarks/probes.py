@@ -23,7 +23,7 @@ from olmo.eval.evaluators import Evaluators
 from olmo.knowledge.entries import KINDS, Probe
 from olmo.model import OLMo
 from olmo.tokenizer import run_tokenizer
-from scripts.make_fictional_knowledge import make_entries
+from scripts.prepare.fictional_knowledge import make_entries
 
 SHAPE = {"d_model": 256, "n_heads": 4, "n_layers": 4, "max_sequence_length": 1024, "init_device": "cpu"}
 BATCH = 16  # device_eval_batch_size of the published configurations

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from olmo.exceptions import exit_status
 from scripts import get_fictional_knowledge
-from scripts.make_fictional_knowledge import make_entries
+from scripts.prepare.fictional_knowledge import make_entries
 from tests.published import INJECTION_MAP, ONCE, PARAPHRASE, fictional_knowledge
 from tests.running import ROOT, wait_for
 from tests.serving import File, Server

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from olmo.exceptions import exit_status
 from olmo.knowledge.entries import Entry, load_entries
 from scripts import paraphrase
-from scripts.make_fictional_knowledge import make_entries
 from scripts.paraphrase import demanded, fault_of, targets, text_of, words
 from scripts.prepare import chat
 from scripts.prepare.chat import Reply
+from scripts.prepare.fictional_knowledge import make_entries
 from tests.chatting import Body, ChatServer, Trouble, chatting, reworded, text_in
 from tests.published import ONCE, PARAPHRASE, fictional_knowledge
 from tests.running import ROOT, wait_for
