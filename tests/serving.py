@@ -96,7 +96,7 @@ class Server(ThreadingHTTPServer):
             self.files[f"/api/models/{name}/revision/{asked}"] = File(json.dumps(info).encode())
             self.files[f"/api/models/{name}/tree/{asked}"] = File(json.dumps(tree).encode())
 
-    def to_device(self, path: str) -> list[int]:
+    def sent(self, path: str) -> list[int]:
         """The bytes of body that each GET of a path has brought."""
         return [asked.sent for asked in self.asked if asked.path == path]
 
