@@ -24,7 +24,7 @@ from typing import Any
 
 from olmo.console import clock
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.report.run_folder import environment
+from olmo.report.environment import environment
 
 EARLY, MIDDLE, LAST = 90, 450, 720  # of the eleven steps that configs/tiny/pretrain.yaml saves
 LEARNED = 150  # steps of configs/tiny/continual.yaml

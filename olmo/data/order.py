@@ -5,6 +5,7 @@ An order file is headerless little-endian uint32: place k of the run is instance
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..console import Progress
-from ..report.run_folder import log
 from .ranges import RemoteFiles, alone
 from .sources import TokenFiles
+
+log = logging.getLogger("olmo")
 
 DTYPE = np.dtype("<u4")
 PIECE = 2**22  # places handled at a time where the whole order would not fit into memory

@@ -34,7 +34,8 @@ from ..knowledge.injection import inject, plan_from_config
 from ..knowledge.plan import Text
 from ..memory.temperature import Temperatures
 from ..model import OLMo
-from ..report.run_folder import Reporter, log
+from ..report.reporter import Reporter, log
+from ..report.run_folder import append_indices
 from ..tokenizer import encode, run_tokenizer
 from .layer_runner import layer_runner
 from .loss import Objective, loss_function, predictions
@@ -396,7 +397,7 @@ class Trainer:
             if state.batch == self.loader.batches_per_epoch:
                 state.epoch, state.batch = state.epoch + 1, 0
             if config.save_data_indices:
-                self._write_indices(step, batch)
+                append_indices(self.folder, self.ranks.rank, step, batch.instances.tolist())
             injected = self.plan is not None and self.plan.round_of(step) is not None
             if injected or step % config.console_log_interval == 0 or step == last_step:
                 loss, z_loss, norm = self._read(results)
@@ -603,13 +604,6 @@ class Trainer:
         self._bar.note = f": loss {loss:.4f}{speed}"
         if self.ranks.is_first and (step % self.config.console_log_interval == 0 or step == last_step):
             log.info("step %d/%d: loss %.4f%s%s", step, last_step, loss, speed, left)
-
-    def _write_indices(self, step: int, batch: Batch) -> None:
-        """As OLMo: data-indices/rank{r}.tsv, a line a step: the step and this rank's instance numbers."""
-        folder = self.folder / "data-indices"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"rank{self.ranks.rank}.tsv").open("a", encoding="utf-8") as file:
-            file.write(f"{step}\t" + "\t".join(map(str, batch.instances.tolist())) + "\n")
 
     def _checkpoints_due(self, final: bool, cancelled: bool = False) -> list[str]:
         """The kinds of checkpoint that the step asks for: by the end of their names, or "ephemeral"."""

@@ -12,7 +12,7 @@ from olmo.config import TrainConfig
 from olmo.eval.evaluators import Evaluation
 from olmo.eval.probes import ProbeTable
 from olmo.knowledge.entries import Probe
-from olmo.report.run_folder import Reporter
+from olmo.report.reporter import Reporter
 from tests.run_folders import AFTER, BEFORE, KINDS, TASKS, probe_table, write_injections, write_run
 
 

@@ -68,7 +68,7 @@ def test_the_progress_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert str(speed) == f", 1,000 tokens/s, {share:.0%} of the matrix-multiply peak"
 
     notes: list[str] = []
-    monkeypatch.setattr("olmo.report.run_folder.Progress.advance", lambda self, count=1: notes.append(self.note))
+    monkeypatch.setattr("olmo.console.Progress.advance", lambda self, count=1: notes.append(self.note))
     rows = list(np.random.default_rng(0).integers(0, 100, (130, 6)))
     measure(model, rows, 10, "abs", CPU, Ranks())
     assert "H " not in notes[6] and ", H " in notes[-1] and " +- " in notes[-1]

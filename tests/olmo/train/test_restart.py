@@ -23,7 +23,7 @@ import pytest
 from olmo import checkpoint
 from olmo.checkpoint.sharded import Saver
 from olmo.distributed import Ranks
-from olmo.report.run_folder import Reporter
+from olmo.report.reporter import Reporter
 from olmo.train import Trainer
 from tests.running import CPU, ROOT, command, configure, indices, metrics, write_world
 

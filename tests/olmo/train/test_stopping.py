@@ -26,7 +26,7 @@ from olmo.checkpoint import manifest
 from olmo.config import TrainConfig
 from olmo.distributed import Ranks, leave
 from olmo.exceptions import Interrupted, exit_status
-from olmo.report.run_folder import Reporter
+from olmo.report.reporter import Reporter
 from olmo.train import Trainer
 from olmo.train.stopping import SIGNALS, Signals, Watch
 from scripts.train import main as train_command

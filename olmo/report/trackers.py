@@ -1,0 +1,53 @@
+"""Metrics for programs outside the run's folder: Weights & Biases and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import TrainConfig
+from ..exceptions import ConfigurationError
+
+
+def start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
+    """Start a Weights & Biases run. A resumed run continues the one whose id is in `id_file`.
+
+    Raises ConfigurationError where wandb is not installed, has no key, or cannot reach its server.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigurationError("wandb: is configured but not installed; pip install wandb") from error
+    chosen = config.wandb
+    assert chosen is not None
+    known = id_file.read_text(encoding="utf-8") if resumed and id_file.is_file() else None
+    try:
+        run = wandb.init(
+            project=chosen.project,
+            entity=chosen.entity,
+            group=chosen.group,
+            name=chosen.name or config.run_name,
+            tags=list(chosen.tags or []),
+            dir=config.save_folder,
+            config=json.loads(json.dumps(asdict(config))),
+            id=known,
+            resume="allow" if known else None,
+        )
+    except wandb.Error as error:
+        raise ConfigurationError(
+            f"wandb: {str(error).splitlines()[0]} (wandb login stores a key; the environment variable "
+            "WANDB_MODE=offline keeps the run on this machine)"
+        ) from error
+    id_file.write_text(run.id, encoding="utf-8")
+    return run
+
+
+def summary_writer() -> Any:
+    """torch's class that writes events for TensorBoard. Raises ConfigurationError where tensorboard is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigurationError("tensorboard: true, but tensorboard is missing; pip install tensorboard") from error
+    return SummaryWriter

@@ -1,0 +1,31 @@
+"""environment.json: a record of every start."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from olmo.config import TrainConfig
+from olmo.report.reporter import Reporter
+
+
+def test_every_start_of_a_run_stays_on_record(config: TrainConfig) -> None:
+    for step, seed in ((None, 1), (5, 2), (7, 3)):
+        Reporter(replace(config, seed=seed), active=True, resume_step=step).close()
+    path = Path(config.save_folder) / "environment.json"
+    last = json.loads(path.read_text())
+    starts = [*last.pop("earlier"), last]
+    assert [(start["resumed_from"], start["seed"]) for start in starts] == [(None, 1), (5, 2), (7, 3)]
+    assert len({frozenset(start) for start in starts}) == 1  # the same keys
+    Reporter(config, active=True, resume_step=None).close()  # a run that replaces it
+    assert json.loads(path.read_text())["earlier"] == []
+
+
+def test_a_record_of_an_older_version_is_kept_where_it_is_whole(config: TrainConfig) -> None:
+    Path(config.save_folder).mkdir()
+    path = Path(config.save_folder) / "environment.json"
+    for record, kept in (('{"python": "3.10.1"}', [{"python": "3.10.1"}]), ('{"python": "3.1', [])):
+        path.write_text(record)
+        Reporter(config, active=True, resume_step=5).close()
+        assert json.loads(path.read_text())["earlier"] == kept

@@ -1,0 +1,161 @@
+"""What a run reports: files, evaluations, log lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from olmo.config import TrainConfig, load
+from olmo.knowledge.plan import Text
+from olmo.report.environment import environment
+from olmo.report.reporter import Reporter, log
+from tests.reporting import an_evaluation, metrics
+
+
+def test_a_run_leaves_config_environment_and_metrics(config: TrainConfig) -> None:
+    config.data.seed = 17
+    reporter = Reporter(config, active=True, resume_step=None)
+    folder = Path(config.save_folder)
+    reporter.metrics(1, {"train/CrossEntropyLoss": 4.5, "optim/total_grad_norm": 0.25})
+    # Readers see every line at once, not only when the run ends.
+    assert metrics(folder) == [{"step": 1, "train/CrossEntropyLoss": 4.5, "optim/total_grad_norm": 0.25}]
+    log.info("a line for the log file")
+    reporter.close()
+    assert "a line for the log file" in (folder / "train.log").read_text()
+    assert asdict(load(folder / "config.yaml")) == asdict(config)
+    about, now = json.loads((folder / "environment.json").read_text()), environment()
+    assert about.pop("git") and now.pop("git")
+    assert now.items() <= about.items()
+    assert set(about["versions"]) >= {"torch", "numpy", "transformers"}
+    assert about["host"] == socket.gethostname() and about["gpus"] == [] and about["cuda"] == torch.version.cuda
+    assert (about["seed"], about["data_seed"]) == (6198, 17) and about["world_size"] == 1
+    assert about["resumed_from"] is None and about["earlier"] == []
+    assert about["working_directory"] == os.getcwd() and shlex.split(about["command"]) == sys.orig_argv
+    assert abs(datetime.fromisoformat(about["started"]).timestamp() - time.time()) < 60
+
+
+def test_other_ranks_write_nothing(config: TrainConfig) -> None:
+    reporter = Reporter(config, active=False, resume_step=None)
+    reporter.metrics(1, {"a": 1.0})
+    reporter.injection(1, 1, [(0, Text("a", (1, 2)))])
+    reporter.evaluation(1, an_evaluation())
+    reporter.close()
+    assert not Path(config.save_folder).exists()
+
+
+def test_an_evaluation_is_metrics_and_tables(config: TrainConfig) -> None:
+    reporter = Reporter(config, active=True, resume_step=None)
+    reporter.evaluation(30, an_evaluation())
+    reporter.close()
+    folder = Path(config.save_folder)
+    assert metrics(folder) == [{"step": 30, "eval/K": -2.5, "eval/general/CrossEntropyLoss": 2.0}]
+    probes = pyarrow.parquet.read_table(folder / "probes/step30.parquet").to_pydict()
+    assert probes == {
+        "step": [30, 30],
+        "setting": ["once", "once"],
+        "entry": [0, 2],
+        "kind": ["semantic", "semantic"],
+        "index": [1, 0],
+        "tokens": [2, 1],
+        "sum_log_prob": [-4.0, -3.0],
+        "mean_log_prob": [-2.0, -3.0],
+        "first_token_log_prob": [-1.0, -3.0],
+        "first_token_rank": [0, 9],
+        "exact_match": [True, False],
+    }
+    losses = pyarrow.parquet.read_table(folder / "losses/step30.parquet").to_pydict()
+    assert losses == {
+        "step": [30, 30, 30],
+        "label": ["general", "general", "science"],
+        "instance": [0, 1, 0],
+        "loss": [1.5, 2.5, 3.0],
+    }
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_an_evaluation_of_other_weights_stands_under_its_own_name(config: TrainConfig) -> None:
+    reporter = Reporter(config, active=True, resume_step=None)
+    reporter.evaluation(0, an_evaluation(), prefix="original")
+    reporter.evaluation(0, an_evaluation())
+    reporter.close()
+    folder = Path(config.save_folder)
+    assert sorted(path.name for path in (folder / "probes").iterdir()) == ["original.parquet", "step0.parquet"]
+    assert [sorted(line) for line in metrics(folder)] == [
+        ["original/eval/K", "original/eval/general/CrossEntropyLoss", "step"],
+        ["eval/K", "eval/general/CrossEntropyLoss", "step"],
+    ]
+
+
+def test_the_evaluations_that_matter_are_told(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    reporter = Reporter(config, active=True, resume_step=None)
+    found = an_evaluation()
+    told = (
+        *("once_semantic/log_probability", "downstream/sciq_acc", "K_once", "memories/knowledge_entropy"),
+        *("general/CrossEntropyLoss", "K"),
+    )
+    silent = (
+        *("once_semantic/CrossEntropyLoss", "downstream/sciq_chance", "memories/standard_error", "memories/layer_1"),
+        *("general/Perplexity", "once_semantic/exact_match"),
+    )
+    found.metrics = {f"eval/{name}": -2.5 for name in (*told, *silent)}
+    with caplog.at_level(logging.INFO, logger="olmo"):
+        reporter.evaluation(30, found)
+    reporter.close()
+    first, *values = [record.message.strip() for record in caplog.records]
+    assert first == "step 30: evaluation" and values == [f"eval/{name} = -2.5000" for name in told]
+
+
+CHANGES: list[tuple[list[str], list[str]]] = [
+    ([], []),
+    (["save_interval=3", "eval_interval=7", "run_name=b", "save_overwrite=true", "stop_at=5"], []),
+    (["data.num_workers=3", "data.pin_memory=true", "model.flash_attention=true", "time_limit=60"], []),
+    (["load_path=elsewhere", "model.resuscitation=edit.safetensors"], ["load_path", "model.resuscitation"]),
+    (["optimizer.learning_rate=0.5", "scheduler.t_warmup=7"], ["optimizer.learning_rate", "scheduler.t_warmup"]),
+    (["data.paths=[a.npy,c.npy]", "seed=8"], ["seed", "data.paths"]),
+    (["injection={once: a.json}", "inject_interval=2"], ["inject_interval", "injection"]),
+    (["tokenizer.identifier=other", "max_duration=9"], ["tokenizer.identifier", "max_duration"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), CHANGES)
+def test_a_run_that_goes_on_with_other_settings_says_which(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], named: list[str]
+) -> None:
+    config.save(tmp_path / "before.yaml")
+    folder = [f"--save_folder={config.save_folder}", "--data.paths=[a.npy,b.npy]"]
+    Reporter(load(tmp_path / "before.yaml", folder), active=True, resume_step=None).close()
+    assert not caplog.messages
+    Reporter(load(tmp_path / "before.yaml", [*folder, *(f"--{o}" for o in overrides)]), True, resume_step=4).close()
+    wanted = (
+        f"save_folder: {config.save_folder} holds a run that was last started with another {', '.join(named)}; it "
+        "continues from step 4 with the new values; choose another save_folder to start a new run"
+    )
+    assert caplog.messages == ([wanted] if named else [])
+    told = (Path(config.save_folder) / "train.log").read_text()
+    assert (wanted in told) == bool(named)
+
+
+def test_nothing_is_said_of_settings_where_nothing_goes_on_or_nothing_is_known(
+    config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    Reporter(config, active=True, resume_step=None).close()
+    config.seed += 1
+    Reporter(config, active=True, resume_step=None).close()  # a new run
+    config.seed += 1
+    Reporter(config, active=False, resume_step=4).close()  # of another rank
+    for text in ("seed: [", "a_key_of_another_version: 1"):
+        (Path(config.save_folder) / "config.yaml").write_text(text)
+        Reporter(config, active=True, resume_step=4).close()
+    assert not caplog.messages
