@@ -40,10 +40,10 @@ def check_new(output: Path) -> None:
         raise ConfigurationError(f"{output}: exists; remove it or choose another place")
 
 
-def reason(error: BaseException) -> str:
+def short_message(error: BaseException) -> str:
     """What went wrong, in one line; of what torch gathers from several processes, on the first that failed."""
     for failure, _ in (getattr(error, "failures", None) or {}).values():
-        return reason(failure)
+        return short_message(failure)
     told = str(error).splitlines()
     return (isinstance(error, OSError) and error.strerror) or (told[0] if told else type(error).__name__)
 

@@ -38,9 +38,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from olmo import net
 from olmo.checkpoint import load_model
 from olmo.config import load, save_model_config
-from olmo.data import ranges as remote
 from olmo.data.loader import Loader
 from olmo.data.order import build_order
 from olmo.data.sources import TokenFiles
@@ -284,7 +284,7 @@ def bench_remote(folder: Path, rounds: int) -> None:
     paths = [f"{url}/part-{number:03}.npy" for number in range(files)]
 
     def read(name: str, workers: int) -> tuple[float, ...]:
-        remote.WORKERS = workers
+        net.WORKERS = workers
         os.environ["XDG_CACHE_HOME"] = str(folder / name)
         ours.send(True)
         before = ours.recv()
@@ -295,13 +295,13 @@ def bench_remote(folder: Path, rounds: int) -> None:
         ours.send(True)
         return (seconds, *(after - early for after, early in zip(ours.recv(), before)))
 
-    workers, kept = remote.WORKERS, os.environ.get("XDG_CACHE_HOME")
+    workers, kept = net.WORKERS, os.environ.get("XDG_CACHE_HOME")
     try:
         alone = read("alone", 1)
         together = [read(f"together{number}", workers) for number in range(rounds)]
         again = read("together0", workers)
     finally:
-        remote.WORKERS = workers
+        net.WORKERS = workers
         os.environ.pop("XDG_CACHE_HOME") if kept is None else os.environ.update(XDG_CACHE_HOME=kept)
         process.terminate()
     times = [seconds for seconds, *_ in together]

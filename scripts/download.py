@@ -10,7 +10,6 @@ import base64
 import fcntl
 import hashlib
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -20,12 +19,9 @@ from typing import BinaryIO
 import requests
 
 from olmo.console import Progress
-from olmo.data.ranges import Interrupted, reason
 from olmo.files.tensors import file_digest
+from olmo.net import TIMEOUT, TransferInterrupted, describe_failure, retry
 
-ATTEMPTS = 5  # in a row that bring nothing new
-WAIT = 0.5  # seconds before the second attempt, twice as long before each further one
-TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 PIECE = 2**20
 DIGITS = 12  # of a version, in the name of a partial file
 MB = 10**6
@@ -81,7 +77,7 @@ def describe(session: requests.Session, folder_url: str, name: str) -> Remote | 
         if response.status_code in (403, 404, 410) or headers.get("Content-Type", "").startswith("text/html"):
             return None
         if not response.ok:
-            raise Interrupted(f"{response.status_code} {response.reason}")
+            raise TransferInterrupted(f"{response.status_code} {response.reason}")
     length, date, tag = (headers.get(key) for key in ("Content-Length", "Last-Modified", "ETag"))
     return Remote(
         folder_url + name,
@@ -99,8 +95,10 @@ def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tup
     The server is looked at anew before each attempt. Raises OSError when several attempts in a row bring nothing new or
     the file is no longer there, ValueError where the bytes have not the stated hash.
     """
-    failures, most, size = 0, 0, 0
-    while True:
+    size, most = 0, 0
+
+    def attempt() -> tuple[Path, Remote]:
+        nonlocal size, most
         try:
             if (remote := look(name)) is None:
                 raise FileNotFoundError(f"{name}: no longer on the server")
@@ -109,14 +107,14 @@ def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tup
                 other.unlink()  # of a version that the server no longer has
             try:
                 transfer(session, remote, path)
-                break
             finally:
                 size = path.stat().st_size if path.exists() else 0
-        except (requests.RequestException, Interrupted) as error:
-            failures, most = (1, size) if size > most else (failures + 1, most)
-            if failures == ATTEMPTS:
-                raise OSError(f"{name}: {reason(error)}; the same command continues the download") from error
-            time.sleep(WAIT * 2 ** (failures - 1))
+        except (requests.RequestException, TransferInterrupted) as error:
+            progress, most = size > most, max(size, most)
+            raise TransferInterrupted(describe_failure(error), progress=progress) from error
+        return path, remote
+
+    path, remote = retry(attempt, name, advice="; the same command continues the download")
     if remote.digest and file_digest(path, remote.digest[0]) != remote.digest[1]:
         path.unlink()
         raise ValueError(f"{remote.url}: what came has not the {remote.digest[0]} hash that the server states")
@@ -124,7 +122,7 @@ def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tup
 
 
 def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
-    """One attempt to bring what `path` lacks. Raises Interrupted or a RequestException when that does not succeed."""
+    """One attempt to bring what `path` lacks. Raises TransferInterrupted or a RequestException where it fails."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,15 +140,15 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
             headers["If-Range"] = remote.validator  # where the file has changed, all of it comes
         with session.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             if not response.ok and response.status_code != 416:
-                raise Interrupted(f"{response.status_code} {response.reason}")
+                raise TransferInterrupted(f"{response.status_code} {response.reason}")
             if response.status_code == 200:
                 here = restart(file)
             elif not response.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
                 restart(file)
-                raise Interrupted("the server has not the part that was asked for")
+                raise TransferInterrupted("the server has not the part that was asked for")
             seen = response.headers.get("ETag" if '"' in (remote.validator or "") else "Last-Modified")
             if remote.validator and seen and seen != remote.validator:
-                raise Interrupted("the file is changing on the server")
+                raise TransferInterrupted("the file is changing on the server")
             total = (remote.size or 0) - here
             note = f", from {here // MB} MB on" if here else ""
             with Progress(remote.name + note, total // MB, "MB", show=total > 0) as progress:
@@ -158,7 +156,7 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
                     file.write(piece)
                     progress.advance((file.tell() - here) // MB - progress.done)
         if remote.size not in (None, file.tell()):
-            raise Interrupted(f"{file.tell()} of {remote.size} bytes came")
+            raise TransferInterrupted(f"{file.tell()} of {remote.size} bytes came")
 
 
 def restart(file: BinaryIO) -> int:

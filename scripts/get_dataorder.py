@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import requests
 from omegaconf import OmegaConf
 
 from olmo.config import load
 from olmo.data.order import DTYPE, most_off
 from olmo.exceptions import Parser, check_new, exit_status
+from olmo.net import describe_failure, http_session
 from scripts.data_order import open_files, rebuild
-from scripts.download import describe, fetch, reason
+from scripts.download import describe, fetch
 
 OFFICIAL = Path("configs/official")  # of the working directory, which get_dataorder.sh sets, as for all targets
 
@@ -36,13 +36,12 @@ def published(url: str, config: Path, output: Path) -> str | None:
     Raises OSError where the server cannot be asked or breaks off.
     """
     folder, _, name = url.rpartition("/")
-    with requests.Session() as session:
-        session.headers["Accept-Encoding"] = "identity"
+    with http_session() as session:
         look = partial(describe, session, f"{folder}/")
         try:
             remote = look(name)
         except OSError as error:
-            raise OSError(f"{url}: {reason(error)}; try again later, or rebuild it with --rebuild") from error
+            raise OSError(f"{url}: {describe_failure(error)}; try again later, or rebuild it with --rebuild") from error
         if remote is None:
             return "it is no longer there"
         try:

@@ -19,13 +19,12 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import requests
-
 from olmo.exceptions import Parser, exit_status
 from olmo.files.tensors import file_digest
 from olmo.knowledge.entries import load_entries
 from olmo.knowledge.plan_files import read_plan
-from scripts.download import describe, fetch, reason
+from olmo.net import describe_failure, http_session
+from scripts.download import describe, fetch
 
 # A commit, not a branch: what its files hold cannot change.
 SOURCE = (
@@ -81,14 +80,15 @@ def open_source(source: str, names: Sequence[str], folder: Path, stack: ExitStac
         folder.mkdir(parents=True, exist_ok=True)
         hidden = stack.enter_context(TemporaryDirectory(prefix=".", dir=folder))
         return lambda name: Path(shutil.copyfile(Path(source, name), Path(hidden, name)))
-    session = stack.enter_context(requests.Session())
-    session.headers["Accept-Encoding"] = "identity"  # compressed, a file has neither its size nor its ranges
+    session = stack.enter_context(http_session())
     look = partial(describe, session, source)
     for name in names:
         try:
             there = look(name)
         except OSError as error:
-            raise OSError(f"{source}{name}: {reason(error)}; try again, or name a copy with --from") from error
+            raise OSError(
+                f"{source}{name}: {describe_failure(error)}; try again, or name a copy with --from"
+            ) from error
         if there is None:
             raise FileNotFoundError(f"{source}{name}: not there (404); name a copy with --from")
     folder.mkdir(parents=True, exist_ok=True)

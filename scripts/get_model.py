@@ -28,7 +28,8 @@ import requests
 from omegaconf import OmegaConf
 
 from olmo.exceptions import Parser, exit_status
-from scripts.download import MB, Look, Remote, describe, fetch, reason
+from olmo.net import describe_failure, http_session
+from scripts.download import MB, Look, Remote, describe, fetch
 
 KNOWN = Path(__file__).resolve().parent.parent / "configs" / "official" / "checkpoints.yaml"
 # The weights of a folder: the first of these patterns that finds any, as in olmo.checkpoint.
@@ -129,13 +130,12 @@ def hub_files(session: requests.Session, hub_id: str) -> tuple[Look, list[Remote
 
 def get(address: str, folder: Path, with_optimizer: bool = False) -> None:
     """Fetch a checkpoint into `folder`. Raises OSError where it is not to be had, ValueError where it came damaged."""
-    with requests.Session() as session:
-        session.headers["Accept-Encoding"] = "identity"  # compressed, a file has neither its size nor its ranges
+    with http_session() as session:
         try:
             look, files = (site_files if "://" in address else hub_files)(session, address)
         except Exception as error:  # the hub's client lets the errors of its HTTP library through
             other = "://" in address or hasattr(error, "response")  # no other name helps while the hub is out of reach
-            raise OSError(f"{address}: {reason(error)}{f'; {instead(address)}' if other else ''}") from error
+            raise OSError(f"{address}: {describe_failure(error)}{f'; {instead(address)}' if other else ''}") from error
         names = {file.name for file in files}
         if not names & {"config.yaml", "config.json"} or not any(fnmatch.filter(names, p) for p in WEIGHTS):
             raise FileNotFoundError(f"{address}: no config and weights there (404); {instead(address)}")

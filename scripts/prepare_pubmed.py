@@ -140,10 +140,10 @@ def download(url: str, year: str | None, count: int | None, seed: int, folder: P
     """
     import requests
 
-    from scripts.download import TIMEOUT, Remote, describe, fetch, reason
+    from olmo.net import TIMEOUT, describe_failure, http_session
+    from scripts.download import Remote, describe, fetch
 
-    with requests.Session() as session:
-        session.headers["Accept-Encoding"] = "identity"  # compressed, a file has neither its size nor its ranges
+    with http_session() as session:
 
         def page(address: str) -> str:
             response = session.get(address, timeout=TIMEOUT)
@@ -160,7 +160,7 @@ def download(url: str, year: str | None, count: int | None, seed: int, folder: P
         try:
             listed = set(re.findall(r'href="(pubmed(\d\d)n\d+\.xml\.gz)"', page(url)))
         except requests.RequestException as error:
-            raise OSError(f"{url}: {reason(error)}; files that you have can be named with --input") from error
+            raise OSError(f"{url}: {describe_failure(error)}; files that you have can be named with --input") from error
         year = year or max((of_year for _, of_year in listed), default="YY")
         names = sorted((name for name, of_year in listed if of_year == year), key=lambda n: hash_of(n.encode(), seed))
         if len(names) < (count or 1):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.ranges import ATTEMPTS, WORKERS, reason, s3_client
+from ..net import ATTEMPTS, WORKERS, describe_failure, s3_client
 
 FILES = 4  # at a time, each in WORKERS / FILES parts at a time
 
@@ -117,7 +117,7 @@ class RemoteFolder:
             if isinstance(first, ParamValidationError):
                 raise Refused(f"{url}: {' '.join(str(first).split())}") from error
             passing = isinstance(first, (HTTPClientError, NotConnected, OSError))
-            raise OSError(f"{url}: {reason(first) if passing else ' '.join(str(first).split())}") from error
+            raise OSError(f"{url}: {describe_failure(first) if passing else ' '.join(str(first).split())}") from error
 
 
 def _in_parts() -> Any:

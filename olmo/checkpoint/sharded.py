@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.tensor import DTensor
 
 from ..distributed import Ranks, is_of_collective
-from ..exceptions import reason
+from ..exceptions import short_message
 from .folder import SHARDS
 
 # That there is one process alone is no news.
@@ -97,8 +97,8 @@ def _read_into(folder: Path, tensors: Mapping[str, Tensor], alone: bool) -> None
         distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=alone)
     except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         if is_of_collective(error):
-            raise RuntimeError(reason(error)) from error
-        raise ValueError(f"{folder / SHARDS}: damaged: {reason(error)}") from error
+            raise RuntimeError(short_message(error)) from error
+        raise ValueError(f"{folder / SHARDS}: damaged: {short_message(error)}") from error
 
 
 def read_weights(folder: Path, model: nn.Module) -> None:
@@ -169,7 +169,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     try:
         distributed_checkpoint.save(dict(tensors), storage_writer=writer, process_group=ranks.saving, no_dist=alone)
     except CheckpointException as error:  # no Exception by its type
-        raise (RuntimeError if is_of_collective(error) else OSError)(reason(error)) from None
+        raise (RuntimeError if is_of_collective(error) else OSError)(short_message(error)) from None
 
 
 def check_parts(folder: Path) -> None:

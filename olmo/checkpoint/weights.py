@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..config.schema import ModelConfig, TrainConfig, load_model_config
 from ..distributed import Ranks, full_tensor, is_of_collective, shard_like
-from ..exceptions import ConfigurationError, FailedEverywhere, reason
+from ..exceptions import ConfigurationError, FailedEverywhere, short_message
 from ..files.tensors import read_tensors, read_training_state, write_tensors
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
@@ -484,7 +484,9 @@ def _failing(folder: Path, kind: type[OSError] = OSError) -> Iterator[None]:
             raise
         shutil.rmtree(_partial(folder), ignore_errors=True)
         cause = error.__cause__ or error.__context__ or error  # torch wraps it, write_tensors names a file that is gone
-        raise kind(f"{folder}: cannot be saved ({reason(cause)}); the checkpoints before it are intact") from error
+        raise kind(
+            f"{folder}: cannot be saved ({short_message(cause)}); the checkpoints before it are intact"
+        ) from error
 
 
 def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatures: Temperatures | None) -> None:

@@ -1,15 +1,8 @@
 """Byte ranges of files on http(s) and S3, many at a time, each verified, and kept so that nothing is asked for twice.
 
-    files = RemoteFiles(["https://host/a.npy", "s3://bucket/b.npy"])
-    files.sizes                                  # of all files, from one pass of HEAD requests
-    files.read([0, 1], [4096, 0], 4096)          # bytes 4096 to 8191 of the first, then 0 to 4095 of the second
-
-The clients are requests, which is here anyway and knows proxies and certificates, with one pool of connections for all
-threads, and boto3, which knows S3's credentials, regions and endpoints. Both only carry: what an answer must say to be
-believed, and what is tried again, is the same for both and stands here.
-
-`s3://` and `r2://` take credentials as boto3 finds them, a profile from S3_PROFILE or R2_PROFILE, and go unsigned, as
-public buckets want it, where there are none. R2_ENDPOINT_URL is the endpoint of `r2://`.
+files = RemoteFiles(["https://host/a.npy", "s3://bucket/b.npy"])
+files.sizes                                  # of all files, from one pass of HEAD requests
+files.read([0, 1], [4096, 0], 4096)          # bytes 4096 to 8191 of the first, then 0 to 4095 of the second
 """
 
 from __future__ import annotations
@@ -19,28 +12,24 @@ import hashlib
 import json
 import logging
 import os
-import random
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
-from http import HTTPStatus
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import requests
 from numpy.typing import ArrayLike, NDArray
 
+from .. import net
 from ..console import Progress
 from ..exceptions import ConfigurationError
+from ..net import Client, HttpClient, Response, S3Client, TransferInterrupted, check_status, retry
 
-WORKERS = 32  # requests at a time; what counts is the way to the server and back
-ATTEMPTS = 5
-WAIT = 0.5  # seconds before the second attempt, about twice as long before each further one
-TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 LARGEST = 2**23  # bytes a request; what is longer comes in several, so that a broken one costs little
 CACHE_SIZE = 2**32  # bytes of ranges kept; the least recently used ones go first
 DIGEST = hashlib.sha256
@@ -50,152 +39,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Interrupted(OSError):
-    """A transfer that brought less than was asked for, or nothing; a further attempt may succeed."""
-
-
 class Changed(ValueError):
     """A file is no longer the one whose size was asked for."""
-
-
-def reason(error: BaseException) -> str:
-    """Why a request failed: the server's words, or the system's, which libraries wrap in several layers."""
-    if (response := getattr(error, "response", None)) is not None:
-        phrase = getattr(response, "reason_phrase", None) or getattr(response, "reason", None)  # httpx's, requests'
-        return f"{response.status_code} {phrase or ''}".rstrip()
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke off"
-    return str(error) if isinstance(error, Interrupted) else type(error).__name__
-
-
-# --- clients -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server said; the body has not been read yet."""
-
-    status: int
-    headers: Mapping[str, str]  # names in small letters
-    body: Iterator[bytes]
-
-
-class Client(Protocol):
-    """A way to ask for a file or, with `part` (a Range header's value), for a part of it.
-
-    Raises Interrupted where no whole answer came; any status is an answer.
-    """
-
-    def ask(self, url: str, part: str | None) -> Any:
-        """A context manager that gives an Answer; without `part` the answer has no body (HEAD)."""
-
-
-class Http:
-    def __init__(self) -> None:
-        self.session = requests.Session()
-        # Compressed, a file has neither its size nor its ranges.
-        self.session.headers["Accept-Encoding"] = "identity"
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=WORKERS))
-
-    @contextmanager
-    def ask(self, url: str, part: str | None) -> Iterator[Answer]:
-        headers = {} if part is None else {"Range": part}
-        method = "HEAD" if part is None else "GET"
-        try:
-            # Streamed, so that a server which sends more than was asked for is not listened to.
-            with self.session.request(
-                method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True
-            ) as response:
-                named = {name.lower(): value for name, value in response.headers.items()}
-                yield Answer(response.status_code, named, response.iter_content(2**20))
-        except requests.exceptions.InvalidURL as error:
-            raise ConfigurationError(f"{url}: {error}") from error
-        except requests.RequestException as error:
-            raise Interrupted(reason(error)) from error
-
-
-def s3_client(scheme: str, attempts: int = 1, writes: bool = False) -> Any:
-    """boto3's client for `s3://` or `r2://`, which several threads may use; without credentials it goes unsigned.
-
-    attempts: of each request, by boto3 itself. Raises ConfigurationError for a profile or an endpoint that is none,
-    and where there are no credentials but what `writes` needs them.
-    """
-    import boto3  # a third of a second that only S3 is worth
-    import botocore
-    from botocore.config import Config
-
-    endpoint = None
-    if scheme == "r2" and not (endpoint := os.environ.get("R2_ENDPOINT_URL")):
-        raise ConfigurationError("r2:// needs the environment variable R2_ENDPOINT_URL, the address of its S3 API")
-    try:
-        session = boto3.Session(profile_name=os.environ.get(profile := f"{scheme.upper()}_PROFILE"))
-        signed = session.get_credentials() is not None
-        if writes and not signed:
-            raise ConfigurationError(
-                f"{scheme}://: no credentials to write with; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name "
-                f"a profile of ~/.aws/credentials in {profile}"
-            )
-        connect, read = TIMEOUT
-        return session.client(
-            "s3",
-            endpoint_url=endpoint,
-            # R2 has no regions, and to S3 this is the one that knows where all buckets lie.
-            region_name=session.region_name or "us-east-1",
-            config=Config(
-                retries={"mode": "standard", "total_max_attempts": attempts},
-                max_pool_connections=WORKERS,
-                connect_timeout=connect,
-                read_timeout=read,
-                **({} if signed else {"signature_version": botocore.UNSIGNED}),
-            ),
-        )
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # a profile or an endpoint that is none
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(f"{scheme}://: {error}") from error
-
-
-class S3:
-    def __init__(self, scheme: str) -> None:
-        self.client = s3_client(scheme)  # further attempts are ours
-
-    @contextmanager
-    def ask(self, url: str, part: str | None) -> Iterator[Answer]:
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            ConnectionError,
-            HTTPClientError,
-            IncompleteReadError,
-        )
-
-        bucket, _, key = url.partition("://")[2].partition("/")
-        try:
-            try:
-                if part is None:
-                    said, body = self.client.head_object(Bucket=bucket, Key=key), None
-                else:
-                    said = self.client.get_object(Bucket=bucket, Key=key, Range=part)
-                    body = said["Body"]
-            except ClientError as error:
-                said, body = error.response, None
-            about = said["ResponseMetadata"]
-            try:
-                headers = {name.lower(): value for name, value in about.get("HTTPHeaders", {}).items()}
-                yield Answer(about["HTTPStatusCode"], headers, body.iter_chunks(2**20) if body else iter(()))
-            finally:
-                if body is not None:
-                    body.close()
-        except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
-            raise Interrupted(reason(error)) from error
-        except BotoCoreError as error:
-            raise OSError(f"{url}: {error}") from error
 
 
 # --- what an answer must say -------------------------------------------------------------------------------------
@@ -215,62 +60,47 @@ def _tag(headers: Mapping[str, str]) -> str:
     return headers.get("last-modified", "") if not tag or tag.startswith("W/") else tag
 
 
-def _check_status(url: str, answer: Answer) -> None:
-    """Raise Interrupted for what may pass, another OSError for any other status that brings no file."""
-    status = answer.status
-    phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
-    said = f"{url}: {status} {phrase}".rstrip()
-    if status in (408, 425, 429) or status >= 500:
-        raise Interrupted(f"{status} {phrase}".rstrip())
-    if status in (404, 410):
-        raise FileNotFoundError(f"{said}: no such file")
-    if status in (401, 403):  # object stores answer so for what is not there, too
-        raise PermissionError(f"{said}: not there, or not for you to read")
-    if status not in (200, 206, 416):
-        raise OSError(said)
-    if answer.headers.get("content-encoding", "identity") != "identity":
-        raise ValueError(f"{url}: the server compresses it ({answer.headers['content-encoding']}), its bytes unknown")
-
-
-def file_of(url: str, answer: Answer) -> File:
+def file_of(url: str, response: Response) -> File:
     """The file that an answer to HEAD describes. Raises OSError, or ValueError where its size is not stated."""
-    _check_status(url, answer)
-    if answer.headers.get("content-type", "").startswith("text/html"):  # sites that are gone show a page
+    check_status(url, response)
+    if response.headers.get("content-type", "").startswith("text/html"):  # sites that are gone show a page
         raise FileNotFoundError(f"{url}: no such file, a web page is in its place")
-    length = answer.headers.get("content-length", "")
-    if answer.status != 200 or not length.isdigit():
+    length = response.headers.get("content-length", "")
+    if response.status != 200 or not length.isdigit():
         raise ValueError(f"{url}: the server does not state its size")
-    return File(url, int(length), _tag(answer.headers))
+    return File(url, int(length), _tag(response.headers))
 
 
-def bytes_of(file: File, start: int, stop: int, answer: Answer) -> bytes:
+def bytes_of(file: File, start: int, stop: int, response: Response) -> bytes:
     """Bytes [start, stop) of a file from the answer to that request.
 
     Raises Changed where the file is no longer the one that `file` describes, ValueError where the server ignores
-    ranges, Interrupted where less or something else came, OSError for a status that brings no file.
+    ranges, TransferInterrupted where less or something else came, OSError for a status that brings no file.
     """
-    _check_status(file.url, answer)
-    if answer.status == 200:
+    check_status(file.url, response)
+    if response.status == 200:
         raise ValueError(
             f"{file.url}: the server ignores byte ranges and would send all {file.size} bytes; download the file and "
             "name the copy"
         )
-    stated = answer.headers.get("content-range", "")
+    stated = response.headers.get("content-range", "")
     if total := re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", stated):
         if int(total[1]) != file.size:
             raise Changed(f"{file.url}: the file has {total[1]} bytes now, it had {file.size} when its size was asked")
-        if file.tag and (tag := _tag(answer.headers)) and tag != file.tag:
+        if file.tag and (tag := _tag(response.headers)) and tag != file.tag:
             raise Changed(f"{file.url}: the file has changed on the server ({tag}, it was {file.tag})")
-    if answer.status != 206 or stated != f"bytes {start}-{stop - 1}/{file.size}":
-        raise Interrupted(f"asked for bytes {start}-{stop - 1} of {file.size}, the server sends {stated or 'no range'}")
+    if response.status != 206 or stated != f"bytes {start}-{stop - 1}/{file.size}":
+        raise TransferInterrupted(
+            f"asked for bytes {start}-{stop - 1} of {file.size}, the server sends {stated or 'no range'}"
+        )
     came = bytearray()
-    for piece in answer.body:
+    for piece in response.body:
         came += piece
         if len(came) > stop - start:
             break
     if len(came) != stop - start:
         more = "or more " if len(came) > stop - start else ""
-        raise Interrupted(f"{len(came)} {more}of {stop - start} bytes came")
+        raise TransferInterrupted(f"{len(came)} {more}of {stop - start} bytes came")
     return bytes(came)
 
 
@@ -343,19 +173,6 @@ def alone(path: Path) -> Iterator[None]:
 # --- many requests at a time -------------------------------------------------------------------------------------
 
 
-def _patiently(work: Callable[[Item], Result], item: Item, url: str, stopped: threading.Event) -> Result:
-    """The result of work, tried again while it is Interrupted; then OSError."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return work(item)
-        except Interrupted as error:
-            # Not all at the same moment: the server may have been asked too much.
-            pause = WAIT * 2 ** (attempt - 1) * (0.5 + random.random())
-            if attempt == ATTEMPTS or stopped.wait(pause):
-                raise OSError(f"{url}: {error} ({attempt} attempts)") from error
-    raise AssertionError
-
-
 def _at_once(
     work: Callable[[Item], Result], items: Sequence[Item], urls: Sequence[str], what: str, unit: str
 ) -> list[Result]:
@@ -363,10 +180,10 @@ def _at_once(
     results: dict[int, Result] = {}
     stopped = threading.Event()
     first = os.environ.get("RANK", "0") == "0"  # of several processes one shows how far it is
-    with ThreadPoolExecutor(WORKERS, "remote") as pool, Progress(what, len(items), unit, show=first) as progress:
+    with ThreadPoolExecutor(net.WORKERS, "remote") as pool, Progress(what, len(items), unit, show=first) as progress:
         try:
             futures = {
-                pool.submit(_patiently, work, item, url, stopped): number
+                pool.submit(retry, partial(work, item), url, stopped=stopped): number
                 for number, (item, url) in enumerate(zip(items, urls))
             }
             for future in as_completed(futures):
@@ -428,8 +245,8 @@ class RemoteFiles:
 
     def _describe(self, urls: Sequence[str]) -> list[File]:
         def describe(url: str) -> File:
-            with self._client(url).ask(url, None) as answer:
-                return file_of(url, answer)
+            with self._client(url).request(url, None) as response:
+                return file_of(url, response)
 
         distinct = list(dict.fromkeys(urls))
         found = dict(zip(distinct, _at_once(describe, distinct, distinct, "sizes of remote files", "files")))
@@ -441,14 +258,14 @@ class RemoteFiles:
         scheme = url.partition("://")[0].replace("https", "http")
         with self._making:
             if scheme not in self._clients:
-                self._clients[scheme] = Http() if scheme == "http" else S3(scheme)
+                self._clients[scheme] = HttpClient() if scheme == "http" else S3Client(scheme)
             return self._clients[scheme]
 
     def read(self, files: ArrayLike, starts: ArrayLike, width: int, keep: bool = True) -> bytes:
         """Records of `width` bytes, end to end: record k begins at byte starts[k] of file number files[k].
 
         Records that touch are one request. With `keep`, the same records are not asked for again. Raises ValueError for
-        a record beyond its file, and what `bytes_of` raises, OSError instead of Interrupted after several attempts.
+        a record beyond its file, OSError after several interrupted attempts, and what else `bytes_of` raises.
         """
         numbers, begins = np.asarray(files, dtype=np.int64), np.asarray(starts, dtype=np.int64)
         outside = (begins < 0) | (begins + width > np.asarray(self.sizes)[numbers])
@@ -486,8 +303,8 @@ class RemoteFiles:
 
         def fetch(piece: tuple[File, int, int]) -> bytes:
             file, start, stop = piece
-            with self._client(file.url).ask(file.url, f"bytes={start}-{stop - 1}") as answer:
-                return bytes_of(file, start, stop, answer)
+            with self._client(file.url).request(file.url, f"bytes={start}-{stop - 1}") as response:
+                return bytes_of(file, start, stop, response)
 
         try:
             came = iter(_at_once(fetch, pieces, [file.url for file, _, _ in pieces], "reading", "ranges"))

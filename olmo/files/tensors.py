@@ -80,7 +80,7 @@ def decode_key(key: str) -> str:
     return ".".join(map(str, path))
 
 
-def _reason(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of an error; torch's own advice to unpickle what it refuses is not passed on."""
     text = str(error)
     if "weights_only" in text.lower() or "weightsunpickler" in text.lower():
@@ -138,7 +138,7 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
             return {name: _copied(path, key) for key, name in names.items()}
         state = _torch_load(path, mapped)
     except Exception as error:  # each library has its own errors for damaged and hostile files
-        raise ValueError(f"{path}: damaged or no file of tensors: {_reason(error)}") from error
+        raise ValueError(f"{path}: damaged or no file of tensors: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path}: expected a flat dictionary of tensors")
     return state
@@ -159,7 +159,7 @@ def read_tensor(path: Path) -> Tensor:
         try:
             tensors = [_torch_load(path)]
         except Exception as error:
-            raise ValueError(f"{path}: damaged or no file of tensors: {_reason(error)}") from error
+            raise ValueError(f"{path}: damaged or no file of tensors: {_first_line(error)}") from error
     if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
         raise ValueError(f"{path}: expected one tensor")
     return tensors[0]
@@ -206,7 +206,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
         save_file(_separate(tensors), path, metadata=metadata)
     except SafetensorError as error:
         path.unlink(missing_ok=True)
-        raise OSError(f"{path}: cannot be written: {_reason(error)}") from error
+        raise OSError(f"{path}: cannot be written: {_first_line(error)}") from error
     path.chmod(mode)
 
 
@@ -258,7 +258,7 @@ def stream_torch_file(path: Path, like: Mapping[str, Tensor], read: Callable[[st
                     else:
                         target.write(holes.read(record))
     except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
-        reason = getattr(error, "strerror", None) or _reason(error)
+        reason = getattr(error, "strerror", None) or _first_line(error)
         raise OSError(f"{path}: cannot be written: {reason}") from error
     finally:
         frame.unlink(missing_ok=True)
@@ -287,7 +287,7 @@ def read_training_state(folder: Path, *stems: str, mapped: bool = False) -> dict
     except Exception as error:  # torch raises several types for damaged and refused files
         key = "reset_optimizer_state" if "optim" in stems else "reset_trainer_state"
         raise ValueError(
-            f"{path}: damaged, or cannot be read safely ({_reason(error)}); "
+            f"{path}: damaged, or cannot be read safely ({_first_line(error)}); "
             f"a run with load_path: {folder} and {key} goes on without it"
         ) from error
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import re
 import sys
 import threading
@@ -23,8 +22,8 @@ from typing import Any
 
 import requests
 
-from olmo.data.ranges import Interrupted, reason
 from olmo.exceptions import ConfigurationError
+from olmo.net import TransferInterrupted, describe_failure, retry
 
 ATTEMPTS = 7  # in a row that bring no answer
 WAIT = 1.0  # seconds before the second attempt, about twice as long before each further one
@@ -42,14 +41,6 @@ class Reply:
 
     text: str
     finish: str
-
-
-class Later(Interrupted):
-    """No answer now; the server may have said after how many seconds to come back."""
-
-    def __init__(self, message: str, pause: float | None):
-        super().__init__(message)
-        self.pause = pause
 
 
 def api_key() -> str | None:
@@ -85,7 +76,7 @@ class Endpoint:
         if temperature is not None:
             self.settings["temperature"] = temperature
         self.stopped = threading.Event()  # when set, nobody waits to ask again
-        self._told, self._lock = -math.inf, threading.Lock()
+        self._warned, self._lock = -math.inf, threading.Lock()
         self._key = key
         self._session = requests.Session()
         self._session.auth = self._sign
@@ -102,29 +93,24 @@ class Endpoint:
         """The model's answer to a conversation. Raises OSError where none is to be had, after several attempts where
         that may pass, of which stderr tells."""
         settings = self.settings if seed is None else {**self.settings, "seed": seed}
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return self._ask_once({**settings, "messages": list(messages)})
-            except Interrupted as error:
-                pause = error.pause if isinstance(error, Later) else None
-                if pause is None:  # not all at the same moment: the server may have been asked too much
-                    pause = WAIT * 2 ** (attempt - 1) * (0.5 + random.random())
-                elif pause > PATIENCE:
-                    raise OSError(f"{self.url}: {error}, and come back in {pause:.0f} seconds") from error
-                if attempt == 1 and not self.stopped.is_set():
-                    self._tell_of_trouble(error, pause)
-                if attempt == ATTEMPTS or self.stopped.wait(pause):
-                    raise OSError(f"{self.url}: {error} ({attempt} attempts)") from error
-        raise AssertionError
+        body = {**settings, "messages": list(messages)}
+        return retry(
+            lambda: self._ask_once(body),
+            self.url,
+            attempts=ATTEMPTS,
+            wait=WAIT,
+            stopped=self.stopped,
+            on_failure=self._warn,
+        )
 
-    def _tell_of_trouble(self, error: Interrupted, pause: float) -> None:
-        """One line on stderr, for all threads together and not again for a minute: each request may meet the same."""
+    def _warn(self, error: TransferInterrupted, pause: float) -> None:
+        """Print a failure to stderr, once a minute for all threads together: every request may fail in the same way."""
         with self._lock:
-            if time.monotonic() < self._told + SILENCE:
+            if time.monotonic() < self._warned + SILENCE:
                 return
-            self._told = time.monotonic()
+            self._warned = time.monotonic()
         # A server that names its own pauses decides how long it all takes.
-        named = isinstance(error, Later) and error.pause is not None
+        named = error.pause is not None
         wait = f"in {pause:.0f} seconds" if named else f"for about {WAIT * (2 ** (ATTEMPTS - 1) - 1):.0f} seconds"
         line = f"{self.url}: {error}; trying again {wait}, {ATTEMPTS - 1} times at most\n"
         sys.stderr.write(f"\r\x1b[K{line}" if sys.stderr.isatty() else line)  # over the line that tells of progress
@@ -135,7 +121,7 @@ class Endpoint:
             # A redirected POST would become a GET, and the key would follow it.
             response = self._session.post(self.url, json=body, timeout=TIMEOUT, allow_redirects=False)
         except requests.RequestException as error:
-            raise Interrupted(reason(error)) from error
+            raise TransferInterrupted(describe_failure(error)) from error
         try:
             answer = response.json()
         except ValueError:
@@ -149,7 +135,7 @@ class Endpoint:
             text, finish = choice["message"].get("content"), choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             # Relays tell in this way of a failure behind them.
-            raise Later(f"an answer without a message{self._said(answer)}", None) from error
+            raise TransferInterrupted(f"an answer without a message{self._said(answer)}") from error
         return Reply(text if isinstance(text, str) else "", str(finish))
 
     def _said(self, answer: Any) -> str:
@@ -165,13 +151,16 @@ class Endpoint:
         return ": " + " ".join(said.split())[:300]
 
     def _failure(self, response: requests.Response, answer: Any) -> OSError:
-        """What a status other than 200 means: an Interrupted where it may pass."""
+        """What a status other than 200 means: TransferInterrupted where it may pass."""
         status = response.status_code
         said = f"{status} {response.reason or ''}".rstrip() + self._said(answer)
         error = answer.get("error") if isinstance(answer, dict) else None
         spent = isinstance(error, dict) and error.get("code") == "insufficient_quota"
         if (status in (408, 409, 425, 429) or status >= 500) and not spent:
-            return Later(said, named_pause(response.headers.get("Retry-After")))
+            pause = named_pause(response.headers.get("Retry-After"))
+            if pause is not None and pause > PATIENCE:
+                return OSError(f"{self.url}: {said}, and come back in {pause:.0f} seconds")
+            return TransferInterrupted(said, pause=pause)
         hint = {
             401: f"; {KEY} must hold a key of this server",
             403: f"; {KEY} must hold a key that may use this model",

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts import download
+from olmo import net
 from tests.serving import Server, serving
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "WAIT", 0.0)
+    monkeypatch.setattr(net, "WAIT", 0.0)
     with serving() as server:
         yield server

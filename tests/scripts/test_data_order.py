@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from olmo.data import ranges as remote
+from olmo import net
 from olmo.data.order import build_order
 from olmo.exceptions import exit_status
 from scripts import data_order
@@ -34,7 +34,7 @@ run = functools.partial(exit_status, data_order.main)
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.setattr(net, "WAIT", 0.001)
     with serving() as server:
         server.add("/tokens", {f"{n}.npy": bytes(2 * (LENGTH * count + 1)) for n, count in enumerate(COUNTS)})
         yield server

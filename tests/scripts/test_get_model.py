@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from analysis.locations import FOLDERS
-from olmo import checkpoint
+from olmo import checkpoint, net
 from olmo.config import TrainConfig
 from olmo.exceptions import exit_status
 from olmo.model import OLMo
@@ -215,8 +215,8 @@ def test_it_gives_up_in_one_line_and_keeps_what_came(
 ) -> None:
     server.cuts = {MODEL: [2**21] + [0] * 9}
     assert run([url, f"--output={tmp_path}"]) == 1
-    assert "model.pt: the connection broke off; the same command continues" in the_error(capsys)
-    assert len(server.sent(MODEL)) == download.ATTEMPTS
+    assert "model.pt: the connection broke off (5 attempts); the same command continues" in the_error(capsys)
+    assert len(server.sent(MODEL)) == net.ATTEMPTS
     assert {name[0] for name in files(tmp_path)} == {"."}
     server.cuts = {}
     assert run([url, f"--output={tmp_path}"]) == 0

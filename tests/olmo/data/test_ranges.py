@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from olmo import net
 from olmo.config import DataConfig
 from olmo.data import ranges as remote
 from olmo.data.ranges import Changed, RemoteFiles
@@ -41,7 +42,7 @@ EXPECTED = np.concatenate(
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.setattr(net, "WAIT", 0.001)
 
 
 @pytest.fixture
@@ -166,17 +167,17 @@ def test_what_passes_is_tried_again(server: Server, fault: Any) -> None:
 
 
 def lasting_500(server: Server) -> str:
-    server.failures[NAMES[2]] = [500] * remote.ATTEMPTS
+    server.failures[NAMES[2]] = [500] * net.ATTEMPTS
     return r"part-2\.npy: 500 Internal Server Error \(5 attempts\)"
 
 
 def lasting_reset(server: Server) -> str:
-    server.resets[NAMES[2]] = remote.ATTEMPTS
+    server.resets[NAMES[2]] = net.ATTEMPTS
     return r"part-2\.npy: .* \(5 attempts\)"
 
 
 def lasting_short(server: Server) -> str:
-    server.cuts[NAMES[2]] = [7] * remote.ATTEMPTS
+    server.cuts[NAMES[2]] = [7] * net.ATTEMPTS
     return r"part-2\.npy: .*(broke off|bytes came) \(5 attempts\)"
 
 
@@ -217,7 +218,7 @@ def gone(server: Server) -> str:
 
 def forbidden(server: Server) -> str:
     server.failures[NAMES[2]] = [403]
-    return r"part-2\.npy: 403 Forbidden: not there, or not for you to read"
+    return r"part-2\.npy: 403 Forbidden: no such file, or no permission to read it"
 
 
 def compressed(server: Server) -> str:
@@ -254,8 +255,8 @@ def test_a_fault_is_one_error_and_nothing_of_it_is_kept(server: Server, tmp_path
 def test_a_body_longer_than_its_range_is_not_listened_to() -> None:
     body = iter([bytes(6)] * 10**6)
     headers = {"content-range": "bytes 10-19/100"}
-    with pytest.raises(remote.Interrupted, match="12 or more of 10 bytes came"):
-        remote.bytes_of(remote.File("u", 100, ""), 10, 20, remote.Answer(206, headers, body))
+    with pytest.raises(net.TransferInterrupted, match="12 or more of 10 bytes came"):
+        remote.bytes_of(remote.File("u", 100, ""), 10, 20, net.Response(206, headers, body))
     assert len(list(body)) == 10**6 - 2
 
 
@@ -306,7 +307,7 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_first_error_ends_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others do not wait for their next attempt, nor do the remaining ranges come."""
-    monkeypatch.setattr(remote, "WAIT", 30.0)
+    monkeypatch.setattr(net, "WAIT", 30.0)
     source = TokenFiles(urls(server), LENGTH)
     server.failures[NAMES[0]] = [500]
     del server.files[NAMES[3]]
