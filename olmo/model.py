@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config.schema import ActivationType, InitFnType, LayerNormType, ModelConfig
+from .config.schema import ActivationType, ModelConfig
 
 
 class LayerNorm(nn.Module):
@@ -39,12 +39,12 @@ class LayerNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind == LayerNormType.rms:
+        if self.kind == "rms":
             wide = x.float()
             x = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
             x = x if self.weight is None else self.weight * x
             return x if self.bias is None else x + self.bias
-        if self.kind == LayerNormType.low_precision and torch.is_autocast_enabled(x.device.type):
+        if self.kind == "low_precision" and torch.is_autocast_enabled(x.device.type):
             narrow = torch.get_autocast_dtype(x.device.type)
             weight = None if self.weight is None else self.weight.to(narrow)
             bias = None if self.bias is None else self.bias.to(narrow)
@@ -68,10 +68,10 @@ class Activation(nn.Module):
         self.kind = kind
 
     def forward(self, projected: Tensor) -> Tensor:
-        if self.kind == ActivationType.swiglu:
+        if self.kind == "swiglu":
             up, gate = projected.chunk(2, dim=-1)
             return F.silu(gate) * up
-        return F.gelu(projected) if self.kind == ActivationType.gelu else F.relu(projected)
+        return F.gelu(projected) if self.kind == "gelu" else F.relu(projected)
 
 
 def rotary_table(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -280,9 +280,9 @@ class OLMo(nn.Module):
         """
         config, parts = self.config, self.transformer
         wide = math.sqrt(config.d_model)
-        megatron = config.init_fn == InitFnType.full_megatron
-        mitchell = config.init_fn == InitFnType.mitchell
-        by_fan_in = config.init_fn in (InitFnType.kaiming_normal, InitFnType.fan_in)
+        megatron = config.init_fn == "full_megatron"
+        mitchell = config.init_fn == "mitchell"
+        by_fan_in = config.init_fn in ("kaiming_normal", "fan_in")
         cutoff = config.init_cutoff_factor or (3.0 if mitchell or megatron else None)
         std = 1 / wide if mitchell else config.init_std
 
@@ -301,7 +301,7 @@ class OLMo(nn.Module):
             if not by_fan_in:
                 return otherwise
             assert isinstance(module.weight, Tensor)
-            gain = 2.0 if config.init_fn == InitFnType.kaiming_normal else 1.0
+            gain = 2.0 if config.init_fn == "kaiming_normal" else 1.0
             return math.sqrt(gain / module.weight.shape[1])
 
         scaled = megatron and config.scale_emb_init

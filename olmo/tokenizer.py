@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from .config.schema import TokenizerConfig, TrainConfig, TruncationDirection
+from .config.schema import TokenizerConfig, TrainConfig
 from .exceptions import ConfigurationError
 
 
@@ -87,4 +87,4 @@ def truncate(ids: list[int], length: int, config: TokenizerConfig) -> list[int]:
     """At most `length` tokens: the first ones, or the last ones with `truncate_direction: left`."""
     if len(ids) <= length:
         return ids
-    return ids[len(ids) - length :] if config.truncate_direction == TruncationDirection.left else ids[:length]
+    return ids[len(ids) - length :] if config.truncate_direction == "left" else ids[:length]

@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from olmo.config import ActivationType, InitFnType, LayerNormType, ModelConfig
+from olmo.config import ModelConfig
 from olmo.model import OLMo
 
 END_OF_TEXT = "<|endoftext|>"  # id 0
@@ -46,7 +46,7 @@ def tiny_config(**overrides: Any) -> ModelConfig:
         "weight_tying": True,
         "eos_token_id": 0,
         "pad_token_id": 1,
-        "init_fn": InitFnType.mitchell,
+        "init_fn": "mitchell",
     }
     return ModelConfig(**{**settings, **overrides})
 
@@ -55,7 +55,7 @@ def tiny_olmo2_config(**overrides: Any) -> ModelConfig:
     """The same in the style of OLMo 2: RMS norms after attention and feed-forward, norms of queries and keys."""
     settings: dict[str, Any] = {
         "norm_after": True,
-        "layer_norm_type": LayerNormType.rms,
+        "layer_norm_type": "rms",
         "layer_norm_with_affine": True,
         "attention_layer_norm": True,
         "attention_layer_norm_with_affine": True,
@@ -72,10 +72,10 @@ def to_transformers(model: OLMo) -> transformers.PreTrainedModel:
     config = model.config
     second = config.norm_after
     if second:
-        fits = config.layer_norm_type == LayerNormType.rms and config.attention_layer_norm and not config.clip_qkv
+        fits = config.layer_norm_type == "rms" and config.attention_layer_norm and not config.clip_qkv
         fits = fits and config.layer_norm_with_affine and config.attention_layer_norm_with_affine
     else:
-        fits = config.layer_norm_type == LayerNormType.default and not config.attention_layer_norm
+        fits = config.layer_norm_type == "default" and not config.attention_layer_norm
         fits = fits and not config.layer_norm_with_affine and config.layer_norm_eps == 1e-5
     if (
         not fits
@@ -83,7 +83,7 @@ def to_transformers(model: OLMo) -> transformers.PreTrainedModel:
         or config.include_bias
         or config.scale_logits
         or config.embedding_layer_norm
-        or config.activation_type != ActivationType.swiglu
+        or config.activation_type != "swiglu"
     ):
         raise ValueError("transformers has no model of this shape")
     shape: dict[str, Any] = {

@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from enum import Enum
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..config.schema import ActivationType, InitFnType, LayerNormType, ModelConfig, make_model_config
+from ..config.schema import ModelConfig, make_model_config
 from ..exceptions import ConfigurationError
 
 _Value = TypeVar("_Value")
@@ -56,7 +55,7 @@ TOP_TABLE = {EMBEDDING: "model.embed_tokens.weight", FINAL_NORM: "model.norm.wei
 _COMMON = {
     "rope": True,
     "include_bias": False,
-    "activation_type": ActivationType.swiglu,
+    "activation_type": "swiglu",
     "scale_logits": False,
     "embedding_layer_norm": False,
     "temperature_attention": None,
@@ -65,7 +64,7 @@ _COMMON = {
 _FIXED = {
     "olmo": {
         **_COMMON,
-        "layer_norm_type": LayerNormType.default,
+        "layer_norm_type": "default",
         "layer_norm_with_affine": False,
         "layer_norm_eps": 1e-5,
         "attention_layer_norm": False,
@@ -73,7 +72,7 @@ _FIXED = {
     },
     "olmo2": {
         **_COMMON,
-        "layer_norm_type": LayerNormType.rms,
+        "layer_norm_type": "rms",
         "layer_norm_with_affine": True,
         "attention_layer_norm": True,
         "attention_layer_norm_with_affine": True,
@@ -132,7 +131,7 @@ def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
             "residual_dropout": 0.0,
             "embedding_dropout": 0.0,
             "bias_for_layer_norm": False,
-            "init_fn": InitFnType.mitchell if kind == "olmo" else InitFnType.normal,
+            "init_fn": "mitchell" if kind == "olmo" else "normal",
         }
     except KeyError as error:
         raise ConfigurationError(f"{where}: no {error.args[0]}") from error
@@ -202,10 +201,7 @@ def to_transformers_config(config: ModelConfig, dtype: torch.dtype) -> dict[str,
         "pad_token_id": config.pad_token_id,
         "bos_token_id": None,
         "torch_dtype": str(dtype).removeprefix("torch."),
-        "olmo_config": {
-            key: value.value if isinstance(value, Enum) else value
-            for key, value in asdict(replace(config, resuscitation=None)).items()
-        },
+        "olmo_config": asdict(replace(config, resuscitation=None)),
     }
     return raw | ({"clip_qkv": config.clip_qkv} if kind == "olmo" else {"rms_norm_eps": config.layer_norm_eps})
 

@@ -17,134 +17,59 @@ import typing
 from collections.abc import Container, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Literal, Optional, Tuple, Union
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..exceptions import ConfigurationError
 
-
-class LayerNormType(str, Enum):
-    default = "default"
-    low_precision = "low_precision"
-    rms = "rms"
-
-
-class ActivationType(str, Enum):
-    gelu = "gelu"
-    relu = "relu"
-    swiglu = "swiglu"
-
-
-class BlockType(str, Enum):
-    sequential = "sequential"
-    llama = "llama"
-
-
-class InitFnType(str, Enum):
-    mitchell = "mitchell"
-    normal = "normal"
-    kaiming_normal = "kaiming_normal"
-    fan_in = "fan_in"
-    full_megatron = "full_megatron"
-
-
-class OptimizerType(str, Enum):
-    lionw = "lionw"
-    adamw = "adamw"
-
-
-class SchedulerType(str, Enum):
-    cosine_with_warmup = "cosine_with_warmup"
-    linear_with_warmup = "linear_with_warmup"
-    inverse_sqrt_with_warmup = "inverse_sqrt_with_warmup"
-    max_scheduler = "max_scheduler"
-    constant = "constant"
-    cosine_linear_envelope = "cosine_linear_envelope"
-    constant_with_warmup = "constant_with_warmup"
-
-
-class SchedulerUnits(str, Enum):
-    steps = "steps"
-    tokens = "tokens"
-
-
-class PaddingDirection(str, Enum):
-    right = "right"
-    left = "left"
-
-
-class EvaluatorType(str, Enum):
-    downstream = "downstream"
-    lm = "lm"
-    knowledge_entropy = "knowledge_entropy"
-
-
-class InjectionPosition(str, Enum):
-    front = "front"
-    document = "document"
-
-
-class TruncationDirection(str, Enum):
-    right = "right"
-    left = "left"
-
-
-class DistributedStrategy(str, Enum):
-    single = "single"
-    ddp = "ddp"
-    fsdp = "fsdp"
-
-
-class DDPGradSyncMode(str, Enum):
-    batch = "batch"
-    micro_batch = "micro_batch"
-
-
-class FSDPWrapStrategy(str, Enum):
-    by_block = "by_block"
-    by_block_and_size = "by_block_and_size"
-    by_block_group = "by_block_group"
-    by_block_group_and_size = "by_block_group_and_size"
-    size_based = "size_based"
-    one_in_two = "one_in_two"
-    one_in_three = "one_in_three"
-    one_in_four = "one_in_four"
-    one_in_five = "one_in_five"
-
-
-class ShardingStrategy(str, Enum):
-    FULL_SHARD = "FULL_SHARD"
-    SHARD_GRAD_OP = "SHARD_GRAD_OP"
-    NO_SHARD = "NO_SHARD"
-    HYBRID_SHARD = "HYBRID_SHARD"
-    HYBRID_SHARD_ZERO2 = "_HYBRID_SHARD_ZERO2"
-
-
-class FSDPPrecision(str, Enum):
-    pure = "pure"
-    mixed = "mixed"
-
-
-class ShardedCheckpointerType(str, Enum):
-    torch_new = "torch_new"
-    torch_legacy = "torch_legacy"
-    local = "local"
-    olmo_core = "olmo_core"
-
-
-class ActivationCheckpointingStrategy(str, Enum):
-    whole_layer = "whole_layer"
-    one_in_two = "one_in_two"
-    one_in_three = "one_in_three"
-    one_in_four = "one_in_four"
-    one_in_eight = "one_in_eight"
-    two_in_three = "two_in_three"
-    three_in_four = "three_in_four"
-    fine_grained = "fine_grained"
+LayerNormType = Literal["default", "low_precision", "rms"]
+ActivationType = Literal["gelu", "relu", "swiglu"]
+BlockType = Literal["sequential", "llama"]
+InitFnType = Literal["mitchell", "normal", "kaiming_normal", "fan_in", "full_megatron"]
+OptimizerType = Literal["lionw", "adamw"]
+SchedulerType = Literal[
+    "cosine_with_warmup",
+    "linear_with_warmup",
+    "inverse_sqrt_with_warmup",
+    "max_scheduler",
+    "constant",
+    "cosine_linear_envelope",
+    "constant_with_warmup",
+]
+SchedulerUnits = Literal["steps", "tokens"]
+PaddingDirection = Literal["right", "left"]
+EvaluatorType = Literal["downstream", "lm", "knowledge_entropy"]
+InjectionPosition = Literal["front", "document"]
+TruncationDirection = Literal["right", "left"]
+DistributedStrategy = Literal["single", "ddp", "fsdp"]
+DDPGradSyncMode = Literal["batch", "micro_batch"]
+FSDPWrapStrategy = Literal[
+    "by_block",
+    "by_block_and_size",
+    "by_block_group",
+    "by_block_group_and_size",
+    "size_based",
+    "one_in_two",
+    "one_in_three",
+    "one_in_four",
+    "one_in_five",
+]
+ShardingStrategy = Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2"]
+FSDPPrecision = Literal["pure", "mixed"]
+ShardedCheckpointerType = Literal["torch_new", "torch_legacy", "local", "olmo_core"]
+ActivationCheckpointingStrategy = Literal[
+    "whole_layer",
+    "one_in_two",
+    "one_in_three",
+    "one_in_four",
+    "one_in_eight",
+    "two_in_three",
+    "three_in_four",
+    "fine_grained",
+]
 
 
 @dataclass
@@ -158,8 +83,8 @@ class ModelConfig:
     n_layers: int = 12
     mlp_ratio: int = 4
     mlp_hidden_size: Optional[int] = None  # rows of ff_proj (2 m for swiglu); default mlp_ratio * d_model
-    activation_type: ActivationType = ActivationType.swiglu
-    block_type: BlockType = BlockType.sequential
+    activation_type: ActivationType = "swiglu"
+    block_type: BlockType = "sequential"
     block_group_size: int = 1  # blocks that fsdp.wrapping_strategy by_block_group gathers together
     alibi: bool = False
     alibi_bias_max: float = 8.0
@@ -173,7 +98,7 @@ class ModelConfig:
     residual_dropout: float = 0.1
     embedding_dropout: float = 0.1
     embedding_layer_norm: bool = False
-    layer_norm_type: LayerNormType = LayerNormType.default
+    layer_norm_type: LayerNormType = "default"
     layer_norm_with_affine: bool = True
     layer_norm_eps: float = 1e-05
     attention_layer_norm_with_affine: bool = True
@@ -187,7 +112,7 @@ class ModelConfig:
     eos_token_id: int = 50256
     pad_token_id: int = 50256
     init_device: Optional[str] = None  # meta: new weights are made on the device that trains them
-    init_fn: InitFnType = InitFnType.normal
+    init_fn: InitFnType = "normal"
     init_std: float = 0.02
     init_cutoff_factor: Optional[float] = None  # truncate the normal at this many standard deviations
     precision: Optional[str] = None
@@ -215,13 +140,13 @@ class ModelConfig:
     @property
     def inner_size(self) -> int:
         """The inner dimension m: the number of memories of a layer."""
-        swiglu = self.activation_type == ActivationType.swiglu
+        swiglu = self.activation_type == "swiglu"
         return self.projection_size // 2 if swiglu else self.projection_size
 
 
 @dataclass
 class OptimizerConfig:
-    name: OptimizerType = OptimizerType.lionw
+    name: OptimizerType = "lionw"
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     betas: Tuple[float, float] = (0.9, 0.95)
@@ -240,8 +165,8 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
-    name: SchedulerType = SchedulerType.cosine_with_warmup
-    units: SchedulerUnits = SchedulerUnits.steps
+    name: SchedulerType = "cosine_with_warmup"
+    units: SchedulerUnits = "steps"
     t_warmup: Union[int, float] = 100
     t_max: Optional[Union[int, float]] = None
     alpha_f: float = 0.1  # final learning rate as a fraction of the first
@@ -263,7 +188,7 @@ class DataConfig:
     memmap_dtype: str = "uint16"
     datasets: Optional[Dict[str, List[str]]] = None  # evaluators: label -> token files
     label_mask_paths: Optional[List[str]] = None  # beside `paths`: a byte a token, 0 where it does not count
-    pad_direction: PaddingDirection = PaddingDirection.right  # of short rows in `dataset_path`
+    pad_direction: PaddingDirection = "right"  # of short rows in `dataset_path`
     generate_attention_mask: bool = False  # model.pad_token_id is padding wherever it stands in the data
     generate_doc_lengths: bool = False
     num_workers: int = 0  # threads that read ahead; 0: one thread, one batch
@@ -288,7 +213,7 @@ class EvaluatorConfig:
     """
 
     label: str = "???"
-    type: EvaluatorType = EvaluatorType.lm
+    type: EvaluatorType = "lm"
     data: DataConfig = field(default_factory=DataConfig)
     device_eval_batch_size: Optional[int] = None
     subset_num_batches: Optional[int] = None  # of each evaluation; -1: all
@@ -298,7 +223,7 @@ class EvaluatorConfig:
 @dataclass
 class TokenizerConfig:
     identifier: str = "gpt2"  # a tokenizer.json, a name that ships with olmo_eval, or a hub id
-    truncate_direction: TruncationDirection = TruncationDirection.right
+    truncate_direction: TruncationDirection = "right"
 
 
 @dataclass
@@ -347,18 +272,18 @@ class CompilerConfig:
 
 @dataclass
 class DDPConfig:
-    grad_sync_mode: DDPGradSyncMode = DDPGradSyncMode.batch
+    grad_sync_mode: DDPGradSyncMode = "batch"
     find_unused_params: bool = False
 
 
 @dataclass
 class FSDPConfig:
     use_orig_params: bool = True
-    sharding_strategy: ShardingStrategy = ShardingStrategy.FULL_SHARD
+    sharding_strategy: ShardingStrategy = "FULL_SHARD"
     wrapping_strategy: Optional[FSDPWrapStrategy] = None
-    precision: Optional[FSDPPrecision] = FSDPPrecision.pure
+    precision: Optional[FSDPPrecision] = "pure"
     hybrid_sharding_num_model_replicas: Optional[int] = None  # default: one a node
-    grad_sync_mode: DDPGradSyncMode = DDPGradSyncMode.batch  # micro_batch: no process keeps a whole gradient
+    grad_sync_mode: DDPGradSyncMode = "batch"  # micro_batch: no process keeps a whole gradient
 
 
 @dataclass
@@ -396,7 +321,7 @@ class TrainConfig:
     try_load_latest_save: bool = False  # continue from the newest checkpoint in save_folder, if there is one
     reset_optimizer_state: bool = False
     reset_trainer_state: bool = False
-    sharded_checkpointer: ShardedCheckpointerType = ShardedCheckpointerType.torch_legacy
+    sharded_checkpointer: ShardedCheckpointerType = "torch_legacy"
     new_style_checkpoints: Optional[bool] = None
     max_duration: Union[int, str] = 10000  # steps, "1ep" (epochs) or "2e9T" (tokens)
     global_train_batch_size: int = 512  # instances of all ranks together
@@ -415,7 +340,7 @@ class TrainConfig:
     console_log_interval: int = 1
     gen1_gc_interval: Optional[int] = 1
     compile: Optional[CompilerConfig] = None  # torch.compile of the layers, in training
-    distributed_strategy: Optional[DistributedStrategy] = DistributedStrategy.fsdp
+    distributed_strategy: Optional[DistributedStrategy] = "fsdp"
     fsdp: Optional[FSDPConfig] = field(default_factory=FSDPConfig)
     ddp: Optional[DDPConfig] = None
     softmax_auxiliary_loss: bool = False
@@ -438,7 +363,7 @@ class TrainConfig:
     data_shuffling: bool = True  # false: instances in the order of the files
     inject_interval: Optional[int] = None  # steps between injection rounds
     inject_start_step: Optional[int] = None  # of the first round; default: inject_interval
-    inject_position: InjectionPosition = InjectionPosition.front  # of a row; document: behind its first document
+    inject_position: InjectionPosition = "front"  # of a row; document: behind its first document
     probe_dataset: Optional[str] = None
     injection: Optional[InjectionConfig] = None
     probing: Optional[ProbingConfig] = None  # null: probes are scored in regular evaluations alone
@@ -489,7 +414,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return value.value if isinstance(value, Enum) else value
+    return value
 
 
 # What decides what a run learns and from what; not how fast, and what is saved and told of it.
@@ -539,7 +464,7 @@ WITHOUT_EFFECT = {
 
 # Keys we know and do not support: (key, values that leave a run as it is, what to do instead).
 _UNSUPPORTED: list[tuple[str, tuple[Any, ...], str]] = [
-    ("model.block_type", (BlockType.sequential,), "use sequential, the same with q, k, v stacked in att_proj"),
+    ("model.block_type", ("sequential",), "use sequential, the same with q, k, v stacked in att_proj"),
     ("model.alibi", (False,), "use rope or learned positions"),
     ("model.save_grad_", (None, False), "leave it out; gradients are not saved"),
     ("optimizer.selective_updates", (False,), "leave it out; every weight takes every step"),
@@ -755,6 +680,9 @@ def _translate(raw: DictConfig) -> None:
     if OmegaConf.is_dict(optimizer) and optimizer.get("name") == "decoupled_lionw":
         optimizer["name"] = "lionw"
         optimizer.pop("eps", None)
+    fsdp = raw.get("fsdp")
+    if OmegaConf.is_dict(fsdp) and fsdp.get("sharding_strategy") == "HYBRID_SHARD_ZERO2":
+        fsdp["sharding_strategy"] = "_HYBRID_SHARD_ZERO2"
     if isinstance(raw.get("activation_checkpointing"), bool):
         raw["activation_checkpointing"] = "whole_layer" if raw["activation_checkpointing"] else None
 
@@ -826,7 +754,7 @@ def _spelled(value: Any) -> str:
     """A value as YAML spells it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value.value if isinstance(value, Enum) else value)
+    return str(value)
 
 
 def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
@@ -847,7 +775,7 @@ def _invalid_model(model: ModelConfig) -> typing.Iterator[str]:
         yield "model.rope: needs an even head dimension (d_model / n_heads)"
     if model.n_heads % model.effective_n_kv_heads:
         yield f"model.n_kv_heads: {model.effective_n_kv_heads} does not divide model.n_heads: {model.n_heads}"
-    if model.activation_type == ActivationType.swiglu and model.projection_size % 2:
+    if model.activation_type == "swiglu" and model.projection_size % 2:
         yield f"model.mlp_hidden_size: {model.projection_size} is odd; swiglu halves it into up and gate"
     if (model.embedding_size or model.vocab_size) < model.vocab_size:
         yield f"model.embedding_size: {model.embedding_size} is less than vocab_size: {model.vocab_size}"
@@ -882,12 +810,12 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         for name, value in (("label_mask_paths", None), ("generate_attention_mask", False)):
             if getattr(data, name) != value:
                 yield f"evaluators.{evaluator.label}.data.{name}: only training data has masks; leave it out"
-        if evaluator.type == EvaluatorType.lm and len(given) != 1:
+        if evaluator.type == "lm" and len(given) != 1:
             yield (
                 f"evaluators.{evaluator.label}: needs exactly one of data.paths, data.datasets, "
                 f"data.dataset_path (has {', '.join(given) or 'none'})"
             )
-        if evaluator.type == EvaluatorType.knowledge_entropy and (len(given) > 1 or data.datasets):
+        if evaluator.type == "knowledge_entropy" and (len(given) > 1 or data.datasets):
             yield f"evaluators.{evaluator.label}: takes data.paths, data.dataset_path, or neither for the run's own"
     betas, peak = config.optimizer.betas, config.optimizer.learning_rate
     if len(betas) != 2 or not all(0 <= beta <= 1 for beta in betas):
@@ -915,8 +843,8 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
         yield "injection: names no entries; give paraphrase, duplicate or once a file, or leave injection out"
     if config.fsdp and config.model.block_group_size == 1:
         strategy = config.fsdp.wrapping_strategy
-        if strategy in (FSDPWrapStrategy.by_block_group, FSDPWrapStrategy.by_block_group_and_size):
-            yield f"fsdp.wrapping_strategy: {strategy.value} needs model.block_group_size to be more than 1"
+        if strategy in ("by_block_group", "by_block_group_and_size"):
+            yield f"fsdp.wrapping_strategy: {strategy} needs model.block_group_size to be more than 1"
     if config.model.resuscitation_force and not config.model.resuscitation:
         yield "model.resuscitation_force: goes with model.resuscitation, the file that it applies; leave it out"
     if config.probing is not None:
@@ -939,7 +867,7 @@ def _invalid(config: TrainConfig) -> typing.Iterator[str]:
 def _invalid_probing(config: TrainConfig, probing: ProbingConfig) -> typing.Iterator[str]:
     if not (config.inject_indices_map or (config.injection and config.injection.rounds)):
         yield "probing: is about injections, and nothing is injected; leave it out, or set --probing=null"
-    if not any(e.type == EvaluatorType.lm and e.data.dataset_path for e in config.evaluators):
+    if not any(e.type == "lm" and e.data.dataset_path for e in config.evaluators):
         yield "probing: no evaluator has probes; add one of type lm with data.dataset_path, or leave probing out"
     if probing.interval > probing.steps >= 1:
         yield f"probing.interval: {probing.interval} must be at most probing.steps: {probing.steps}"

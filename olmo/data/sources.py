@@ -156,9 +156,7 @@ class TokenDataset:
     `columns` are those of its columns that say something of every token, see `read_column`.
     """
 
-    def __init__(
-        self, path: str | Path, sequence_length: int, pad_direction: PaddingDirection = PaddingDirection.right
-    ):
+    def __init__(self, path: str | Path, sequence_length: int, pad_direction: PaddingDirection = "right"):
         import datasets  # takes a second; only runs on such folders need it
 
         if not Path(path).is_dir():
@@ -207,7 +205,7 @@ class TokenDataset:
                 )
             if len(row) != len(ids):
                 raise ValueError(f"{where}: a mask of {len(row)} numbers for {len(ids)} tokens")
-            start = self.sequence_length - len(row) if self.pad_direction == PaddingDirection.left else 0
+            start = self.sequence_length - len(row) if self.pad_direction == "left" else 0
             place[start : start + len(row)] = row
             if len(row) and place[start : start + len(row)].min() < 0:
                 raise ValueError(f"{where}: {place[start : start + len(row)].min()} is no token")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ..config.schema import EvaluatorConfig, EvaluatorType, TrainConfig
+from ..config.schema import EvaluatorConfig, TrainConfig
 from ..console import Progress
 from ..data.sources import TokenFiles
 from ..distributed import Ranks
@@ -47,9 +47,9 @@ class Evaluators:
                 progress.advance()
 
     def _prepare(self, evaluator: EvaluatorConfig, tokenizer: Tokenizer | None) -> None:
-        if evaluator.type == EvaluatorType.downstream:
+        if evaluator.type == "downstream":
             self.tasks.append((evaluator, self._task(evaluator)))
-        elif evaluator.type == EvaluatorType.knowledge_entropy:
+        elif evaluator.type == "knowledge_entropy":
             batches = self._batches(evaluator)
             limit = None if batches is None else batches * self._batch_size(evaluator)
             self.entropies.append((evaluator, EntropyBatch(evaluator, self.config, limit)))

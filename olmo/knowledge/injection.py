@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..config.schema import EvaluatorType, InjectionPosition, TrainConfig
+from ..config.schema import TrainConfig
 from ..data.loader import Batch
 from ..exceptions import ConfigurationError
 from .entries import SETTINGS, load_entries
@@ -24,7 +24,7 @@ def _files_of_probes(config: TrainConfig) -> dict[str, str]:
     files: dict[str, str] = {}
     for evaluator in config.evaluators:
         setting = evaluator.label.partition("_")[0]
-        if evaluator.type == EvaluatorType.lm and evaluator.data.dataset_path and setting in SETTINGS:
+        if evaluator.type == "lm" and evaluator.data.dataset_path and setting in SETTINGS:
             files.setdefault(setting, evaluator.data.dataset_path)
     return files
 
@@ -56,7 +56,7 @@ def plan_from_config(config: TrainConfig, encode: Encode | None) -> Plan | None:
         rounds = build_rounds(settings, chosen.rounds, encode, eos)
     else:
         return None
-    boundary = eos if config.inject_position == InjectionPosition.document else None
+    boundary = eos if config.inject_position == "document" else None
     plan = Plan(rounds, interval, config.inject_start_step, steps_passed, boundary)
     plan.check(config.global_train_batch_size, config.model.max_sequence_length)
     rows = config.model.embedding_size or config.model.vocab_size

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..config.schema import ActivationType
 from ..distributed import Ranks
 from ..model import Block, OLMo
 from .locate import Experts, Memory, find_memories
@@ -296,7 +295,7 @@ def _coefficients(block: Block, stream: Tensor, observation: Observation) -> Ten
     On a CPU a gated layer computes MEMORIES_AT_ONCE: a product of matrices as wide as the whole projection is a tenth
     slower, perhaps because its rows lie a large power of two apart. `relu` needs the whole, for its hooks.
     """
-    gated = block.config.activation_type == ActivationType.swiglu and block.memory_temperature is None
+    gated = block.config.activation_type == "swiglu" and block.memory_temperature is None
     if stream.device.type != "cpu" or not gated or block.ff_proj.bias is not None or observation.coefficient == "relu":
         return block.coefficients(block.project(stream))
     entering = stream if block.config.norm_after else block.ff_norm(stream)

@@ -29,13 +29,13 @@ LayerRunner: TypeAlias = Callable[[int, Block, Tensor, Table, Tensor | None], Te
 
 # Strategy -> (k, whether it is the multiples of k or all the others whose activations are computed again).
 _CHOSEN = {
-    ActivationCheckpointingStrategy.whole_layer: (1, True),
-    ActivationCheckpointingStrategy.one_in_two: (2, True),
-    ActivationCheckpointingStrategy.one_in_three: (3, True),
-    ActivationCheckpointingStrategy.one_in_four: (4, True),
-    ActivationCheckpointingStrategy.one_in_eight: (8, True),
-    ActivationCheckpointingStrategy.two_in_three: (3, False),
-    ActivationCheckpointingStrategy.three_in_four: (4, False),
+    "whole_layer": (1, True),
+    "one_in_two": (2, True),
+    "one_in_three": (3, True),
+    "one_in_four": (4, True),
+    "one_in_eight": (8, True),
+    "two_in_three": (3, False),
+    "three_in_four": (4, False),
 }
 
 
@@ -72,7 +72,7 @@ def layer_runner(config: TrainConfig, device: torch.device | None = None) -> Lay
         )
     again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=drops)
     run: Callable[..., Tensor] = Block.compute
-    if strategy == ActivationCheckpointingStrategy.fine_grained:
+    if strategy == "fine_grained":
         run = partial(_fine_grained, again)
     if config.compile is not None:  # one graph, which serves every layer
         try:

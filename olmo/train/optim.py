@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import OptimizerConfig, OptimizerType, SchedulerConfig, SchedulerType, TrainConfig
+from ..config.schema import OptimizerConfig, SchedulerConfig, SchedulerType, TrainConfig
 from ..distributed import full_tensor
 from ..model import LayerNorm
 
@@ -81,7 +81,7 @@ class LionW(torch.optim.Optimizer):
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
     """LionW, or AdamW, fused where the device has such a kernel (CPU and CUDA do)."""
     groups = parameter_groups(config, model)
-    if config.name == OptimizerType.lionw:
+    if config.name == "lionw":
         return LionW(groups, config.learning_rate, config.betas, config.weight_decay)
     fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(
@@ -102,15 +102,15 @@ def learning_rate(config: TrainConfig, current: int, total: int, restarted_at: i
         if current < warm:
             share = max(current - restarted_at, 0) / (warm - restarted_at)
             return learning_rate(config, warm, total) * share
-    if scheduler.name == SchedulerType.max_scheduler:
-        inner = (SchedulerType.cosine_with_warmup, SchedulerType.inverse_sqrt_with_warmup)
+    if scheduler.name == "max_scheduler":
+        inner: tuple[SchedulerType, ...] = ("cosine_with_warmup", "inverse_sqrt_with_warmup")
         return max(_schedule(scheduler, name, config, current, total) for name in inner)
     return _schedule(scheduler, scheduler.name, config, current, total)
 
 
 def _schedule(scheduler: SchedulerConfig, name: SchedulerType, config: TrainConfig, current: int, total: int) -> float:
     peak, warmup = config.optimizer.learning_rate, int(scheduler.t_warmup)
-    if name == SchedulerType.constant:
+    if name == "constant":
         return peak
     if current < warmup:
         lowest = scheduler.warmup_min_lr
@@ -119,19 +119,19 @@ def _schedule(scheduler: SchedulerConfig, name: SchedulerType, config: TrainConf
         if lowest is None:
             lowest = peak * 0.1
         return lowest + (peak - lowest) * current / warmup
-    if name == SchedulerType.constant_with_warmup:
+    if name == "constant_with_warmup":
         return peak
-    if name == SchedulerType.inverse_sqrt_with_warmup:
+    if name == "inverse_sqrt_with_warmup":
         return peak * math.sqrt(warmup / max(warmup, current, 1))
     last = total if scheduler.t_max is None else int(scheduler.t_max)
     final = peak * scheduler.alpha_f
     if current >= last:
         return final
     done = (current - warmup) / (last - warmup)
-    if name == SchedulerType.linear_with_warmup:
+    if name == "linear_with_warmup":
         return peak - (peak - final) * done
     cosine = (peak - final) * (1 + math.cos(math.pi * done)) / 2
-    return final + (cosine * (1 - done) if name == SchedulerType.cosine_linear_envelope else cosine)
+    return final + (cosine * (1 - done) if name == "cosine_linear_envelope" else cosine)
 
 
 def clip_limit(config: TrainConfig, limit: float | None, current: int) -> float | None:

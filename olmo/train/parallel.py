@@ -31,12 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config.schema import (
     DDPConfig,
-    DDPGradSyncMode,
-    DistributedStrategy,
     FSDPConfig,
-    FSDPPrecision,
     FSDPWrapStrategy,
-    ShardingStrategy,
     TrainConfig,
 )
 from ..distributed import Ranks, full_tensor
@@ -47,7 +43,7 @@ from .loss import Objective
 
 def is_sharded(config: TrainConfig, ranks: Ranks) -> bool:
     """Whether each process keeps a part of the model only."""
-    return ranks.world_size > 1 and config.distributed_strategy == DistributedStrategy.fsdp
+    return ranks.world_size > 1 and config.distributed_strategy == "fsdp"
 
 
 def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: torch.device) -> nn.Module:
@@ -60,9 +56,8 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
         return objective
     if is_sharded(config, ranks):
         return _shard(objective, config, ranks, device)
-    if config.distributed_strategy != DistributedStrategy.ddp:
-        chosen = config.distributed_strategy
-        name = chosen.value if chosen else "null"
+    if config.distributed_strategy != "ddp":
+        name = config.distributed_strategy or "null"
         raise ConfigurationError(f"distributed_strategy: {name} runs on one process; use ddp or fsdp on several")
     unused = config.ddp.find_unused_params if config.ddp else False
     return DistributedDataParallel(
@@ -73,9 +68,9 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
 def _mesh(fsdp: FSDPConfig, world_size: int, device: torch.device) -> DeviceMesh:
     """Processes by copy of the model (where there are several) and part of it."""
     replicas = 1
-    if fsdp.sharding_strategy == ShardingStrategy.NO_SHARD:
+    if fsdp.sharding_strategy == "NO_SHARD":
         replicas = world_size
-    elif "HYBRID" in fsdp.sharding_strategy.value:
+    elif "HYBRID" in fsdp.sharding_strategy:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         replicas = fsdp.hybrid_sharding_num_model_replicas or max(world_size // local, 1)
     if world_size % replicas:
@@ -93,18 +88,17 @@ def _groups(objective: Objective, strategy: FSDPWrapStrategy | None) -> list[lis
     blocks = objective.model.blocks
     if strategy is None:
         return []
-    name = strategy.value
-    if name.startswith("one_in_"):
-        every = {"two": 2, "three": 3, "four": 4, "five": 5}[name.removeprefix("one_in_")]
+    if strategy.startswith("one_in_"):
+        every = {"two": 2, "three": 3, "four": 4, "five": 5}[strategy.removeprefix("one_in_")]
         return [[block] for block in blocks[::every]]
-    if strategy == FSDPWrapStrategy.size_based:
+    if strategy == "size_based":
         groups: list[list[Block]] = [[]]
         for block in blocks:
             groups[-1].append(block)
             if sum(p.numel() for b in groups[-1] for p in b.parameters()) >= 100_000_000:
                 groups.append([])
         return groups[:-1]
-    size = objective.model.config.block_group_size if name.startswith("by_block_group") else 1
+    size = objective.model.config.block_group_size if strategy.startswith("by_block_group") else 1
     return [blocks[start : start + size] for start in range(0, len(blocks), size)]
 
 
@@ -113,9 +107,9 @@ def _shard(objective: Objective, config: TrainConfig, ranks: Ranks, device: torc
     mesh = _mesh(fsdp, ranks.world_size, device)
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # the angles of the rotary embedding stay float32
     if config.precision == "amp_bf16" and fsdp.precision is not None:
-        reduced = torch.bfloat16 if fsdp.precision == FSDPPrecision.pure else torch.float32
+        reduced = torch.bfloat16 if fsdp.precision == "pure" else torch.float32
         policy = MixedPrecisionPolicy(torch.bfloat16, reduced, cast_forward_inputs=False)
-    gives_back = fsdp.sharding_strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.HYBRID_SHARD)
+    gives_back = fsdp.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD")
     groups = _groups(objective, fsdp.wrapping_strategy)
     for group in groups:
         fully_shard(list[nn.Module](group), mesh=mesh, mp_policy=policy, reshard_after_forward=gives_back)
@@ -132,7 +126,7 @@ def gradient_sync(module: nn.Module, config: TrainConfig, last_micro_batch: bool
     Under FSDP, once per batch means that until then every process keeps the gradient of all weights.
     """
     chosen: DDPConfig | FSDPConfig | None = config.fsdp if isinstance(module, FSDPModule) else config.ddp
-    every = chosen is not None and chosen.grad_sync_mode == DDPGradSyncMode.micro_batch
+    every = chosen is not None and chosen.grad_sync_mode == "micro_batch"
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last_micro_batch or every)
     elif isinstance(module, DistributedDataParallel) and not (last_micro_batch or every):

@@ -23,7 +23,7 @@ from ..checkpoint import folder as saves
 from ..checkpoint import sharded
 from ..checkpoint.manifest import is_ephemeral
 from ..checkpoint.remote_saves import RemoteSaves
-from ..config.schema import EvaluatorConfig, EvaluatorType, SchedulerUnits, TrainConfig
+from ..config.schema import EvaluatorConfig, TrainConfig
 from ..console import clock
 from ..data.loader import Batch, run_loader
 from ..distributed import Ranks, to_device
@@ -130,10 +130,7 @@ class Trainer:
         if config.remote_save_folder is not None:
             self.remote = ranks.run_on_first(partial(self._remote_saves, config.remote_save_folder))
         # A downstream task reads the tokenizer by itself; here it is checked.
-        asks = (
-            e.type == EvaluatorType.downstream or (e.type == EvaluatorType.lm and e.data.dataset_path)
-            for e in config.evaluators
-        )
+        asks = (e.type == "downstream" or (e.type == "lm" and e.data.dataset_path) for e in config.evaluators)
         tokenizer = run_tokenizer(config) if config.injection or any(asks) else None
         self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
         self.loader = run_loader(
@@ -316,7 +313,7 @@ class Trainer:
 
     @property
     def _by_tokens(self) -> bool:
-        return self.config.scheduler.units == SchedulerUnits.tokens
+        return self.config.scheduler.units == "tokens"
 
     @property
     def max_steps(self) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from analysis import change_parameters, entropy, verification
 from olmo import checkpoint
-from olmo.config import OptimizerType, TrainConfig, save_model_config
+from olmo.config import TrainConfig, save_model_config
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.files.tensors import read_tensors, write_tensors
 from olmo.memory.rescaling import load_multipliers
@@ -52,7 +52,7 @@ def uneven_model(seed: int = 0) -> OLMo:
 
 def write(folder: Path, model: OLMo) -> Path:
     config = TrainConfig(model=model.config)
-    config.optimizer.name = OptimizerType.adamw
+    config.optimizer.name = "adamw"
     checkpoint.save(folder, model, config, build_optimizer(config.optimizer, model), {})
     return folder
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from analysis.change_parameters import main as change_parameters
 from olmo import checkpoint
-from olmo.config import ActivationType, LayerNormType, ModelConfig, TokenizerConfig, TrainConfig, save_model_config
+from olmo.config import ModelConfig, TokenizerConfig, TrainConfig, save_model_config
 from olmo.exceptions import exit_status
 from olmo.files.tensors import write_tensors
 from olmo.memory.rescaling import rescale
@@ -161,10 +161,10 @@ def test_resuscitation_is_applied_on_the_way(tmp_path: Path) -> None:
     [
         ({"include_bias": True}, "model.include_bias: transformers' OlmoForCausalLM has no True (only False)"),
         ({"rope": False}, "model.rope: transformers' OlmoForCausalLM has no False (only True)"),
-        ({"activation_type": ActivationType.gelu}, "model.activation_type: "),
+        ({"activation_type": "gelu"}, "model.activation_type: "),
         ({"layer_norm_with_affine": True}, "model.layer_norm_with_affine: "),
         ({"layer_norm_eps": 1e-6}, "model.layer_norm_eps: "),
-        ({"layer_norm_type": LayerNormType.rms}, "model.layer_norm_type: "),
+        ({"layer_norm_type": "rms"}, "model.layer_norm_type: "),
         ({"scale_logits": True}, "model.scale_logits: "),
     ],
     ids=str,

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 import analysis.report
 from analysis import change_parameters, entropy, estimates
 from analysis.runs import TASKS
-from olmo.config import EvaluatorType, TrainConfig, load
+from olmo.config import TrainConfig, load
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.memory.rescaling import load_multipliers
 from scripts import demo, make_fictional_knowledge, prepare_demo_text
@@ -288,7 +288,7 @@ def test_every_training_configuration_loads_and_hangs_together(variant):
         assert config.model.resuscitation == (edited if factor else None)
         for evaluator in config.evaluators:
             setting = evaluator.label.partition("_")[0]
-            if evaluator.type == EvaluatorType.downstream:
+            if evaluator.type == "downstream":
                 assert config.max_duration % evaluator.eval_interval == 0
             elif setting in files:
                 assert evaluator.data.dataset_path == files[setting]

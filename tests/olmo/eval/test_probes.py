@@ -272,7 +272,7 @@ def test_an_evaluator_asks_for_the_probes_of_its_label(files: tuple[Path, Tokeni
     ]
 
 
-@pytest.mark.parametrize("direction", [TruncationDirection.right, TruncationDirection.left])
+@pytest.mark.parametrize("direction", ["right", "left"])
 def test_a_paragraph_is_the_loss_on_its_text_cut_to_the_context(
     model: OLMo, reference: Any, files: tuple[Path, Tokenizer], direction: TruncationDirection
 ) -> None:
@@ -283,7 +283,7 @@ def test_a_paragraph_is_the_loss_on_its_text_cut_to_the_context(
     losses = []
     for entry in json.loads(path.read_text()):
         ids = tokenizer.encode(entry["train_context"], add_special_tokens=False).ids
-        cut = ids[-64:] if direction == TruncationDirection.left else ids[:64]
+        cut = ids[-64:] if direction == "left" else ids[:64]
         with torch.no_grad():
             losses.append(reference(torch.tensor([cut]), labels=torch.tensor([cut])).loss.item())
     assert max(len(p.input_ids) for p in probes) == 64

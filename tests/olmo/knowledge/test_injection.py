@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from olmo.config import EvaluatorConfig, InjectionConfig, InjectionPosition, TrainConfig
+from olmo.config import EvaluatorConfig, InjectionConfig, TrainConfig
 from olmo.data.loader import Batch
 from olmo.exceptions import ConfigurationError
 from olmo.knowledge.injection import inject, needs_tokenizer, plan_from_config
@@ -306,7 +306,7 @@ def test_a_configuration_names_a_published_map_and_is_checked_at_once(tmp_path: 
 
 @pytest.mark.parametrize("written", ["plan.json", "plan.safetensors", "map.pkl"])
 def test_the_knobs_go_with_every_source(tmp_path: Path, written: str) -> None:
-    knobs = {"inject_start_step": 7, "inject_position": InjectionPosition.document}
+    knobs = {"inject_start_step": 7, "inject_position": "document"}
     if written == "map.pkl":
         named = pickled(tmp_path / written, {1: [[5, EOS]], 2: [[6, EOS]]})
     else:

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from olmo.config import OptimizerConfig, OptimizerType, TrainConfig
+from olmo.config import OptimizerConfig, TrainConfig
 from olmo.report.reporter import log
 from tests.reference import tiny_config
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        model=tiny_config(), optimizer=OptimizerConfig(OptimizerType.adamw), save_folder=str(tmp_path / "run")
-    )
+    return TrainConfig(model=tiny_config(), optimizer=OptimizerConfig("adamw"), save_folder=str(tmp_path / "run"))
 
 
 @pytest.fixture(autouse=True)

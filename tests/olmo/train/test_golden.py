@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from olmo.checkpoint import load_model, optimizer_state
-from olmo.config import OptimizerType, SchedulerConfig, TrainConfig, load
+from olmo.config import SchedulerConfig, TrainConfig, load
 from olmo.data.order import build_order
 from olmo.distributed import Ranks
 from olmo.train import Trainer
@@ -55,7 +55,7 @@ class Run:
     def flips(self) -> bool:
         """Lion moves a weight by the sign of a sum. Where that is 0 but for rounding, another machine may find the
         other sign: the weight is then off by twice the learning rate, and the losses a little. Not seen so far."""
-        return self.trainer.config.optimizer.name == OptimizerType.lionw
+        return self.trainer.config.optimizer.name == "lionw"
 
     def series(self, name: str) -> list[float]:
         lines = metrics(self.folder)

@@ -7,14 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from olmo.checkpoint import read_state
 from olmo.config import (
-    DistributedStrategy,
     FSDPConfig,
     FSDPPrecision,
     FSDPWrapStrategy,
@@ -99,18 +98,18 @@ def parts(ranks: Ranks) -> dict[str, Any]:
     """What this process keeps of a model, and how often gradients are averaged."""
     torch.manual_seed(0)
     report: dict[str, Any] = {}
-    for strategy in ShardingStrategy:
-        fsdp = FSDPConfig(sharding_strategy=strategy, wrapping_strategy=FSDPWrapStrategy.by_block)
-        config = TrainConfig(distributed_strategy=DistributedStrategy.fsdp, fsdp=fsdp, precision="fp32")
+    for strategy in get_args(ShardingStrategy):
+        fsdp = FSDPConfig(sharding_strategy=strategy, wrapping_strategy="by_block")
+        config = TrainConfig(distributed_strategy="fsdp", fsdp=fsdp, precision="fp32")
         objective = Objective(OLMo(tiny_config()))
         total = sum(p.numel() for p in objective.parameters())
         module = distribute(objective, config, ranks, CPU)
         local = sum(p.to_local().numel() for p in module.parameters())  # type: ignore[attr-defined]
-        report[strategy.value] = local / total
+        report[strategy] = local / total
     precisions = {}
-    for precision in (*FSDPPrecision, None):
-        fsdp = FSDPConfig(precision=precision, wrapping_strategy=FSDPWrapStrategy.by_block)
-        config = TrainConfig(distributed_strategy=DistributedStrategy.fsdp, fsdp=fsdp, precision="amp_bf16")
+    for precision in (*get_args(FSDPPrecision), None):
+        fsdp = FSDPConfig(precision=precision, wrapping_strategy="by_block")
+        config = TrainConfig(distributed_strategy="fsdp", fsdp=fsdp, precision="amp_bf16")
         module = distribute(Objective(OLMo(tiny_config())), config, ranks, CPU)
         seen: list[torch.dtype] = []
         block = module.model.blocks[0]
@@ -121,7 +120,7 @@ def parts(ranks: Ranks) -> dict[str, Any]:
                 module(ids, torch.arange(15), torch.arange(1, 16))[0].backward()
         gradient = block.ff_proj.weight.grad.to_local()
         averaged_in_half = bool((gradient == gradient.bfloat16()).all())
-        precisions[str(precision and precision.value)] = [str(seen[0]), str(gradient.dtype), averaged_in_half]
+        precisions[str(precision)] = [str(seen[0]), str(gradient.dtype), averaged_in_half]
     report["precision"] = precisions
     return report
 
@@ -185,10 +184,10 @@ def test_four_processes_train_as_one(folder: Path, four: dict[str, Any], name: s
 
 def test_each_process_keeps_its_part(two: dict[str, Any], four: dict[str, Any]) -> None:
     # Rows that do not divide leave the first process a little more. Copies are one a node: here one.
-    for strategy in ShardingStrategy:
-        whole = strategy == ShardingStrategy.NO_SHARD
-        assert two[strategy.value] == pytest.approx(1.0 if whole else 0.5, abs=0.01)
-        assert four[strategy.value] == pytest.approx(1.0 if whole else 0.25, abs=0.01)
+    for strategy in get_args(ShardingStrategy):
+        whole = strategy == "NO_SHARD"
+        assert two[strategy] == pytest.approx(1.0 if whole else 0.5, abs=0.01)
+        assert four[strategy] == pytest.approx(1.0 if whole else 0.25, abs=0.01)
 
 
 def test_precision_of_what_is_gathered(two: dict[str, Any]) -> None:
@@ -235,19 +234,19 @@ def layers(strategy: FSDPWrapStrategy | None, **settings: Any) -> list[list[int]
 def test_which_layers_are_gathered_together() -> None:
     each = [[n] for n in range(7)]
     assert layers(None) == []
-    assert layers(FSDPWrapStrategy.by_block) == layers(FSDPWrapStrategy.by_block_and_size) == each
-    assert layers(FSDPWrapStrategy.by_block_group, block_group_size=3) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert layers(FSDPWrapStrategy.by_block_group_and_size, block_group_size=6) == [[0, 1, 2, 3, 4, 5], [6]]
-    assert layers(FSDPWrapStrategy.one_in_two) == [[0], [2], [4], [6]]
-    assert layers(FSDPWrapStrategy.one_in_five) == [[0], [5]]
-    assert layers(FSDPWrapStrategy.size_based) == []
+    assert layers("by_block") == layers("by_block_and_size") == each
+    assert layers("by_block_group", block_group_size=3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert layers("by_block_group_and_size", block_group_size=6) == [[0, 1, 2, 3, 4, 5], [6]]
+    assert layers("one_in_two") == [[0], [2], [4], [6]]
+    assert layers("one_in_five") == [[0], [5]]
+    assert layers("size_based") == []
     # 12 * 2048 ** 2 weights a layer and its norms': two of them reach 100 million.
     large = {"d_model": 2048, "n_heads": 16, "mlp_hidden_size": 8192, "activation_type": "gelu"}
-    assert layers(FSDPWrapStrategy.size_based, **large) == [[0, 1], [2, 3], [4, 5]]
+    assert layers("size_based", **large) == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_copies_that_do_not_divide_the_processes_are_refused() -> None:
-    chosen = FSDPConfig(sharding_strategy=ShardingStrategy.HYBRID_SHARD, hybrid_sharding_num_model_replicas=3)
+    chosen = FSDPConfig(sharding_strategy="HYBRID_SHARD", hybrid_sharding_num_model_replicas=3)
     with pytest.raises(ConfigurationError, match="replicas: 3 copies do not divide 4 processes"):
         _mesh(chosen, 4, CPU)
 
