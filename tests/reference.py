@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 
 from olmo.config import ModelConfig
 from olmo.model import OLMo
@@ -154,3 +156,12 @@ def tiny_tokenizer(path: str | Path) -> Path:
     path = Path(path)
     tokenizer.save(str(path))
     return path
+
+
+def entropy_by_definition(average: Tensor) -> list[float]:
+    """Method section 1, term by term."""
+    result = []
+    for layer in average.double().tolist():
+        total = sum(layer)
+        result.append(-sum(c / total * math.log(c / total) for c in layer if c > 0))
+    return result

@@ -13,7 +13,8 @@ from ..data.masks import open_masks, padded
 from ..data.order import instances_at
 from ..data.sources import open_source
 from ..distributed import Ranks
-from ..memory.observation import CoefficientAverages, instance_means, jackknife_error, layer_entropy, observe
+from ..memory.entropy import CoefficientAverages, jackknife_error, layer_entropy
+from ..memory.observation import instance_means, observe
 from ..model import OLMo
 
 

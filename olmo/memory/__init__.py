@@ -1,17 +1,13 @@
-"""The feed-forward layer as a key-value memory: find it, observe it, rescale it."""
+"""The feed-forward layer as a key-value memory: find it, observe it, measure its entropy, rescale it."""
 
+from .entropy import GROUPS, CoefficientAverages, GroupedMeans, jackknife_error, layer_entropy
 from .observation import (
     COEFFICIENTS,
-    GROUPS,
     MEMORIES_AT_ONCE,
     PROJECTED_AT_ONCE,
     SUMMED_AT_ONCE,
-    CoefficientAverages,
-    GroupedMeans,
     Observation,
     instance_means,
-    jackknife_error,
-    layer_entropy,
     observe,
 )
 

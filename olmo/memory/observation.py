@@ -1,28 +1,23 @@
-"""The feed-forward layer as a key-value memory, in any model: observe its coefficients, measure their entropy.
+"""Observe the memory coefficients of the feed-forward layers of any model.
 
 Method section 1 (paper, section 3.1, equation 2). Shapes: B instances, T tokens, L layers, M memories of a layer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..distributed import Ranks
 from ..model import Block, OLMo
 from .locate import Experts, Memory, find_memories
 
 COEFFICIENTS = ("abs", "relu")
-GROUPS = 64  # of instances, for the jackknife
 SUMMED_AT_ONCE = 2**21  # coefficients, on a CPU: 8 MB
 PROJECTED_AT_ONCE = 2**24  # numbers that a first projection of ours gives together, on a CPU: 1024 tokens of OLMo-1B
 MEMORIES_AT_ONCE = 2048  # of a layer of ours whose coefficients are computed together, on a CPU
@@ -304,86 +299,3 @@ def _coefficients(block: Block, stream: Tensor, observation: Observation) -> Ten
         F.silu(F.linear(entering, gate), inplace=True).mul_(F.linear(entering, up)) for up, gate in zip(ups, gates)
     ]
     return torch.cat(parts, -1)
-
-
-def layer_entropy(average: NDArray[np.float64]) -> NDArray[np.float64]:
-    """H^l, natural log, of average coefficients (..., M) -> (...); a coefficient of 0 contributes 0.
-
-    Raises ValueError for a layer whose coefficients are all 0, negative or not finite.
-    """
-    total = average.sum(-1, keepdims=True)
-    if not np.isfinite(total).all() or (average < 0).any() or (total <= 0).any():
-        raise ValueError("average coefficients must be finite, not negative and not all 0 in a layer")
-    p = average / total
-    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(-1)
-
-
-class GroupedMeans:
-    """A mean over instances of numbers of any shape, in float64, with what its standard error needs.
-
-    Instance k belongs to group k mod 64. Leaving one group out at a time (delete-a-group jackknife) gives the sampling
-    error as far as instances are independent samples: neighbours that share a document, as in packed text, make it a
-    little too small.
-    """
-
-    def __init__(self, *shape: int):
-        # Where the values are, so that a GPU goes on meanwhile; on the host where only that has float64 (MPS has none).
-        self._sums = torch.zeros(GROUPS, *shape, dtype=torch.float64)
-        self.counts = np.zeros(GROUPS)
-
-    def add(self, values: Tensor, instances: NDArray[np.integer]) -> None:
-        """Add the values (B, ...) of the instances with these numbers (B,)."""
-        groups = instances % GROUPS
-        values = values if values.is_cuda else values.cpu()
-        # A product of matrices, unlike index_add_, gives the same sum every time on a GPU too.
-        owner = torch.from_numpy(np.arange(GROUPS)[:, None] == groups).double().to(values.device, non_blocking=True)
-        added = owner @ values.double().reshape(len(values), -1)
-        self._sums = self._sums.to(values.device) + added.view(self._sums.shape)
-        np.add.at(self.counts, groups, 1.0)  # one batch may hold several instances of a group
-
-    def reduce(self, ranks: Ranks) -> None:
-        """Add up what all ranks have seen."""
-        self._sums, self.counts = torch.from_numpy(ranks.sum(self.sums)), ranks.sum(self.counts)
-
-    @property
-    def sums(self) -> NDArray[np.float64]:
-        """Of each group, (64, ...)."""
-        return self._sums.cpu().numpy()
-
-    @property
-    def instances(self) -> int:
-        return int(self.counts.sum())
-
-    @property
-    def average(self) -> NDArray[np.float64]:
-        return self.sums.sum(0) / self.counts.sum()
-
-    def _without_each(self) -> Iterator[NDArray[np.float64]]:
-        """The averages without group g, for the groups that are not empty, where there are two or more."""
-        filled = np.flatnonzero(self.counts)
-        total, count = self.sums.sum(0), self.counts.sum()
-        for group in filled if len(filled) > 1 else ():
-            yield (total - self.sums[group]) / (count - self.counts[group])
-
-    def leave_one_out(self) -> NDArray[np.float64]:
-        """The statistic without group g, (G, ...), G at most 64; here the mean itself."""
-        return np.array(list(self._without_each())).reshape(-1, *self.sums.shape[1:])
-
-
-class CoefficientAverages(GroupedMeans):
-    """Average coefficients Cbar (L, M), whose statistic is H^l (L,), no mean but a function of one."""
-
-    def __init__(self, layers: int, memories: int):
-        super().__init__(layers, memories)
-
-    def leave_one_out(self) -> NDArray[np.float64]:
-        """H^l without group g, (G, L)."""
-        return np.array([layer_entropy(average) for average in self._without_each()]).reshape(-1, self.sums.shape[1])
-
-
-def jackknife_error(left_out: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard error from estimates without group g, (G, ...) -> (...); nan with fewer than two groups."""
-    groups = len(left_out)
-    if groups < 2:
-        return np.full(left_out.shape[1:], math.nan)
-    return np.sqrt((groups - 1) / groups * ((left_out - left_out.mean(0)) ** 2).sum(0))

@@ -31,7 +31,7 @@ from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
 from scripts.benchmarks import resuscitation as bench_resuscitation
 from scripts.benchmarks.processes import run_in_subprocess
-from tests.olmo.memory.test_locate import built
+from tests.architectures import built
 from tests.reference import tiny_config, to_transformers
 from tests.running import modes_hold
 

@@ -18,7 +18,7 @@ from analysis.change_parameters import Edited
 from olmo import checkpoint
 from olmo.files.tensors import read_tensors, write_tensors
 from tests.analysis.test_change_parameters import LENGTH, change, coefficients, measure, tokens, uneven_model, write
-from tests.olmo.memory.test_locate import built
+from tests.architectures import built
 from tests.reference import tiny_tokenizer
 from tests.running import write_world
 

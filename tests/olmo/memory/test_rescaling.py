@@ -14,7 +14,7 @@ from analysis.resuscitation import resuscitate
 from olmo.memory.locate import find_memories
 from olmo.memory.rescaling import Multipliers, load_multipliers, rescale, rescale_model, up_projection_name
 from olmo.model import OLMo
-from tests.olmo.memory.test_locate import ARCHITECTURES, built, observed
+from tests.architectures import ARCHITECTURES, built, observed
 from tests.reference import tiny_config
 
 
