@@ -18,7 +18,7 @@ from pathlib import Path
 
 from olmo.config import load
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
-from olmo.knowledge.injection import needs_tokenizer, plan_from_config
+from olmo.knowledge.build import needs_tokenizer, plan_from_config
 from olmo.knowledge.plan_files import SUFFIXES, PlanFile, read_plan, write_plan
 from olmo.tokenizer import encode, run_tokenizer
 

@@ -23,7 +23,8 @@ import numpy as np
 from olmo.config import TrainConfig, load
 from olmo.data.loader import Batch, run_loader
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.knowledge.injection import inject, needs_tokenizer, plan_from_config
+from olmo.knowledge.build import needs_tokenizer, plan_from_config
+from olmo.knowledge.injection import inject
 from olmo.tokenizer import encode, run_tokenizer
 from olmo.train import TrainState
 

@@ -46,7 +46,7 @@ ALLOWED = {
 # Modules of the method that know little: what of ours each may import, a module or a package with all that is in it.
 PURE = {
     "olmo.model": ("olmo.config",),
-    "olmo.knowledge.injection": ("olmo.knowledge.plan",),
+    "olmo.knowledge.injection": ("olmo.data.loader", "olmo.knowledge.plan"),  # of the loader its Batch
 }
 # The restructuring is under way: HOUSE=all runs the checks that do not hold yet.
 later = pytest.mark.skipif(os.environ.get("HOUSE") != "all", reason="not yet: HOUSE=all pytest tests/test_house.py")

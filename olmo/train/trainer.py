@@ -30,7 +30,8 @@ from ..distributed import Ranks, to_device
 from ..eval.evaluators import Evaluators
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_training_state
-from ..knowledge.injection import inject, plan_from_config
+from ..knowledge.build import plan_from_config
+from ..knowledge.injection import inject
 from ..knowledge.plan import Text
 from ..memory.temperature import Temperatures
 from ..model import OLMo
