@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-PREDICTIONS = 1024  # scored over the vocabulary at a time: float32 logits of 200 MB for 50,304 tokens
-
 
 def batched_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[slice]:
     """Cut texts sorted by length, longest first, none empty, into batches of at most `tokens_per_batch` padded tokens,

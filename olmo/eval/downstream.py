@@ -15,7 +15,8 @@ from ..distributed import Ranks
 from ..exceptions import ConfigurationError
 from ..model import OLMo
 from ..tokenizer import tokenizer_file
-from .batches import PREDICTIONS, batched_by_length
+from .batches import batched_by_length
+from .scoring import score_in_parts
 
 ACCURACIES = ("acc", "len_norm", "pmi_dc")  # metrics that count documents whose best choice is the right one
 
@@ -121,12 +122,12 @@ class DownstreamTask:
             place = (context[:, None] - 1 + torch.arange(targets.shape[1]))[counted].to(device)
             row = counted.nonzero()[:, 0].to(device)
             hidden = model.hidden_states(ids.to(device))[row, place]
-            found = []
-            for states, wanted in zip(hidden.split(PREDICTIONS), tokens.split(PREDICTIONS)):
-                logits = model.logits(states).float()
-                found.append((logits.log_softmax(-1) if normalise else logits).gather(1, wanted))
+
+            def of_wanted(logits: Tensor, wanted: Tensor) -> Tensor:
+                return (logits.log_softmax(-1) if normalise else logits).gather(1, wanted)
+
             result = torch.zeros(targets.shape)
-            result[counted] = torch.cat(found).cpu()
+            result[counted] = torch.cat(score_in_parts(model, hidden, of_wanted, tokens)).cpu()
             return result
 
         longest = len(samples[0]["query"])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..data.sources import TokenSource
 from ..distributed import Ranks
 from ..model import OLMo
-from ..train.loss import token_losses
+from .scoring import token_losses
 
 
 @torch.no_grad()

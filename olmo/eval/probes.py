@@ -24,7 +24,8 @@ from ..exceptions import ConfigurationError
 from ..knowledge.entries import KINDS, SETTINGS, Probe, load_entries, make_probes
 from ..model import OLMo
 from ..tokenizer import encode, truncate
-from .batches import PREDICTIONS, batched_by_length
+from .batches import batched_by_length
+from .scoring import score_in_parts
 
 PARAGRAPH = "paragraph"
 
@@ -144,8 +145,7 @@ def _score(probes: Sequence[Probe], model: OLMo, device: torch.device) -> NDArra
     row, place = torch.tensor(rows, device=device), torch.tensor(places, device=device)
     first = torch.tensor([t == probes[r].target_start for r, t in zip(rows, places)], device=device)
     hidden, targets = model.hidden_states(ids[:, :-1])[row, place - 1], ids[row, place]
-    parts = zip(*(tensor.split(PREDICTIONS) for tensor in (hidden, targets, first)))
-    scored = [_predictions(model.logits(hidden), targets, first) for hidden, targets, first in parts]
+    scored = score_in_parts(model, hidden, _predictions, targets, first)
     log_prob, wrong, rank = (torch.cat(part).cpu().double() for part in zip(*scored))  # MPS has no float64
     total, mistakes = (log_prob.new_zeros(len(probes)).index_add(0, row.cpu(), x) for x in (log_prob, wrong))
     return torch.stack((total, log_prob[first.cpu()], rank, mistakes), dim=1).numpy()
@@ -153,8 +153,7 @@ def _score(probes: Sequence[Probe], model: OLMo, device: torch.device) -> NDArra
 
 def _predictions(logits: Tensor, targets: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability (n,), float32, of each target and whether greedy decoding gives another token (n,); of those in
-    `first` (n,), bool, also the rank. logits (n, V)."""
-    logits = logits.float()
+    `first` (n,), bool, also the rank. logits (n, V) float32."""
     chosen = logits.gather(1, targets[:, None])
     wrong = logits.amax(1) > chosen[:, 0]
     # Of equally probable tokens, which are common in bfloat16, greedy decoding takes the first; argmax is slow.

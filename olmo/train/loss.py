@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -197,12 +196,6 @@ def loss_function(fused: bool | None, device: torch.device) -> LossFunction:
             f"fused_loss: needs Liger Kernel; pip install 'liger-kernel>=0.8', or leave it out ({error})"
         ) from error
     return fused_linear_cross_entropy
-
-
-def token_losses(model: OLMo, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-probabilities (n,), float32, of targets (n,) after hidden states (n, D); without a gradient."""
-    parts = zip(hidden.split(TOKENS_ELSEWHERE), targets.split(TOKENS_ELSEWHERE))
-    return torch.cat([F.cross_entropy(model.logits(states).float(), ids, reduction="none") for states, ids in parts])
 
 
 class Objective(nn.Module):

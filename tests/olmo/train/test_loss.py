@@ -14,10 +14,10 @@ from torch import Tensor
 
 from olmo.model import OLMo
 from olmo.train import loss as loss_module
-from olmo.train.loss import Objective, linear_cross_entropy, predictions, token_losses
+from olmo.train.loss import Objective, linear_cross_entropy, predictions
 from scripts.benchmarks.loss import peak_of_loss
 from scripts.benchmarks.processes import run_in_subprocess
-from tests.reference import tiny_config, tiny_olmo2_config
+from tests.reference import tiny_config
 
 
 def whole(logits: Tensor, input_ids: Tensor, z_multiplier: float | None, label_mask: Tensor | None) -> tuple[Any, ...]:
@@ -131,20 +131,6 @@ def test_the_gradient_can_be_taken_once_and_only_where_it_is_wanted() -> None:
         total.backward()
     with torch.no_grad():
         assert not linear_cross_entropy(hidden, weight, None, places, places)[0].requires_grad
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_token_losses_are_the_models(monkeypatch: pytest.MonkeyPatch, precision: torch.dtype) -> None:
-    """In float32, whatever the logits have."""
-    torch.manual_seed(0)
-    model, ids = OLMo(tiny_olmo2_config()).eval().to(precision), torch.randint(128, (2, 16))
-    monkeypatch.setattr(loss_module, "TOKENS_ELSEWHERE", 7)
-    with torch.no_grad():
-        hidden = model.hidden_states(ids)[:, :-1].flatten(0, 1)
-        found = token_losses(model, hidden, ids[:, 1:].flatten())
-        wanted = -model(ids).double().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None]).flatten()
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_all_logits_are_never_in_memory() -> None:
