@@ -1,8 +1,8 @@
-"""What a person sees while a command works: bars of progress, and log lines above them.
+"""Progress of a command on the console: bars, and log lines above them.
 
-On a terminal rich draws the bars. While there are any it also prints, above them, whatever Python writes to stdout or
-stderr. It is imported for the first bar, which comes when work has taken a second. Where stderr is no terminal, or one
-that cannot rewrite its lines (TERM=dumb), progress is plain lines without control characters.
+On a terminal rich draws the bars, and prints above them whatever Python writes to stdout or stderr. It is imported for
+the first bar, which is drawn once work has taken a second. Where stderr is no terminal, or one that cannot rewrite its
+lines (TERM=dumb), progress is printed as plain lines without control characters.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.live import Live
+    from rich.progress import Progress as Display
+    from rich.progress import TaskID
 
-_LEAST_BAR, _LARGEST_BAR = 5, 40  # columns
+_LARGEST_BAR = 40  # columns
 
 
 def clock(seconds: float) -> str:
@@ -39,21 +39,21 @@ def on_terminal() -> bool:
 
 
 def _itself(stream: TextIO) -> TextIO:
-    """The stream behind the one that rich puts in its place while there are bars."""
+    """The stream that rich replaces with its own while there are bars."""
     return getattr(stream, "rich_proxied_file", stream)
 
 
 class Progress:
     """Progress of work of known size: a bar on a terminal, plain lines every ten seconds elsewhere.
 
-    Work that ends within a second shows nothing. `done`: what had been done before, and says nothing of the rate.
+    Work that ends within a second shows nothing. `done`: what was done before, not counted in the rate.
     """
 
     def __init__(self, description: str, total: int, unit: str, *, show: bool = True, done: int = 0):
         self.description, self.total, self.unit, self.show = description, total, unit, show
         self.done = self._before = done
         self.started = time.monotonic()
-        self.note = ""  # shown behind the rate, for instance a running estimate
+        self.note = ""  # shown after the rate, for instance a running estimate
         self._terminal = on_terminal()
         self._next = self.started + (1.0 if self._terminal else 10.0)
 
@@ -70,12 +70,12 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Pieces a second, of those done here."""
+        """Items a second, without those done before."""
         return (self.done - self._before) / max(time.monotonic() - self.started, 1e-9)
 
     @property
     def left(self) -> str:
-        """The time that the rest takes."""
+        """Estimated time to the end, as `clock` prints it."""
         rate = self.rate
         return clock((self.total - self.done) / rate) if rate else "?"
 
@@ -84,7 +84,7 @@ class Progress:
         return f"{done}, {self.rate:,.1f}/s, {self.left} left{self.note}"
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         _bars.remove(self)
 
     def __enter__(self) -> Progress:
@@ -97,71 +97,68 @@ class Progress:
 
 
 class _Bars:
-    """The bars of all work that goes on, of any thread, in the one display that a terminal can have."""
+    """The bars of all work in progress, of any thread, in the one display that a terminal can have."""
 
     def __init__(self) -> None:
-        self.shown: list[Progress] = []
-        self._display: Live | None = None
+        self._display: Display | None = None
+        self._tasks: dict[Progress, TaskID] = {}
         self._lock = threading.RLock()
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def draw(self, progress: Progress) -> None:
-        """Draw all bars anew, and from now on also this one."""
-        # A terminal that is gone fails a write, not the work.
+        """Show a bar, or draw it anew."""
+        # A terminal that was closed fails the write; the work continues.
         with self._lock, suppress(OSError):
-            if progress not in self.shown:
-                self.shown.append(progress)
             if self._display is None:
-                self._display = self._start()
-            self._display.refresh()
+                self._display = _start_display()
+            if progress not in self._tasks:
+                self._tasks[progress] = self._display.add_task("", total=progress.total)
+            self._display.update(
+                self._tasks[progress], completed=progress.done, description=str(progress), refresh=True
+            )
 
     def remove(self, progress: Progress) -> None:
         with self._lock, suppress(OSError):
-            display, is_last = self._display, self.shown == [progress]
+            display, is_last = self._display, list(self._tasks) == [progress]
             try:
-                if display is not None and is_last:  # it draws the bar once more before it erases it
+                if display is not None and is_last:  # stop() draws the bar once more, then erases it
                     self._display = None
                     display.stop()
             finally:
-                if progress in self.shown:
-                    self.shown.remove(progress)
-            if self._display is not None:
+                task = self._tasks.pop(progress, None)
+            if task is not None and self._display is not None:
+                self._display.remove_task(task)
                 self._display.refresh()
 
-    def _start(self) -> Live:
-        from rich.console import Console
-        from rich.live import Live
 
-        # Long lines are the terminal's to wrap, so that a path can be copied from it.
-        console = Console(stderr=True, force_terminal=True, soft_wrap=True)
-        display = Live(
-            self, console=console, auto_refresh=False, transient=True, redirect_stdout=_itself(sys.stdout).isatty()
-        )
-        display.start()
-        console.show_cursor(True)  # a process that is killed could not bring it back
-        return display
+def _start_display() -> Display:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Display
+    from rich.table import Column
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """A row for each bar; where lines are short, without the bar itself."""
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        shown = list(self.shown)
-        texts = [Text(str(progress), no_wrap=True, overflow="ellipsis") for progress in shown]
-        room = options.max_width - max((text.cell_len for text in texts), default=0) - 1
-        width = min(room, _LARGEST_BAR) if room >= _LEAST_BAR else 0
-        table = Table.grid(padding=(0, 1, 0, 0))
-        for progress, text in zip(shown, texts):
-            bar = [ProgressBar(total=progress.total, completed=progress.done, width=width)] if width else []
-            table.add_row(*bar, text)
-        yield table
+    # The terminal wraps long lines, so that a path can be copied in one piece.
+    console = Console(stderr=True, force_terminal=True, soft_wrap=True)
+    display = Display(
+        BarColumn(_LARGEST_BAR, table_column=Column(no_wrap=False)),  # narrowed to what the text leaves
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=_itself(sys.stdout).isatty(),
+    )
+    display.start()
+    console.show_cursor(True)  # a process that is killed could not show it again
+    return display
 
 
 _bars = _Bars()
 
 
 class Lines(logging.StreamHandler):
-    """Log lines on stdout, or on what rich puts in its place while there are bars."""
+    """Log lines on stdout, or on the stream that replaces it while there are bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
@@ -169,9 +166,9 @@ class Lines(logging.StreamHandler):
 
 
 def above_bars(message: str) -> str:
-    """What puts a line above the bars when it is written past Python and rich, as a signal handler does.
+    """A message as a line that bars do not erase, for a signal handler, which writes past Python and rich.
 
-    Rich goes up from where the cursor is to where it drew the first bar, and would erase the line.
+    Rich moves the cursor up by as many lines as there are bars, and erases from there.
     """
-    bars = len(_bars.shown)
+    bars = len(_bars)
     return ("\n" if bars else "") + message + "\n" * max(bars, 1)
