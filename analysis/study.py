@@ -1,0 +1,102 @@
+"""The numbers of the demo's study, read or computed from the files of its runs. `gather` returns report.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.directions import directions
+from analysis.outcomes import acquired, acquired_against_original, forgotten, loss_rise, strata
+from analysis.runs import TASKS, Run, read_run
+from analysis.series import RESULT
+from olmo.knowledge.entries import KINDS, SETTINGS
+
+CONDITIONS = ("early", "middle", "last", "last_q1", "last_q2", "last_control")
+
+
+def gather(folder: Path) -> dict[str, Any]:
+    """All numbers of the report, ready for JSON; `folder` is the output of scripts.demo.
+
+    Raises FileNotFoundError without demo.json, ValueError where the demo has not finished.
+    """
+    path = folder / "demo.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; run make demo first")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if not set(CONDITIONS) <= manifest.get("conditions", {}).keys() or "environment" not in manifest:
+        raise ValueError(f"{path}: the demo has not finished; run it again, it continues where it stopped")
+    entropies = [read_entropies(folder / pretraining) for pretraining in manifest["pretraining"]]
+    by_step = [{result["checkpoint"]["step"]: result for result in results} for results in entropies]
+    conditions = manifest["conditions"]
+    runs = {key: [read_run(folder / run) for run in condition["runs"]] for key, condition in conditions.items()}
+    starts = {key: condition["start"] for key, condition in conditions.items()}
+    return {
+        "setting": manifest["setting"],
+        "published_knowledge": manifest["published"],
+        "seeds": manifest["seeds"],
+        "entries": dict(zip(SETTINGS, strata(runs["last"][0]))),
+        "directions": directions(runs, starts, by_step),
+        "entropy": entropies,
+        "conditions": {
+            key: {
+                "name": conditions[key]["name"],
+                "start": starts[key],
+                "entropy": _mean(results[starts[key]]["knowledge_entropy"] for results in by_step),
+                **_summary(group),
+            }
+            for key, group in runs.items()
+        },
+        "stages": manifest["stages"],
+        "environment": manifest["environment"],
+    }
+
+
+def read_entropies(pretraining: Path) -> list[dict[str, Any]]:
+    """knowledge_entropy.json of every checkpoint of a run, by step."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in pretraining.glob(f"step*/{RESULT}")]
+    return sorted(found, key=lambda result: result["checkpoint"]["step"])
+
+
+def _summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the runs of one condition, which differ in their seed only, acquired and forgot."""
+    first, original = runs[0], acquired_against_original(runs)
+    settings = [s for s in SETTINGS if any(setting == s for setting, _ in first.before.sums)]
+    return {
+        "K_before": _mean(run.before.entries().mean() for run in runs),
+        "K_after": _mean(run.after.entries().mean() for run in runs),
+        "A": acquired(runs).as_json(),
+        "A_per_seed": [acquired([run]).value for run in runs],
+        "A_against_original": None if original is None else original.as_json(),
+        "A_by_setting": {s: acquired(runs, s).as_json() for s in settings},
+        "A_by_kind": {k: acquired(runs, None, k).as_json() for k in KINDS},
+        "loss_rise": {label: loss_rise(runs, label).as_json() for label in first.losses_before},
+        "downstream": forgotten(runs),
+        "accuracy": {
+            task: {
+                "before": _mean(run.accuracy_before[task] for run in runs),
+                "after": _mean(run.accuracy_after[task] for run in runs),
+                "chance": first.chance[task],
+            }
+            for task in TASKS
+            if task in first.accuracy_before
+        },
+        "curve": mean_curve(runs),
+        "injections": first.injections,
+    }
+
+
+def mean_curve(runs: Sequence[Run]) -> list[dict[str, float]]:
+    """The K metrics at every evaluation, mean over seeds."""
+    points = []
+    for position, (step, first) in enumerate(runs[0].curve):
+        at_step = [run.curve[position][1] for run in runs]
+        points.append({"step": step, **{name: _mean(metrics[name] for metrics in at_step) for name in first}})
+    return points
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

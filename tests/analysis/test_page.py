@@ -1,0 +1,72 @@
+"""The report's page: it shows the numbers of report.json, and needs nothing but itself."""
+
+import base64
+import re
+
+from tests.run_folders import TASKS
+
+
+def test_the_numbers_shown_are_those_of_report_json(page, saved):
+    def shown(e: dict, digits: int = 2) -> str:
+        return f"{e['value']:+.{digits}f} [{e['low']:+.{digits}f}, {e['high']:+.{digits}f}]"
+
+    directions, entropy, main, by_part, tasks, commands = page.tables
+    assert len(directions) == len(saved["directions"]) + 1
+    for row, d in zip(directions[1:], saved["directions"]):
+        assert row[0] == f"{d['claim']}\n{d['measured']}, expected {d['expected']}"
+        assert row[1:] == [shown(d, 3 if abs(d["value"]) < 1 else 2), d["verdict"]]
+    for row, r in zip(entropy[1:], saved["entropy"][0], strict=True):
+        assert row[:3] == [str(r["checkpoint"]["step"]), f"{r['knowledge_entropy']:.4f}", f"{r['standard_error']:.4f}"]
+        assert row[3] == ", ".join(f"{h:.3f}" for h in r["layers"])
+    conditions = list(saved["conditions"].values())
+    for row, c in zip(main[1:], conditions, strict=True):
+        original = "" if c["A_against_original"] is None else shown(c["A_against_original"])
+        numbers = [f"{c[name]:.3f}" for name in ("entropy", "K_before", "K_after")]
+        rise = shown(c["loss_rise"]["general"])
+        assert row == [c["name"], str(c["start"]), *numbers, shown(c["A"]), original, rise]
+    assert by_part[0] == ["A, %", "paraphrase", "once", "memorization", "semantic", "composition"]
+    for row, c in zip(by_part[1:], conditions, strict=True):
+        assert row == [c["name"], *(shown(e, 1) for e in (*c["A_by_setting"].values(), *c["A_by_kind"].values()))]
+    assert tasks[0][1:] == [c["name"] for c in conditions]
+    assert [row[0] for row in tasks[1:]] == [*TASKS, "P", "F, %"]
+    for column, c in enumerate(conditions, start=1):
+        accuracies, p = c["accuracy"].values(), c["downstream"]
+        ends = (p["P_before"]["value"], p["P_after"]["value"])
+        changes = [(a["before"], a["after"]) for a in accuracies] + [ends]
+        assert [row[column] for row in tasks[1:-1]] == [f"{a - 0.25:+.3f} → {b - 0.25:+.3f}" for a, b in changes]
+        assert tasks[-1][column] == shown(p["F"])
+    assert [row[3] for row in commands[1:]] == [" ".join(s["command"]) for s in saved["stages"]]
+
+
+def test_the_page_needs_nothing_but_itself(study, page):
+    """Images are inside, nothing is fetched from anywhere, no script runs."""
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    fetched = [
+        a for a in page.attributes if a[1] in ("src", "srcset", "href", "action", "data", "poster", "background")
+    ]
+    assert fetched and all(value.startswith("data:") for _, _, value in fetched)
+    assert not re.search(r"url\(|@import", (study / "report.html").read_text())
+    embedded = {base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.images}
+    drawn = {path.stem: path.read_bytes() for path in (study / "figures").glob("*.png")}
+    del drawn["overview"]  # the README's
+    assert embedded == set(drawn.values()) and len(drawn) == 5
+    assert all(data.startswith(b"\x89PNG") for data in embedded)
+
+
+def test_every_figure_says_in_words_what_it_shows(study, page):
+    texts = [image["alt"] for image in page.images]
+    assert len(set(texts)) == len(texts) == 5 and all(len(text) > 20 for text in texts)
+    assert {p.stem for p in (study / "figures").glob("*.pdf")} == {p.stem for p in (study / "figures").glob("*.png")}
+
+
+def test_what_comes_from_outside_is_escaped(study):
+    text = (study / "report.html").read_text()
+    assert "--a=&lt;b&gt;" in text and "--a=<b>" not in text
+
+
+def test_the_page_says_what_it_took_and_on_what(study):
+    """Of the stages of make_study: 61.2 and 3.3 seconds, 1234.5 MiB at most."""
+    text = (study / "report.html").read_text()
+    assert "1:04 in all, at most 1,234 MiB" in text
+    for part in ("Some-Platform", "2 processor cores", "Python 3.11.1", "torch 2.6", "code abc123"):
+        assert part in " ".join(text.split())

@@ -1,0 +1,151 @@
+"""A study in files, as scripts.demo leaves it, with effects of our choice; and a reader of the report's page."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from analysis.entropy import summary
+from olmo.memory import CoefficientAverages
+from tests.run_folders import TASKS, probe_table, write_run
+
+STEPS = {"early": 90, "middle": 450, "last": 720}
+INSTANCES, LAYERS, MEMORIES = 128, 2, 24
+
+
+def coefficients(sharpness: float, seed: int, noise: float = 0.5) -> np.ndarray:
+    """Mean coefficients of each instance (n, L, M), float32; the noise of an instance depends on `seed` only."""
+    level = np.exp(-sharpness * np.arange(MEMORIES) / MEMORIES)
+    generator = np.random.default_rng(seed)
+    return (level * generator.gamma(1 / noise**2, noise**2, (INSTANCES, LAYERS, MEMORIES))).astype(np.float32)
+
+
+def measured(means: np.ndarray, step: int, data: str = "abc") -> dict:
+    """knowledge_entropy.json, by the program's own averages."""
+    averages = CoefficientAverages(*means.shape[1:])
+    averages.add(torch.from_numpy(means), np.arange(len(means)))
+    return {
+        **summary({"knowledge": averages}),
+        "checkpoint": {"path": f"step{step}-unsharded", "step": step, "fingerprint": "f"},
+        "data": {"path": "text", "sha256": data},
+        "coefficient": "abs",
+    }
+
+
+LEVELS = {"paraphrase": np.random.default_rng(0).normal(-6, 1, 8), "once": np.random.default_rng(1).normal(-7, 1, 12)}
+LOSSES = np.random.default_rng(2).normal(5, 0.5, 40)
+# Per condition: gain of log-probability, rise of the held-out loss; as the paper has it.
+PAPER = {
+    "early": (1.8, 0.1),
+    "middle": (2.0, 0.2),
+    "last": (1.5, 0.3),
+    "last_q1": (1.7, 0.2),
+    "last_q2": (1.9, 0.1),
+    "last_control": (0.1, 0.3),
+}
+OTHERWISE = {
+    "early": (1.2, 0.4),
+    "middle": (1.0, 0.35),
+    "last": (1.5, 0.3),
+    "last_q1": (1.2, 0.4),
+    "last_q2": (1.1, 0.5),
+    "last_control": (1.7, 0.3),
+}
+ALIKE = dict.fromkeys(PAPER, (1.5, 0.3))
+
+
+def make_study(folder: Path, effects: dict, sharpness: tuple, seeds: int = 1, noise: float = 0.05) -> Path:
+    """What scripts.demo leaves behind, with these effects and entropies that fall with `sharpness`."""
+    names = ("early", "middle", "last", "last, q = 1", "last, q = 2", "last, no injection")
+    conditions = {}
+    for number, (key, (gain, rise)) in enumerate(effects.items()):
+        conditions[key] = {"name": names[number], "start": STEPS[key.partition("_")[0]], "runs": []}
+        for seed in range(seeds):
+            generator = np.random.default_rng([number, seed])
+            after = {s: x + gain + 0.1 * seed + generator.normal(0, noise, len(x)) for s, x in LEVELS.items()}
+            losses = {
+                0: {"general": LOSSES + (1.0 if "q" in key else 0.0), "science": LOSSES},
+                150: {"general": LOSSES + rise + generator.normal(0, noise, len(LOSSES)), "science": LOSSES - 0.5},
+            }
+            run = f"seed{seed}/continual/{key}"
+            conditions[key]["runs"].append(run)
+            write_run(
+                folder / run,
+                {0: probe_table(LEVELS, 2, 0.5, seed), 150: probe_table(after, 2, 0.5, seed)},
+                losses,
+                {0: dict(zip(TASKS, np.linspace(0.26, 0.56, 6))), 150: dict(zip(TASKS, np.linspace(0.25, 0.5, 6)))},
+                probe_table(LEVELS, 2, 0.5, seed) if "q" in key else None,
+                () if key == "last_control" else (75, 150),
+            )
+    for seed in range(seeds):
+        for step, sharp in zip(STEPS.values(), sharpness):
+            place = folder / f"seed{seed}" / "pretrain" / f"step{step}-unsharded"
+            place.mkdir(parents=True)
+            result = measured(coefficients(sharp + 0.1 * seed, 0) * coefficients(0.0, step, noise), step)
+            (place / "knowledge_entropy.json").write_text(json.dumps(result))
+    stages = [
+        {
+            "name": "pretraining",
+            "command": ["python", "-m", "x", "--a=<b>"],
+            "seconds": 61.2,
+            "peak_memory_mib": 1234.5,
+        },
+        {"name": "entropy", "command": ["python", "-m", "y"], "seconds": 3.3, "peak_memory_mib": 99.0},
+    ]
+    manifest = {
+        "stages": stages,
+        "pretraining": [f"seed{seed}/pretrain" for seed in range(seeds)],
+        "conditions": conditions,
+        "setting": "demo",
+        "published": False,
+        "seeds": seeds,
+        "environment": {
+            "python": "3.11.1",
+            "platform": "Some-Platform",
+            "processor_count": 2,
+            "versions": {"torch": "2.6"},
+            "git": "abc123",
+        },
+    }
+    (folder / "demo.json").write_text(json.dumps(manifest))
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """What a page holds: images, tables as rows of text, attributes, classes of the verdicts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.images: list[dict] = []
+        self.tables: list[list[list[str]]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tags: list[str] = []
+        self._cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "img":
+            self.images.append(dict(attrs))
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._cell = True
+        elif tag == "br" and self._cell:
+            self.tables[-1][-1][-1] += "\n"
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data):
+        if self._cell:
+            self.tables[-1][-1][-1] += data
