@@ -55,8 +55,8 @@ from scripts.benchmarks.processes import peak_bytes, run_in_subprocess
 from scripts.benchmarks.resuscitation import bench_resuscitation
 from scripts.benchmarks.saves import bench_saves
 from scripts.benchmarks.training import bench_training
-from scripts.prepare_demo_text import package_root, rows
-from scripts.prepare_pubmed import TOKENIZER
+from scripts.prepare import OLMO_TOKENIZER as TOKENIZER
+from scripts.prepare.demo_sources import package_root, rows
 
 
 def in_turn(rounds: int, ours: Callable[[], float], other: Callable[[], float]) -> list[float]:

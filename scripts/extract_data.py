@@ -9,7 +9,6 @@ and `data_shuffling: false` repeats those steps. The numbers are little-endian o
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ import numpy as np
 from olmo.config import load
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
-from scripts.inspect_data import batches_of_run, numbers
+from olmo.files.tensors import atomic_path
+from scripts.prepare.batches import batches_of_run, numbers
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,27 +40,23 @@ def main(argv: Sequence[str]) -> None:
     config.data.generate_attention_mask, config.data.instance_filter = False, None
     dtype = np.dtype(config.data.memmap_dtype).newbyteorder("<")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_name(f".{args.output.name}.{os.getpid()}.partial")
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix=".order-", dir=args.output.parent) as folder,
-            partial.open("wb") as file,
-            Progress("extracting", len(args.steps), "steps") as progress,
-        ):
-            # A file of the whole order pays from the second step on.
-            batch_of = batches_of_run(config, args.steps, Path(folder) if len(args.steps) > 1 else None)
-            for step in args.steps:
-                batch = batch_of(step)
-                if batch.label_mask is not None:
-                    raise ConfigurationError(f"step {step}: a token file has neither label masks nor short rows")
-                tokens = batch.input_ids.numpy()
-                if tokens.max() > np.iinfo(dtype).max:
-                    raise ConfigurationError(f"data.memmap_dtype: token {tokens.max()} does not fit {dtype.name}")
-                tokens.astype(dtype).tofile(file)
-                progress.advance()
-        partial.replace(args.output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=".order-", dir=args.output.parent) as folder,
+        atomic_path(args.output) as partial,
+        partial.open("wb") as file,
+        Progress("extracting", len(args.steps), "steps") as progress,
+    ):
+        # A file of the whole order is worth writing from the second step on.
+        batch_of = batches_of_run(config, args.steps, Path(folder) if len(args.steps) > 1 else None)
+        for step in args.steps:
+            batch = batch_of(step)
+            if batch.label_mask is not None:
+                raise ConfigurationError(f"step {step}: a token file has neither label masks nor short rows")
+            tokens = batch.input_ids.numpy()
+            if tokens.max() > np.iinfo(dtype).max:
+                raise ConfigurationError(f"data.memmap_dtype: token {tokens.max()} does not fit {dtype.name}")
+            tokens.astype(dtype).tofile(file)
+            progress.advance()
     rows = len(args.steps) * config.global_train_batch_size
     print(f"{args.output}: {rows:,} instances of {config.model.max_sequence_length} tokens, {dtype.name}")
 

@@ -24,8 +24,8 @@ from olmo.config import load
 from olmo.data.order import DTYPE, most_off
 from olmo.exceptions import Parser, check_new, exit_status
 from olmo.net import describe_failure, http_session
-from scripts.data_order import open_files, rebuild
-from scripts.download import describe, fetch
+from scripts.prepare.download import describe, fetch
+from scripts.prepare.order import open_files, rebuild
 
 OFFICIAL = Path("configs/official")  # of the working directory, which get_dataorder.sh sets, as for all targets
 

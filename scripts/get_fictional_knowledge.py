@@ -24,7 +24,7 @@ from olmo.files.tensors import file_digest
 from olmo.knowledge.entries import load_entries
 from olmo.knowledge.plan_files import read_plan
 from olmo.net import describe_failure, http_session
-from scripts.download import describe, fetch
+from scripts.prepare.download import describe, fetch
 
 # A commit, not a branch: what its files hold cannot change.
 SOURCE = (

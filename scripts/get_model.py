@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 
 from olmo.exceptions import Parser, exit_status
 from olmo.net import describe_failure, http_session
-from scripts.download import MB, Look, Remote, describe, fetch
+from scripts.prepare.download import MB, Look, Remote, describe, fetch
 
 KNOWN = Path(__file__).resolve().parent.parent / "configs" / "official" / "checkpoints.yaml"
 # The weights of a folder: the first of these patterns that finds any, as in olmo.checkpoint.

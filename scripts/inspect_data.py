@@ -12,52 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from olmo.config import TrainConfig, load
-from olmo.data.loader import Batch, run_loader
+from olmo.config import load
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.knowledge.build import needs_tokenizer, plan_from_config
 from olmo.knowledge.injection import inject
 from olmo.tokenizer import encode, run_tokenizer
-from olmo.train import TrainState
-
-
-def numbers(text: str) -> range:
-    """`7` or `3-7`, both ends included, as a range."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if match is None or int(match[2] or match[1]) < int(match[1]):
-        raise argparse.ArgumentTypeError(f"expected N or A-B, got {text!r}")
-    return range(int(match[1]), int(match[2] or match[1]) + 1)
-
-
-def batches_of_run(config: TrainConfig, steps: range, order_folder: Path | None = None) -> Callable[[int], Batch]:
-    """A function that gives the global batch of one of these steps of a run (1-based), before injection.
-
-    order_folder: as in Loader. Raises ConfigurationError where some are before the run's first step or after its last.
-    """
-    # With a folder, for many steps: more than should be kept on this machine.
-    loader = run_loader(config, order_folder=order_folder, keep=order_folder is None)
-    start = TrainState.at_start(config)
-    last = start.max_steps(config, loader.batches_per_epoch)
-    if steps[0] <= start.step:
-        raise ConfigurationError(f"step {steps[0]}: the run begins with step {start.step + 1}")
-    if steps[-1] > last:
-        raise ConfigurationError(
-            f"step {steps[-1]}: the run ends with step {last}; --max_duration={steps[-1]} looks beyond it"
-        )
-
-    def batch_of(step: int) -> Batch:
-        place = start.epoch * loader.batches_per_epoch + start.batch + step - start.step - 1
-        return loader.batch(*divmod(place, loader.batches_per_epoch))
-
-    return batch_of
+from scripts.prepare.batches import batches_of_run, numbers
 
 
 def main(argv: Sequence[str]) -> None:

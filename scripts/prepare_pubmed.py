@@ -20,161 +20,22 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import os
-import re
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.tokenizer import packaged_tokenizer
-from scripts.prepare.documents import MB, hash_of
-from scripts.prepare.sampling import NO_LIMIT, Settings, collect, resolve, tokenizer_of
+from scripts.prepare import OLMO_TOKENIZER
+from scripts.prepare.baseline import BASELINE, download
+from scripts.prepare.documents import MB
+from scripts.prepare.packing import prepare, told
+from scripts.prepare.sampling import Settings, tokenizer_of
 
-BASELINE = "https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/"
-TOKENIZER = "tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json"  # of OLMo-1B and 7B
 OLMO_EOS = 50279  # in all their configurations, although this tokenizer calls it |||IP_ADDRESS|||
-MARGIN = 1.25
-
-
-def fill(tokens: NDArray[Any], documents: Iterable[NDArray[Any]]) -> int:
-    """Put documents (n,) into `tokens` (size,) one after the other until it is full; returns how many ids they gave."""
-    place = 0
-    for document in documents:
-        piece = document[: len(tokens) - place]
-        tokens[place : place + len(piece)] = piece
-        place += len(piece)
-        if place == len(tokens):
-            break
-    return place
-
-
-def save_rows(rows: NDArray[np.int32], folder: Path, name: str) -> None:
-    """Save rows (n, length), int32, as a `datasets` folder of this name in `folder`, column `input_ids`."""
-    import datasets
-    import pyarrow
-
-    schema = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32()))])
-    stream = str(folder / "rows.arrow")
-    with pyarrow.ipc.new_stream(stream, schema) as writer:
-        for first in range(0, len(rows), 1000):
-            batch = rows[first : first + 1000]
-            offsets = np.arange(0, batch.size + 1, rows.shape[1], dtype=np.int32)
-            lists = pyarrow.ListArray.from_arrays(offsets, batch.ravel())
-            writer.write_batch(pyarrow.record_batch([lists], schema=schema))
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_file(stream).save_to_disk(str(folder / name))
-
-
-def prepare(
-    paths: Sequence[Path], output: Path, settings: Settings, instances: int, length: int, processes: int
-) -> dict[str, Any]:
-    """Write `output`, whole or not at all; returns what its about.json says.
-
-    Raises ValueError where the files hold too few tokens or one of them is damaged, OSError where one is unreadable.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    needed, margin = instances * length, MARGIN
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
-        while True:
-            folder = Path(name, str(margin))
-            folder.mkdir()
-            events, limit, read = collect(paths, settings, folder, processes, needed * margin)
-            documents, counts = resolve(events)
-            tokens = np.cumsum(documents["tokens"], dtype=np.int64)
-            enough = int(np.searchsorted(tokens, needed))
-            if enough < len(documents):
-                break
-            if limit == NO_LIMIT:
-                have = int(tokens[-1]) if len(tokens) else 0
-                raise ValueError(
-                    f"{len(paths)} files hold {have} tokens in {told(counts)}; {instances} instances of {length} are "
-                    f"{needed}, and --instances {have // length} is the most there is"
-                )
-            shutil.rmtree(folder)
-            margin *= 2
-            print("too much was replaced later; reading all files again, and keeping more", file=sys.stderr, flush=True)
-        # What was read beyond the sample depends on how many processes there were.
-        _, counts = resolve(events[events["priority"] <= documents["priority"][enough]])
-        spills = {
-            pid: np.memmap(folder / f"{pid}.tokens", settings.dtype, "r") for pid in np.unique(documents["process"])
-        }
-        rows = np.memmap(folder / "rows", np.int32, "w+", shape=(instances, length))
-        places = (event.item() for event in documents[["process", "start", "tokens"]])
-        size = np.dtype(settings.dtype).itemsize
-        fill(rows.reshape(-1), (spills[pid][start // size :][:count] for pid, start, count in places))
-        save_rows(rows, folder, "dataset")
-        about = {
-            **{"corpus": settings.corpus, "seed": settings.seed, "tokenizer": settings.tokenizer},
-            **{"eos_token_id": settings.eos_token_id, "instances": instances, "sequence_length": length},
-            **{"sample": counts, "read": read},
-        }
-        (folder / "dataset" / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        (folder / "dataset").rename(output)
-    return about
-
-
-def told(counts: dict[str, int]) -> str:
-    """What became of records, in words."""
-    return (
-        f"{counts['documents']} documents (of {counts['records']} records {counts['without_text']} without text, "
-        f"{counts['replaced_or_deleted']} replaced or deleted, {counts['same_text']} with the text of another)"
-    )
-
-
-def download(url: str, year: str | None, count: int | None, seed: int, folder: Path) -> list[Path]:
-    """Fetch the files of a year's baseline, or `count` of them chosen by the seed, that `folder` does not hold yet.
-
-    Each is compared with its published MD5, which stays beside it. Raises OSError where the server cannot be asked or
-    has not what it lists, ValueError where it lists too few files or one came damaged.
-    """
-    import requests
-
-    from olmo.net import TIMEOUT, describe_failure, http_session
-    from scripts.download import Remote, describe, fetch
-
-    with http_session() as session:
-
-        def page(address: str) -> str:
-            response = session.get(address, timeout=TIMEOUT)
-            response.raise_for_status()
-            return response.text
-
-        def look(name: str) -> Remote | None:
-            stated = re.search(r"\b[0-9a-f]{32}\b", page(f"{url}{name}.md5").lower())
-            if stated is None:
-                raise ValueError(f"{url}{name}.md5: states no MD5")
-            remote = describe(session, url, name)
-            return remote and replace(remote, digest=("md5", stated[0]))
-
-        try:
-            listed = set(re.findall(r'href="(pubmed(\d\d)n\d+\.xml\.gz)"', page(url)))
-        except requests.RequestException as error:
-            raise OSError(f"{url}: {describe_failure(error)}; files that you have can be named with --input") from error
-        year = year or max((of_year for _, of_year in listed), default="YY")
-        names = sorted((name for name, of_year in listed if of_year == year), key=lambda n: hash_of(n.encode(), seed))
-        if len(names) < (count or 1):
-            raise ValueError(f"{url}: lists {len(names)} files pubmed{year}nNNNN.xml.gz")
-        names = sorted(names[:count])
-        folder.mkdir(parents=True, exist_ok=True)
-        missing = [n for n in names if not ((folder / n).is_file() and (folder / f"{n}.md5").is_file())]
-        print(f"{folder}: {len(missing)} of {len(names)} files to fetch", flush=True)
-        for name in missing:
-            partial, remote = fetch(session, look, name, folder)
-            assert remote.digest is not None
-            (folder / f"{name}.md5").write_text(f"MD5({name})= {remote.digest[1]}\n")
-            partial.replace(folder / name)
-    return [folder / name for name in names]
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -208,7 +69,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--input", nargs="+", metavar="FILES", help="files or quoted patterns (default: download the baseline)")
     add("--instances", type=int, default=204_800, help="rows (default: 204800)")
     add("--sequence_length", type=int, default=1024, help="ids of a row (default: 1024)")
-    add("--tokenizer", default=TOKENIZER, metavar="ID", help="file, name in olmo_eval, or hub id (default: OLMo's)")
+    add("--tokenizer", default=OLMO_TOKENIZER, metavar="ID", help="file, name in olmo_eval, or hub id (default: OLMo)")
     add("--eos_token_id", type=int, help="ends each document (default: 50279 for OLMo's, else the tokenizer's)")
     add("--seed", type=int, default=0, help="of the sample (default: 0)")
     add("--corpus", choices=("pubmed", "c4", "text"), default="pubmed", help="what the input is (default: pubmed)")

@@ -26,7 +26,8 @@ from olmo import checkpoint, net
 from olmo.config import TrainConfig
 from olmo.exceptions import exit_status
 from olmo.model import OLMo
-from scripts import download, get_model
+from scripts import get_model
+from scripts.prepare import download
 from tests.reference import tiny_config
 from tests.running import ROOT, wait_for
 from tests.serving import File, Server

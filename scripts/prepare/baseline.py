@@ -1,0 +1,55 @@
+"""The files of PubMed's yearly baseline, fetched and compared with their published MD5."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+
+from olmo.net import TIMEOUT, describe_failure, http_session
+from scripts.prepare.documents import hash_of
+from scripts.prepare.download import Remote, describe, fetch
+
+BASELINE = "https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/"
+
+
+def download(url: str, year: str | None, count: int | None, seed: int, folder: Path) -> list[Path]:
+    """Fetch the files of a year's baseline, or `count` of them chosen by the seed, that `folder` does not hold yet.
+
+    Each is compared with its published MD5, which stays beside it. Raises OSError where the server cannot be asked or
+    has not what it lists, ValueError where it lists too few files or one came damaged.
+    """
+    with http_session() as session:
+
+        def page(address: str) -> str:
+            response = session.get(address, timeout=TIMEOUT)
+            response.raise_for_status()
+            return response.text
+
+        def look(name: str) -> Remote | None:
+            stated = re.search(r"\b[0-9a-f]{32}\b", page(f"{url}{name}.md5").lower())
+            if stated is None:
+                raise ValueError(f"{url}{name}.md5: states no MD5")
+            remote = describe(session, url, name)
+            return remote and replace(remote, digest=("md5", stated[0]))
+
+        try:
+            listed = set(re.findall(r'href="(pubmed(\d\d)n\d+\.xml\.gz)"', page(url)))
+        except requests.RequestException as error:
+            raise OSError(f"{url}: {describe_failure(error)}; files that you have can be named with --input") from error
+        year = year or max((of_year for _, of_year in listed), default="YY")
+        names = sorted((name for name, of_year in listed if of_year == year), key=lambda n: hash_of(n.encode(), seed))
+        if len(names) < (count or 1):
+            raise ValueError(f"{url}: lists {len(names)} files pubmed{year}nNNNN.xml.gz")
+        names = sorted(names[:count])
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = [n for n in names if not ((folder / n).is_file() and (folder / f"{n}.md5").is_file())]
+        print(f"{folder}: {len(missing)} of {len(names)} files to fetch", flush=True)
+        for name in missing:
+            partial, remote = fetch(session, look, name, folder)
+            assert remote.digest is not None
+            (folder / f"{name}.md5").write_text(f"MD5({name})= {remote.digest[1]}\n")
+            partial.replace(folder / name)
+    return [folder / name for name in names]

@@ -1,0 +1,108 @@
+"""Rows of tokens packed from a sample of documents, as the `datasets` folder that continual learning reads.
+
+A quarter more tokens than needed are collected. If that does not suffice, because later files replaced too many of the
+documents, all files are read again with twice the margin.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.prepare.sampling import NO_LIMIT, Settings, collect, resolve
+
+MARGIN = 1.25
+
+
+def fill(tokens: NDArray[Any], documents: Iterable[NDArray[Any]]) -> int:
+    """Put documents (n,) into `tokens` (size,) one after the other until it is full; returns how many ids they gave."""
+    place = 0
+    for document in documents:
+        piece = document[: len(tokens) - place]
+        tokens[place : place + len(piece)] = piece
+        place += len(piece)
+        if place == len(tokens):
+            break
+    return place
+
+
+def save_rows(rows: NDArray[Any], folder: Path) -> None:
+    """Save rows (n, length) of ids as a `datasets` folder, column `input_ids`, int32."""
+    import datasets
+    import pyarrow
+
+    schema = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32()))])
+    stream = folder.with_name(f"{folder.name}.arrow")
+    with pyarrow.ipc.new_stream(str(stream), schema) as writer:
+        for first in range(0, len(rows), 1000):
+            batch = rows[first : first + 1000].astype(np.int32)
+            offsets = np.arange(0, batch.size + 1, rows.shape[1], dtype=np.int32)
+            lists = pyarrow.ListArray.from_arrays(offsets, batch.ravel())
+            writer.write_batch(pyarrow.record_batch([lists], schema=schema))
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_file(str(stream)).save_to_disk(str(folder))
+    stream.unlink()
+
+
+def prepare(
+    paths: Sequence[Path], output: Path, settings: Settings, instances: int, length: int, processes: int
+) -> dict[str, Any]:
+    """Write `output`, whole or not at all; returns what its about.json says.
+
+    Raises ValueError where the files hold too few tokens or one of them is damaged, OSError where one is unreadable.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    needed, margin = instances * length, MARGIN
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
+        while True:
+            folder = Path(name, str(margin))
+            folder.mkdir()
+            events, limit, read = collect(paths, settings, folder, processes, needed * margin)
+            documents, counts = resolve(events)
+            tokens = np.cumsum(documents["tokens"], dtype=np.int64)
+            enough = int(np.searchsorted(tokens, needed))
+            if enough < len(documents):
+                break
+            if limit == NO_LIMIT:
+                have = int(tokens[-1]) if len(tokens) else 0
+                raise ValueError(
+                    f"{len(paths)} files hold {have} tokens in {told(counts)}; {instances} instances of {length} are "
+                    f"{needed}, and --instances {have // length} is the most there is"
+                )
+            shutil.rmtree(folder)
+            margin *= 2
+            print("too much was replaced later; reading all files again, and keeping more", file=sys.stderr, flush=True)
+        # What was read beyond the sample depends on how many processes there were.
+        _, counts = resolve(events[events["priority"] <= documents["priority"][enough]])
+        spills = {
+            pid: np.memmap(folder / f"{pid}.tokens", settings.dtype, "r") for pid in np.unique(documents["process"])
+        }
+        rows = np.memmap(folder / "rows", np.int32, "w+", shape=(instances, length))
+        places = (event.item() for event in documents[["process", "start", "tokens"]])
+        size = np.dtype(settings.dtype).itemsize
+        fill(rows.reshape(-1), (spills[pid][start // size :][:count] for pid, start, count in places))
+        save_rows(rows, folder / "dataset")
+        about = {
+            **{"corpus": settings.corpus, "seed": settings.seed, "tokenizer": settings.tokenizer},
+            **{"eos_token_id": settings.eos_token_id, "instances": instances, "sequence_length": length},
+            **{"sample": counts, "read": read},
+        }
+        (folder / "dataset" / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (folder / "dataset").rename(output)
+    return about
+
+
+def told(counts: dict[str, int]) -> str:
+    """What became of records, in words."""
+    return (
+        f"{counts['documents']} documents (of {counts['records']} records {counts['without_text']} without text, "
+        f"{counts['replaced_or_deleted']} replaced or deleted, {counts['same_text']} with the text of another)"
+    )
