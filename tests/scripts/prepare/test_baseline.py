@@ -95,7 +95,7 @@ def test_what_goes_wrong_with_a_download(
     server.files[f"{second}.md5"].content = b"soon"
     assert f"{url}pubmed25n0002.xml.gz.md5: states no MD5" in failure()
     missing = server.files.pop(f"{second}.md5")
-    assert "pubmed25n0002.xml.gz: 404 Not Found; the same command continues" in failure()
+    assert "pubmed25n0002.xml.gz: 404 Not Found (5 attempts); the same command continues" in failure()
     server.files[f"{second}.md5"] = missing
     missing.content = stated
     assert run("--output", tmp_path / "out", "--url", url, "--instances", 3) == 0
