@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.estimates import Estimate, Values, bands, bootstrap, finite, quantiles, ratio
-from analysis.runs import Entry, Integers, ProbeSeries
+from analysis.probes import Integers, ProbeSeries
+from analysis.runs import Entry
 from olmo.knowledge.entries import KINDS, SETTINGS
 
 FEW = 20  # values of which quartiles tell little

@@ -31,6 +31,16 @@ def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None =
     return bootstrap([np.stack(before), np.stack(after)], percent_change, strata(runs[0], setting, kind))
 
 
+def acquired_in_parts(runs: Sequence[Run]) -> dict[str, Any]:
+    """A against the original weights (or None), by setting, and by kind of probe; ready for JSON."""
+    against_original, probed = acquired_against_original(runs), runs[0].before
+    return {
+        "A_against_original": None if against_original is None else against_original.as_json(),
+        "A_by_setting": {s: acquired(runs, s).as_json() for s in probed.settings},
+        "A_by_kind": {k: acquired(runs, None, k).as_json() for k in probed.kinds},
+    }
+
+
 def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
     """A in percent against the weights before resuscitation; None where nothing was resuscitated."""
     originals = [r.original for r in runs if r.original is not None]

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import figures
 from analysis.directions import FORGETTING, NOISE, OPPOSITE, SEEN
+from analysis.summary_table import signed
 from olmo.console import clock
 
 COLORS = {
@@ -68,8 +69,3 @@ def render(report: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
     seed_names = [f"seed {number}" for number in range(report["seeds"])]
     template = environment.get_template("report.html.j2")
     return template.render(**report, images=images, seed_names=seed_names, forgetting=FORGETTING, classes=CLASSES)
-
-
-def signed(value: float | None, digits: int) -> str:
-    """A number with its sign; '?' where it is unknown or unbounded."""
-    return "?" if value is None else f"{value:+.{digits}f}"

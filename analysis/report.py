@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.page import draw, render, signed
+from analysis.page import draw, render
 from analysis.study import gather
+from analysis.summary_table import with_interval
 from olmo.exceptions import Parser, exit_status
 
 
@@ -29,8 +30,7 @@ def main(argv: Sequence[str]) -> None:
         partial.write_text(content, encoding="utf-8")
         partial.replace(args.folder / name)
     for found in report["directions"]:
-        interval = f"{signed(found['value'], 3)} [{signed(found['low'], 3)}, {signed(found['high'], 3)}]"
-        print(f"{found['verdict']}: {found['claim']}; {found['measured']} {interval}")
+        print(f"{found['verdict']}: {found['claim']}; {found['measured']} {with_interval(found, 3)}")
     print(f"wrote {args.folder}/report.html and report.json")
 
 

@@ -10,93 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
 import pyarrow.parquet
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from analysis.estimates import Values
 from analysis.locations import step_of
+from analysis.probes import Knowledge, ProbeSeries, read_knowledge, read_probes
 from olmo.checkpoint import is_hub_id
-from olmo.knowledge.entries import KINDS, SETTINGS
+from olmo.knowledge.entries import SETTINGS
 
 TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P, paper B.2
 
 Entry = tuple[str, int]  # setting, number
-Integers = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """l(p; theta) of one evaluation: per [setting, kind] its sum over each entry's probes (entries,), and how many
-    probes these are. An entry may have more probes of one kind than of another; K weighs every probe alike."""
-
-    sums: dict[tuple[str, str], Values]
-    counts: dict[tuple[str, str], Integers]
-
-    @classmethod
-    def of(cls, settings: NDArray, entries: NDArray, kinds: NDArray, values: NDArray) -> Knowledge:
-        """From one row a probe."""
-        sums: dict[tuple[str, str], Values] = {}
-        counts: dict[tuple[str, str], Integers] = {}
-        for setting in SETTINGS:
-            size = entries[settings == setting].max(initial=-1) + 1
-            for kind in KINDS:
-                chosen = (settings == setting) & (kinds == kind)
-                if chosen.any():
-                    sums[setting, kind] = np.bincount(entries[chosen], values[chosen], size).astype(np.float64)
-                    counts[setting, kind] = np.bincount(entries[chosen], None, size)
-        return cls(sums, counts)
-
-    def entries(self, setting: str | None = None, kind: str | None = None) -> Values:
-        """Means of the entries (n,) of one setting or all, over the probes of one kind or all."""
-        found = []
-        for name in SETTINGS if setting is None else (setting,):
-            keys = [(name, k) for k in ((kind,) if kind else KINDS) if (name, k) in self.sums]
-            if keys:
-                total = np.sum([self.sums[k] for k in keys], axis=0)
-                count = np.sum([self.counts[k] for k in keys], axis=0)
-                found.append(total[count > 0] / count[count > 0])
-        if not found:
-            raise ValueError(f"no probes of setting {setting or 'any'} and kind {kind or 'any'}")
-        return np.concatenate(found)
-
-    def same_probes(self, other: Knowledge) -> bool:
-        """Whether both have the same numbers of probes of the same entries, settings and kinds."""
-        return self.counts.keys() == other.counts.keys() and all(
-            np.array_equal(self.counts[key], other.counts[key]) for key in self.counts
-        )
-
-    def means(self) -> dict[str, float]:
-        """K, K_{setting} and K_{setting}_{kind}, as far as there are probes."""
-        settings = dict.fromkeys(setting for setting, _ in self.sums)
-        return {
-            "K": float(self.entries().mean()),
-            **{f"K_{s}": float(self.entries(s).mean()) for s in settings},
-            **{f"K_{s}_{k}": float(self.entries(s, k).mean()) for s, k in self.sums},
-        }
-
-
-@dataclass(frozen=True)
-class ProbeSeries:
-    """l(p; theta) of all Q probes of a run in all of its T tables, settings one after the other, entries in order."""
-
-    steps: Integers  # (T,) ascending, optimizer steps done
-    settings: NDArray[np.str_]  # (Q,)
-    entries: Integers  # (Q,)
-    kinds: NDArray[np.str_]  # (Q,)
-    values: Values  # (T, Q), NaN where a table lacks the probe
-
-    def same(self, other: ProbeSeries) -> bool:
-        """Whether both are of the same probes."""
-        names = ("settings", "entries", "kinds")
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
-
-    def knowledge(self, place: int) -> Knowledge:
-        """Of the table at a place among the steps."""
-        there = ~np.isnan(self.values[place])
-        columns = (self.settings, self.entries, self.kinds, self.values[place])
-        return Knowledge.of(*(column[there] for column in columns))
 
 
 @dataclass(frozen=True)
@@ -122,58 +47,6 @@ class Run:
     injections: list[int]  # steps
     encounters: dict[Entry, list[int]] | None  # entry -> steps whose batch held it; None: the run did not log it
     probes: ProbeSeries
-
-
-def _table_of_probes(path: Path) -> tuple[pyarrow.Table, Values]:
-    """(setting, entry, kind and index of each row, mean_log_prob of each row)."""
-    names = ["setting", "entry", "kind", "index"]
-    try:
-        table = pyarrow.parquet.read_table(path, columns=[*names, "mean_log_prob"])
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a table of probes: {error}") from error
-    return table.select(names), table["mean_log_prob"].to_numpy().astype(np.float64)
-
-
-def read_knowledge(path: Path) -> Knowledge:
-    """One table of probes, as the trainer wrote it."""
-    keys, values = _table_of_probes(path)
-    settings, entries, kinds = (np.array(keys[name].to_pylist()) for name in ("setting", "entry", "kind"))
-    return Knowledge.of(settings, entries, kinds, values)
-
-
-def read_probes(folder: Path) -> ProbeSeries:
-    """All tables of probes of a run; paragraphs are no probes."""
-    # A table gets its name when it is whole.
-    paths = {int(path.stem.removeprefix("step")): path for path in folder.glob("probes/step*.parquet")}
-    place_of: dict[tuple[str, int, str, int], int] = {}  # probe -> its number in the order in which they turn up
-    found: list[tuple[int, Integers, Values]] = []  # step, numbers of its probes, their values
-    keys, chosen, numbers = None, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)
-    for step in sorted(paths):
-        of_table, values = _table_of_probes(paths[step])
-        if keys is None or not of_table.equals(keys):  # hardly ever but for the first
-            keys = of_table
-            rows = list(zip(*(of_table[name].to_pylist() for name in ("setting", "entry", "kind", "index"))))
-            chosen = np.array([row[0] in SETTINGS and row[2] in KINDS for row in rows], dtype=bool)
-            asked = [row for row, is_chosen in zip(rows, chosen) if is_chosen]
-            numbers = np.array([place_of.setdefault(row, len(place_of)) for row in asked], dtype=np.int64)
-        if len(numbers):
-            found.append((step, numbers, values[chosen]))
-    probes = list(place_of)
-    kinds = list(KINDS)
-    order = sorted(
-        range(len(probes)),
-        key=lambda i: (SETTINGS.index(probes[i][0]), probes[i][1], kinds.index(probes[i][2]), probes[i][3]),
-    )
-    values = np.full((len(found), len(probes)), np.nan)
-    for row, (_, columns, scores) in enumerate(found):
-        values[row, columns] = scores
-    return ProbeSeries(
-        np.array([step for step, _, _ in found], dtype=np.int64),
-        np.array([probes[i][0] for i in order]),
-        np.array([probes[i][1] for i in order], dtype=np.int64),
-        np.array([probes[i][2] for i in order]),
-        values[:, order],
-    )
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from analysis.directions import directions
-from analysis.outcomes import acquired, acquired_against_original, forgotten, loss_rise, strata
+from analysis.outcomes import acquired, acquired_in_parts, forgotten, loss_rise, strata
 from analysis.runs import TASKS, Run, read_run
 from analysis.series import RESULT
-from olmo.knowledge.entries import KINDS, SETTINGS
+from olmo.knowledge.entries import SETTINGS
 
 CONDITIONS = ("early", "middle", "last", "last_q1", "last_q2", "last_control")
 
@@ -63,16 +63,13 @@ def read_entropies(pretraining: Path) -> list[dict[str, Any]]:
 
 def _summary(runs: Sequence[Run]) -> dict[str, Any]:
     """What the runs of one condition, which differ in their seed only, acquired and forgot."""
-    first, original = runs[0], acquired_against_original(runs)
-    settings = [s for s in SETTINGS if any(setting == s for setting, _ in first.before.sums)]
+    first = runs[0]
     return {
         "K_before": _mean(run.before.entries().mean() for run in runs),
         "K_after": _mean(run.after.entries().mean() for run in runs),
         "A": acquired(runs).as_json(),
         "A_per_seed": [acquired([run]).value for run in runs],
-        "A_against_original": None if original is None else original.as_json(),
-        "A_by_setting": {s: acquired(runs, s).as_json() for s in settings},
-        "A_by_kind": {k: acquired(runs, None, k).as_json() for k in KINDS},
+        **acquired_in_parts(runs),
         "loss_rise": {label: loss_rise(runs, label).as_json() for label in first.losses_before},
         "downstream": forgotten(runs),
         "accuracy": {

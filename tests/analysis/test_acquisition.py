@@ -191,16 +191,16 @@ def test_what_could_not_be_measured_is_said(tmp_path, capsys):
     assert command([str(folder), str(other), "--window", "5"]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert said == [
-        "note: sparse: the loss of general is of steps 0 and 30",
-        "note: sparse: of 9 pairs of probe and injection 6 have no table in the 5 steps before, 6 none in those from "
-        "it; probing windows give them",
+        "note: sparse: the loss of general was evaluated at steps 0 and 30",
+        "note: sparse: of 9 pairs of probe and injection 6 have no table in the 5 steps before, 6 none in the 5 steps "
+        "from it; probing windows write them",
         "note: sparse: a maximum is over 1.0 tables of the 5 steps on average",
-        "note: sparse: 3 of 9 windows end beyond the newest table; their maxima are of what is there",
+        "note: sparse: 3 of 9 windows end after the newest table; their maxima may still rise",
         "note: sparse: of 6 probes 0 acquired nothing and have no retainability, 6 lack a table for it",
         "note: sparse: no decay constant of once: fewer than two tables 1 or more steps after their maxima",
-        "note: other: was first evaluated at step 5; eval_on_load gives the start itself",
-        "note: other: injections.jsonl holds no entry that is probed; effectivity and retainability need it",
-        "note: the runs were evaluated up to different steps; their differences hold that too",
+        "note: other: was first evaluated at step 5; eval_on_load evaluates the start itself",
+        "note: other: injections.jsonl names no entry that is probed; effectivity and retainability need it",
+        "note: the runs were evaluated up to different steps; their differences include that",
     ]
 
 
@@ -217,7 +217,10 @@ def test_a_table_older_than_the_step_before_is_said(tmp_path, capsys):
     folder = write_run(tmp_path / "run", tables, injections=[4])
     write_injections(folder, {4: ["once/0"]})
     assert command([str(folder), "--window", "4"]) == 0  # from step 0 to step 4
-    assert "note: run: 3 of 3 effectivities are against a table older than the step before" in capsys.readouterr().out
+    assert (
+        "note: run: 3 of 3 effectivities are measured against a table older than the step before"
+        in capsys.readouterr().out
+    )
 
 
 # --- errors ------------------------------------------------------------------------------------------------------
@@ -303,9 +306,9 @@ def test_results_stand_alone(tmp_path, capsys):
     result = tmp_path / "acquisition.json"
     result.write_text('{"runs": []}')
     assert command([str(result)]) == 1
-    assert capsys.readouterr().err == f"error: {result}: not what this command wrote\n"
+    assert capsys.readouterr().err == f"error: {result}: not written by analysis.acquisition\n"
     assert command([str(result), "run"]) == 2
-    assert capsys.readouterr().err == f"error: {result}: a file of results stands alone; runs are folders\n"
+    assert capsys.readouterr().err == f"error: {result}: give a file of results alone, or folders of runs\n"
 
 
 def test_a_place_that_cannot_be_written_is_known_before_anything_is_read(tmp_path, capsys):
@@ -386,4 +389,4 @@ def test_a_real_run_that_is_still_going(trained, tmp_path, capsys, no_figures):
     [found] = json.loads((tmp_path / "output" / "acquisition.json").read_text())["runs"]
     assert found["loss_steps"] == {"walk/heldout": [0, 4], "walk/other": [0, 4]}
     assert found["dynamics"]["coverage"]["pairs"] == 45 * 2 + 30
-    assert any("windows end beyond the newest table" in line for line in rest)
+    assert any("windows end after the newest table" in line for line in rest)

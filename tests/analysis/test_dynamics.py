@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from analysis import dynamics, estimates
 from analysis.dynamics import Options, clean, measure, summarise, without_outliers
-from analysis.runs import ProbeSeries, read_encounters, read_probes
+from analysis.probes import ProbeSeries, read_probes
+from analysis.runs import read_encounters
 from tests.run_folders import KINDS, probe_table, write_injections, write_run
 
 KEEP_ALL = Options(outlier_factor=0)

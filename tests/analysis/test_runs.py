@@ -7,7 +7,8 @@ import pandas
 import pytest
 
 from analysis.outcomes import forgotten
-from analysis.runs import probing_steps, read_encounters, read_probes, read_run
+from analysis.probes import read_probes
+from analysis.runs import probing_steps, read_encounters, read_run
 from olmo.config import TrainConfig
 from olmo.eval.evaluators import Evaluation
 from olmo.eval.probes import ProbeTable

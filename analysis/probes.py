@@ -1,0 +1,150 @@
+"""l(p; theta), the log-probability of a probe's target span: of one evaluation, and of all evaluations of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from analysis.estimates import Values
+from olmo.knowledge.entries import KINDS, SETTINGS
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """One evaluation: per [setting, kind] the sum of l over each entry's probes (entries,), and how many probes these
+    are. An entry may have more probes of one kind than of another; in K every probe has the same weight."""
+
+    sums: dict[tuple[str, str], Values]
+    counts: dict[tuple[str, str], Integers]
+
+    @classmethod
+    def of(cls, settings: NDArray, entries: NDArray, kinds: NDArray, values: NDArray) -> Knowledge:
+        """From one row a probe."""
+        sums: dict[tuple[str, str], Values] = {}
+        counts: dict[tuple[str, str], Integers] = {}
+        for setting in SETTINGS:
+            size = entries[settings == setting].max(initial=-1) + 1
+            for kind in KINDS:
+                chosen = (settings == setting) & (kinds == kind)
+                if chosen.any():
+                    sums[setting, kind] = np.bincount(entries[chosen], values[chosen], size).astype(np.float64)
+                    counts[setting, kind] = np.bincount(entries[chosen], None, size)
+        return cls(sums, counts)
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings that have probes, in the order of SETTINGS."""
+        return [s for s in SETTINGS if any(setting == s for setting, _ in self.sums)]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of probes, in the order of KINDS."""
+        return [k for k in KINDS if any(kind == k for _, kind in self.sums)]
+
+    def entries(self, setting: str | None = None, kind: str | None = None) -> Values:
+        """Means of the entries (n,) of one setting or all, over the probes of one kind or all."""
+        found = []
+        for name in SETTINGS if setting is None else (setting,):
+            keys = [(name, k) for k in ((kind,) if kind else KINDS) if (name, k) in self.sums]
+            if keys:
+                total = np.sum([self.sums[k] for k in keys], axis=0)
+                count = np.sum([self.counts[k] for k in keys], axis=0)
+                found.append(total[count > 0] / count[count > 0])
+        if not found:
+            raise ValueError(f"no probes of setting {setting or 'any'} and kind {kind or 'any'}")
+        return np.concatenate(found)
+
+    def same_probes(self, other: Knowledge) -> bool:
+        """Whether both have the same numbers of probes of the same entries, settings and kinds."""
+        return self.counts.keys() == other.counts.keys() and all(
+            np.array_equal(self.counts[key], other.counts[key]) for key in self.counts
+        )
+
+    def means(self) -> dict[str, float]:
+        """K, K_{setting} and K_{setting}_{kind}, for those that have probes."""
+        return {
+            "K": float(self.entries().mean()),
+            **{f"K_{s}": float(self.entries(s).mean()) for s in self.settings},
+            **{f"K_{s}_{k}": float(self.entries(s, k).mean()) for s, k in self.sums},
+        }
+
+
+@dataclass(frozen=True)
+class ProbeSeries:
+    """l of all Q probes of a run in all of its T tables, settings one after the other, entries in order."""
+
+    steps: Integers  # (T,) ascending, optimizer steps done
+    settings: NDArray[np.str_]  # (Q,)
+    entries: Integers  # (Q,)
+    kinds: NDArray[np.str_]  # (Q,)
+    values: Values  # (T, Q), NaN where a table lacks the probe
+
+    def same(self, other: ProbeSeries) -> bool:
+        """Whether both have the same probes."""
+        names = ("settings", "entries", "kinds")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+    def knowledge(self, place: int) -> Knowledge:
+        """The evaluation at steps[place]."""
+        there = ~np.isnan(self.values[place])
+        columns = (self.settings, self.entries, self.kinds, self.values[place])
+        return Knowledge.of(*(column[there] for column in columns))
+
+
+def _table_of_probes(path: Path) -> tuple[pyarrow.Table, Values]:
+    """(setting, entry, kind and index of each row, mean_log_prob of each row)."""
+    names = ["setting", "entry", "kind", "index"]
+    try:
+        table = pyarrow.parquet.read_table(path, columns=[*names, "mean_log_prob"])
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not a table of probes: {error}") from error
+    return table.select(names), table["mean_log_prob"].to_numpy().astype(np.float64)
+
+
+def read_knowledge(path: Path) -> Knowledge:
+    """Read one table of probes, as the trainer wrote it; raises ValueError where it is none."""
+    keys, values = _table_of_probes(path)
+    settings, entries, kinds = (np.array(keys[name].to_pylist()) for name in ("setting", "entry", "kind"))
+    return Knowledge.of(settings, entries, kinds, values)
+
+
+def read_probes(folder: Path) -> ProbeSeries:
+    """All tables of probes in a run's folder, without paragraphs, which are no probes."""
+    # A table is renamed to this once it is complete.
+    paths = {int(path.stem.removeprefix("step")): path for path in folder.glob("probes/step*.parquet")}
+    place_of: dict[tuple[str, int, str, int], int] = {}  # probe -> its number, in order of appearance
+    found: list[tuple[int, Integers, Values]] = []  # step, numbers of its probes, their values
+    keys, chosen, numbers = None, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)
+    for step in sorted(paths):
+        of_table, values = _table_of_probes(paths[step])
+        if keys is None or not of_table.equals(keys):  # usually the first only
+            keys = of_table
+            rows = list(zip(*(of_table[name].to_pylist() for name in ("setting", "entry", "kind", "index"))))
+            chosen = np.array([row[0] in SETTINGS and row[2] in KINDS for row in rows], dtype=bool)
+            asked = [row for row, is_chosen in zip(rows, chosen) if is_chosen]
+            numbers = np.array([place_of.setdefault(row, len(place_of)) for row in asked], dtype=np.int64)
+        if len(numbers):
+            found.append((step, numbers, values[chosen]))
+    probes = list(place_of)
+    kinds = list(KINDS)
+    order = sorted(
+        range(len(probes)),
+        key=lambda i: (SETTINGS.index(probes[i][0]), probes[i][1], kinds.index(probes[i][2]), probes[i][3]),
+    )
+    values = np.full((len(found), len(probes)), np.nan)
+    for row, (_, columns, scores) in enumerate(found):
+        values[row, columns] = scores
+    return ProbeSeries(
+        np.array([step for step, _, _ in found], dtype=np.int64),
+        np.array([probes[i][0] for i in order]),
+        np.array([probes[i][1] for i in order], dtype=np.int64),
+        np.array([probes[i][2] for i in order]),
+        values[:, order],
+    )

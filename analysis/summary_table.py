@@ -1,0 +1,164 @@
+"""acquisition.json as text: a line a run, what a reader of it has to know, and what each run differs by."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from olmo.knowledge.entries import SETTINGS
+
+# key of a row -> (head, digits, whether with its interval)
+COLUMNS = {
+    "K_before": ("K before", 4, False),
+    "K_after": ("K after", 4, False),
+    "A": ("A %", 2, True),
+    "A_against_original": ("A % of original", 2, True),
+    "P_before": ("P before", 4, False),
+    "P_after": ("P after", 4, False),
+    "F": ("F %", 2, True),
+    "effectivity": ("effectivity", 4, True),
+    "a": ("a", 4, True),
+}
+
+
+def _estimates(run: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    """What the table shows of a run, each an estimate or None."""
+    downstream = run["downstream"] or {}
+    of_all = ((run["dynamics"] or {}).get("groups") or {}).get("all") or {}
+    return {
+        **{key: run[key] for key in ("K_before", "K_after", "A", "A_against_original")},
+        **{key: downstream.get(key) for key in ("P_before", "P_after", "F")},
+        "effectivity": of_all.get("effectivity"),
+        "a": (of_all.get("decay") or {}).get("a"),
+        **{f"rise of {label}": run["loss_rise"].get(label) for label in labels},
+    }
+
+
+def _labels(result: dict[str, Any]) -> list[str]:
+    """Labels of the held-out losses of any run."""
+    return list(dict.fromkeys(label for run in result["runs"] for label in run["loss_rise"]))
+
+
+def as_csv(result: dict[str, Any]) -> str:
+    """A row a run, an estimate as three columns; empty where a run lacks it."""
+    rows = []
+    for run in result["runs"]:
+        row: dict[str, Any] = {"run": run["run"], "start": run["start"], "step": run["step"]}
+        for name, estimate in _estimates(run, _labels(result)).items():
+            for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
+                row[name + suffix] = None if estimate is None else estimate[part]
+        rows.append(row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def table(result: dict[str, Any]) -> str:
+    """A line a run; columns that no run has are left out."""
+    labels = _labels(result)
+    rows = [_estimates(run, labels) for run in result["runs"]]
+    columns = {**COLUMNS, **{f"rise of {label}": (f"rise of {label} %", 2, True) for label in labels}}
+    shown = {name: column for name, column in columns.items() if any(_is_known(row[name]) for row in rows)}
+    lines = [["run", "start", "step", *(head for head, _, _ in shown.values())]]
+    for run, row in zip(result["runs"], rows):
+        start = "?" if run["start"] is None else str(run["start"])
+        cells = (_cell(row[name], digits, interval) for name, (_, digits, interval) in shown.items())
+        lines.append([run["run"], start, str(run["step"]), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def _is_known(estimate: dict[str, Any] | None) -> bool:
+    return estimate is not None and estimate["value"] is not None
+
+
+def _cell(estimate: dict[str, Any], digits: int, interval: bool) -> str:
+    if not _is_known(estimate):
+        return "-"
+    return with_interval(estimate, digits) if interval else f"{estimate['value']:.{digits}f}"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """A number with its sign; '?' where it is unknown or unbounded."""
+    return "?" if value is None else f"{value:+.{digits}f}"
+
+
+def with_interval(estimate: dict[str, Any], digits: int, unit: str = "") -> str:
+    """value [low, high]."""
+    value, low, high = (signed(estimate[part], digits) for part in ("value", "low", "high"))
+    return f"{value}{unit} [{low}, {high}]"
+
+
+def differences(result: dict[str, Any]) -> list[str]:
+    """A line for every run but the first."""
+    lines = []
+    for found in result["comparisons"]:
+        of_all = (found["dynamics"] or {}).get("all") or {}
+        named = {
+            "A": (found["A"], " points", 2),
+            "K after": (found["K_after"], "", 4),
+            "F": (found["F"], " points", 2),
+            "effectivity": (of_all.get("effectivity"), "", 4),
+            "a": (of_all.get("a"), "", 4),
+            **{f"rise of {label}": (rise, " points", 2) for label, rise in found["loss_rise"].items()},
+        }
+        parts = [f"{name} {with_interval(e, digits, unit)}" for name, (e, unit, digits) in named.items() if e]
+        lines.append(f"{found['to']} minus {found['from']}: {', '.join(parts)}")
+    return lines
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader of the table has to know about these runs."""
+    runs = result["runs"]
+    found = [f"note: {run['run']}: {note}" for run in runs for note in (*_notes(run), *_notes_on_dynamics(run))]
+    if len({run["step"] for run in runs}) > 1:
+        found.append("note: the runs were evaluated up to different steps; their differences include that")
+    return found
+
+
+def _notes(run: dict[str, Any]) -> Iterator[str]:
+    if run["begins"] is not None and run["first_step"] > run["begins"]:
+        yield f"was first evaluated at step {run['first_step']}; eval_on_load evaluates the start itself"
+    steps = {f"the loss of {label}": pair for label, pair in run["loss_steps"].items()}
+    if run["downstream_steps"]:
+        steps["downstream accuracy"] = run["downstream_steps"]
+    for name, (before, after) in steps.items():
+        if (before, after) != (run["first_step"], run["step"]):
+            yield f"{name} was evaluated at steps {before} and {after}"
+
+
+def _notes_on_dynamics(run: dict[str, Any]) -> Iterator[str]:
+    if run["dynamics"] is None:
+        if run["injections"]:
+            why = "names no entry that is probed" if run["injections_logged"] else "is missing (an older run)"
+            yield f"injections.jsonl {why}; effectivity and retainability need it"
+        return
+    coverage, window = run["dynamics"]["coverage"], run["dynamics"]["window"]
+    groups, (low, high) = run["dynamics"]["groups"], run["dynamics"]["fit_range"]
+    pairs, measured, of_all = coverage["pairs"], coverage["measured"], groups["all"]
+    if measured < pairs:
+        yield (
+            f"of {pairs} pairs of probe and injection {coverage['no_table_before']} have no table in the {window} "
+            f"steps before, {coverage['no_table_after']} none in the {window} steps from it; probing windows write them"
+        )
+    if coverage["just_before"] < measured:
+        older = measured - coverage["just_before"]
+        yield f"{older} of {measured} effectivities are measured against a table older than the step before"
+    looked_at = pairs - coverage["no_table_after"]
+    if looked_at and coverage["tables"] < looked_at * window / 2:
+        yield f"a maximum is over {coverage['tables'] / looked_at:.1f} tables of the {window} steps on average"
+    if coverage["cut_short"]:
+        yield f"{coverage['cut_short']} of {pairs} windows end after the newest table; their maxima may still rise"
+    if of_all["nothing_acquired"] or of_all["not_known"]:
+        yield (
+            f"of {of_all['probes']} probes {of_all['nothing_acquired']} acquired nothing and have no retainability, "
+            f"{of_all['not_known']} lack a table for it"
+        )
+    lacking = [s for s in SETTINGS if s in groups and groups[s]["decay"] is None]
+    if lacking:
+        when = f"{low} or more" if high is None else f"{low} to {high:.0f}"
+        yield f"no decay constant of {', '.join(lacking)}: fewer than two tables {when} steps after their maxima"
