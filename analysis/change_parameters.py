@@ -28,7 +28,9 @@ from olmo import checkpoint
 from olmo.checkpoint import is_hub_id
 from olmo.distributed import leave
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.files.tensors import atomic_path, check_readable, save_tensors, stream_torch_file
+from olmo.files.atomic import atomic_path
+from olmo.files.paths import check_readable
+from olmo.files.tensors import save_tensors, stream_torch_file
 from olmo.memory.rescaling import Multipliers, check_shapes, rescale_model, rescaled, up_projection_name
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}

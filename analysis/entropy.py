@@ -57,7 +57,10 @@ from olmo.console import Progress
 from olmo.data.masks import padded
 from olmo.distributed import Ranks, disable_malloc_trim, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.files.tensors import atomic_path, check_readable, file_digest, read_tensors, save_tensors
+from olmo.files.atomic import atomic_path
+from olmo.files.digests import file_digest
+from olmo.files.paths import check_readable
+from olmo.files.tensors import read_tensors, save_tensors
 from olmo.memory import COEFFICIENTS, CoefficientAverages, GroupedMeans, jackknife_error, layer_entropy, observe
 from olmo.memory.locate import describe
 from olmo.memory.rescaling import rescale_model

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from olmo.checkpoint import fingerprint, is_hub_id, is_olmo, model_files, read_state, resolve
 from olmo.exceptions import ConfigurationError
-from olmo.files.tensors import file_digest, read_training_state
+from olmo.files.digests import file_digest
+from olmo.files.tensors import read_training_state
 
 Location = Path | str
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from olmo.exceptions import Parser, exit_status
-from olmo.files.tensors import file_digest
+from olmo.files.digests import file_digest
 from olmo.knowledge.entries import load_entries
 from olmo.knowledge.plan_files import read_plan
 from olmo.net import describe_failure, http_session

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from ..files.atomic import fsync
 from . import manifest
 
 SHARDS = "model_and_optim"  # folder in a checkpoint, as in OLMo
@@ -92,7 +93,7 @@ def remove(folder: Path, successor: Path | None = None) -> None:
         folder.rename(doomed)
     if successor is not None:
         successor.rename(folder)
-        manifest.sync(folder.parent)
+        fsync(folder.parent)
     shutil.rmtree(doomed, ignore_errors=True)
 
 

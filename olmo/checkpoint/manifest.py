@@ -10,32 +10,15 @@ manifest does not name, such as what the analysis writes beside a checkpoint, ar
 from __future__ import annotations
 
 import json
-import os
-import zlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..files.atomic import fsync
+from ..files.digests import crc32
+
 NAME = "manifest.json"
-
-
-def checksum(path: Path) -> str:
-    """CRC-32 of a file, as eight hexadecimal digits. OSError where it cannot be read."""
-    value = 0
-    with path.open("rb") as file:
-        while piece := file.read(2**22):
-            value = zlib.crc32(piece, value)
-    return f"{value:08x}"
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def write(folder: Path, ephemeral: bool = False) -> None:
@@ -45,14 +28,14 @@ def write(folder: Path, ephemeral: bool = False) -> None:
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(len(paths)) as pool:  # neither waiting for the disk nor the checksum holds Python's lock
-        list(pool.map(sync, paths))
-        checksums = list(pool.map(checksum, paths))
+        list(pool.map(fsync, paths))
+        checksums = list(pool.map(crc32, paths))
     names = [path.relative_to(folder).as_posix() for path in paths]
     files = {name: {"size": path.stat().st_size, "crc32": crc} for name, path, crc in zip(names, paths, checksums)}
     (folder / NAME).write_text(json.dumps({"ephemeral": ephemeral, "files": files}, indent=2) + "\n", encoding="utf-8")
-    sync(folder / NAME)
+    fsync(folder / NAME)
     for place in {folder, *(path.parent for path in paths)}:
-        sync(place)
+        fsync(place)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -94,7 +77,7 @@ def problem(folder: Path, only: Collection[str] | None = None) -> str | None:
             if path.stat().st_size != entry["size"]:
                 return f"{path}: has {path.stat().st_size} bytes, and was written with {entry['size']}"
         with ThreadPoolExecutor(max(len(files), 1)) as pool:
-            checksums = list(pool.map(checksum, (folder / name for name in files)))
+            checksums = list(pool.map(crc32, (folder / name for name in files)))
     except (ValueError, OSError) as error:
         return str(error)
     for (name, entry), found in zip(files.items(), checksums):

@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 from queue import Empty, Queue
 
 from ..exceptions import ConfigurationError
+from ..files.atomic import fsync
 from . import folder as saves
 from . import manifest
 from .s3 import Refused, RemoteFolder
@@ -167,7 +168,7 @@ class RemoteSaves:
         names = self._reports()
         self.place.download({name: partial / name for name in names})
         for name in names:
-            manifest.sync(partial / name)
+            fsync(partial / name)
             (self.folder / name).parent.mkdir(exist_ok=True)
             (partial / name).replace(self.folder / name)
         shutil.rmtree(partial, ignore_errors=True)

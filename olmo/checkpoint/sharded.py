@@ -20,12 +20,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter, filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from ..distributed import Ranks, is_of_collective
 from ..exceptions import short_message
+from ..files.unpickling import unpickle
 from .folder import SHARDS
 
 # That there is one process alone is no news.
@@ -33,26 +34,24 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or
 
 WEIGHTS, MOMENTS = "model.", "optim.state."
 
-_METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
-_PARTS_OF_AN_INDEX = {
-    *((_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata")),
-    *((_METADATA, name) for name in ("TensorStorageMetadata", "TensorProperties", "BytesStorageMetadata")),
-    *((_METADATA, "_MEM_FORMAT_ENCODING"), (_FILES, "_StorageInfo"), ("torch", "Size")),
-    ("torch.serialization", "_get_layout"),
+# All that an index may name: its own parts, dtypes, and paths of the machine that wrote it, whatever system this is.
+_PARTS_OF_AN_INDEX: dict[str, Any] = {
+    **{
+        f"{part.__module__}.{part.__name__}": part
+        for part in (
+            *(metadata.Metadata, metadata.MetadataIndex, metadata.StorageMeta, metadata.ChunkStorageMetadata),
+            *(metadata.TensorStorageMetadata, metadata.TensorProperties, metadata.BytesStorageMetadata),
+            *(metadata._MEM_FORMAT_ENCODING, filesystem._StorageInfo, torch.Size, torch.serialization._get_layout),
+        )
+    },
+    **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
+    **{
+        f"{module}.{pure}{system}Path": getattr(pathlib, f"Pure{system}Path")
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for system in ("Posix", "Windows")
+    },
 }
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if module.partition(".")[0] == "pathlib" and name.removeprefix("Pure") in ("PosixPath", "WindowsPath"):
-            return getattr(
-                pathlib, f"Pure{name.removeprefix('Pure')}"
-            )  # of the machine it was written on, whatever system this is
-        if (module, name) not in _PARTS_OF_AN_INDEX:
-            raise pickle.UnpicklingError(f"it may not name {module}.{name}")
-        return super().find_class(module, name)
 
 
 def read_index(folder: Path) -> Metadata:
@@ -60,7 +59,7 @@ def read_index(folder: Path) -> Metadata:
     path = folder / SHARDS / ".metadata"
     try:
         with path.open("rb") as file:
-            index = _IndexUnpickler(file).load()
+            index = unpickle(file, _PARTS_OF_AN_INDEX)
         names = {info.relative_path for info in index.storage_data.values()}
         if not isinstance(index, Metadata) or any(name != Path(name).name for name in names):
             raise ValueError("it leads elsewhere")

@@ -7,8 +7,6 @@ nothing but strings, booleans, numbers and tuples.
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
 import io
 import os
 import pathlib
@@ -20,7 +18,6 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .paths import check_readable
+from .unpickling import ForbiddenName, unpickle
 
 _multiarray = getattr(np, "_core", None) or np.core  # numpy 2 has moved it
 # Beside torch's own list: what train.pt of OLMo's trainer holds, the state of numpy's generator and paths of
@@ -44,11 +44,6 @@ _SAFE_IN_TRAINING_STATE: list[Any] = [
 ]
 
 
-class _KeyUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"a key may not name {module}.{name}")
-
-
 def encode_key(*path: str) -> str:
     """A name, or a path through nested dictionaries, as OLMo's safetensors spell it."""
     return base64.urlsafe_b64encode(pickle.dumps((path, False), protocol=4)).decode("ascii")
@@ -62,10 +57,10 @@ def decode_path(key: str) -> tuple[str | int, ...] | None:
     if "." in key:
         return (key,)  # base64 has no '.', but its decoder would skip it and the unpickler read on in what is left
     try:
-        path, pickled_value = _KeyUnpickler(io.BytesIO(base64.urlsafe_b64decode(key))).load()
-    except (binascii.Error, pickle.UnpicklingError, ValueError, EOFError, TypeError, IndexError, KeyError) as error:
-        if "may not name" in str(error):
-            raise ValueError(f"hostile key in a safetensors file: {error}") from error
+        path, pickled_value = unpickle(io.BytesIO(base64.urlsafe_b64decode(key)), allowed={})
+    except ForbiddenName as error:
+        raise ValueError(f"hostile key in a safetensors file: {error}") from error
+    except (ValueError, TypeError):  # not base64, no pickle, no pair: a plain name
         return (key,)
     if not isinstance(path, tuple) or not all(isinstance(part, (str, int)) for part in path):
         raise ValueError("a key of this safetensors file does not name a tensor")
@@ -96,29 +91,6 @@ def _torch_load(path: Path, mapped: bool = True) -> Any:
         if "mmap" not in str(error):
             raise
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def check_readable(path: Path) -> None:
-    """Raise an OSError that names the file and what is wrong with it; safetensors says "no such file" of any."""
-    try:
-        with path.open("rb"):
-            pass
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except OSError as error:
-        raise type(error)(f"{path}: {(error.strerror or str(error)).lower()}") from error
-
-
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal hash of a file; `git` is the name that git gives to its content. OSError where it cannot be read."""
-    check_readable(path)
-    digest = hashlib.new("sha1" if algorithm == "git" else algorithm)
-    if algorithm == "git":
-        digest.update(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while piece := file.read(2**24):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
@@ -163,25 +135,6 @@ def read_tensor(path: Path) -> Tensor:
     if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
         raise ValueError(f"{path}: expected one tensor")
     return tensors[0]
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """The name of a file beside `path`, of the same suffix and this process's alone, to be written within `with`.
-
-    Where that ends well it becomes `path`, otherwise nothing is left of it. An OSError about it names `path`.
-    """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        if str(partial) not in str(error):
-            raise
-        reason = str(error).partition(f"{partial}: cannot be written: ")[2] or error.strerror or str(error)
-        raise OSError(f"{path}: cannot be written: {reason.lower()}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

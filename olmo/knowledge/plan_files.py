@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..exceptions import ConfigurationError
+from ..files.atomic import atomic_path
 from ..files.tensors import save_tensors
+from ..files.unpickling import unpickle
 from .plan import Rounds, Text
 
 FORMAT, VERSION = "knowledge-entropy injection plan", 1
@@ -73,9 +73,8 @@ def write_plan(path: Path, plan: PlanFile) -> None:
         "eos_token_id": plan.eos_token_id,
         "steps_passed": plan.steps_passed,
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_path(path) as partial:
         if path.suffix == ".json":
             partial.write_text(_as_json(header, plan.rounds), encoding="utf-8")
         else:
@@ -86,9 +85,6 @@ def write_plan(path: Path, plan: PlanFile) -> None:
             }
             names = [[text.entry for text in round_texts] for round_texts in plan.rounds]
             save_tensors(partial, tensors, {"injection_plan": json.dumps({**header, "rounds": names}), "format": "pt"})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _as_json(header: dict[str, Any], rounds: Rounds) -> str:
@@ -204,33 +200,27 @@ def _text(raw: Any, eos_token_id: int, where: str) -> Text:
 # --- the published pickles ---------------------------------------------------------------------------------------
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Makes containers, numbers, strings and tensors; every other name in the pickle is an error."""
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        makers: dict[tuple[str, str], Callable[..., Any]] = {
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch.storage", "_load_from_bytes"): _read_storage,
-            ("collections", "OrderedDict"): OrderedDict,
-        }
-        if (module, name) not in makers:
-            raise pickle.UnpicklingError(f"refused to make {module}.{name}")
-        return makers[module, name]
-
-
 def _read_storage(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
 
 
 def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
     if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("a tensor without a storage")
+        raise ValueError("a tensor without a storage")
     whole = torch.empty(0, dtype=storage.dtype).set_(storage)
     # as_strided refuses a view that leaves the storage; set_ would grow the storage by uninitialised memory.
     view = whole.as_strided(tuple(size), tuple(stride), offset)
     if view.numel() > whole.numel():
-        raise pickle.UnpicklingError("a tensor larger than its storage")
+        raise ValueError("a tensor larger than its storage")
     return view
+
+
+# What a map may name beside containers, numbers and strings.
+_PARTS_OF_A_TENSOR = {
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch.storage._load_from_bytes": _read_storage,
+    "collections.OrderedDict": OrderedDict,
+}
 
 
 def _read_pickle(path: Path) -> PlanFile:
@@ -247,8 +237,8 @@ def _read_pickle(path: Path) -> PlanFile:
     """
     try:
         with path.open("rb") as file:
-            raw = _TensorUnpickler(file).load()
-    except Exception as error:  # a malformed pickle raises almost anything
+            raw = unpickle(file, _PARTS_OF_A_TENSOR)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no safe injection map: {' '.join(str(error).split())}") from error
     by_step = isinstance(raw, dict) and bool(raw) and all(isinstance(k, str) and k.isdecimal() for k in raw)
     if by_step and all(isinstance(value, Tensor) for value in raw.values()):

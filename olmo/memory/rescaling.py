@@ -16,7 +16,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..files.tensors import atomic_path, check_readable, save_tensors
+from ..files.atomic import atomic_path
+from ..files.paths import check_readable
+from ..files.tensors import save_tensors
 from .locate import find_memories, is_conv1d, up_projection
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..checkpoint import folder as checkpoints
-from ..checkpoint import manifest
 from ..exceptions import ConfigurationError
+from ..files.atomic import fsync
 
 
 class RunFolder:
@@ -94,7 +94,7 @@ class RunFolder:
         partial = path.with_suffix(".partial")
         with naming(path):
             pyarrow.parquet.write_table(pyarrow.table(full), partial)
-            manifest.sync(partial)
+            fsync(partial)
         partial.replace(path)
 
     def sync(self) -> None:
@@ -105,7 +105,7 @@ class RunFolder:
         folders = [self.path / name for name in ("probes", "losses", "data-indices", "tensorboard", ".")]
         for path in (*files, *(path for pattern in appended for path in self.path.glob(pattern)), *folders):
             if path.exists():
-                manifest.sync(path)
+                fsync(path)
 
     def close(self) -> None:
         """Close metrics.jsonl and release the lock."""

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import requests
 
 from olmo.console import Progress
-from olmo.files.tensors import file_digest
+from olmo.files.digests import file_digest
 from olmo.net import TIMEOUT, TransferInterrupted, describe_failure, retry
 
 PIECE = 2**20

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from olmo.files.tensors import atomic_path
+from olmo.files.atomic import atomic_path
 from olmo.tokenizer import encode
 from scripts.prepare.fictional_templates import Category, Slot, categories
 

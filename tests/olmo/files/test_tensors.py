@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from olmo.files.atomic import atomic_path
+from olmo.files.digests import file_digest
 from olmo.files.tensors import (
     _one_ahead,
-    atomic_path,
-    file_digest,
     read_tensor,
     read_tensors,
     read_training_state,

@@ -1,0 +1,46 @@
+"""Files that appear under their name complete or not at all: written beside it, then renamed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path`, of the same suffix, for a file to write within the `with` block.
+
+    When the block ends well the file is renamed to `path`, replacing an older one; otherwise it is deleted. `durable`:
+    its content is on the disk before it is renamed. An OSError about the temporary file names `path` instead.
+    """
+    partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
+    try:
+        yield partial
+        if durable:
+            fsync(partial)
+        partial.replace(path)
+    except OSError as error:
+        if str(partial) not in str(error):
+            raise
+        cause = str(error).partition(f"{partial}: cannot be written: ")[2] or error.strerror or str(error)
+        raise OSError(f"{path}: cannot be written: {cause.lower()}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def delete_partial_files(path: Path) -> None:
+    """Delete what killed processes left of `atomic_path(path)`; for who holds a lock on it."""
+    for partial in path.parent.glob(f".{path.stem}.*.partial{path.suffix}"):
+        partial.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

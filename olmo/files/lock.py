@@ -1,0 +1,48 @@
+"""Locks among processes, by lock files; the system releases the lock of a process that is killed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+class Locked(OSError):
+    """Another process holds the lock."""
+
+
+class Lock:
+    """Holds an exclusive lock on the file `path`, which nothing else uses, until `release` or the end of a `with`.
+
+    wait: until another process has released it; otherwise Locked is raised. On file systems that have no locks, or
+    where the lock file cannot be made, nothing is locked.
+    """
+
+    def __init__(self, path: Path, wait: bool = False):
+        self.path = path
+        # A soft lock, filelock's substitute on such file systems, would outlive a killed process.
+        self._lock = FileLock(path, -1 if wait else 0, thread_local=False, fallback_to_soft=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise Locked(f"{path}: another process holds this lock") from None
+        except OSError:
+            pass
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def delete(self) -> None:
+        """Release the lock and delete its file; a process that waits for it makes a new one."""
+        if self._lock.is_locked:
+            with suppress(OSError):  # Windows deletes no open file
+                self.path.unlink()
+        self.release()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.release()
