@@ -24,7 +24,7 @@ from olmo.console import Progress
 from olmo.data.order import PIECE, OrderFile, check_places, verify_order
 from olmo.data.sources import TokenFiles
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
-from olmo.files.tensors import atomic_path
+from olmo.files.atomic import atomic_path
 from scripts.prepare.order import open_files, rebuild
 
 

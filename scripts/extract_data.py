@@ -19,7 +19,7 @@ import numpy as np
 from olmo.config import load
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
-from olmo.files.tensors import atomic_path
+from olmo.files.atomic import atomic_path
 from scripts.prepare.batches import batches_of_run, numbers
 
 

@@ -271,6 +271,7 @@ class RemoteSaves:
             path.relative_to(self.folder).as_posix(): path
             for pattern in (*TOLD, *TABLES)
             for path in self.folder.glob(pattern)
+            if not path.name.startswith(".")  # a table that is being written
         }
         sizes = {name: path.stat().st_size for name, path in paths.items() if path.suffix == ".parquet"}
         known = [name for name, size in sizes.items() if self._tables.get(name) == size]

@@ -24,6 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..exceptions import ConfigurationError
+from ..files.atomic import write_text
+from ..files.paths import parse_step
 
 LayerNormType = Literal["default", "low_precision", "rms"]
 ActivationType = Literal["gelu", "relu", "swiglu"]
@@ -378,9 +380,7 @@ class TrainConfig:
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration, whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(self.as_yaml(), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, self.as_yaml())
 
 
 # Keys that ai2-olmo 0.6.0 or the published trainer (a fork of 0.4) refuse to read, by dataclass.
@@ -626,11 +626,7 @@ def _register_resolvers() -> None:
         return [path for matches in found for path in matches]
 
     def last_checkpoint(folder: str) -> str:
-        steps = {}
-        for path in Path(folder).glob("step*"):
-            match = re.fullmatch(r"step(\d+)(-unsharded)?", path.name)
-            if match:
-                steps[int(match[1])] = path
+        steps = {found[0]: path for path in Path(folder).glob("step*") if (found := parse_step(path.name))}
         if not steps:
             raise FileNotFoundError(f"path.last_checkpoint: no checkpoint in {folder}")
         return str(steps[max(steps)])

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..console import Progress
-from .ranges import RemoteFiles, alone
+from ..files.atomic import atomic_path, delete_partial_files
+from ..files.lock import Lock
+from .ranges import RemoteFiles
 from .sources import TokenFiles
 
 log = logging.getLogger("olmo")
@@ -112,10 +114,9 @@ class EpochOrder:
             self._whole = build_order(instances, seed, epoch, shuffle=shuffle)
         elif shuffle and folder is not None:
             path = folder / f"global_indices_{instances}_seed{seed + epoch}.npy"
-            with alone(path):
+            with Lock(path.with_name(f"{path.name}.lock"), wait=True):
                 if not path.is_file() or path.stat().st_size != instances * DTYPE.itemsize:
-                    for left_over in folder.glob(f".{path.name}.*.partial"):  # of a process that was killed
-                        left_over.unlink(missing_ok=True)
+                    delete_partial_files(path)
                     log.info("shuffling %s instances: a minute or more", f"{instances:,}")
                     write_order(path, instances, seed, epoch)
             self._whole = np.memmap(path, DTYPE, "r", shape=(instances,))
@@ -154,8 +155,7 @@ def write_order(
     needed = (kept if in_memory else places) * DTYPE.itemsize
     if needed > shutil.disk_usage(path.parent).free:
         raise OSError(f"{path.parent}: {needed / 1e9:.1f} GB for the order do not fit on this disk")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic_path(path, durable=True) as partial:  # or a machine that goes down leaves zeros of the right size
         if few:
             instances_at(np.arange(kept), instances, seed, epoch, shuffle).tofile(partial)
         elif in_memory:
@@ -167,11 +167,6 @@ def write_order(
             mapped.flush()
             del mapped
             os.truncate(partial, kept * DTYPE.itemsize)
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())  # or a machine that goes down leaves zeros of the right size
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _piece_size(high: int, low: int) -> int:

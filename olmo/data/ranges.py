@@ -7,16 +7,15 @@ files.read([0, 1], [4096, 0], 4096)          # bytes 4096 to 8191 of the first, 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import net
 from ..console import Progress
 from ..exceptions import ConfigurationError
+from ..files.atomic import atomic_path
+from ..files.lock import Lock
 from ..net import Client, HttpClient, Response, S3Client, TransferInterrupted, check_status, retry
 
 LARGEST = 2**23  # bytes a request; what is longer comes in several, so that a broken one costs little
@@ -127,16 +128,11 @@ def _load(path: Path) -> bytes | None:
 
 def _store(path: Path, content: bytes) -> None:
     """Write content behind its hash, whole or not at all. A cache that cannot be written costs time, not the run."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(DIGEST(content).digest())
-            file.write(content)
-        partial.replace(path)
+        with atomic_path(path) as partial:
+            partial.write_bytes(DIGEST(content).digest() + content)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        log.warning("%s: not kept: %s", path, error.strerror or error)
+        log.warning("not kept: %s", error)
 
 
 def _evict(folder: Path) -> None:
@@ -152,22 +148,9 @@ def _evict(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Among the processes of this machine that want one file, one makes it; the others wait, and find it.
-
-    The empty lock file stays. In a folder of hashes sixteen do for all files.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f"lock-{path.name[0]}").open("wb")
-    except OSError:
-        yield
-        return
-    with lock:
-        with suppress(OSError):  # of a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _lock(path: Path) -> Lock:
+    """Of the processes of this machine that need one file, one makes it; the others wait, and find it."""
+    return Lock(path.with_name(f"{path.name}.lock"), wait=True)
 
 
 # --- many requests at a time -------------------------------------------------------------------------------------
@@ -234,7 +217,7 @@ class RemoteFiles:
         self._clients: dict[str, Client] = {}
         self._making = threading.Lock()
         self._described = self.cache / f"{DIGEST(json.dumps(list(urls)).encode()).hexdigest()[:32]}.sizes"
-        with alone(self._described):
+        with _lock(self._described):
             self.files = (None if fresh else self._known(urls)) or self._describe(urls)
         self.sizes = [file.size for file in self.files]
 
@@ -282,7 +265,7 @@ class RemoteFiles:
         digest = DIGEST(json.dumps([used, width]).encode())
         digest.update(numbers.astype("<i8").tobytes() + begins.astype("<i8").tobytes())
         path = self.cache / f"{digest.hexdigest()[:32]}.ranges"
-        with alone(path):
+        with _lock(path):
             content = _load(path)
             if content is None:
                 content = self._fetch(numbers, begins, width)

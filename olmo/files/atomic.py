@@ -31,6 +31,12 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file through `atomic_path`."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def delete_partial_files(path: Path) -> None:
     """Delete what killed processes left of `atomic_path(path)`; for who holds a lock on it."""
     for partial in path.parent.glob(f".{path.stem}.*.partial{path.suffix}"):
@@ -42,5 +48,7 @@ def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)

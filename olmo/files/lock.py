@@ -14,15 +14,15 @@ class Locked(OSError):
 
 
 class Lock:
-    """Holds an exclusive lock on the file `path`, which nothing else uses, until `release` or the end of a `with`.
+    """Holds an exclusive lock on the file `path`, which exists for nothing else, until `release` or the end of `with`.
 
-    wait: until another process has released it; otherwise Locked is raised. On file systems that have no locks, or
-    where the lock file cannot be made, nothing is locked.
+    wait: until another process has released it; otherwise Locked is raised. On a file system without locks, or where
+    the lock file cannot be made, nothing is locked.
     """
 
     def __init__(self, path: Path, wait: bool = False):
         self.path = path
-        # A soft lock, filelock's substitute on such file systems, would outlive a killed process.
+        # filelock's substitute for missing locks would outlive a killed process.
         self._lock = FileLock(path, -1 if wait else 0, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
@@ -32,14 +32,11 @@ class Lock:
             pass
 
     def release(self) -> None:
-        self._lock.release()
-
-    def delete(self) -> None:
         """Release the lock and delete its file; a process that waits for it makes a new one."""
         if self._lock.is_locked:
             with suppress(OSError):  # Windows deletes no open file
                 self.path.unlink()
-        self.release()
+        self._lock.release()
 
     def __enter__(self) -> Lock:
         return self

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import TrainConfig
+from ..files.atomic import write_text
 
 
 def environment() -> dict[str, Any]:
@@ -53,9 +54,7 @@ def record_start(path: Path, config: TrainConfig, resume_step: int | None) -> No
         with suppress(ValueError):  # an older version may have been killed while writing it
             before = json.loads(path.read_text(encoding="utf-8"))
             earlier = [*before.pop("earlier", []), before]
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**start, "earlier": earlier}, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps({**start, "earlier": earlier}, indent=2) + "\n")
 
 
 def _start(config: TrainConfig, resume_step: int | None) -> dict[str, Any]:

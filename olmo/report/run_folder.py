@@ -13,7 +13,6 @@ metrics.jsonl marks a folder that holds a run: no other file is proof of one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +22,8 @@ from typing import Any, TextIO
 
 from ..checkpoint import folder as checkpoints
 from ..exceptions import ConfigurationError
-from ..files.atomic import fsync
+from ..files.atomic import atomic_path, fsync
+from ..files.lock import Lock, Locked
 
 
 class RunFolder:
@@ -91,11 +91,8 @@ class RunFolder:
         full = {k: [v] * length if isinstance(v, int) else v for k, v in columns.items()}
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with naming(path):
+        with atomic_path(path, durable=True) as partial, naming(path):
             pyarrow.parquet.write_table(pyarrow.table(full), partial)
-            fsync(partial)
-        partial.replace(path)
 
     def sync(self) -> None:
         """Wait until every line and table is on the disk."""
@@ -112,7 +109,7 @@ class RunFolder:
         if self._metrics is not None:
             with naming(self.path / "metrics.jsonl"):
                 self._metrics.close()
-        self._lock.close()
+        self._lock.release()
 
 
 def append_indices(folder: Path, rank: int, step: int, instances: Iterable[int]) -> None:
@@ -132,16 +129,11 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: cannot be written ({error.strerror}); checkpoints are intact") from error
 
 
-def _lock(folder: Path) -> TextIO:
-    lock = (folder / "train.log").open("a")
+def _lock(folder: Path) -> Lock:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
+        return Lock(folder / ".lock")
+    except Locked as error:
         raise ConfigurationError(f"save_folder: another run is writing to {folder}") from error
-    except OSError:  # a file system without locks
-        pass
-    return lock
 
 
 def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
@@ -149,7 +141,5 @@ def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and not drop(line)]
-        partial = path.with_suffix(".partial")
-        with naming(path):
+        with atomic_path(path) as partial, naming(path):
             partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)

@@ -7,7 +7,6 @@ partial file stands for one version of the server's file, so that parts of two v
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ import requests
 
 from olmo.console import Progress
 from olmo.files.digests import file_digest
+from olmo.files.lock import Lock, Locked
 from olmo.net import TIMEOUT, TransferInterrupted, describe_failure, retry
 
 PIECE = 2**20
@@ -123,13 +123,11 @@ def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tup
 
 def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
     """One attempt to bring what `path` lacks. Raises TransferInterrupted or a RequestException where it fails."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{remote.name}: another process is fetching it into {path.parent}") from None
-        except OSError:
-            pass  # a file system without locks
+    try:
+        lock = Lock(path.with_name(f".{remote.name}.lock"))
+    except Locked:
+        raise OSError(f"{remote.name}: another process is fetching it into {path.parent}") from None
+    with lock, path.open("ab") as file:
         here = file.tell()
         if remote.size is None or here > remote.size or not (remote.validator or remote.digest):
             here = restart(file)

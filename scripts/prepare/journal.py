@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import threading
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from olmo.exceptions import ConfigurationError
+from olmo.files.lock import Lock, Locked
 
 Place = tuple[int, int]  # an entry, and the place of a text among its paraphrases; both count from 0
 
@@ -31,22 +31,21 @@ class Journal:
 
     def __init__(self, path: Path, made_from: Mapping[str, Any]):
         self.path, self.texts = path, dict[Place, str]()
-        self._lock = threading.Lock()
+        self._mutex = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = Lock(path.with_name(f".{path.name}.lock"))
+        except Locked:
+            raise ConfigurationError(f"{path}: another process is writing it") from None
         self._file = path.open("a+b", buffering=0)
         try:
             self._read(made_from)
         except BaseException:
             self._file.close()
+            self._lock.release()
             raise
 
     def _read(self, made_from: Mapping[str, Any]) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"{self.path}: another process is writing it") from None
-        except OSError:  # a file system without locks
-            pass
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
@@ -72,7 +71,7 @@ class Journal:
 
     def add(self, place: Place, text: str) -> bool:
         """Keep a text; False where its entry has the same one already, or nobody is waiting for it any more."""
-        with self._lock:
+        with self._mutex:
             if self._file.closed or any(
                 words(text) == words(other) for (entry, _), other in self.texts.items() if entry == place[0]
             ):
@@ -87,7 +86,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
+        with self._mutex:
             self._file.close()
             if not self.texts:
                 self.path.unlink(missing_ok=True)
+        self._lock.release()

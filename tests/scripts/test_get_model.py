@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import functools
 import hashlib
 import json
@@ -25,6 +24,7 @@ from analysis.locations import FOLDERS
 from olmo import checkpoint, net
 from olmo.config import TrainConfig
 from olmo.exceptions import exit_status
+from olmo.files.lock import Lock
 from olmo.model import OLMo
 from scripts import get_model
 from scripts.prepare import download
@@ -337,8 +337,7 @@ def test_two_processes_do_not_write_one_file(
     run([url, f"--output={tmp_path}"])
     capsys.readouterr()
     (partial,) = tmp_path.glob(".model.pt.*")
-    with partial.open("ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with Lock(tmp_path / ".model.pt.lock"):
         assert run([url, f"--output={tmp_path}"]) == 1
     assert "model.pt: another process is fetching it" in the_error(capsys)
     assert partial.stat().st_size == 2**21

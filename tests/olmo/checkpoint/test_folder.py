@@ -191,7 +191,8 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_its_name(
     data = f'{{"label": "walk", "data": {{"paths": ["{plain.parent / "heldout32.npy"}"]}}}}'
     train(plain, tmp_path, *SAVES, "--stop_at=2", f"--evaluators=[{data}]", "--eval_interval=2")
     before = synced[: synced.index("now step2")]
-    wanted = {"metrics.jsonl", "data-indices/rank0.tsv", "losses/step2.partial", "losses", "data-indices", "."}
+    assert any(name.startswith("losses/.step2.") for name in before)  # the table, before it gets its name
+    wanted = {"metrics.jsonl", "data-indices/rank0.tsv", "losses", "data-indices", "."}
     wanted |= {".step2.partial", *(f".step2.partial/{name}" for name in os.listdir(tmp_path / "step2"))}
     assert wanted <= set(before)
     assert "." in synced[len(before) :]
@@ -266,7 +267,7 @@ def test_a_folder_that_cannot_be_written_is_named(plain: Path, run: Path) -> Non
         for path in (run, *run.glob("*.jsonl"), run / "train.log"):
             path.chmod(0o555 if path.is_dir() else 0o444)
         try:
-            with pytest.raises(OSError, match=r"Permission denied.*run/"):
+            with pytest.raises(OSError, match=r"run/.*Permission denied"):
                 train(plain, run, *SAVES)
         finally:
             run.chmod(0o755)

@@ -179,9 +179,9 @@ def test_what_a_killed_process_left_is_made_anew(tmp_path: Path, monkeypatch: py
     expected = build_order(1000, 7, 2)
     path = tmp_path / "global_indices_1000_seed9.npy"
     path.write_bytes(expected[:500].tobytes())
-    (tmp_path / f".{path.name}.999999.partial").write_bytes(b"half")
+    (tmp_path / f".{path.stem}.999999.partial.npy").write_bytes(b"half")
     assert EpochOrder(1000, 7, 2, folder=tmp_path).at(np.arange(1000)).tolist() == expected.tolist()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, "lock-g"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
 
 
 def test_the_file_of_an_epoch_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

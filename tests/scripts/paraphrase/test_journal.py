@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import signal
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from olmo.files.lock import Lock
 from olmo.knowledge.entries import load_entries
 from scripts.prepare.fictional_knowledge import make_entries
 from tests.chatting import ChatServer, chatting, reworded, text_in
@@ -136,7 +136,6 @@ def test_two_at_a_time_do_not_write_one_journal(
     begun: list[str], journal: Path, server: ChatServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    with journal.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with Lock(journal.with_name(f".{journal.name}.lock")):
         assert run(begun) == 2
     assert f"{journal}: another process is writing it" in the_error(capsys) and server.asked == []
