@@ -1,4 +1,7 @@
-"""Every figure, drawn from saved numbers only; nothing is computed here but positions on paper."""
+"""Every figure, drawn from saved numbers. Nothing is computed here but positions on paper.
+
+Drawing leaves matplotlib's global state (backend, rcParams, pyplot's figures) unchanged.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,7 +23,7 @@ ORANGES = ("#fdae6b", "#e6550d")  # resuscitated, q = 1 and q = 2
 GREY = "#7f7f7f"
 KIND_COLORS = {"memorization": "#08306b", "semantic": "#e6550d", "composition": "#31a354"}
 
-plt.rcParams.update(
+_in_style = rc_context(  # a decorator
     {
         "font.size": 10,
         "axes.spines.top": False,
@@ -36,23 +36,30 @@ plt.rcParams.update(
 )
 
 
+def _panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure of a size in inches, and its axes (rows, columns)."""
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+@_in_style
 def save(figure: Figure, stem: Path) -> Path:
-    """Write PNG and PDF beside each other, each whole or not at all; returns the PNG's path."""
+    """Write PNG and PDF beside each other, each atomically; returns the PNG's path."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".pdf"):
         partial = stem.with_name(f".{stem.name}{suffix}.partial")
         figure.savefig(partial, dpi=160, format=suffix[1:])
         partial.replace(stem.with_suffix(suffix))
-    plt.close(figure)
     return stem.with_suffix(".png")
 
 
+@_in_style
 def entropy_over_steps(series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int] = ()) -> Figure:
     """Knowledge entropy over pretraining, one line a seed, bars of two standard errors; `marked` steps stand out.
 
     series: per seed the contents of the checkpoints' knowledge_entropy.json, ordered by step.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    figure, [[axes]] = _panels(6.4, 3.6)
     _entropy(axes, series, marked)
     return figure
 
@@ -82,15 +89,16 @@ def _entropy(axes: Axes, series: Sequence[Sequence[dict[str, Any]]], marked: Seq
     axes.set(ylabel="knowledge entropy H (nats)", title="Knowledge entropy over pretraining")
 
 
+@_in_style
 def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
     """H of every layer over pretraining, bars of two standard errors."""
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    figure, [[axes]] = _panels(6.4, 3.6)
     steps = _places(axes, results)
     layers = len(results[0]["layers"])
     for layer in range(layers):
         values = [r["layers"][layer] for r in results]
         errors = [2 * (r["layer_standard_errors"][layer] or 0.0) for r in results]
-        color = plt.colormaps["viridis"](0.85 * layer / max(layers - 1, 1))
+        color = colormaps["viridis"](0.85 * layer / max(layers - 1, 1))
         axes.errorbar(
             steps, values, errors, color=color, marker="o", markersize=4, capsize=3, label=f"layer {layer + 1}"
         )
@@ -102,6 +110,7 @@ def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+@_in_style
 def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
     """How each layer shares its use out among its memories: shares in order, largest first, a line a checkpoint.
 
@@ -110,9 +119,7 @@ def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
     layers = len(checkpoints[0]["shares"])
     columns = min(layers, 4)
     rows = math.ceil(layers / columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(1.2 + 2.6 * columns, 1 + 2.1 * rows), sharex=True, sharey=True, squeeze=False
-    )
+    figure, panels = _panels(1.2 + 2.6 * columns, 1 + 2.1 * rows, rows, columns, sharex=True, sharey=True)
     colors = BLUES if len(checkpoints) == 3 else (BLUES[0], BLUES[2])
     for layer, axes in enumerate(panels.flat):
         if layer >= layers:
@@ -152,19 +159,21 @@ def bars(
     axes.set_ylabel(label)
 
 
+@_in_style
 def overview(
     series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int], rows: Sequence[dict[str, Any]], loss_label: str
 ) -> Figure:
     """The study in one row: entropy over pretraining, and what each start acquires and forgets."""
-    figure, panels = plt.subplots(1, 3, figsize=(13.5, 3.7), width_ratios=(1.3, 1, 1))
-    _entropy(panels[0], series, marked)
-    _acquired_and_forgotten(panels[1], panels[2], rows, loss_label)
+    figure, [[left, middle, right]] = _panels(13.5, 3.7, columns=3, width_ratios=(1.3, 1, 1))
+    _entropy(left, series, marked)
+    _acquired_and_forgotten(middle, right, rows, loss_label)
     return figure
 
 
+@_in_style
 def acquisition_and_forgetting(rows: Sequence[dict[str, Any]], loss_label: str) -> Figure:
     """A and forgetting by starting point. rows: `name`, `color`, `A` and `loss_rise` estimates of each condition."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.8))
+    figure, [[left, right]] = _panels(10.5, 3.8, columns=2)
     _acquired_and_forgotten(left, right, rows, loss_label)
     return figure
 
@@ -177,6 +186,7 @@ def _acquired_and_forgotten(left: Axes, right: Axes, rows: Sequence[dict[str, An
     right.set_title("Knowledge forgotten")
 
 
+@_in_style
 def probes_over_steps(
     curves: Sequence[dict[str, Any]], injections: Sequence[int], measure: str = "K", title: str = ""
 ) -> Figure:
@@ -184,7 +194,7 @@ def probes_over_steps(
 
     curves: `name`, `color` and `curve`, a list of {step, K, K_paraphrase, K_once}.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    figure, [[axes]] = _panels(6.4, 3.8)
     for number, step in enumerate(injections):
         axes.axvline(step, color=GREY, linewidth=0.7, linestyle=":", label=None if number else "injection round")
     for run in curves:
@@ -202,6 +212,7 @@ def probes_over_steps(
     return figure
 
 
+@_in_style
 def probes_by_part(runs: Sequence[dict[str, Any]], colors: Sequence[Any], parts: Sequence[Sequence[str]]) -> Figure:
     """Log-probability over steps, a panel for each of `parts`, rows of names of measures such as K_once_semantic; a
     mark at every injection.
@@ -209,8 +220,8 @@ def probes_by_part(runs: Sequence[dict[str, Any]], colors: Sequence[Any], parts:
     runs: `run`, `curve`, a list of {step, measure: value, ...}, and `injections`, steps.
     """
     injections = sorted({step for run in runs for step in run["injections"]})  # a control has none
-    size = (1.2 + 3.4 * len(parts[0]), 1.2 + 2.4 * len(parts))
-    figure, panels = plt.subplots(len(parts), len(parts[0]), figsize=size, sharex=True, squeeze=False)
+    rows, columns = len(parts), len(parts[0])
+    figure, panels = _panels(1.2 + 3.4 * columns, 1.2 + 2.4 * rows, rows, columns, sharex=True)
     for axes, measure in zip(panels.flat, (measure for row in parts for measure in row)):
         for step in injections:
             axes.axvline(step, color=GREY, linewidth=0.7, linestyle=":")
@@ -237,6 +248,7 @@ def _legend_of_runs(figure: Figure, runs: Sequence[dict[str, Any]], colors: Sequ
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(runs), 3), fontsize=8)
 
 
+@_in_style
 def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> Figure:
     """A, F and the rise of the first held-out loss over the pretraining steps from which runs started, as far as there
     is any; side by side where a step is not known.
@@ -250,7 +262,7 @@ def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[A
         **{f"rise of held-out {label} loss, %": [run["loss_rise"].get(label) for run in runs] for label in labels},
     }
     measures = {name: found for name, found in measures.items() if any(found)}
-    figure, panels = plt.subplots(1, len(measures), figsize=(1 + 4.2 * len(measures), 3.8), squeeze=False)
+    figure, panels = _panels(1 + 4.2 * len(measures), 3.8, columns=len(measures))
     starts = [run["start"] for run in runs]
     known = None not in starts
     places = starts if known else list(range(len(runs)))
@@ -280,6 +292,7 @@ def _error_bar(axes: Axes, place: float, estimate: dict[str, Any], color: Any) -
     axes.errorbar([place], [value], lengths, color=color, marker="o", markersize=6, capsize=4)
 
 
+@_in_style
 def retainability(runs: Sequence[dict[str, Any]]) -> Figure:
     """Mean retainability over the time since the maximum, on a log axis, with its intervals and the line of its fit: a
     row of panels a run, a column a setting that has any, a colour a kind of probe. The larger a point, the more values
@@ -289,8 +302,8 @@ def retainability(runs: Sequence[dict[str, Any]]) -> Figure:
     """
     groups = [item for run in runs for item in run["dynamics"]["groups"].items()]
     settings = [s for s in SETTINGS if any(name == s and group["retainability"]["at"] for name, group in groups)]
-    size = (1.2 + 4.2 * len(settings), 0.8 + 3.2 * len(runs))
-    figure, panels = plt.subplots(len(runs), len(settings), figsize=size, sharex=True, sharey=True, squeeze=False)
+    rows, columns = len(runs), len(settings)
+    figure, panels = _panels(1.2 + 4.2 * columns, 0.8 + 3.2 * rows, rows, columns, sharex=True, sharey=True)
     for row, run in zip(panels, runs):
         for axes, setting in zip(row, settings):
             for kind, color in KIND_COLORS.items():
@@ -321,7 +334,7 @@ def _decay_of(axes: Axes, group: dict[str, Any], kind: str, color: str) -> None:
 def save_acquisition(result: dict[str, Any], folder: Path) -> None:
     """The figures of acquisition.json (analysis.acquisition): A and what was forgotten of each run, and over the stage
     of pretraining; log-probabilities over steps; retainability."""
-    runs, palette = result["runs"], plt.colormaps["viridis"]
+    runs, palette = result["runs"], colormaps["viridis"]
     colors = [palette(0.85 * i / max(len(runs) - 1, 1)) for i in range(len(runs))]
     labels = [label for label in runs[0]["loss_rise"] if all(label in r["loss_rise"] for r in runs)]
     if labels:

@@ -190,14 +190,20 @@ def test_probes_over_steps_without_an_injection():
     assert len(axes.lines) == 2
 
 
-def test_a_figure_is_saved_as_png_and_pdf_and_let_go(tmp_path):
+def test_a_figure_is_saved_as_png_and_pdf_and_not_kept(tmp_path):
     figure = figures.probes_over_steps(CURVES, [10])
     path = figures.save(figure, tmp_path / "new" / "probes")
     assert path == tmp_path / "new" / "probes.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
-    assert figure.number not in plt.get_fignums()
+    assert not plt.get_fignums()
     assert plt.imread(path).std() > 0.01  # not blank
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone():
+    before = dict(plt.rcParams)
+    figures.entropy_over_steps([SERIES])
+    assert dict(plt.rcParams) == before
 
 
 def dynamics(settings: tuple[str, ...], times: tuple[int, ...] = (1, 2, 40), decay: bool = True) -> dict:
