@@ -47,7 +47,7 @@ from analysis.locations import (
     step_of,
     tokens_of,
 )
-from analysis.measures import MEASURES, instance_measures
+from analysis.other_entropies import MEASURES, instance_measures
 from analysis.prefetch import is_first_of_machine, prefetch, together
 from analysis.series import COEFFICIENTS_FILE, RESULT, Series
 from analysis.speed import Speed

@@ -19,7 +19,7 @@ import torchgen
 from torch.utils import backend_registration
 
 from analysis.entropy import measure
-from analysis.measures import MEASURES
+from analysis.other_entropies import MEASURES
 from analysis.speed import measured_peak
 from olmo.distributed import Ranks
 from olmo.memory import layer_entropy

@@ -14,9 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from analysis import measures as measures_module
+from analysis import other_entropies as measures_module
 from analysis.entropy import main
-from analysis.measures import attention_entropy, distribution_entropy, instance_measures
+from analysis.other_entropies import attention_entropy, distribution_entropy, instance_measures
 from olmo.exceptions import ConfigurationError
 from olmo.memory import GroupedMeans, observe
 from olmo.model import OLMo
