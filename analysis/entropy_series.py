@@ -2,8 +2,8 @@
 
     python -m analysis.entropy_series results --output figures
 
-RESULTS are folders with a `knowledge_entropy.json`, folders that hold such folders, or such files: of one machine or of
-several, as `python -m analysis.entropy` wrote them. No checkpoint is needed any more.
+RESULTS are folders with a `knowledge_entropy.json`, folders that contain such folders, or such files, from one machine
+or several, as `python -m analysis.entropy` wrote them. Checkpoints are not needed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.locations import check_writable
-from analysis.series import RESULT, SERIES, draw, table, write
+from analysis.results import RESULT
+from analysis.series import SERIES, draw, table, write
 from olmo.exceptions import Parser, exit_status
 
 
 def result_files(place: Path) -> list[Path]:
-    """The results that a path stands for. Raises FileNotFoundError where it stands for none."""
+    """The results at a path. Raises FileNotFoundError if there are none."""
     if place.is_file():
         return [place]
     found = [place / RESULT] if (place / RESULT).is_file() else sorted(place.glob(f"*/{RESULT}"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.models import context_length
+from olmo import checkpoint
 from olmo.config import DataConfig, load
 from olmo.data.masks import open_masks
 from olmo.data.order import OrderFile, check_places, instances_at
@@ -21,60 +23,114 @@ from olmo.tokenizer import encode, load_tokenizer
 CONFIGURATIONS = (".yaml", ".yml")
 
 
-def read_instances(args: argparse.Namespace, folder: Path, length: int) -> list[NDArray[np.int64]]:
-    """The first `--data_size` instances, each a row of at most `length` token ids (ragged where the data is text)."""
-    count = args.data_size
-    path = Path(args.data)
-    if path.suffix in CONFIGURATIONS:
-        return _first_of_run(args, length)
-    if path.suffix == ".npy" or path.is_dir():
-        source = TokenDataset(path, length) if path.is_dir() else TokenFiles([args.data], length)
-        return open_masks(DataConfig(), 0, source).rows(source, _first(len(source), count, path), str(path))
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such data (--data)")
-    texts = _texts(path)[:count]
-    ids = encode(load_tokenizer(args.tokenizer or _tokenizer_of(folder)), texts)
-    rows_of_text = [np.array(row[:length], dtype=np.int64) for row in ids if row]
-    if len(rows_of_text) < count:
-        raise ValueError(f"{path}: {len(rows_of_text)} texts, --data_size asks for {count}")
-    return rows_of_text
+@dataclass(frozen=True)
+class Instances:
+    """Which instances: the first `count` of `data`.
+
+    data: token .npy (file or URL), datasets folder, JSON with `text`, plain text, or a run's configuration (.yaml), for
+    the first instances of that run. length: tokens per instance, or None for the model's context. order: file or
+    URL of the data order of the run that `data` names. tokenizer: for text; None for the checkpoint's.
+    of_official_run: `data` is the default, tokens of OLMo's tokenizer, which the checkpoint must have.
+    """
+
+    data: str
+    count: int
+    length: int | None = None
+    order: str | None = None
+    tokenizer: str | None = None
+    of_official_run: bool = False
+
+    @classmethod
+    def official(
+        cls,
+        model_size: str,
+        count: int,
+        length: int | None = None,
+        order: str | None = None,
+        tokenizer: str | None = None,
+    ) -> Instances:
+        """The first instances of the official run. Raises ConfigurationError where one of its files is missing."""
+        data = f"configs/official/OLMo-{model_size}.yaml"
+        if not Path(data).is_file():
+            raise ConfigurationError(f"--data is missing, and the default, {data}, is not in this folder")
+        if order is None:
+            order = f"data/global_indices/{model_size}/global_indices.npy"
+            if not Path(order).is_file():
+                raise ConfigurationError(
+                    f"{order}: no such data order, whose first instances are the default of --data; get it with: bash "
+                    f"scripts/get_dataorder.sh --model_size {model_size}, or rebuild only as much as is needed with: "
+                    f"python -m scripts.data_order rebuild {data} --first {count} --output {order}"
+                )
+        return cls(data, count, length, order, tokenizer, of_official_run=True)
+
+    def check_tokenizer(self, folder: Path) -> None:
+        """Raise ConfigurationError where the model of a folder cannot have the tokenizer of the default data."""
+        if not self.of_official_run:
+            return
+        shape = checkpoint.read_config(folder) if checkpoint.is_olmo(folder) else None
+        if shape is None or (shape.embedding_size or shape.vocab_size) != load(self.data).model.embedding_size:
+            raise ConfigurationError(
+                f"--data is missing: {folder} does not have the tokenizer of the default, OLMo's Dolma"
+            )
+
+    def length_for(self, folder: Path) -> int:
+        """Tokens per instance for the model of a checkpoint folder."""
+        return self.length or context_length(folder)
+
+    def read(self, folder: Path) -> list[NDArray[np.int64]]:
+        """The instances for the model of a checkpoint folder, token ids in rows of at most `length_for` it (ragged
+        where the data is text). Raises ValueError where the data has fewer, OSError where it cannot be read.
+        """
+        path, length = Path(self.data), self.length_for(folder)
+        if path.suffix in CONFIGURATIONS:
+            return self._first_of_run(length)
+        if path.suffix == ".npy" or path.is_dir():
+            source = TokenDataset(path, length) if path.is_dir() else TokenFiles([self.data], length)
+            return open_masks(DataConfig(), 0, source).rows(source, self._first(len(source), path), str(path))
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such data (--data)")
+        texts = _texts(path)[: self.count]
+        ids = encode(load_tokenizer(self.tokenizer or _tokenizer_of(folder)), texts)
+        rows_of_text = [np.array(row[:length], dtype=np.int64) for row in ids if row]
+        if len(rows_of_text) < self.count:
+            raise ValueError(f"{path}: {len(rows_of_text)} texts, --data_size asks for {self.count}")
+        return rows_of_text
+
+    def _first_of_run(self, length: int) -> list[NDArray[np.int64]]:
+        """The first instances of the run of a configuration, each cut to `length` tokens."""
+        config = load(self.data)
+        if not (config.data.paths or config.data.dataset_path):
+            raise ConfigurationError(f"{self.data}: names no data; set data.paths or data.dataset_path")
+        source = open_source(config.data, config.model.max_sequence_length)
+        if self.order is not None:
+            if not isinstance(source, TokenFiles):
+                raise ConfigurationError(f"--order: {self.data} names a dataset folder; an order is of token files")
+            order = OrderFile(self.order)
+            places = order.read(0, len(self._first(len(order), self.order)))
+            check_places(order, 0, places, source)
+        else:
+            first = self._first(len(source), self.data)
+            places = instances_at(first, len(source), config.data_seed, config.epoch or 0, config.data_shuffling)
+        masks = open_masks(config.data, config.model.pad_token_id, source)
+        return [row[:length] for row in masks.rows(source, places, self.data)]
+
+    def _first(self, available: int, where: Path | str) -> NDArray[np.int64]:
+        if available < self.count:
+            raise ValueError(f"{where}: {available} instances, --data_size asks for {self.count}")
+        return np.arange(self.count)
 
 
 def digest_of(rows: Sequence[NDArray[np.int64]]) -> str:
-    """SHA-256 of instances, by which results say what they were measured on."""
+    """SHA-256 of instances, which identifies them in results."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row.astype("<u4").tobytes())
     return digest.hexdigest()
 
 
-def _first_of_run(args: argparse.Namespace, length: int) -> list[NDArray[np.int64]]:
-    """The first instances that the run of a configuration sees, each cut to `length` tokens."""
-    config, count = load(args.data), args.data_size
-    if not (config.data.paths or config.data.dataset_path):
-        raise ConfigurationError(f"{args.data}: it names no data, neither data.paths nor data.dataset_path")
-    source = open_source(config.data, config.model.max_sequence_length)
-    if args.order is not None:
-        if not isinstance(source, TokenFiles):
-            raise ConfigurationError(f"--order: {args.data} names a dataset folder; an order is of token files")
-        order = OrderFile(args.order)
-        places = order.read(0, len(_first(len(order), count, args.order)))
-        check_places(order, 0, places, source)
-    else:
-        wanted, epoch = _first(len(source), count, args.data), config.epoch or 0
-        places = instances_at(wanted, len(source), config.data_seed, epoch, config.data_shuffling)
-    masks = open_masks(config.data, config.model.pad_token_id, source)
-    return [row[:length] for row in masks.rows(source, places, args.data)]
-
-
-def _first(available: int, count: int, path: Path | str) -> NDArray[np.int64]:
-    if available < count:
-        raise ValueError(f"{path}: {available} instances, --data_size asks for {count}")
-    return np.arange(count)
-
-
 def _texts(path: Path) -> list[str]:
-    """JSON list or lines of objects with `text` (or `train_context`), or plain text, a document a paragraph."""
+    """The texts of a JSON list or of JSON lines of objects with `text` (or `train_context`), or the paragraphs of a
+    plain text."""
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -89,10 +145,10 @@ def _texts(path: Path) -> list[str]:
     for number, piece in enumerate(pieces, start=1):
         where = f"{path}: " if path.suffix == ".json" else f"{path}: line {number}: "
         try:
-            found = json.loads(piece) if piece.strip() else []
+            parsed = json.loads(piece) if piece.strip() else []
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}no JSON: {error}") from error
-        for item in found if isinstance(found, list) else [found]:
+            raise ValueError(f"{where}not JSON: {error}") from error
+        for item in parsed if isinstance(parsed, list) else [parsed]:
             named = [item[key] for key in ("text", "train_context") if isinstance(item, dict) and key in item]
             if not named or not isinstance(named[0], str):
                 raise ValueError(f"{where}expected objects with 'text'")
@@ -101,7 +157,7 @@ def _texts(path: Path) -> list[str]:
 
 
 def _tokenizer_of(folder: Path) -> str:
-    """The tokenizer that a checkpoint names, or that lies in its folder."""
+    """The tokenizer that a checkpoint names, or the one in its folder."""
     if (folder / "tokenizer.json").is_file():
         return str(folder / "tokenizer.json")
     if (folder / "config.yaml").is_file():

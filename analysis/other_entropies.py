@@ -1,4 +1,4 @@
-"""The paper's other entropies, of attention and of the next token, beside the memory coefficients, in one forward pass.
+"""The paper's other entropies, of attention and of the next token, and memory coefficients, in one forward pass.
 
 Method section 1 (paper, appendix A.3 and A.4). Shapes: B instances, T tokens, L layers, H heads, K key-value heads,
 C numbers a head, V tokens in the vocabulary.
@@ -19,13 +19,13 @@ from olmo.memory import Observation, instance_means
 from olmo.model import OLMo
 
 MEASURES = ("knowledge", "attention", "next_token")
-SCORES_AT_ONCE = 2**23  # float32 numbers: 32 MB
+SCORES_AT_ONCE = 2**23  # float32 values: 32 MB
 
 
 def distribution_entropy(scores: Tensor) -> Tensor:
     """Entropy of softmax(scores) over the last dimension, natural log, float32 (..., n) -> (...)."""
     shifted = scores.float() - scores.amax(-1, keepdim=True).float()
-    # Scores of -inf, as masks have them, would make 0 * -inf of the sum below.
+    # Masks set scores to -inf, which would make the sum below 0 * -inf.
     shifted.clamp_(min=-1e30)
     weights = shifted.exp()
     total = weights.sum(-1)
@@ -41,7 +41,7 @@ def attention_entropy(
 ) -> Tensor:
     """- sum_i A_ji log A_ji of every position j (appendix A.3), float32 (B, H, T), in blocks of queries.
 
-    query (B, H, T, C), key (B, K, T, C) and the others as scaled_dot_product_attention takes them.
+    query (B, H, T, C), key (B, K, T, C) and the other arguments as in scaled_dot_product_attention.
     """
     batch, heads, length, size = query.shape
     groups = heads // key.shape[1]
@@ -64,7 +64,7 @@ def attention_entropy(
 
 
 class AttentionWatch(TorchFunctionMode):
-    """Within `with`, every call of scaled_dot_product_attention leaves its entropy (B, H, T) in `calls`."""
+    """Within `with`, appends the entropy (B, H, T) of every call of scaled_dot_product_attention to `calls`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,55 +100,55 @@ def next_token_entropy(model: nn.Module, output: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def instance_measures(
+def instance_entropies(
     model: nn.Module,
     observation: Observation,
     input_ids: Tensor,
     mask: Tensor | None = None,
     measures: Sequence[str] = ("knowledge",),
 ) -> dict[str, Tensor]:
-    """What every instance gives, each a mean over its tokens, float32: `knowledge` (B, L, M), always, `attention`
-    (B, L), also over the heads, `next_token` (B,).
+    """Means over the tokens of each instance, float32, by measure: `knowledge`, its coefficients (B, L, M), always;
+    `attention` (B, L), also averaged over heads; `next_token` (B,).
 
-    input_ids (B, T); mask (B, T), 1 for tokens. Raises ValueError where attention is not computed by one call of
-    scaled_dot_product_attention a layer.
+    input_ids (B, T); mask (B, T), 1 for tokens. Raises ValueError unless each layer computes its attention by one call
+    of scaled_dot_product_attention.
     """
-    to_the_end = "next_token" in measures
-    if to_the_end and not isinstance(model, OLMo) and (len(input_ids) > 1 or mask is not None):
-        # The logits of several instances are many, and only the whole model knows how it scales them.
+    with_logits = "next_token" in measures
+    if with_logits and not isinstance(model, OLMo) and (len(input_ids) > 1 or mask is not None):
+        # Logits of several instances need much memory, and only the model's own head knows how to scale them.
         lengths = [input_ids.shape[1]] * len(input_ids) if mask is None else mask.sum(1).tolist()
         each = [
-            instance_measures(model, observation, ids[None, :length], None, measures)
+            instance_entropies(model, observation, ids[None, :length], None, measures)
             for ids, length in zip(input_ids, lengths)
         ]
         return {name: torch.cat([one[name] for one in each]) for name in each[0]}
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     with AttentionWatch() if "attention" in measures else nullcontext() as watch:
-        if not to_the_end:
+        if not with_logits:
             instance_means(model, observation, input_ids, mask)
         else:
             observation.mask, observation.shape, observation.ends_early = mask, input_ids.shape, False
             output = model.hidden_states(input_ids) if isinstance(model, OLMo) else model(input_ids, use_cache=False)
             observation.ends_early = True
             logits_or_states = output if isinstance(output, Tensor) else output.logits
-            found["next_token"] = _over_tokens(next_token_entropy(model, logits_or_states), mask)
-    found["knowledge"] = observation.means
+            values["next_token"] = _over_tokens(next_token_entropy(model, logits_or_states), mask)
+    values["knowledge"] = observation.means
     if watch is not None:
         layers, calls = observation.means.shape[1], watch.calls
-        of_layer, rest = divmod(len(calls), layers)  # our own model takes some instances at a time
-        by_layer = [torch.cat(calls[n * of_layer : (n + 1) * of_layer]) for n in range(layers)] if of_layer else []
+        per_layer, rest = divmod(len(calls), layers)  # our own model may take only some instances at a time
+        by_layer = [torch.cat(calls[n * per_layer : (n + 1) * per_layer]) for n in range(layers)] if per_layer else []
         if rest or [len(layer) for layer in by_layer] != [len(input_ids)] * layers:
             raise ValueError(
                 f"{type(model).__name__}: {len(calls)} calls of scaled_dot_product_attention for {layers} layers; "
                 "attention entropy needs one a layer"
             )
-        found["attention"] = torch.stack([_over_tokens(layer.mean(1), mask) for layer in by_layer], 1)
-    return found
+        values["attention"] = torch.stack([_over_tokens(layer.mean(1), mask) for layer in by_layer], 1)
+    return values
 
 
 def _over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the tokens of each instance, (B, T) -> (B,)."""
     if mask is None:
         return values.mean(1)
-    # Not multiplied: padding that sees padding alone has no entropy, but nan.
+    # Not multiplied by 0: padding that attends to padding alone has an entropy of nan.
     return values.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1)

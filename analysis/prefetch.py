@@ -1,6 +1,12 @@
-"""A series of things, each prepared in the background while the one before is used, in step on all ranks.
+"""A loop over items, each prepared in the background while the one before is used, in step on all ranks.
 
-Preparing is for what waits on networks and disks. At any time at most one thing is in use and one being prepared.
+    failures = Failures(len(items), ranks)
+    for item, prepared in prefetch(items, prepare, ranks):
+        with failures.of(item):
+            use(item, together(ranks, prepared))
+    failures.check()
+
+Preparing is for what waits on networks and disks. At any time at most one item is in use and one is being prepared.
 """
 
 from __future__ import annotations
@@ -10,9 +16,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,50 +28,24 @@ from olmo.exceptions import FAILURES, ConfigurationError
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")
-POLL = 0.2  # seconds between two questions whether all ranks are ready
-
-
-class Background(Generic[Ready]):
-    """A call in a thread that does not keep an interrupted process alive, as those of an executor do."""
-
-    def __init__(self, call: Callable[[], Ready]):
-        self._future: Future[Ready] = Future()
-        self._call = call
-        threading.Thread(target=self._run, name=READER, daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._future.set_result(self._call())
-        except BaseException as error:
-            self._future.set_exception(error)
-
-    def wait(self, ranks: Ranks) -> None:
-        """Until it has ended on every rank. No rank waits in a collective, whose time is limited, for a download."""
-        if ranks.world_size == 1:
-            self._future.exception()
-        while ranks.sum(np.array([float(self._future.done())]))[0] < ranks.world_size:
-            time.sleep(POLL)
-
-    def result(self) -> Ready:
-        """What the call returned; raises what it raised."""
-        return self._future.result()
+POLL = 0.2  # seconds between checks whether all ranks are ready
 
 
 def is_first_of_machine() -> bool:
-    """Whether this process is alone, or the one of its machine that downloads for all there."""
+    """Whether this process is alone, or the one that downloads for all processes of its machine."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-class Unreadable(ValueError):
-    """What all ranks raise where one of them failed; `tell` on those that know best."""
+class FailedTogether(ValueError):
+    """Raised on all ranks where `together` failed on one; `reports` on the ranks that should print the reason."""
 
-    def __init__(self, message: str, tell: bool):
+    def __init__(self, message: str, reports: bool):
         super().__init__(message)
-        self.tell = tell
+        self.reports = reports
 
 
 def together(ranks: Ranks, call: Callable[[], Ready]) -> Ready:
-    """call() on all ranks, which has no collectives of its own. Where one of several fails, all raise Unreadable."""
+    """call() on all ranks, without collectives of its own. If it fails on one of several, all raise FailedTogether."""
     if ranks.world_size == 1:
         return call()
     error: BaseException | None = None
@@ -76,50 +57,66 @@ def together(ranks: Ranks, call: Callable[[], Ready]) -> Ready:
         error = raised
     failed, on_first = ranks.sum(np.array([error is not None, error is not None and ranks.is_first]).astype(float))
     if error is not None:
-        raise Unreadable(str(error) or type(error).__name__, ranks.is_first or not on_first) from error
+        raise FailedTogether(str(error) or type(error).__name__, ranks.is_first or not on_first) from error
     if failed:
-        raise Unreadable(f"{failed:.0f} of {ranks.world_size} processes could not read it", ranks.is_first)
+        raise FailedTogether(f"{failed:.0f} of {ranks.world_size} processes could not read it", ranks.is_first)
     return result
 
 
 def prefetch(
-    items: Sequence[Item],
-    prepare: Callable[[Item], Ready],
-    use: Callable[[Item, Ready], None],
-    let_go: Callable[[Item], None],
-    ranks: Ranks,
-) -> None:
-    """use(item, prepare(item)), then let_go(item), for each item in order; `prepare` of the next in the background.
+    items: Sequence[Item], prepare: Callable[[Item], Ready], ranks: Ranks
+) -> Iterator[tuple[Item, Callable[[], Ready]]]:
+    """Each item in order, once prepare(item) has ended on all ranks, and a call for its result; meanwhile that of the
+    next item runs in the background."""
+    # `leave` ends the process without waiting for a thread of this name.
+    executor = ThreadPoolExecutor(1, initializer=lambda: setattr(threading.current_thread(), "name", READER))
+    following = executor.submit(prepare, items[0])
+    for position, item in enumerate(items, start=1):
+        current = following
+        _wait(current, ranks)
+        if position < len(items):
+            following = executor.submit(prepare, items[position])
+        yield item, current.result
+        del current
+        if position < len(items):  # reference cycles keep models alive, and there is no room for a third
+            gc.collect()
 
-    What cannot be prepared or used is told on stderr in one line, and the others are not lost; ValueError at the end.
-    A single item raises its own error, and a ConfigurationError, which is no item's, ends everything at once. So does,
-    on several ranks, any failure but of `together`: the other ranks may be waiting in a collective of `use`.
-    """
-    failed = 0
 
-    def start(position: int) -> Background[Ready]:
-        return Background(lambda: prepare(items[position]))
+def _wait(future: Future[Ready], ranks: Ranks) -> None:
+    """Wait until a call has ended on every rank, outside collectives: their time limit is too short for a download."""
+    if ranks.world_size == 1:
+        wait([future])
+    while ranks.sum(np.array([float(future.done())]))[0] < ranks.world_size:
+        time.sleep(POLL)
 
-    ahead = start(0)
-    for position, item in enumerate(items):
-        ahead.wait(ranks)
-        current, more = ahead, position + 1 < len(items)
-        if more:
-            ahead = start(position + 1)
+
+class Failures:
+    """The failures in a loop over items: each is printed on stderr in one line, and the loop continues."""
+
+    def __init__(self, items: int, ranks: Ranks):
+        self.items, self.ranks, self.failed = items, ranks, 0
+
+    @contextmanager
+    def of(self, item: object) -> Iterator[None]:
+        """Within `with`, a failure is this item's.
+
+        Raised are the failure of a single item, a ConfigurationError, which concerns all items, and on several ranks
+        any failure other than FailedTogether, because the other ranks may be waiting in a collective.
+        """
         try:
-            use(item, together(ranks, current.result))
+            yield
         except FAILURES as error:
-            alike = ranks.world_size == 1 or isinstance(error, Unreadable)
-            if len(items) == 1 or isinstance(error, ConfigurationError) or not alike:
-                let_go(item)
+            on_all_ranks = self.ranks.world_size == 1 or isinstance(error, FailedTogether)
+            if self.items == 1 or isinstance(error, ConfigurationError) or not on_all_ranks:
                 raise
-            failed += 1
-            if not isinstance(error, Unreadable) or error.tell:
+            self.failed += 1
+            if not isinstance(error, FailedTogether) or error.reports:
                 message = " ".join(str(error).split()) or type(error).__name__
                 print(f"{item}: {message}" if str(item) not in message else message, file=sys.stderr, flush=True)
-        let_go(item)
-        del current
-        if more:  # modules may hold themselves in circles, and a third model has no room
-            gc.collect()
-    if failed:
-        raise ValueError(f"{failed} of {len(items)} could not be measured; the same command goes on from here")
+
+    def check(self) -> None:
+        """Raise ValueError if an item failed."""
+        if self.failed:
+            raise ValueError(
+                f"{self.failed} of {self.items} could not be measured; the same command continues from here"
+            )

@@ -1,6 +1,6 @@
 """Knowledge entropies of several checkpoints together: one table, paired differences, figures; from results alone.
 
-A result is what `python -m analysis.entropy` wrote of one checkpoint: `knowledge_entropy.json`, and beside it
+A result is what `python -m analysis.entropy` wrote for one checkpoint: `knowledge_entropy.json`, and beside it
 `mlp_average_coefficients.safetensors`, which only the figure of the coefficients needs.
 """
 
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.locations import Location, check_writable
+from analysis.results import COEFFICIENTS_FILE, RESULT
+from olmo.files.atomic import write_text
 from olmo.files.tensors import read_tensor
 from olmo.memory import jackknife_error
 
-RESULT = "knowledge_entropy.json"
-COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"
 SERIES = "knowledge_entropy_series.json"
 POINTS = 201  # of a curve of sorted shares
 _KEPT = (
@@ -41,7 +41,7 @@ _KEPT = (
 
 
 def why_not_paired(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Why two results were not measured on the same instances in the same way; None where they were."""
+    """Why two results were not measured on the same instances in the same way; None if they were."""
     if one["data"]["sha256"] != other["data"]["sha256"]:
         return "different data"
     for key, name in (
@@ -57,7 +57,7 @@ def why_not_paired(one: dict[str, Any], other: dict[str, Any]) -> str | None:
 def paired_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, NDArray[np.float64]]:
     """H(other) - H(one), and the same without one group of instances at a time, float64 (G,), for the jackknife.
 
-    Raises ValueError where the two were not measured on the same instances in the same way.
+    Raises ValueError if the two were not measured on the same instances in the same way.
     """
     reason = why_not_paired(one, other)
     if reason is not None:
@@ -78,7 +78,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float |
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """One result; raises OSError where it cannot be read, ValueError where it is none."""
+    """One result; raises OSError if it cannot be read, ValueError if it is something else."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -90,11 +90,11 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def gather(files: Sequence[Path]) -> dict[str, Any]:
-    """All numbers of a series, ready for JSON: `rows`, in order of their steps where all are known; `not_paired`, a
-    line or None; and `distributions` of the first, the middle and the last row, where their coefficients are there.
+    """All numbers of a series, ready for JSON: `rows`, in order of their steps if all are known; `not_paired`, a line
+    or None; and `distributions` of the first, the middle and the last row, if all have their file of coefficients.
 
     A row has H and its parts, `name`, `tokens` (or None), and the paired differences of H `from_previous`,
-    `from_first` and `from_last`: `value` and `standard_error`, or None where there is no such pair.
+    `from_first` and `from_last`: `value` and `standard_error`, or None if there is no such pair.
     """
     results = [(file, read_result(file)) for file in files]
     if all(result["checkpoint"]["step"] >= 0 for _, result in results):
@@ -141,7 +141,7 @@ def _distributions(named: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
 
 
 def table(series: dict[str, Any]) -> str:
-    """The rows of a series as text, and below them the line that says what could not be paired."""
+    """The rows of a series as text, and below them the line about what could not be paired."""
     head = ("checkpoint", "step", "tokens", "H", "error", "from the one before", "from the first")
     lines = [head]
     for row in series["rows"]:
@@ -173,32 +173,30 @@ def _shown(difference: dict[str, float | None] | None) -> str:
 
 
 def write(files: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Write `knowledge_entropy_series.json` of these results, whole or not at all; returns what it holds."""
+    """Write `knowledge_entropy_series.json` of these results atomically; returns its content."""
     series = gather(files)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{SERIES}.partial"
-    partial.write_text(json.dumps(series) + "\n", encoding="utf-8")
-    partial.replace(folder / SERIES)
+    write_text(folder / SERIES, json.dumps(series) + "\n")
     return series
 
 
 def draw(series: dict[str, Any], folder: Path) -> None:
     """Write the figures of a series, PNG and PDF."""
-    from analysis import figures  # matplotlib takes its time, and a single checkpoint has no figure
+    from analysis import figures  # matplotlib is slow to import, and a single checkpoint has no figure
 
     figures.save_series(series, folder)
 
 
 @dataclass
 class Series:
-    """The results of one command, written anew with each that comes; `folder` None where they have no common one."""
+    """The results of one command, written again with each new one; `folder` is None if they have none in common."""
 
     folder: Path | None
     files: list[Path] = field(default_factory=list)
 
     @classmethod
     def of(cls, locations: Sequence[Location], output: Path | None) -> Series:
-        """In `output`, or in the folder in which all checkpoints lie. Raises OSError where that cannot be written."""
+        """In `output`, or in the folder that contains all checkpoints. Raises OSError if that cannot be written."""
         parents = {Path(location).absolute().parent for location in locations}
         folder = output or (parents.pop() if len(parents) == 1 else None)
         if folder is not None:
@@ -206,19 +204,19 @@ class Series:
         return cls(folder)
 
     def add(self, result_folder: Path, new: bool) -> None:
-        """Add a result; one that is `new` is written down at once, for the case that the command does not end."""
+        """Add a result; a `new` one is written to the series at once, in case the command is killed."""
         self.files.append(result_folder / RESULT)
         if new and self.folder is not None:
             write(self.files, self.folder)
 
     def draw(self) -> None:
-        """Print the table and draw the figures of what has come so far."""
+        """Print the table and draw the figures of the results so far."""
         if not self.files:
             return
         series = gather(self.files) if self.folder is None else write(self.files, self.folder)
         print(table(series), flush=True)
         if self.folder is None:
-            print("the checkpoints lie in several folders: --output says where to put this table and its figures")
+            print("the checkpoints are in several folders: --output says where to put this table and its figures")
         else:
             draw(series, self.folder)
             print(f"{self.folder / SERIES}: this table; its figures beside it")

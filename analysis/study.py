@@ -11,8 +11,8 @@ import numpy as np
 
 from analysis.directions import directions
 from analysis.outcomes import acquired, acquired_in_parts, forgotten, loss_rise, strata
+from analysis.results import RESULT
 from analysis.runs import TASKS, Run, read_run
-from analysis.series import RESULT
 from olmo.knowledge.entries import SETTINGS
 
 CONDITIONS = ("early", "middle", "last", "last_q1", "last_q2", "last_control")

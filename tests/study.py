@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analysis.entropy import summary
+from analysis.measure import Measurement
 from olmo.memory import CoefficientAverages
 from tests.run_folders import TASKS, probe_table, write_run
 
@@ -29,7 +29,7 @@ def measured(means: np.ndarray, step: int, data: str = "abc") -> dict:
     averages = CoefficientAverages(*means.shape[1:])
     averages.add(torch.from_numpy(means), np.arange(len(means)))
     return {
-        **summary({"knowledge": averages}),
+        **Measurement({"knowledge": averages}).to_dict(),
         "checkpoint": {"path": f"step{step}-unsharded", "step": step, "fingerprint": "f"},
         "data": {"path": "text", "sha256": data},
         "coefficient": "abs",

@@ -13,11 +13,7 @@ import pathlib
 import pickle
 import re
 import stat
-import struct
-import zipfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,53 +164,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_tensors(path, {encode_key(name): tensor for name, tensor in tensors.items()}, {"format": "pt"})
 
 
-def _one_ahead(read: Callable[[str], Tensor], names: Iterable[str]) -> Iterator[Tensor]:
-    """What `read` makes of names, each read in a thread while the one before is used."""
-    pending: deque[Future[Tensor]] = deque()
-    with ThreadPoolExecutor(1) as reader:
-        for name in names:
-            pending.append(reader.submit(read, name))
-            if len(pending) > 1:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def stream_torch_file(path: Path, like: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
-    """Write what `torch.save` makes of a dictionary of tensors, asking `read` for one while the one before is
-    written, and keeping none.
-
-    like: tensors of the same names, shapes and dtypes, as meta tensors are. torch writes the frame, with holes
-    (sparse) for the numbers, from which all but the numbers are taken. The bytes do not depend on the file's name.
-    Raises OSError.
-    """
-    frame = path.with_name(f"{path.name}.frame")
+def write_torch_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a dictionary of tensors with `torch.save`; OSError that names the file where it cannot be written."""
     try:
-        with torch.serialization.skip_data():
-            torch.save({name: torch.empty(t.shape, dtype=t.dtype) for name, t in like.items()}, frame)
-        with zipfile.ZipFile(frame) as holes, zipfile.ZipFile(path, "w") as file:
-            # A tensor's record bears its number in the dictionary; in which order they come, torch does not promise.
-            records, names = holes.infolist(), list(like)
-            numbers = {r.filename: re.fullmatch(r".*/data/(\d+)", r.filename) for r in records}
-            tensors = {record: names[int(match[1])] for record, match in numbers.items() if match}
-            coming = _one_ahead(read, tensors.values())
-            for record in records:
-                entry = zipfile.ZipInfo("archive" + record.filename[record.filename.index("/") :])
-                entry.file_size = record.file_size
-                wide = record.file_size > 2**30
-                header = 30 + len(entry.filename) + (20 if wide else 0) + 4
-                padding = -(file.start_dir + header) % 64  # so that what torch maps lies at multiples of 64 bytes
-                entry.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
-                with file.open(entry, "w", force_zip64=wide) as target:
-                    if record.filename in tensors:
-                        target.write(next(coming).flatten().view(torch.uint8).numpy().data)
-                    else:
-                        target.write(holes.read(record))
-    except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
-        reason = getattr(error, "strerror", None) or _first_line(error)
-        raise OSError(f"{path}: cannot be written: {reason}") from error
-    finally:
-        frame.unlink(missing_ok=True)
+        with path.open("wb") as file:  # torch's own streams do not report why they fail
+            torch.save(dict(tensors), file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(f"{path}: cannot be written: {getattr(cause, 'strerror', None) or _first_line(error)}") from error
 
 
 def read_training_state(folder: Path, *stems: str, mapped: bool = False) -> dict[str, Any]:

@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.entropy import measure, open_model
-from analysis.speed import measured_peak, operations_a_token
+from analysis.measure import measure
+from analysis.models import open_model
 from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
 from olmo.config import load, save_model_config
 from olmo.distributed import Ranks, disable_malloc_trim, pick_device
 from olmo.files.tensors import save_tensors, write_tensors
-from olmo.memory import layer_entropy
 from olmo.model import OLMo
+from scripts.benchmarks.peak import measured_peak, operations_per_token
 from scripts.benchmarks.processes import forget_peak, peak_bytes, run_in_subprocess
 
 LAYERS = 16 if torch.cuda.is_available() else 4
@@ -79,13 +79,12 @@ def _run(way: int, folder: Path, queue: Any) -> None:
     else:
         disable_malloc_trim()
         model = open_model(folder / "olmo", device, dtype)
-        operations = operations_a_token(model, LENGTH)
+        operations = operations_per_token(model, LENGTH)
         rows = list(ids.cpu().numpy())
 
         def run() -> NDArray[np.float64]:
             compiled = device.type == "cuda"
-            averages = measure(model, rows, BATCH, "abs", device, Ranks(), compiled=compiled)
-            return layer_entropy(averages["knowledge"].average)
+            return measure(model, rows, BATCH, "abs", device, Ranks(), compiled=compiled).layers
 
     for parameter in model.parameters():  # mapped weights are read now, not in the measurement
         parameter.detach().flatten()[::512].float().sum()

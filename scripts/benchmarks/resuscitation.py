@@ -3,29 +3,27 @@ saves it; each in a process of its own. And the size of the multiplier file that
 
 from __future__ import annotations
 
-import io
 import statistics
 import time
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from analysis.change_parameters import main as change_parameters
+from analysis.edit import Edit, write_edit
+from analysis.results import find_coefficients, read_coefficients
 from olmo.config import load, save_model_config
 from olmo.model import OLMo
 from scripts.benchmarks.processes import forget_peak, peak_bytes, run_in_subprocess
 
-RATIO, FACTOR = 0.5, 2.0
+EDIT = Edit(resuscitation_ratio=0.5, amplifying_factor=2.0)
 
 
 def _ours(folder: Path, form: str, queue: Any) -> None:
     """Puts seconds, and bytes at the peak beyond those before."""
     before, started = forget_peak(), time.perf_counter()
-    argv = ["--checkpoint", str(folder), "--resuscitation_ratio", str(RATIO), "--amplifying_factor", str(FACTOR)]
-    with redirect_stdout(io.StringIO()):
-        change_parameters([*argv, "--format", form])
+    coefficients = read_coefficients(find_coefficients(folder))
+    write_edit(folder, EDIT, EDIT.of(coefficients.average), coefficients, folder / EDIT.file_name(form), form)
     queue.put((time.perf_counter() - started, peak_bytes() - before))
 
 
@@ -35,8 +33,8 @@ def _load_modify_save(folder: Path, queue: Any) -> None:
     average = torch.load(folder / "mlp_average_coefficients.pt", weights_only=True)
     for layer, row in enumerate(average):
         weight = state[f"transformer.blocks.{layer}.ff_proj.weight"]
-        up, mask = weight[: len(row)], row <= torch.quantile(row, RATIO)
-        up[mask] = up[mask] * (row.mean() / row * FACTOR)[mask][:, None]
+        up, mask = weight[: len(row)], row <= torch.quantile(row, EDIT.resuscitation_ratio)
+        up[mask] = up[mask] * (row.mean() / row * EDIT.amplifying_factor)[mask][:, None]
     torch.save(state, folder / "obvious.pt")
     queue.put((time.perf_counter() - started, peak_bytes() - before))
 
@@ -51,7 +49,7 @@ def bench_resuscitation(folder: Path, rounds: int) -> None:
     torch.save(state, folder / "model.pt")
     del state
     torch.save(torch.rand(config.n_layers, config.inner_size) + 0.01, folder / "mlp_average_coefficients.pt")
-    name = f"resuscitation_ratio{RATIO}_amplifying{FACTOR}"
+    name = EDIT.file_name("full").removesuffix(".pt")
     run_in_subprocess(_ours, folder, "multipliers")
     times = []
     for number in range(min(rounds, 3)):

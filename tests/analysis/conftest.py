@@ -1,14 +1,16 @@
-"""A finished study in the paper's direction, with its report: made once, for the tests of numbers, page and command."""
+"""What tests only read: a finished study in the paper's direction, with its report; tokens and a checkpoint."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis import estimates, report
 from olmo.exceptions import exit_status
+from tests.analysis.measuring import INSTANCES, LENGTH, made_model, write
 from tests.study import PAPER, Page, make_study
 
 
@@ -40,3 +42,18 @@ def page(study: Path) -> Page:
 @pytest.fixture(scope="session")
 def saved(study: Path) -> dict:
     return json.loads((study / "report.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token file; half an instance at its end counts for nothing."""
+    path = tmp_path_factory.mktemp("data") / "tokens.npy"
+    ids = np.random.default_rng(0).integers(2, 128, INSTANCES * LENGTH + LENGTH // 2).astype("<u2")
+    path.write_bytes(ids.tobytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One checkpoint that tests only read."""
+    return write(tmp_path_factory.mktemp("shared") / "step90-unsharded", made_model(0))

@@ -14,9 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from analysis import other_entropies as measures_module
+from analysis import other_entropies
 from analysis.entropy import main
-from analysis.other_entropies import attention_entropy, distribution_entropy, instance_measures
+from analysis.other_entropies import attention_entropy, distribution_entropy, instance_entropies
 from olmo.exceptions import ConfigurationError
 from olmo.memory import GroupedMeans, observe
 from olmo.model import OLMo
@@ -93,7 +93,7 @@ def test_entropy_of_known_distributions() -> None:
 @pytest.mark.parametrize("at_once", [1, 64, 2**23])
 @pytest.mark.parametrize("given", ["causal", "bool", "float", "none"])
 def test_attention_entropy_in_blocks(monkeypatch: pytest.MonkeyPatch, at_once: int, given: str) -> None:
-    monkeypatch.setattr(measures_module, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(other_entropies, "SCORES_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     query = 2 * torch.randn(2, 6, 9, 4, generator=generator)
     key = 2 * torch.randn(2, 3, 9, 4, generator=generator)
@@ -117,10 +117,10 @@ def test_attention_entropy_in_blocks(monkeypatch: pytest.MonkeyPatch, at_once: i
 
 def check(model: nn.Module, ids: Tensor, mask: Tensor, attention: Tensor, next_token: Tensor) -> None:
     with observe(model) as observation:
-        alone = instance_measures(model, observation, ids, mask)
-        both = instance_measures(model, observation, ids, mask, ("attention", "next_token"))
-        only = instance_measures(model, observation, ids, mask, ("knowledge", "attention"))
-        other = instance_measures(model, observation, ids, mask, ("next_token",))
+        alone = instance_entropies(model, observation, ids, mask)
+        both = instance_entropies(model, observation, ids, mask, ("attention", "next_token"))
+        only = instance_entropies(model, observation, ids, mask, ("knowledge", "attention"))
+        other = instance_entropies(model, observation, ids, mask, ("next_token",))
     assert alone.keys() == {"knowledge"} and both.keys() == {"knowledge", "attention", "next_token"}
     assert only.keys() == {"knowledge", "attention"} and other.keys() == {"knowledge", "next_token"}
     assert attention[0].max() < 0.95 * math.log(11), "an even attention would prove nothing"
@@ -134,7 +134,7 @@ def check(model: nn.Module, ids: Tensor, mask: Tensor, attention: Tensor, next_t
 
 @pytest.mark.parametrize("config", [tiny_config(n_kv_heads=2), tiny_olmo2_config()])
 def test_our_models(monkeypatch: pytest.MonkeyPatch, config: Any) -> None:
-    monkeypatch.setattr(measures_module, "SCORES_AT_ONCE", 200)  # several blocks of everything
+    monkeypatch.setattr(other_entropies, "SCORES_AT_ONCE", 200)  # several blocks of everything
     torch.manual_seed(3)
     model = OLMo(config).eval()
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_attention_that_cannot_be_watched() -> None:
     model.set_attn_implementation("eager")  # type: ignore[operator]
     told = "LlamaForCausalLM: 0 calls of scaled_dot_product_attention for 2 layers; attention entropy needs one a layer"
     with observe(model) as observation, pytest.raises(ValueError, match=told):
-        instance_measures(model, observation, ragged()[0], None, ("attention",))
+        instance_entropies(model, observation, ragged()[0], None, ("attention",))
 
 
 # --- standard errors, and the command ----------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     shown = capsys.readouterr().out.splitlines()[-1]
     assert f"attention {result['attention_entropy']:.4f} +- {result['attention_standard_error']:.4f}" in shown
     # What is there already is not measured again, whichever part of it is asked for.
-    monkeypatch.setattr("analysis.entropy.open_model", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("analysis.job.open_model", lambda *_: pytest.fail("measured again"))
     main([*asked, "--measures", "attention"])
     weights = load_file(tmp_path / "model/model.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, tmp_path / "model/model.safetensors")

@@ -14,17 +14,22 @@ import torch
 from safetensors.torch import save_file
 
 from analysis import verification
-from analysis.change_parameters import Edited
+from analysis.edit import EditedWeights
 from olmo import checkpoint
 from olmo.files.tensors import read_tensors, write_tensors
-from tests.analysis.test_change_parameters import LENGTH, change, coefficients, measure, tokens, uneven_model, write
+from tests.analysis.editing import LENGTH, change, coefficients, measure, uneven_model, write
 from tests.architectures import built
 from tests.reference import tiny_tokenizer
 from tests.running import write_world
 
-__all__ = ["tokens"]  # a fixture
-
 RESULT = "knowledge_entropy.json"
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "tokens.npy"
+    np.random.default_rng(0).integers(2, 128, 40 * LENGTH).astype("<u2").tofile(path)
+    return path
 
 
 @pytest.fixture
@@ -109,7 +114,7 @@ def test_weights_of_half_precision(
         folder = tmp_path / "llama"
         built("Llama").bfloat16().save_pretrained(folder)
     measure(folder, tokens, "--sequence_length", LENGTH)
-    assert Edited(folder, torch.ones(2, 48)).dtype == torch.bfloat16
+    assert EditedWeights(folder, torch.ones(2, 48)).dtype == torch.bfloat16
     off = verified(folder, capsys, "--format", form)[2]
     assert off < 1e-2
     assert (off > 1e-4) == (family == "OLMo" or form == "full")
@@ -132,7 +137,7 @@ def test_memories_that_the_law_does_not_bind(
     """Those cut to the cap, and dead ones."""
     measure(unmeasured, tokens)
     change(unmeasured, 0.5, 1.0, "--verify", "--cap", 0.5)
-    said = "layer 0, the first one edited: no memory to hold to the law, their multipliers are cut to the cap"
+    said = "layer 0, the first one edited: no memory to compare with the law, all multipliers are capped"
     assert capsys.readouterr().out.splitlines()[-1] == said
     dead = unmeasured.parent / "dead"
     model = uneven_model()

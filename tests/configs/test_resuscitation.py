@@ -18,7 +18,7 @@ from olmo.config import load
 from olmo.files.tensors import read_tensors
 from olmo.memory.rescaling import rescale
 from scripts import train
-from tests.analysis.test_change_parameters import LENGTH, MEMORIES, measure, uneven_model, write
+from tests.analysis.editing import LENGTH, MEMORIES, measure, uneven_model, write
 from tests.running import metrics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from analysis.entropy import measure
+from analysis.measure import measure
 from olmo.distributed import Ranks, pick_device
-from olmo.memory import layer_entropy
 from olmo.model import OLMo
 from olmo.train import Trainer
 from olmo.train.loss import fused_linear_cross_entropy, linear_cross_entropy
@@ -39,12 +38,12 @@ def test_entropy_equals_that_of_the_cpu() -> None:
     model = OLMo(tiny_config()).eval()
     random = np.random.default_rng(0)
     rows = [random.integers(0, model.config.vocab_size, length) for length in (64, 64, 64, 64, 40, 3, 64, 10, 7)]
-    expected = layer_entropy(measure(model, rows, 4, "abs", torch.device("cpu"), Ranks())["knowledge"].average)
+    expected = measure(model, rows, 4, "abs", torch.device("cpu"), Ranks()).layers
     device = pick_device("cuda")
     model = model.to(device)
     for compiled in (False, True):
-        averages = measure(model, rows, 4, "abs", device, Ranks(), compiled=compiled)
-        np.testing.assert_allclose(layer_entropy(averages["knowledge"].average), expected, atol=1e-5)
+        found = measure(model, rows, 4, "abs", device, Ranks(), compiled=compiled)
+        np.testing.assert_allclose(found.layers, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])

@@ -18,13 +18,12 @@ import torch
 import torchgen
 from torch.utils import backend_registration
 
-from analysis.entropy import measure
+from analysis.measure import measure
 from analysis.other_entropies import MEASURES
-from analysis.speed import measured_peak
 from olmo.distributed import Ranks
-from olmo.memory import layer_entropy
 from olmo.model import OLMo
 from olmo.train import Trainer
+from scripts.benchmarks.peak import measured_peak
 from tests import foreign
 from tests.reference import tiny_olmo2_config
 from tests.running import CPU, command, configure, metrics, train, write_world
@@ -43,9 +42,8 @@ def entropies(device: torch.device) -> dict[str, list[float]]:
     random = np.random.default_rng(0)
     rows = [random.integers(0, 128, length) for length in (64, 64, 40, 3, 64, 10, 7)]
     found = measure(model, rows, 4, "abs", device, Ranks(), measures=MEASURES)
-    return {"knowledge": layer_entropy(found.pop("knowledge").average).tolist()} | {
-        name: np.atleast_1d(values.average).tolist() for name, values in found.items()
-    }
+    others = {name: found.averages[name].average for name in MEASURES[1:]}
+    return {"knowledge": found.layers.tolist()} | {n: np.atleast_1d(values).tolist() for n, values in others.items()}
 
 
 def runs(folder: Path, device: torch.device) -> list[list[dict[str, Any]]]:

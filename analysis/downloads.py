@@ -1,0 +1,64 @@
+"""Checkpoints that a command downloads from the hub: kept in the hub's cache, or deleted after use."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.prefetch import is_first_of_machine
+from olmo import checkpoint
+from olmo.exceptions import FAILURES
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """Downloads into `folder`, which is deleted after use, or into the hub's cache (None)."""
+
+    folder: Path | None
+
+    def fetch(self, hub_id: str, weights: bool) -> Path:
+        """The folder of `owner/name[@revision]`, downloaded unless the hub's cache has it; without `weights` its
+        configuration is enough. Raises FileNotFoundError."""
+        if self.folder is None:
+            return checkpoint.download(hub_id, weights=weights)
+        try:
+            configuration = checkpoint.download(hub_id, self.folder, weights=False)
+        except FileNotFoundError:
+            if (cached := checkpoint.downloaded(hub_id)) is None:
+                raise
+            return cached
+        cached = checkpoint.downloaded(_at_commit(hub_id, configuration))
+        if cached is not None or not weights:
+            return cached or configuration
+        return checkpoint.download(hub_id, self.folder)
+
+    def fetched(self, hub_id: str) -> Path:
+        """What `fetch` of the first process of this machine has downloaded. Raises FileNotFoundError."""
+        configuration = checkpoint.downloaded(hub_id, self.folder, weights=False)
+        name = hub_id if configuration is None else _at_commit(hub_id, configuration)
+        folder = checkpoint.downloaded(name, self.folder) or checkpoint.downloaded(name)
+        if folder is None:
+            raise FileNotFoundError(f"{hub_id}: the first process of this machine has not downloaded it")
+        return folder
+
+    @contextmanager
+    def deleted_after_use(self) -> Iterator[None]:
+        """Delete the folder after the `with` block, unless that was interrupted: the same command then finds it."""
+        try:
+            yield
+        except FAILURES:
+            self._delete()
+            raise
+        self._delete()
+
+    def _delete(self) -> None:
+        if self.folder is not None and is_first_of_machine():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _at_commit(hub_id: str, folder: Path) -> str:
+    """The hub id with the commit that names the folder of a download as its revision."""
+    return f"{hub_id.partition('@')[0]}@{folder.name}"

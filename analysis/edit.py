@@ -1,0 +1,133 @@
+"""Write the edit of a checkpoint (paper, algorithm 1): multipliers, the full edited state dict, or temperatures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from analysis.locations import check_writable
+from analysis.models import identity_of, open_model
+from analysis.results import Coefficients
+from analysis.resuscitation import Resuscitation, resuscitate
+from olmo import checkpoint
+from olmo.exceptions import ConfigurationError
+from olmo.files.atomic import atomic_path
+from olmo.files.tensors import save_tensors, write_torch_file
+from olmo.memory.rescaling import Multipliers, check_shapes, rescale, rescale_model, up_projection_name
+
+SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The settings of `resuscitate`, under the names of the flags of analysis.change_parameters."""
+
+    resuscitation_ratio: float
+    amplifying_factor: float
+    select: str = "lowest"
+    seed: int = 0
+    threshold: str = "layer"
+    layers: tuple[int, ...] | None = None
+    cap: float | None = None
+
+    def of(self, average: Tensor) -> Resuscitation:
+        """The edit for average coefficients (L, M). Raises ConfigurationError where a setting is out of range."""
+        try:
+            return resuscitate(average, *vars(self).values())
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
+    def file_name(self, form: str) -> str:
+        """The published name, followed by what differs from the published settings."""
+        name = f"resuscitation_ratio{self.resuscitation_ratio}_amplifying{self.amplifying_factor}"
+        if self.select != "lowest":
+            name += f"_{self.select}" + (f"_seed{self.seed}" if self.select == "random" and self.seed else "")
+        if self.threshold != "layer":
+            name += f"_{self.threshold}"
+        if self.layers is not None:
+            name += "_layers" + "-".join(map(str, self.layers))
+        if self.cap is not None:
+            name += f"_cap{self.cap}"
+        return ("temperature_MLP_" if form == "temperature" else "") + name + SUFFIXES[form]
+
+
+class EditedWeights:
+    """The weights of a checkpoint folder to be rescaled by multipliers (L, M), and the identity of those on the disk.
+
+    Raises ValueError where the multipliers do not fit: when an edit is written, not when training starts.
+    """
+
+    def __init__(self, folder: Path, multipliers: Tensor):
+        self.multipliers = multipliers
+        self.is_olmo = checkpoint.is_olmo(folder)
+        if self.is_olmo:
+            self.weights = checkpoint.read_state(folder)  # mapped from the file where its layout allows
+            check_shapes({name: tensor.shape for name, tensor in self.weights.items()}, multipliers)
+            self.dtype = self.weights[up_projection_name(0)].dtype
+            self.identity = checkpoint.fingerprint(self.weights)
+        else:
+            model = open_model(folder, torch.device("cpu"), "auto")
+            rescale_model(model, multipliers)
+            self.weights = model.state_dict()
+            self.dtype = next(model.parameters()).dtype
+            self.identity = identity_of(folder)
+
+    def save(self, path: Path) -> None:
+        """Write the full edited state dict as `torch.save` does; of mapped weights only the edited ones are copied."""
+        write_torch_file(path, rescale(self.weights, self.multipliers) if self.is_olmo else self.weights)
+
+
+def write_edit(
+    folder: Path,
+    edit: Edit,
+    chosen: Resuscitation,
+    coefficients: Coefficients,
+    output: Path,
+    form: str = "multipliers",
+    check: Callable[[Path, torch.dtype], None] | None = None,
+) -> None:
+    """Write `chosen`, what `edit` makes of the coefficients of a checkpoint folder, to `output`, atomically.
+
+    form: a key of SUFFIXES. check: is called with the written file before it gets its name, and with the type of the
+    weights; if it raises an error, nothing is kept.
+    Raises ValueError where the coefficients do not fit the checkpoint, OSError where a file cannot be read or written.
+    """
+    weights = EditedWeights(folder, chosen.multipliers)
+    if form == "temperature" and not weights.is_olmo:
+        raise ConfigurationError(f"--format temperature: is for the trainer, which knows OLMo models; {folder} is none")
+    if coefficients.checkpoint not in (None, weights.identity):
+        raise ValueError(f"{coefficients.path}: measured on another checkpoint than {folder}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(output) as partial:
+        if form == "full":
+            weights.save(partial)
+        elif form == "temperature":
+            metadata = {"checkpoint_fingerprint": weights.identity}
+            save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, metadata)
+        else:
+            about = {
+                **asdict(edit),
+                "checkpoint_fingerprint": weights.identity,
+                "coefficients": str(coefficients.path),
+                "coefficients_sha256": hashlib.sha256(coefficients.average.contiguous().numpy().tobytes()).hexdigest(),
+            }
+            Multipliers(chosen.multipliers, chosen.selected, about).save(partial)
+        dtype = weights.dtype
+        del weights  # of another family it holds a model
+        if check is not None:
+            check(partial, dtype)
+
+
+def check_output(output: Path, folder: Path, coefficients_file: Path) -> None:
+    """Raise an error if the output cannot be written, or would replace what the edit is made from."""
+    sources = {coefficients_file, *checkpoint.model_files(folder), folder / "model.safetensors", folder / "model.pt"}
+    if output.resolve() in {path.resolve() for path in sources}:
+        raise ConfigurationError(f"--output {output}: names what the edit is made from; choose another name")
+    if output.is_dir():
+        raise ConfigurationError(f"--output {output}: is a folder; name a file")
+    check_writable(output.parent)

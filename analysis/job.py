@@ -1,0 +1,176 @@
+"""One checkpoint to measure, from where it is to its two result files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import disable_progress_bars
+from numpy.typing import NDArray
+from torch import nn
+
+from analysis.downloads import Downloads
+from analysis.instances import Instances, digest_of
+from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
+from analysis.measure import measure
+from analysis.models import PRECISIONS, identity_of, open_model
+from analysis.prefetch import is_first_of_machine, together
+from analysis.results import earlier_result, save_result
+from olmo import checkpoint
+from olmo.distributed import Ranks
+from olmo.files.digests import file_digest
+from olmo.memory.locate import describe
+from olmo.model import OLMo
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How checkpoints are measured, all of a command alike; the fields are the flags of analysis.entropy."""
+
+    instances: Instances
+    coefficient: str = "abs"
+    precision: str = "fp32"
+    measures: tuple[str, ...] = ("knowledge",)
+    tolerance: float | None = None
+    batch_size: int = 4
+    resuscitation: str | None = None  # a path, or a name inside the checkpoint's folder
+    resuscitation_force: bool = False
+    compiled: bool = False
+
+    def edit_of(self, folder: Path) -> Path | None:
+        """The resuscitation file of a checkpoint folder."""
+        if self.resuscitation is None:
+            return None
+        return checkpoint.resuscitation_file(self.resuscitation, folder, "--resuscitation")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint on the disk of this machine, and the instances to measure it on."""
+
+    folder: Path
+    rows: list[NDArray[np.int64]]
+    identity: dict[str, Any]  # on the first process of a machine
+    earlier: dict[str, Any] | None  # the result, if it exists already
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint to measure; its results are written to `output`."""
+
+    location: Location
+    output: Path
+    settings: Settings
+    downloads: Downloads
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    def prepare(self) -> Prepared | None:
+        """Download a checkpoint of the hub and read it, so that opening it does not wait for the disk; on the first
+        process of a machine, None on the others.
+
+        Without effort where an earlier result is of the same identity: a commit of the hub is compared before any
+        weights are downloaded.
+        """
+        if not is_first_of_machine():
+            return None
+        on_hub = isinstance(self.location, str)
+        if on_hub and self.downloads.folder is not None:
+            check_writable(self.output)
+        folder = self._folder(weights=False)
+        self.settings.instances.check_tokenizer(folder)
+        rows = self.settings.instances.read(folder)
+        identity = self._identity(folder, rows)
+        earlier = self._earlier(identity) if on_hub else None
+        if earlier is None:
+            if on_hub:
+                folder = self._folder(weights=True)
+                identity = self._identity(folder, rows)
+            identity["checkpoint"]["fingerprint"] = identity_of(folder)
+            earlier = None if on_hub else self._earlier(identity)
+            identity["checkpoint"]["tokens"] = tokens_of(self.location, folder)
+        return Prepared(folder, rows, identity, earlier)
+
+    def measure(self, prepared: Prepared | None, device: torch.device, ranks: Ranks) -> dict[str, Any]:
+        """Measure the checkpoint and write its results, a collective; an earlier result is returned as it is.
+
+        Returns the content of `knowledge_entropy.json` on the first rank.
+        """
+        if isinstance(self.location, str):
+            disable_progress_bars()  # those of the next download would overwrite our own
+        earlier = None if prepared is None else prepared.earlier
+        if ranks.broadcast_int(int(earlier is not None)):
+            return earlier or {}
+        settings = self.settings
+
+        def opened() -> tuple[Prepared, nn.Module, str]:
+            if ranks.is_first:
+                check_writable(self.output)
+            here = prepared or self._prepared_by_first_of_machine()
+            edit = (settings.edit_of(here.folder), settings.resuscitation_force)
+            model = open_model(here.folder, device, PRECISIONS[settings.precision], *edit)
+            return here, model, describe(model)
+
+        here, model, memories = together(ranks, opened)
+        if ranks.is_first and not isinstance(model, OLMo):  # other families' memories are found by structure
+            print(f"{self}: {memories}", file=sys.stderr)
+        how = (settings.batch_size, settings.coefficient, device, ranks, settings.tolerance)
+        description = f"entropy of {label_of(self.location)}"
+        measurement = measure(model, here.rows, *how, description, settings.measures, settings.compiled)
+        if not ranks.is_first:
+            return {}
+        numbers = measurement.to_dict()
+        result = {
+            **numbers,
+            "number_of_tokens": int(sum(len(row) for row in here.rows[: numbers["number_of_instances"]])),
+            "sequence_length": settings.instances.length_for(here.folder),
+            "memories": memories,
+            **here.identity,
+        }
+        # What is needed to find the same instances again.
+        sources = {"order": settings.instances.order, "tokenizer": settings.instances.tokenizer}
+        result["data"] = {**result["data"], **sources, "instances": len(here.rows)}
+        save_result(self.output, measurement, result)
+        return result
+
+    def _folder(self, weights: bool) -> Path:
+        return self.location if isinstance(self.location, Path) else self.downloads.fetch(self.location, weights)
+
+    def _prepared_by_first_of_machine(self) -> Prepared:
+        """What a process needs that writes no results."""
+        folder = self.location if isinstance(self.location, Path) else self.downloads.fetched(self.location)
+        return Prepared(folder, self.settings.instances.read(folder), {}, None)
+
+    def _identity(self, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+        """What an earlier result must agree in to be the one asked for. A fingerprint of the weights is added later;
+        those of the hub are identified by their commit, which names their folder."""
+        settings, edit = self.settings, self.settings.edit_of(folder)
+        named = {"path": str(self.location), "step": step_of(self.location)}
+        return {
+            "checkpoint": named if isinstance(self.location, Path) else {**named, "commit": folder.name},
+            "data": {"path": settings.instances.data, "sha256": digest_of(rows)},
+            "coefficient": settings.coefficient,
+            "precision": settings.precision,
+            "tolerance": settings.tolerance,
+            "resuscitation": None if edit is None else file_digest(edit),
+        }
+
+    def _earlier(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """The result in `output` if it is of this identity and has all measures."""
+        result = earlier_result(self.output)
+        if result is None or not set(self.settings.measures) <= set(result.get("measures", ("knowledge",))):
+            return None
+        return result if _contains(result, identity) else None
+
+
+def _contains(result: Any, wanted: Any) -> bool:
+    """Whether a result has all that is wanted; it may have more."""
+    if isinstance(wanted, dict):
+        return isinstance(result, dict) and all(_contains(result.get(key), value) for key, value in wanted.items())
+    return result == wanted

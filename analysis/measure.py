@@ -1,0 +1,147 @@
+"""Measure the knowledge entropy of a model on given instances (method section 1; paper, section 3.1, equation 2).
+
+    rows -> padded batches -> memory coefficients of each instance -> their averages -> H and its standard error
+
+Shapes: B instances, L layers, M memories of a layer, G jackknife groups that hold instances (at most 64).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from analysis.other_entropies import MEASURES, instance_entropies
+from olmo.console import Progress
+from olmo.data.masks import padded
+from olmo.distributed import Ranks
+from olmo.memory import CoefficientAverages, GroupedMeans, jackknife_error, layer_entropy, observe
+
+_FIRST_CHECK = 64  # instances after which the standard error is first computed; then after every further quarter
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Averages over instances, by measure: always "knowledge", a CoefficientAverages; "attention" (L,) and
+    "next_token" () where they were measured."""
+
+    averages: Mapping[str, GroupedMeans]
+
+    @property
+    def coefficients(self) -> NDArray[np.float64]:
+        """Average coefficients Cbar, (L, M)."""
+        return self.averages["knowledge"].average
+
+    @property
+    def layers(self) -> NDArray[np.float64]:
+        """H^l of each layer, (L,), natural log."""
+        return layer_entropy(self.coefficients)
+
+    @property
+    def knowledge_entropy(self) -> float:
+        return float(self.layers.sum())
+
+    @property
+    def left_out(self) -> NDArray[np.float64]:
+        """H^l without the instances of one group at a time, (G, L)."""
+        return self.averages["knowledge"].leave_one_out()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers of `knowledge_entropy.json` that follow from the averages alone, ready for JSON."""
+        layers, left_out, (depth, memories) = self.layers, self.left_out, self.coefficients.shape
+        numbers = {
+            "knowledge_entropy": float(layers.sum()),
+            "standard_error": _json_errors(left_out.sum(1)),
+            "layers": layers.tolist(),
+            "layer_standard_errors": _json_errors(left_out),
+            "entropy_avg_act_abs": layers.tolist(),
+            "maximum": depth * math.log(memories),
+            "number_of_instances": self.averages["knowledge"].instances,
+            "leave_one_group_out": left_out.tolist(),
+            "measures": [name for name in MEASURES if name in self.averages],
+        }
+        for name in numbers["measures"][1:]:
+            average, left_out = self.averages[name].average, self.averages[name].leave_one_out()
+            by_layer = average.ndim == 1
+            numbers[f"{name}_entropy"] = float(average.sum())
+            numbers[f"{name}_standard_error"] = _json_errors(left_out.sum(1) if by_layer else left_out)
+            if by_layer:
+                numbers[f"{name}_layers"] = average.tolist()
+                numbers[f"{name}_layer_standard_errors"] = _json_errors(left_out)
+            numbers[f"{name}_leave_one_group_out"] = left_out.tolist()
+        return numbers
+
+
+def _json_errors(left_out: NDArray[np.float64]) -> Any:
+    """Jackknife standard errors for JSON: None where a single instance gives none."""
+    errors = jackknife_error(left_out)
+    return np.where(np.isnan(errors), None, errors).tolist()  # type: ignore[call-overload]
+
+
+def measure(
+    model: nn.Module,
+    rows: Sequence[NDArray[np.int64]],
+    batch_size: int,
+    coefficient: str,
+    device: torch.device,
+    ranks: Ranks,
+    tolerance: float | None = None,
+    description: str = "entropy",
+    measures: Sequence[str] = ("knowledge",),
+    compiled: bool = False,
+) -> Measurement:
+    """Measure a model on `rows`, token ids of each instance (ragged), shared out among `ranks`; a collective.
+
+    coefficient: "abs" or "relu", as in `observe`. compiled: our own model's layers go through torch.compile where only
+    `abs` coefficients are measured. tolerance: stop at the first check at which the standard error of H is below it;
+    checks are made after 64 instances, then whenever their number has grown by a quarter.
+    Raises ValueError for tokens that the model does not know and for fewer instances than processes.
+    """
+    averages: dict[str, GroupedMeans] = {}
+    next_check, tokens, estimate = _FIRST_CHECK, 0, ""
+    vocabulary = next(module for module in model.modules() if isinstance(module, nn.Embedding)).num_embeddings
+    with (
+        observe(model, coefficient) as observation,
+        Progress(description, len(rows), "instances", show=ranks.is_first) as progress,
+    ):
+        observation.compiled = compiled and tuple(measures) == ("knowledge",)
+        for start in range(0, len(rows), batch_size * ranks.world_size):
+            stop = min(start + batch_size * ranks.world_size, len(rows))
+            mine = np.arange(start + ranks.rank, stop, ranks.world_size)
+            if len(mine):
+                chosen = [rows[i] for i in mine.tolist()]
+                largest = max(int(row.max()) for row in chosen)
+                if largest >= vocabulary:
+                    raise ValueError(f"token {largest} in the data, the model knows {vocabulary}")
+                ids, mask = padded(chosen, device)
+                values_of = instance_entropies(model, observation, ids, mask, measures)
+                if not averages:
+                    averages = {name: GroupedMeans(*values.shape[1:]) for name, values in values_of.items()}
+                    averages["knowledge"] = CoefficientAverages(*values_of["knowledge"].shape[1:])
+                for name, values in values_of.items():
+                    averages[name].add(values, mine)
+            tokens += sum(len(row) for row in rows[start:stop])
+            progress.note = f", {tokens / max(time.monotonic() - progress.started, 1e-9):,.0f} tokens/s{estimate}"
+            progress.advance(stop - start)
+            if stop >= next_check and averages and (tolerance is not None or ranks.is_first):
+                so_far = copy(averages["knowledge"])
+                if tolerance is not None:
+                    so_far.reduce(ranks)  # all ranks decide alike; for the progress line, what this one has is enough
+                error = float(jackknife_error(so_far.leave_one_out().sum(1)))
+                estimate = f", H {layer_entropy(so_far.average).sum():.4f} +- {error:.1e}"
+                if tolerance is not None and error < tolerance:
+                    break
+                next_check = math.ceil(stop * 1.25)
+    if not averages:
+        raise ValueError("fewer instances than processes")
+    for average in averages.values():
+        average.reduce(ranks)
+    return Measurement(averages)

@@ -1,0 +1,77 @@
+"""Models to analyse: open the checkpoint of any family, with or without an edit, and identify its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from olmo import checkpoint
+from olmo.files.digests import file_digest
+from olmo.files.paths import check_readable
+from olmo.files.tensors import read_tensors
+from olmo.memory.rescaling import rescale_model
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# The context length in the config.json of different families: GPT-2 has n_positions, MPT max_seq_len.
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+_LONGEST_CONTEXT = 2048  # tokens, of other families, whose contexts can be very long
+
+
+def open_model(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    resuscitation: Path | None = None,
+    force: bool = False,
+) -> nn.Module:
+    """The model of a checkpoint folder, in evaluation mode: our own class for OLMo's layouts, transformers' class for
+    any other family, for which `dtype` may be "auto".
+
+    `resuscitation`: a file of analysis.change_parameters to apply; it must have been made for this checkpoint unless
+    `force`. Raises ValueError where the weights or the edit do not fit, OSError where a file cannot be read.
+    """
+    if checkpoint.is_olmo(folder):
+        assert isinstance(dtype, torch.dtype)
+        name = None if resuscitation is None else str(resuscitation)
+        config = replace(checkpoint.read_config(folder), resuscitation=name, resuscitation_force=force)
+        return checkpoint.load_model(folder, device, dtype, config).eval()
+    from transformers import AutoModelForCausalLM
+
+    for path in checkpoint.model_files(folder):
+        check_readable(path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except Exception as error:  # each library below has its own errors for damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
+    if resuscitation is not None and resuscitation.suffix == ".pt":
+        try:
+            model.load_state_dict(read_tensors(resuscitation))
+        except RuntimeError as error:  # torch lists every tensor
+            raise ValueError(f"{resuscitation}: no state dict of the model in {folder}") from error
+    elif resuscitation is not None:
+        rescale_model(model, checkpoint.multipliers_for(resuscitation, identity_of(folder), folder, force))
+    return model.to(device).eval()
+
+
+def identity_of(folder: Path) -> str:
+    """SHA-256 that identifies the weights of a folder: `fingerprint` of an OLMo model, else of the weight files.
+
+    Reads all of them; the system keeps what fits in its page cache.
+    """
+    if checkpoint.is_olmo(folder):
+        return checkpoint.fingerprint(checkpoint.read_state(folder))
+    return hashlib.sha256(" ".join(map(file_digest, checkpoint.model_files(folder))).encode()).hexdigest()
+
+
+def context_length(folder: Path) -> int:
+    """Tokens that the model of a folder takes at once; at most 2048 for other families."""
+    if checkpoint.is_olmo(folder):
+        return checkpoint.read_config(folder).max_sequence_length
+    raw = checkpoint.transformers_config(folder) or {}
+    lengths = (raw.get(name) for name in _CONTEXT_NAMES)
+    return min(next((int(length) for length in lengths if length), _LONGEST_CONTEXT), _LONGEST_CONTEXT)

@@ -1,0 +1,116 @@
+"""Files of average coefficients that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.analysis.editing import LENGTH, coefficients, failing, measure, uneven_model, write
+from tests.running import modes_hold
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "tokens.npy"
+    np.random.default_rng(0).integers(2, 128, 40 * LENGTH).astype("<u2").tofile(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
+    folder = write(tmp_path_factory.mktemp("measured") / "step90-unsharded", uneven_model())
+    measure(folder, tokens)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, measured: Path) -> Iterator[Path]:
+    """A measured checkpoint of the test's own."""
+    yield Path(shutil.copytree(measured, tmp_path / "step90-unsharded"))
+
+
+def test_coefficients_of_another_checkpoint_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write(tmp_path / "other", uneven_model(1))
+    argv = ["--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    given = folder / "mlp_average_coefficients.safetensors"
+    status, said = failing(capsys, "--checkpoint", other, *argv, "--coefficients", given)
+    assert status == 1 and f"{given}: measured on another checkpoint than {other}" in said
+    assert not list(other.glob("resuscitation*"))
+
+
+def test_coefficients_that_may_not_be_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "mlp_average_coefficients.safetensors"
+    path.chmod(0)
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    with modes_hold():
+        assert failing(capsys, *argv) == (1, f"error: {path}: permission denied\n")
+
+
+def test_an_unmeasured_checkpoint_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mlp_average_coefficients.safetensors").unlink()
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    status, said = failing(capsys, *argv)
+    assert status == 1 and "run python -m analysis.entropy on it first" in said
+
+
+@pytest.mark.parametrize("kind", ["shape", "layers", "dict", "vector", "damaged"])
+def test_coefficients_that_do_not_fit_are_named(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "given.pt"
+    average = coefficients(folder)
+    content: Any = {
+        "shape": average[:, :24].clone(),
+        "layers": average[:1].clone(),
+        "dict": {"a": average},
+        "vector": average[0].clone(),
+        "damaged": average,
+    }[kind]
+    torch.save(content, path)
+    if kind == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--coefficients", path]
+    status, said = failing(capsys, *argv)
+    assert status == 1
+    assert ("given.pt" in said) if kind in ("dict", "vector", "damaged") else ("multipliers for" in said)
+    assert not list(folder.glob("resuscitation*"))
+
+
+class Bomb:
+    def __init__(self, touched: Path):
+        self.touched = touched
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch '{self.touched}'",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("plain", [True, False])
+def test_hostile_coefficients_are_refused_and_run_nothing(
+    folder: Path, tmp_path: Path, plain: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, touched = folder / "given.pt", tmp_path / "touched"
+    if plain:
+        path.write_bytes(pickle.dumps(Bomb(touched)))
+    else:
+        torch.save([coefficients(folder), Bomb(touched)], path)
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--coefficients", path]
+    status, said = failing(capsys, *argv)
+    assert status == 1 and "given.pt: cannot be read safely" in said
+    assert not touched.exists()
+
+
+def test_a_safetensors_file_of_something_else_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"else": torch.ones(2, 48)}, folder / "given.safetensors")
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    status, said = failing(capsys, *argv, "--coefficients", folder / "given.safetensors")
+    assert status == 1 and "given.safetensors: no file of average coefficients" in said
