@@ -8,10 +8,11 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -79,6 +80,30 @@ class Ranks:
             raise
         self.broadcast_int(0)
         return result
+
+    def share_from_first(self, work: Callable[[], Result], heartbeat: float) -> Result:
+        """What `work` returns on the first rank, on every rank. A collective.
+
+        The others never wait for longer than `heartbeat` seconds at a time, however long the work takes. If it raises,
+        they raise ConfigurationError: the first rank reports the error, and all end.
+        """
+        working, done, failed = range(3)
+        if self.is_first:
+            with ThreadPoolExecutor(1) as pool:
+                future = pool.submit(work)
+                while wait([future], heartbeat).not_done:
+                    self.broadcast_int(working)
+            self.broadcast_int(done if future.exception() is None else failed)
+            shared: list[Any] = [future.result()]
+        else:
+            while (outcome := self.broadcast_int(working)) == working:
+                pass
+            if outcome == failed:
+                raise ConfigurationError("the first process could not begin; its own last lines say why")
+            shared = [None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(shared, src=0, group=self.host)
+        return shared[0]
 
     def barrier(self) -> None:
         if self.world_size > 1:

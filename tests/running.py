@@ -190,3 +190,12 @@ def order(seed: int, epoch: int, count: int = 25) -> NDArray[np.int64]:
 
 def checkpoints(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*step*")}
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

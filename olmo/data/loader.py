@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +108,7 @@ class Loader:
         masked = self.masks.apply(tokens, instances)
         return masked.pinned() if self.pin_memory else masked
 
-    def batches(self, epoch: int = 0, number: int = 0, count: int | None = None) -> Iterator[Batch]:
+    def batches(self, epoch: int = 0, number: int = 0, count: int | None = None) -> Generator[Batch, None, None]:
         """`count` batches from a position on, by default without end; the next ones are read while one is used."""
         first = epoch * self.batches_per_epoch + number
         places = iter(range(first, first + count)) if count is not None else itertools.count(first)

@@ -1,5 +1,6 @@
-"""The trainer and what it is made of."""
+"""The trainer and its parts."""
 
-from .trainer import CPU, Trainer, TrainState
+from .state import TrainState
+from .trainer import Trainer
 
-__all__ = ["CPU", "TrainState", "Trainer"]
+__all__ = ["TrainState", "Trainer"]

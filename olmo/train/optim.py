@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and LionW, learning-rate schedules and gradient clipping, as OLMo 0.6.0 has them."""
+"""Parameter groups, AdamW and LionW, and gradient clipping, as in OLMo 0.6.0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import OptimizerConfig, SchedulerConfig, SchedulerType, TrainConfig
+from ..config.schema import OptimizerConfig
 from ..distributed import full_tensor
 from ..model import LayerNorm
 
@@ -87,63 +87,6 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused, foreach=None
     )
-
-
-def learning_rate(config: TrainConfig, current: int, total: int, restarted_at: int | None = None) -> float:
-    """The learning rate of the optimizer step that ends step `current` (1-based) of `total`.
-
-    `current`, `total` and `restarted_at` are counted in `scheduler.units`: steps or tokens. `restarted_at` is where a
-    run went on without the optimizer's state: from there the rate rises once more from 0, over `t_warmup`, to where
-    the schedule then is (OLMo's bolt-on warm-up).
-    """
-    scheduler = config.scheduler
-    if restarted_at is not None:
-        warm = restarted_at + int(scheduler.t_warmup)
-        if current < warm:
-            share = max(current - restarted_at, 0) / (warm - restarted_at)
-            return learning_rate(config, warm, total) * share
-    if scheduler.name == "max_scheduler":
-        inner: tuple[SchedulerType, ...] = ("cosine_with_warmup", "inverse_sqrt_with_warmup")
-        return max(_schedule(scheduler, name, config, current, total) for name in inner)
-    return _schedule(scheduler, scheduler.name, config, current, total)
-
-
-def _schedule(scheduler: SchedulerConfig, name: SchedulerType, config: TrainConfig, current: int, total: int) -> float:
-    peak, warmup = config.optimizer.learning_rate, int(scheduler.t_warmup)
-    if name == "constant":
-        return peak
-    if current < warmup:
-        lowest = scheduler.warmup_min_lr
-        if lowest is None:
-            lowest = config.optimizer.warmup_min_lr
-        if lowest is None:
-            lowest = peak * 0.1
-        return lowest + (peak - lowest) * current / warmup
-    if name == "constant_with_warmup":
-        return peak
-    if name == "inverse_sqrt_with_warmup":
-        return peak * math.sqrt(warmup / max(warmup, current, 1))
-    last = total if scheduler.t_max is None else int(scheduler.t_max)
-    final = peak * scheduler.alpha_f
-    if current >= last:
-        return final
-    done = (current - warmup) / (last - warmup)
-    if name == "linear_with_warmup":
-        return peak - (peak - final) * done
-    cosine = (peak - final) * (1 + math.cos(math.pi * done)) / 2
-    return final + (cosine * (1 - done) if name == "cosine_linear_envelope" else cosine)
-
-
-def clip_limit(config: TrainConfig, limit: float | None, current: int) -> float | None:
-    """A limit (`max_grad_norm` or `max_grad_norm_ratio`), times `grad_clip_warmup_factor` while clipping warms up.
-
-    `current` counts steps or tokens, by `scheduler.units`; the warm-up ends after `grad_clip_warmup_steps` of them.
-    """
-    scheduler = config.scheduler
-    steps, factor = scheduler.grad_clip_warmup_steps, scheduler.grad_clip_warmup_factor
-    if limit is None or steps is None or factor is None or current > int(steps):
-        return limit
-    return factor * limit
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:

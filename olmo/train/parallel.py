@@ -29,12 +29,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config.schema import (
-    DDPConfig,
-    FSDPConfig,
-    FSDPWrapStrategy,
-    TrainConfig,
-)
+from ..config.schema import DDPConfig, FSDPConfig, FSDPWrapStrategy, TrainConfig
 from ..distributed import Ranks, full_tensor
 from ..exceptions import ConfigurationError
 from ..model import Block, OLMo
@@ -46,19 +41,24 @@ def is_sharded(config: TrainConfig, ranks: Ranks) -> bool:
     return ranks.world_size > 1 and config.distributed_strategy == "fsdp"
 
 
+def check_strategy(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise ConfigurationError if several processes cannot train by `distributed_strategy`."""
+    if ranks.world_size > 1 and config.distributed_strategy not in ("ddp", "fsdp"):
+        name = config.distributed_strategy or "null"
+        raise ConfigurationError(f"distributed_strategy: {name} runs on one process; use ddp or fsdp on several")
+
+
 def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: torch.device) -> nn.Module:
     """The module whose forward pass trains: the objective itself, DDP around it, or with its weights cut by FSDP.
 
     Every process calls it with the same weights, or (FSDP) with a model on the meta device, whose weights are then on
     `device` and undefined.
     """
+    check_strategy(config, ranks)
     if ranks.world_size == 1:
         return objective
     if is_sharded(config, ranks):
         return _shard(objective, config, ranks, device)
-    if config.distributed_strategy != "ddp":
-        name = config.distributed_strategy or "null"
-        raise ConfigurationError(f"distributed_strategy: {name} runs on one process; use ddp or fsdp on several")
     unused = config.ddp.find_unused_params if config.ddp else False
     return DistributedDataParallel(
         objective, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused

@@ -18,6 +18,7 @@ is asked with whatever login the run has, in OLMo only with the environment vari
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import textwrap
@@ -29,6 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..config.schema import TrainConfig
@@ -132,41 +134,64 @@ class Tags:
 
 
 class Watch:
-    """Asks after every step whether the run is to go on; all ranks get the same answer."""
+    """Decides after every step whether the run continues; all ranks decide alike."""
 
-    def __init__(self, config: TrainConfig, ranks: Ranks, signals: Signals, tags: Tags | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        ranks: Ranks,
+        signals: Signals,
+        tags: Tags | None = None,
+        lowest_loss: float = math.inf,
+    ):
         self.config, self.ranks, self.signals, self.tags = config, ranks, signals, tags or Tags()
-        self.started = time.monotonic()
+        self._started = time.monotonic()
+        self._loss = self._lowest = torch.tensor(lowest_loss)
+
+    @property
+    def lowest_loss(self) -> float:
+        """The lowest mean loss of all steps, if early_stopping_factor is set; waits for the device."""
+        return self._lowest.item()
+
+    def track(self, loss: Tensor) -> None:
+        """Record this rank's loss of a step, (), for early stopping; does not wait for the device. A collective."""
+        if self.config.early_stopping_factor is not None:
+            self._loss = self.ranks.sum_tensor(loss.clone()) / self.ranks.world_size
+            self._lowest = torch.minimum(self._lowest.to(loss.device), self._loss)
+
+    def check(self, step: int, done: int) -> Cancellation | None:
+        """Why the run ends with this step, or None. A collective.
+
+        done: steps or tokens, as the scheduler counts its warm-up.
+        """
+        return self.asked(step) or self.diverged(step, done)
 
     def asked(self, step: int) -> Cancellation | None:
-        """A signal that has reached any rank, or the time limit or a tag, of which the first knows. A collective."""
+        """A signal to any rank, or the time limit or a tag, which the first rank checks. A collective."""
         limit, mine = self.config.time_limit, self.signals.received or 0
         if self.ranks.is_first and step % self.config.canceled_check_interval == 0:
             self.tags.ask()
-            mine = max(mine, _TIME_LIMIT if limit is not None and time.monotonic() - self.started >= limit else 0)
+            mine = max(mine, _TIME_LIMIT if limit is not None and time.monotonic() - self._started >= limit else 0)
         number = self.ranks.largest(max(mine, _TAG if self.tags.cancel else 0))
         if number == _TIME_LIMIT:
             return Cancellation(f"time_limit of {limit:g} seconds at step {step}", self.config.extra_steps_after_cancel)
         if number == _TAG:
-            reason = f"a tag on Weights & Biases at step {step} (remove it to go on)"
+            reason = f"a tag on Weights & Biases at step {step} (remove it to resume)"
             return Cancellation(reason, self.config.extra_steps_after_cancel)
         return Cancellation(f"{signal.Signals(number).name} at step {step}") if number else None
 
     def signalled(self) -> bool:
-        """Whether a signal has reached any rank. A collective."""
+        """Whether any rank has received a signal. A collective."""
         return self.ranks.largest(self.signals.received or 0) > 0
 
-    def diverged(self, step: int, done: int, loss: Tensor, lowest: Tensor) -> Cancellation | None:
-        """Early stopping, by the mean losses of all ranks: of this step, and the lowest of all steps up to it.
-
-        done: steps or tokens, as the scheduler counts its warm-up.
-        """
+    def diverged(self, step: int, done: int) -> Cancellation | None:
+        """Early stopping, by the loss tracked last and the lowest of all steps up to it."""
         factor = self.config.early_stopping_factor
         looks = step % self.config.canceled_check_interval == 0 and done > self.config.scheduler.t_warmup
-        if factor is None or not looks or loss.item() <= factor * lowest.item():
+        if factor is None or not looks or self._loss.item() <= factor * self._lowest.item():
             return None
         return Cancellation(
-            f"loss {loss.item():.4f} at step {step} is more than early_stopping_factor {factor:g} times the lowest, "
-            f"{lowest.item():.4f}",
+            f"loss {self._loss.item():.4f} at step {step} is more than early_stopping_factor {factor:g} times the "
+            f"lowest, {self._lowest.item():.4f}",
             failed=True,
         )

@@ -1,9 +1,12 @@
-"""What a training step costs: floating-point operations, the share of the device's peak, memory."""
+"""What a training step costs: seconds, floating-point operations, the share of the device's peak, memory."""
 
 from __future__ import annotations
 
+import math
 import re
 import resource
+import time
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -70,3 +73,25 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
+
+
+class StepTimer:
+    """Times steps, each a `with` block; `seconds` is the mean of the last ones, None before the first has ended.
+
+    On a GPU only the steps that are logged wait for it, and so take the time of those before: the window holds a
+    multiple of `console_log_interval` steps.
+    """
+
+    def __init__(self, config: TrainConfig):
+        between = config.console_log_interval
+        self._window: deque[float] = deque(maxlen=between * math.ceil(config.speed_monitor.window_size / between))
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._window.append(time.perf_counter() - self._started)
+
+    @property
+    def seconds(self) -> float | None:
+        return sum(self._window) / len(self._window) if self._window else None

@@ -11,6 +11,7 @@ from olmo.config import TrainConfig
 from olmo.data.loader import Batch, run_loader
 from olmo.exceptions import ConfigurationError
 from olmo.train import TrainState
+from olmo.train.schedule import Schedule
 
 
 def numbers(text: str) -> range:
@@ -29,7 +30,7 @@ def batches_of_run(config: TrainConfig, steps: range, order_folder: Path | None 
     # With a folder, for many steps: more than should be kept on this machine.
     loader = run_loader(config, order_folder=order_folder, keep=order_folder is None)
     start = TrainState.at_start(config)
-    last = start.max_steps(config, loader.batches_per_epoch)
+    last = Schedule(config, start, loader.batches_per_epoch).max_steps
     if steps[0] <= start.step:
         raise ConfigurationError(f"step {steps[0]}: the run begins with step {start.step + 1}")
     if steps[-1] > last:

@@ -9,7 +9,7 @@ import pytest
 from olmo.config import TrainConfig, load
 from olmo.data.sources import expand_ranges
 from olmo.model import OLMo
-from olmo.train.optim import learning_rate
+from olmo.train.schedule import learning_rate
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "configs" / "official"
 V1_5 = "https://olmo-data.org/preprocessed/olmo-mix/v1_5/gpt-neox-20b-pii-special/"

@@ -63,12 +63,11 @@ def test_a_step_does_not_wait_for_the_device(tmp_path: Path, precision: str) -> 
     settings += ["--inject_interval=null", f"--model.temperature_MLP={tmp_path / 'divisors.pt'}"]
     trainer = Trainer(configure(world / "config.yaml", tmp_path / "run", *settings), pick_device(), Ranks())
     batch = trainer.loader.batch(0, 0)
-    trainer._train_step(batch, 1, 7)  # allocates, and asks the device for what it can do
+    trainer.train_step.run(batch, 1, trainer.schedule.at(1))  # allocates, and asks the device for what it can do
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer._set_temperatures(2)
-        trainer._train_step(batch, 2, 7)
+        trainer.train_step.run(batch, 2, trainer.schedule.at(2))
     finally:
         torch.cuda.set_sync_debug_mode("default")
         trainer.reporter.close()

@@ -14,8 +14,20 @@ from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.files.tensors import read_training_state
 from olmo.train import Trainer
-from tests.olmo.train.test_trainer import same, weights
-from tests.running import CPU, checkpoints, configure, metrics, modes_hold, series, train, write_world
+from olmo.train.schedule import StepSettings
+from olmo.train.step import TrainStep
+from tests.running import (
+    CPU,
+    checkpoints,
+    configure,
+    metrics,
+    modes_hold,
+    same,
+    series,
+    train,
+    weights,
+    write_world,
+)
 
 SAVES = ("--save_interval=2", "--try_load_latest_save")
 
@@ -244,18 +256,19 @@ def test_a_run_goes_on_from_its_step_0(plain: Path, tmp_path: Path, whole: tuple
 
 
 def test_a_folder_that_becomes_read_only_is_named(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Trainer._train_step
+    real = TrainStep.run
 
-    def close_the_folder(trainer: Trainer, batch: Any, step: int, *rest: Any) -> Any:
+    def close_the_folder(train_step: TrainStep, batch: Any, step: int, settings: StepSettings) -> Any:
         if step == 4:
             trainer.saver.wait()
             tmp_path.chmod(0o555)
-        return real(trainer, batch, step, *rest)
+        return real(train_step, batch, step, settings)
 
-    monkeypatch.setattr(Trainer, "_train_step", close_the_folder)
+    monkeypatch.setattr(TrainStep, "run", close_the_folder)
+    trainer = Trainer(configure(plain, tmp_path, *SAVES), CPU, Ranks())
     try:
         with modes_hold(), pytest.raises(OSError, match=r"/step4: cannot be saved \(Permission denied\); the"):
-            train(plain, tmp_path, *SAVES)
+            trainer.fit()
     finally:
         tmp_path.chmod(0o755)
     assert saves.latest(tmp_path) == tmp_path / "step2"

@@ -31,8 +31,19 @@ from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError, Interrupted
 from olmo.train import Trainer
 from olmo.train.stopping import Signals
-from tests.olmo.train.test_trainer import same, weights
-from tests.running import CPU, ROOT, checkpoints, command, configure, metrics, series, train, write_world
+from tests.running import (
+    CPU,
+    ROOT,
+    checkpoints,
+    command,
+    configure,
+    metrics,
+    same,
+    series,
+    train,
+    weights,
+    write_world,
+)
 from tests.s3 import KEYS, Relay, client_of, no_settings, relaying, s3_server
 
 LARGE = 9 * 2**20  # bytes, of which boto3 makes two parts
@@ -724,19 +735,25 @@ def test_a_run_whose_uploads_fail(
 
 
 def test_a_fetch_may_take_longer_than_others_wait(
-    remote: RemoteSaves, relay: Relay, plain: Path, monkeypatch: pytest.MonkeyPatch
+    remote: RemoteSaves,
+    relay: Relay,
+    plain: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     shutil.rmtree(remote.folder)
     train(plain, remote.folder, *options(remote, "--stop_at=2"))
-    told: list[int] = []
+    shared: list[int] = []
     largest = Ranks.largest
 
     def seen(self: Ranks, value: int) -> int:
-        told.append(value)
+        shared.append(value)
         return largest(self, value)
 
     monkeypatch.setattr(Ranks, "largest", seen)
     relay.before = lambda method, path: time.sleep(0.3) if key(path) == "step2/train.pt" else None
     more = ("--collective_timeout=0.2", "--stop_at=2")
     train(plain, elsewhere(remote).folder, *options(remote, *more))
-    assert told[1:4] == [2, 2, 2] and 5 * 2 + 3 in told  # still coming, and then: step 2
+    # The place can be written to; the first rank still works, at least three times, and is done.
+    assert shared[0] == 0 and shared[1:].index(1) >= 3 and set(shared[1 : shared[1:].index(1)]) == {0}
+    assert "resuming from " + str(elsewhere(remote).folder / "step2") in caplog.messages

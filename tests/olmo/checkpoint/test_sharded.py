@@ -17,11 +17,12 @@ import torch
 
 from olmo import checkpoint
 from olmo.checkpoint import manifest, sharded
+from olmo.checkpoint import weights as weights_module
 from olmo.config import TrainConfig
 from olmo.distributed import Ranks
 from olmo.model import OLMo
-from olmo.train import Trainer
 from olmo.train.optim import build_optimizer
+from olmo.train.step import TrainStep
 from tests.hostile import HOSTILE, Calls, hostile
 from tests.reference import tiny_config
 from tests.running import CPU, metrics, train, write_world
@@ -249,19 +250,19 @@ def test_another_process_that_is_gone_is_no_damage(written: Path, monkeypatch: p
 def test_whatever_ends_a_run_of_one_process_a_save_that_has_begun_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    world, real, step = write_world(tmp_path / "world"), checkpoint.save_sharded, Trainer._train_step
+    world, real, step = write_world(tmp_path / "world"), weights_module.save_sharded, TrainStep.run
 
     def slow(*arguments: Any) -> None:
         time.sleep(0.5)
         real(*arguments)
 
-    def failing(trainer: Trainer, batch: Any, number: int, *rest: Any) -> Any:
+    def failing(train_step: TrainStep, batch: Any, number: int, *rest: Any) -> Any:
         if number == 3:
             raise error
-        return step(trainer, batch, number, *rest)
+        return step(train_step, batch, number, *rest)
 
-    monkeypatch.setattr(checkpoint, "save_sharded", slow)
-    monkeypatch.setattr(Trainer, "_train_step", failing)
+    monkeypatch.setattr(weights_module, "save_sharded", slow)
+    monkeypatch.setattr(TrainStep, "run", failing)
     with pytest.raises(type(error)):
         train(world / "plain.yaml", tmp_path / "run", "--save_interval=2")
     assert manifest.problem(tmp_path / "run" / "step2") is None and os.readlink(tmp_path / "run/latest") == "step2"
@@ -298,7 +299,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, trained: Any) -> None:
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the slow disk gets is what was there when the save began."""
-    world, real, seen = write_world(tmp_path / "world"), checkpoint.save_sharded, []
+    world, real, seen = write_world(tmp_path / "world"), weights_module.save_sharded, []
 
     def slow(folder: Path, *rest: Any) -> None:
         if folder.name == "step2":
@@ -308,7 +309,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         real(folder, *rest)
 
     train(world / "plain.yaml", tmp_path / "quick", "--save_interval=2")
-    monkeypatch.setattr(checkpoint, "save_sharded", slow)
+    monkeypatch.setattr(weights_module, "save_sharded", slow)
     train(world / "plain.yaml", tmp_path / "slow", "--save_interval=2")
     assert seen == [4]  # by then; step 4, whose save waits for this one, has been done
     for step in ("step2", "step4", "step7"):

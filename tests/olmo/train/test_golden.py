@@ -23,7 +23,7 @@ from olmo.config import SchedulerConfig, TrainConfig, load
 from olmo.data.order import build_order
 from olmo.distributed import Ranks
 from olmo.train import Trainer
-from olmo.train.optim import clip_limit, learning_rate
+from olmo.train.schedule import clip_limit, learning_rate
 from tests.running import metrics
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"

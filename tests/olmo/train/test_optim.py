@@ -1,24 +1,18 @@
 """Parameter groups, AdamW, schedules and clipping, each against a direct transcription of its definition."""
 
-import dataclasses
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
-from olmo.config import OptimizerConfig, SchedulerConfig, SchedulerType, TrainConfig
+from olmo.config import OptimizerConfig
 from olmo.model import OLMo
 from olmo.train.optim import (
     LionW,
     build_optimizer,
     clip_each_gradient,
     clip_gradients,
-    clip_limit,
-    learning_rate,
     parameter_groups,
 )
 from tests.reference import scatter_, tiny_config
@@ -150,88 +144,6 @@ def test_lion_leaves_parameters_without_gradients_alone() -> None:
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before))
 
 
-# --- schedules ---
-
-
-def expected_rate(name: str, step: int, *, peak: float, warmup: int, last: int, alpha: float, lowest: float) -> float:
-    """The learning rate of a step in words: a ramp, and then the named curve down to alpha * peak."""
-    if name == "max_scheduler":
-        shared = {"peak": peak, "warmup": warmup, "last": last, "alpha": alpha, "lowest": lowest}
-        return max(expected_rate(n, step, **shared) for n in ("cosine_with_warmup", "inverse_sqrt_with_warmup"))
-    if name == "constant":
-        return peak
-    if step < warmup:
-        share = step / warmup
-        return (1 - share) * lowest + share * peak
-    if name == "constant_with_warmup":
-        return peak
-    if name == "inverse_sqrt_with_warmup":
-        return peak * (warmup / step) ** 0.5
-    end = alpha * peak
-    if step >= last:
-        return end
-    left = (last - step) / (last - warmup)  # 1 after the ramp, 0 at the end
-    hill = (1 - math.cos(math.pi * left)) / 2
-    curve = {
-        "linear_with_warmup": left,
-        "cosine_with_warmup": hill,
-        "cosine_linear_envelope": hill * left,
-    }[name]
-    return end + (peak - end) * curve
-
-
-@given(
-    name=st.sampled_from(get_args(SchedulerType)),
-    peak=st.floats(1e-6, 1.0),
-    warmup=st.integers(1, 60),
-    total=st.integers(1, 200),
-    t_max=st.none() | st.integers(1, 200),
-    alpha=st.floats(0, 1),
-    in_scheduler=st.none() | st.floats(0, 1e-6),
-    in_optimizer=st.none() | st.floats(0, 1e-6),
-)
-def test_schedules(name, peak, warmup, total, t_max, alpha, in_scheduler, in_optimizer) -> None:
-    last = total if t_max is None else t_max
-    assume(warmup < last)
-    config = TrainConfig(
-        optimizer=OptimizerConfig(learning_rate=peak, warmup_min_lr=in_optimizer),
-        scheduler=SchedulerConfig(name, t_warmup=warmup, t_max=t_max, alpha_f=alpha, warmup_min_lr=in_scheduler),
-    )
-    given_lowest = [value for value in (in_scheduler, in_optimizer) if value is not None]
-    lowest = given_lowest[0] if given_lowest else peak / 10
-    for step in range(1, 211):
-        wanted = expected_rate(name, step, peak=peak, warmup=warmup, last=last, alpha=alpha, lowest=lowest)
-        assert learning_rate(config, step, total) == pytest.approx(wanted, rel=1e-9, abs=1e-15), step
-
-
-def test_the_papers_schedule() -> None:
-    """1600 steps to 4e-4, 80 of them warm-up, cosine to a tenth: the points one can compute by heart."""
-    config = TrainConfig(
-        optimizer=OptimizerConfig(learning_rate=4e-4),
-        scheduler=SchedulerConfig("cosine_with_warmup", t_warmup=80, alpha_f=0.1),
-    )
-    rates = {step: learning_rate(config, step, 1600) for step in (40, 80, 80 + 760, 1600, 1601)}
-    assert rates == pytest.approx({40: 2.2e-4, 80: 4e-4, 840: 2.2e-4, 1600: 4e-5, 1601: 4e-5})
-
-
-@pytest.mark.parametrize("name", get_args(SchedulerType))
-def test_no_warmup(name: SchedulerType) -> None:
-    config = TrainConfig(
-        optimizer=OptimizerConfig(learning_rate=1.0), scheduler=SchedulerConfig(name, t_warmup=0, alpha_f=0.0)
-    )
-    rates = [learning_rate(config, step, 10) for step in range(1, 12)]
-    assert all(0 <= rate <= 1 for rate in rates)
-    if name == "linear_with_warmup":
-        assert rates == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0])
-
-
-def test_tokens_are_just_another_unit() -> None:
-    by_steps = TrainConfig(scheduler=SchedulerConfig(t_warmup=10))
-    by_tokens = TrainConfig(scheduler=SchedulerConfig(t_warmup=10 * 512))
-    for step in range(1, 60):
-        assert learning_rate(by_tokens, step * 512, 50 * 512) == pytest.approx(learning_rate(by_steps, step, 50))
-
-
 # --- clipping ---
 
 
@@ -257,15 +169,6 @@ def test_clipping_leaves_parameters_without_gradients_alone() -> None:
     model.transformer["wte"].weight.grad = torch.full((128, 32), 2.0)
     assert clip_gradients(model, 1.0).item() == pytest.approx(2.0 * math.sqrt(128 * 32))
     assert sum(p.grad is not None for p in model.parameters()) == 1
-
-
-def test_limits_while_clipping_warms_up() -> None:
-    scheduler = SchedulerConfig(grad_clip_warmup_steps=10, grad_clip_warmup_factor=5.0)
-    config = TrainConfig(scheduler=scheduler)
-    assert [clip_limit(config, 0.5, current) for current in (0, 10, 11, 1000)] == [2.5, 2.5, 0.5, 0.5]
-    assert clip_limit(config, None, 3) is None
-    for missing in ("grad_clip_warmup_steps", "grad_clip_warmup_factor"):
-        assert clip_limit(TrainConfig(scheduler=dataclasses.replace(scheduler, **{missing: None})), 0.5, 3) == 0.5
 
 
 def test_clip_each_gradient_by_hand() -> None:
@@ -297,14 +200,3 @@ def test_clip_each_gradient_by_hand() -> None:
     assert clipped > 10
     kept = {name: float(optimizer.state[p]["grad_norm_exp_avg"]) for name, p in model.named_parameters()}
     assert kept == pytest.approx(average, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", get_args(SchedulerType))
-def test_bolt_on_warm_up(name: SchedulerType) -> None:
-    """From 0 where the run restarted, in a line, to where the schedule is when the warm-up ends; then the schedule."""
-    config = TrainConfig(optimizer=OptimizerConfig(learning_rate=1e-2), scheduler=SchedulerConfig(name, t_warmup=10))
-    end = learning_rate(config, 50, 100)
-    assert learning_rate(config, 40, 100, restarted_at=40) == 0
-    assert learning_rate(config, 43, 100, restarted_at=40) == pytest.approx(0.3 * end)
-    for current in (50, 77, 100):
-        assert learning_rate(config, current, 100, restarted_at=40) == learning_rate(config, current, 100)

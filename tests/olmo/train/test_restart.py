@@ -21,10 +21,12 @@ import pyarrow.parquet
 import pytest
 
 from olmo import checkpoint
+from olmo.checkpoint import weights as weights_module
 from olmo.checkpoint.sharded import Saver
 from olmo.distributed import Ranks
 from olmo.report.reporter import Reporter
 from olmo.train import Trainer
+from olmo.train.step import TrainStep
 from tests.running import CPU, ROOT, command, configure, indices, metrics, write_world
 
 INJECTED = {2: 1, 4: 2}  # step -> round
@@ -55,14 +57,14 @@ def kill_at(moment: str, step: int) -> None:
 
     # moment -> what is called then, where its arguments tell the step, and what of the call still happens.
     owner, name, step_of, happens = {
-        "after the step": (Trainer, "_train_step", lambda _, batch, now, *rest: now, True),
+        "after the step": (TrainStep, "run", lambda _, batch, now, *rest: now, True),
         "half a line": (Reporter, "injection", lambda _, now, *rest: now, True),
         "line": (Reporter, "injection", lambda _, now, *rest: now, True),
         "logged": (Reporter, "metrics", lambda _, now, *rest: now, True),
         "evaluated": (Reporter, "evaluation", lambda _, now, *rest: now, False),
         # The rename is the last of saving: all is written, under another name.
         "saving": (Path, "rename", lambda _, path: step if path.name == f"step{step}" else 0, False),
-        "saved": (checkpoint, "save_sharded", lambda path, *rest: int(path.name.removeprefix("step")), True),
+        "saved": (weights_module, "save_sharded", lambda path, *rest: int(path.name.removeprefix("step")), True),
     }[moment]
     real = getattr(owner, name)
 

@@ -31,8 +31,20 @@ from olmo.train import Trainer
 from olmo.train.stopping import SIGNALS, Signals, Watch
 from scripts.train import main as train_command
 from tests.olmo.train.test_restart import in_a_fork
-from tests.olmo.train.test_trainer import same, weights
-from tests.running import CPU, ROOT, checkpoints, command, configure, indices, metrics, series, train, write_world
+from tests.running import (
+    CPU,
+    ROOT,
+    checkpoints,
+    command,
+    configure,
+    indices,
+    metrics,
+    same,
+    series,
+    train,
+    weights,
+    write_world,
+)
 
 LONG = ("--max_duration=100000", "--save_interval=10", "--save_num_checkpoints_to_keep=2", "--try_load_latest_save")
 
@@ -187,8 +199,9 @@ def test_a_loss_of_more_than_the_factor_times_the_lowest(done: int, loss: float,
     """After a warm-up of 3 steps, at every second one."""
     config = TrainConfig(early_stopping_factor=2.0, canceled_check_interval=2)
     config.scheduler.t_warmup = 3
-    cancelled = Watch(config, Ranks(), Signals()).diverged(done, done, torch.tensor(loss), torch.tensor(1.0))
-    assert (cancelled is not None) == stops
+    watch = Watch(config, Ranks(), Signals(), lowest_loss=1.0)
+    watch.track(torch.tensor(loss))
+    assert (watch.diverged(done, done) is not None) == stops
 
 
 WILD = ("--optimizer.learning_rate=0.5", "--scheduler.name=constant", "--scheduler.t_warmup=3", "--max_duration=12")

@@ -1,0 +1,214 @@
+"""The checkpoints of a run: when one is due, writing it, which ones are kept, and their copies on S3.
+
+A save goes in this order, so that a process killed at any moment leaves a run that can be resumed:
+
+1. The thread finishes the checkpoint before, whose `latest` link is older.
+2. The checkpoint is written under a temporary name, and renamed when it is complete on the disk.
+3. The links are set, and the upload begins.
+4. Checkpoints beyond the numbers to keep are deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config.schema import TrainConfig
+from ..distributed import Ranks
+from ..memory.temperature import Temperatures
+from ..model import OLMo
+from . import folder as saves
+from . import sharded, weights
+from .manifest import is_ephemeral
+from .remote_saves import RemoteSaves
+
+# Kinds of checkpoint: the first two by the end of their names. An ephemeral one is named as the first.
+SHARDED, UNSHARDED, EPHEMERAL = "", "-unsharded", "ephemeral"
+
+_log = logging.getLogger("olmo")
+
+
+def open_remote(config: TrainConfig, ranks: Ranks) -> RemoteSaves | None:
+    """The copy of a run at `remote_save_folder`, checked to be writable; None without one, for a dry run, and on all
+    ranks but the first. A collective."""
+    place = config.remote_save_folder
+    if place is None:
+        return None
+
+    def checked() -> RemoteSaves | None:
+        remote = RemoteSaves(place, Path(config.save_folder))
+        remote.check()
+        return None if config.dry_run else remote
+
+    return ranks.run_on_first(checked)
+
+
+class CheckpointSaver:
+    """Saves a run's model and optimizer. Every method is called by all ranks, in the same order."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: OLMo,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+        device: torch.device,
+        remote: RemoteSaves | None = None,
+    ):
+        self.config, self.model, self.optimizer, self.ranks, self.remote = config, model, optimizer, ranks, remote
+        self.folder = Path(config.save_folder)
+        # These weights have been resuscitated and trained since; loading them must not edit them again.
+        self._written = replace(config, model=replace(config.model, resuscitation=None, resuscitation_force=False))
+        self._thread = sharded.Saver(ranks, device)
+        self._kept: dict[str, list[int]] = {SHARDED: [], UNSHARDED: [], EPHEMERAL: []}  # steps, oldest first
+
+    def begin(self, resumed_at: int | None) -> None:
+        """Count the checkpoints of a run that resumes at a step; None: the run is new, and replaces an older one."""
+        if resumed_at is not None:
+            for step, kind in saves.saved_steps(self.folder):
+                if step <= resumed_at:  # later ones are damaged, and will be saved again
+                    self._kept[EPHEMERAL if is_ephemeral(self._path(step, kind)) else kind].append(step)
+        if self.remote is not None:
+            self.remote.begin(resumed_at)
+            for step, kind in self.remote.steps():
+                path = self._path(step, kind)
+                if resumed_at is not None and step < resumed_at and not path.is_dir():  # deleted here only
+                    self._kept[EPHEMERAL if self.remote.is_ephemeral(path.name) else kind].append(step)
+        for steps in self._kept.values():
+            steps.sort()
+
+    # --- when ---
+
+    @property
+    def saves_anything(self) -> bool:
+        """Whether the configuration asks for any checkpoint."""
+        config = self.config
+        intervals = (config.save_interval, config.save_interval_unsharded, config.save_interval_ephemeral)
+        return any(i is not None for i in intervals) or bool(config.save_steps_unsharded or config.force_save_unsharded)
+
+    def due(self, step: int, *, final: bool, cancelled: bool = False) -> list[str]:
+        """The kinds of checkpoint to save after a step; a cancelled run saves one in any case."""
+
+        def ends(interval: int | None) -> bool:
+            return interval is not None and (final or step % interval == 0)
+
+        config = self.config
+        kinds = []
+        if (
+            ends(config.save_interval_unsharded)
+            or step in (config.save_steps_unsharded or ())
+            or (final and config.force_save_unsharded)
+        ):
+            kinds.append(UNSHARDED)
+        if ends(config.save_interval):  # last: training continues while it is written, and `latest` links to it
+            kinds.append(SHARDED)
+        interval = config.save_interval_ephemeral
+        if not kinds and (cancelled or (interval is not None and step % interval == 0)):
+            kinds.append(EPHEMERAL)
+        return kinds
+
+    # --- saving ---
+
+    def save(self, kinds: Sequence[str], state: dict[str, Any], temperatures: Temperatures) -> Path:
+        """Save the step of `state`, the contents of train.pt; returns the folder of the last of `kinds`.
+
+        An unsharded checkpoint is complete on return. Of any other, tensors have been copied, and a thread writes it.
+        """
+        path, ranks = self.folder, self.ranks
+        for kind in kinds:
+            self._thread.wait()
+            path = self._path(state["global_step"], kind)
+            self._kept[kind].append(state["global_step"])
+            if kind == UNSHARDED:
+                weights.save(path, self.model, self._written, self.optimizer, state, temperatures, first=ranks.is_first)
+                self._completed(path, self._expired())
+                ranks.barrier()
+                continue
+            moments = weights.optimizer_state(self.optimizer)["state"]
+            tensors = sharded.snapshot(self.model, moments, ranks)
+            ephemeral = kind == EPHEMERAL
+            write = partial(weights.save_sharded, path, tensors, self._written, state, temperatures, ephemeral, ranks)
+            self._thread.start(partial(self._write, write, path, self._expired()))
+        return path
+
+    def complete(self, state: dict[str, Any], temperatures: Temperatures, *, final: bool) -> None:
+        """Finish the save of the step at which a run resumes, which a killed process may have left unfinished."""
+        step, kinds = state["global_step"], (UNSHARDED, SHARDED)
+        exists = {kind: self.ranks.broadcast_int(self._path(step, kind).is_dir()) for kind in kinds}
+        for kind in kinds:
+            if exists[kind] and self.ranks.is_first:
+                saves.link_latest(self._path(step, kind))
+        missing = [kind for kind in self.due(step, final=final) if kind != EPHEMERAL and not exists[kind]]
+        self.save(missing, state, temperatures)
+        for path in self._expired():
+            self._delete(path)
+
+    def raise_error(self) -> None:
+        """Raise what the thread has raised, if it has ended on all ranks; does not wait for it. A collective."""
+        self._thread.look()
+
+    def wait(self) -> None:
+        """Wait until the thread has written its checkpoint, and uploads that have begun have ended."""
+        self._thread.wait()
+        if self.remote is not None:
+            self.remote.wait()
+
+    def finish(self, *, completes_run: bool) -> None:
+        """Wait for the thread and upload what is missing.
+
+        Raises OSError if an upload fails and this process completes the run; else the next process tries again.
+        """
+        self._thread.wait()
+        if self.remote is not None:
+            try:
+                self.remote.finish()
+            except OSError as error:
+                if completes_run:
+                    raise
+                _log.warning("%s", error)
+
+    def _write(self, write: Callable[[], None], path: Path, expired: list[Path]) -> None:
+        """What the thread does."""
+        write()
+        self._completed(path, expired)
+
+    def _completed(self, path: Path, expired: list[Path]) -> None:
+        """Link and upload a complete checkpoint; then delete others."""
+        if self.ranks.is_first:
+            saves.link_latest(path)
+            _log.info("saved %s", path)
+        if self.remote is not None:
+            self.remote.saved(path)
+        for other in expired:
+            self._delete(other)
+
+    # --- which are kept ---
+
+    def _path(self, step: int, kind: str) -> Path:
+        return self.folder / f"step{step}{kind.removeprefix(EPHEMERAL)}"
+
+    def _expired(self) -> list[Path]:
+        """Checkpoints beyond the numbers to keep, and ephemeral ones older than the newest; no longer counted."""
+        config, kept = self.config, self._kept
+        keep = {
+            SHARDED: config.save_num_checkpoints_to_keep,
+            UNSHARDED: config.save_num_unsharded_checkpoints_to_keep,
+        }
+        newest = max((step for steps in kept.values() for step in steps), default=0)
+        expired = {kind: kept[kind][: -max(number, 1)] for kind, number in keep.items() if number >= 0}
+        expired[EPHEMERAL] = [step for step in kept[EPHEMERAL] if step < newest]
+        for kind, steps in expired.items():
+            kept[kind] = [step for step in kept[kind] if step not in steps]
+        return [self._path(step, kind) for kind, steps in expired.items() for step in steps]
+
+    def _delete(self, path: Path) -> None:
+        if self.ranks.is_first:
+            saves.remove(path)
+        if self.remote is not None:
+            self.remote.removed(path.name)

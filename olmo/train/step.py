@@ -1,0 +1,95 @@
+"""One optimizer step: micro-batches, loss, backward, gradient clipping, optimizer.
+
+Nothing here waits for the device; `StepResult.read` does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config.schema import TrainConfig
+from ..data.loader import Batch
+from ..distributed import Ranks, to_device
+from ..model import OLMo
+from .loss import predictions
+from .optim import clip_each_gradient, clip_gradients
+from .parallel import gradient_sync
+from .schedule import StepSettings
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step has computed, as float32 scalars on the device; the losses are those of this rank's rows."""
+
+    step: int
+    loss: Tensor  # cross-entropy a token
+    z_loss: Tensor  # 0 without softmax_auxiliary_loss
+    gradient_norm: Tensor  # of all ranks, before clipping
+    learning_rate: float
+
+    def mean_loss(self, ranks: Ranks) -> Tensor:
+        """The mean over the ranks of `loss`, on the device. A collective."""
+        return ranks.sum_tensor(self.loss.clone()) / ranks.world_size
+
+    def read(self, ranks: Ranks) -> tuple[float, float, float]:
+        """Loss and z-loss, means over the ranks, and gradient norm; waits for the device. A collective.
+
+        Raises ValueError if loss or norm is not finite: then the weights after this step are not finite either.
+        """
+        means = ranks.sum_tensor(torch.stack((self.loss, self.z_loss))) / ranks.world_size
+        loss, z_loss, norm = torch.cat((means, self.gradient_norm[None])).tolist()
+        for name, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise ValueError(f"{name} {value} at step {self.step}; the checkpoints before it are intact")
+        return loss, z_loss, norm
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """The training step of one rank: `module`, whose forward pass is the loss of `model`, and its optimizer."""
+
+    config: TrainConfig
+    model: OLMo
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    rank: int
+
+    def run(self, batch: Batch, step: int, settings: StepSettings) -> StepResult:
+        """Train on this rank's rows (n, T). A collective.
+
+        As in OLMo the loss is the sum over the predictions that count, of T - 1 a row, divided by n * T.
+        """
+        config, module = self.config, self.module
+        torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self.rank) % 2**63)  # for dropout
+        settings.temperatures.apply(self.model)
+        self.optimizer.zero_grad(set_to_none=True)
+        rows, tokens = len(batch.input_ids), batch.input_ids.numel()
+        losses = torch.zeros(2, device=self.device)
+        for start in range(0, rows, config.device_train_microbatch_size):
+            part = slice(start, start + config.device_train_microbatch_size)
+            input_ids = batch.input_ids[part]
+            label_mask = None if batch.label_mask is None else batch.label_mask[part]
+            attention_mask = None if batch.attention_mask is None else batch.attention_mask[part]
+            inputs = (input_ids, *predictions(input_ids, label_mask), attention_mask)
+            with gradient_sync(module, config, last_micro_batch=part.stop >= rows):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "amp_bf16"):
+                    loss, *parts = module(*(None if x is None else to_device(x, self.device) for x in inputs))
+                (loss / tokens).backward()
+            losses += torch.stack(parts) / tokens
+        if settings.max_grad_norm_ratio is None:
+            norm = clip_gradients(self.model, settings.max_grad_norm)
+        else:
+            norm = clip_each_gradient(self.optimizer, settings.max_grad_norm_ratio)
+        self.set_learning_rate(settings)
+        self.optimizer.step()
+        return StepResult(step, losses[0], losses[1], norm, settings.learning_rate)
+
+    def set_learning_rate(self, settings: StepSettings) -> None:
+        """Set the optimizer's learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate

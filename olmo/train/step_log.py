@@ -1,0 +1,108 @@
+"""What a run logs of its steps: metrics, injections, the instances it has read, and lines on the console."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..config.schema import TrainConfig
+from ..console import clock
+from ..data.loader import Batch
+from ..distributed import Ranks
+from ..knowledge.plan import Plan, Text
+from ..model import OLMo
+from ..report.reporter import Reporter, Steps, log
+from ..report.run_folder import append_indices
+from .schedule import Schedule
+from .step import StepResult
+from .throughput import StepTimer, peak_memory, peak_operations, training_operations
+
+
+class StepLog:
+    """Logs steps through `reporter`, and advances its bar. All ranks call it alike; reading a result is a collective.
+
+    `timer` is to be entered for every step, logging included.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: OLMo,
+        plan: Plan | None,
+        schedule: Schedule,
+        ranks: Ranks,
+        device: torch.device,
+        reporter: Reporter,
+    ):
+        self.config, self.plan, self.ranks, self.device, self.reporter = config, plan, ranks, device, reporter
+        self.timer = StepTimer(config)
+        self._tokens_per_batch = schedule.tokens_per_batch
+        self._operations = training_operations(model, config.model.max_sequence_length)
+        self._peak_operations = peak_operations(config, device)
+        self._bar: Steps = reporter.bar(schedule.first_step, schedule.last_step)
+
+    def write(
+        self, result: StepResult, batch: Batch, entered: Sequence[tuple[int, Text]], tokens: int, last_step: int
+    ) -> None:
+        """Log a step that is due: every `console_log_interval`, the last one, and those of an injection round.
+
+        entered: the (global row, text) pairs injected on this rank; tokens: seen by all ranks. Raises ValueError if
+        the loss is not finite.
+        """
+        step = result.step
+        self.reporter.begin()
+        self._bar.advance()
+        if self.config.save_data_indices:
+            append_indices(Path(self.config.save_folder), self.ranks.rank, step, batch.instances.tolist())
+        injection_round = None if self.plan is None else self.plan.round_of(step)
+        on_console = step % self.config.console_log_interval == 0 or step == last_step
+        if injection_round is None and not on_console:
+            return
+        loss, z_loss, norm = result.read(self.ranks)
+        metrics = {
+            "train/CrossEntropyLoss": loss,
+            "train/Perplexity": math.exp(min(loss, 700.0)),
+            "optim/total_grad_norm": norm,
+            "optim/learning_rate": result.learning_rate,
+            "throughput/total_tokens": float(tokens),
+            "throughput/device/peak_memory_bytes": float(peak_memory(self.device)),
+        }
+        if self.config.softmax_auxiliary_loss:
+            metrics["train/ZLoss"] = z_loss
+        speed = left = ""
+        if (seconds := self.timer.seconds) is not None:
+            metrics.update(self._throughput(seconds))
+            speed = f", {self._tokens_per_batch / seconds:,.0f} tokens/s"
+            left = f", {clock(seconds * (last_step - step))} left"
+        if injection_round is not None:
+            metrics.update(self._log_injection(step, injection_round, entered))
+        self.reporter.metrics(step, metrics)
+        self._bar.note = f": loss {loss:.4f}{speed}"
+        if self.ranks.is_first and on_console:
+            log.info("step %d/%d: loss %.4f%s%s", step, last_step, loss, speed, left)
+
+    def _throughput(self, seconds: float) -> dict[str, float]:
+        tokens_per_second = self._tokens_per_batch / self.ranks.world_size / seconds
+        metrics = {
+            "throughput/device/tokens_per_second": tokens_per_second,
+            "throughput/device/operations_per_second": self._operations * tokens_per_second,
+        }
+        if self._peak_operations is not None:
+            metrics["throughput/device/mfu"] = self._operations * tokens_per_second / self._peak_operations
+        return {**metrics, "throughput/device/batches_per_second": 1 / seconds}
+
+    def _log_injection(self, step: int, injection_round: int, entered: Sequence[tuple[int, Text]]) -> dict[str, float]:
+        """Record an injection round, after counting that the ranks injected all of its texts; its metrics."""
+        assert self.plan is not None
+        counts = torch.tensor([len(entered), sum(len(t.input_ids) for _, t in entered)], device=self.device)
+        texts, tokens = self.ranks.sum_tensor(counts).tolist()
+        of_all_ranks = self.plan.texts_of_batch(injection_round, self.config.global_train_batch_size)
+        assert texts == len(of_all_ranks)
+        self.reporter.injection(step, injection_round, of_all_ranks)
+        if self.ranks.is_first:
+            log.info("step %d: injection round %d, %d texts", step, injection_round, texts)
+        numbers = {"round": injection_round, "texts": texts, "tokens": tokens}
+        return {f"injection/{name}": float(number) for name, number in numbers.items()}
