@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch.optim import Optimizer
 
 from ..config.schema import TrainConfig
 from ..distributed import Ranks
@@ -35,37 +35,34 @@ _log = logging.getLogger("olmo")
 
 
 def open_remote(config: TrainConfig, ranks: Ranks) -> RemoteSaves | None:
-    """The copy of a run at `remote_save_folder`, checked to be writable; None without one, for a dry run, and on all
-    ranks but the first. A collective."""
-    place = config.remote_save_folder
-    if place is None:
+    """The copy of a run at `remote_save_folder`, on the first rank; None without one and for a dry run. A collective.
+
+    Raises ConfigurationError if it cannot be written.
+    """
+    url = config.remote_save_folder
+    if url is None:
         return None
 
-    def checked() -> RemoteSaves | None:
-        remote = RemoteSaves(place, Path(config.save_folder))
+    def opened() -> RemoteSaves:
+        remote = RemoteSaves(url, Path(config.save_folder))
         remote.check()
-        return None if config.dry_run else remote
+        return remote
 
-    return ranks.run_on_first(checked)
+    remote = ranks.run_on_first(opened)
+    return None if config.dry_run else remote
 
 
 class CheckpointSaver:
     """Saves a run's model and optimizer. Every method is called by all ranks, in the same order."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        model: OLMo,
-        optimizer: torch.optim.Optimizer,
-        ranks: Ranks,
-        device: torch.device,
-        remote: RemoteSaves | None = None,
+        self, config: TrainConfig, model: OLMo, optimizer: Optimizer, ranks: Ranks, remote: RemoteSaves | None = None
     ):
         self.config, self.model, self.optimizer, self.ranks, self.remote = config, model, optimizer, ranks, remote
         self.folder = Path(config.save_folder)
         # These weights have been resuscitated and trained since; loading them must not edit them again.
         self._written = replace(config, model=replace(config.model, resuscitation=None, resuscitation_force=False))
-        self._thread = sharded.Saver(ranks, device)
+        self._thread = sharded.Saver(ranks, next(model.parameters()).device)
         self._kept: dict[str, list[int]] = {SHARDED: [], UNSHARDED: [], EPHEMERAL: []}  # steps, oldest first
 
     def begin(self, resumed_at: int | None) -> None:
@@ -137,15 +134,17 @@ class CheckpointSaver:
             self._thread.start(partial(self._write, write, path, self._expired()))
         return path
 
-    def complete(self, state: dict[str, Any], temperatures: Temperatures, *, final: bool) -> None:
-        """Finish the save of the step at which a run resumes, which a killed process may have left unfinished."""
-        step, kinds = state["global_step"], (UNSHARDED, SHARDED)
+    def unfinished(self, step: int, *, final: bool) -> list[str]:
+        """The kinds of checkpoint of a step that a killed process has left to save; links to the others."""
+        kinds = (UNSHARDED, SHARDED)
         exists = {kind: self.ranks.broadcast_int(self._path(step, kind).is_dir()) for kind in kinds}
         for kind in kinds:
             if exists[kind] and self.ranks.is_first:
                 saves.link_latest(self._path(step, kind))
-        missing = [kind for kind in self.due(step, final=final) if kind != EPHEMERAL and not exists[kind]]
-        self.save(missing, state, temperatures)
+        return [kind for kind in self.due(step, final=final) if kind != EPHEMERAL and not exists[kind]]
+
+    def prune(self) -> None:
+        """Delete checkpoints that are no longer to be kept, as every save does."""
         for path in self._expired():
             self._delete(path)
 
@@ -196,13 +195,11 @@ class CheckpointSaver:
     def _expired(self) -> list[Path]:
         """Checkpoints beyond the numbers to keep, and ephemeral ones older than the newest; no longer counted."""
         config, kept = self.config, self._kept
-        keep = {
-            SHARDED: config.save_num_checkpoints_to_keep,
-            UNSHARDED: config.save_num_unsharded_checkpoints_to_keep,
-        }
         newest = max((step for steps in kept.values() for step in steps), default=0)
-        expired = {kind: kept[kind][: -max(number, 1)] for kind, number in keep.items() if number >= 0}
-        expired[EPHEMERAL] = [step for step in kept[EPHEMERAL] if step < newest]
+        expired = {EPHEMERAL: [step for step in kept[EPHEMERAL] if step < newest]}
+        keep = (config.save_num_checkpoints_to_keep, config.save_num_unsharded_checkpoints_to_keep)
+        for kind, number in zip((SHARDED, UNSHARDED), keep):
+            expired[kind] = kept[kind][: -max(number, 1)] if number >= 0 else []
         for kind, steps in expired.items():
             kept[kind] = [step for step in kept[kind] if step not in steps]
         return [self._path(step, kind) for kind, steps in expired.items() for step in steps]

@@ -30,35 +30,28 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
             else:
                 decays = True
             (decayed if decays else kept)[full_name] = parameter
-    groups = []
-    for parameters, weight_decay in ((decayed, config.weight_decay), (kept, 0.0)):
-        if parameters:
-            names = sorted(parameters)
-            groups.append(
-                {
-                    "params": [parameters[n] for n in names],
-                    "param_names": names,
-                    "weight_decay": weight_decay,
-                }
-            )
-    return groups
+    return [
+        {"params": [group[n] for n in sorted(group)], "param_names": sorted(group), "weight_decay": weight_decay}
+        for group, weight_decay in ((decayed, config.weight_decay), (kept, 0.0))
+        if group
+    ]
 
 
 class LionW(torch.optim.Optimizer):
-    """Lion (arXiv 2302.06675) with decoupled weight decay, as OLMo has it.
+    """Lion (arXiv 2302.06675) with decoupled weight decay, as in OLMo.
 
     A step moves every weight by the learning rate against the sign of beta_1 m + (1 - beta_1) g, then
     m <- beta_2 m + (1 - beta_2) g; m, of the weight's dtype, is kept as `exp_avg`.
     """
 
-    state_entries = ("exp_avg",)  # of every weight, as a checkpoint holds them
+    state_entries = ("exp_avg",)  # of every weight, in checkpoints
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update from the gradients; returns what `closure`, called first, returns."""
+        """Update the weights; `closure`, if given, is called first and its result returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -79,7 +72,7 @@ class LionW(torch.optim.Optimizer):
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """LionW, or AdamW, fused where the device has such a kernel (CPU and CUDA do)."""
+    """LionW, or AdamW, with torch's fused kernel on devices that have one (CPU and CUDA)."""
     groups = parameter_groups(config, model)
     if config.name == "lionw":
         return LionW(groups, config.learning_rate, config.betas, config.weight_decay)
@@ -92,7 +85,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     """Scale all gradients so that their joint 2-norm is at most `max_norm`; returns the norm before (float32).
 
-    As in OLMo the factor is max_norm / (norm + 1e-6), at most 1; None measures without scaling.
+    As in OLMo the factor is max_norm / (norm + 1e-6), at most 1; None only measures.
     """
     limit = math.inf if max_norm is None else max_norm
     return full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
@@ -100,10 +93,10 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
 
 @torch.no_grad()
 def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Tensor:
-    """Scale every parameter's gradient by itself where its 2-norm has risen; returns the joint norm before (float32).
+    """Scale the gradient of every parameter whose 2-norm has risen; returns the joint norm before (float32).
 
     The limit is `max_ratio` times a running average of the parameter's clipped norm, with the larger of the betas, kept
-    in the optimizer's state as `grad_norm_exp_avg`; the factor is limit / (norm + 1e-6), at most 1, as in OLMo.
+    in the optimizer state as `grad_norm_exp_avg`; the factor is limit / (norm + 1e-6), at most 1, as in OLMo.
     """
     trained = [(w, max(group["betas"])) for group in optimizer.param_groups for w in group["params"]]
     trained = [(weight, beta) for weight, beta in trained if weight.grad is not None]
@@ -115,7 +108,7 @@ def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Te
         average = state.get("grad_norm_exp_avg") if state else None
         if average is None:
             average = norm.clone()
-            if state:  # not before the first step: optimizers take any state for a sign that theirs is there
+            if state:  # not before the first step: an optimizer initializes only a state that is empty
                 state["grad_norm_exp_avg"] = average
         factor = (max_ratio * average / (norm + 1e-6)).clamp(max=1.0)
         weight.grad.mul_(factor.to(weight.grad.dtype))

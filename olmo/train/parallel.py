@@ -1,19 +1,18 @@
-"""How the model that trains is spread over the processes: on one alone, by DDP, or by FSDP.
+"""How the model that trains is distributed over the processes: on one process as it is, by DDP, or by FSDP.
 
-DDP keeps the whole model on every device. FSDP (torch's `fully_shard`) keeps a part of weights, gradients and optimizer
-state on each, and gathers the weights of a group of layers when they are needed. The keys of OLMo mean here:
+DDP keeps the whole model on every device. FSDP (torch's `fully_shard`) keeps a shard of weights, gradients and
+optimizer state on each, and gathers the weights of a group of layers when they are needed. Of OLMo's keys
 
-* `fsdp.wrapping_strategy`: which layers are gathered together: `by_block` each by itself; `by_block_group` those of a
-  group of `model.block_group_size`; `one_in_two` to `one_in_five` every second to fifth by itself and all others with
-  the embeddings; `size_based` those groups of successive layers that reach 100 million weights. What is left
-  (embeddings, last norm) is gathered for the whole step, which `..._and_size` therefore does not change; without a
-  strategy all is left.
-* `fsdp.sharding_strategy`: FULL_SHARD gives the weights back after they were used on the way forward, SHARD_GRAD_OP
-  keeps them for the way back; HYBRID_SHARD and _HYBRID_SHARD_ZERO2 do the same within each of
+* `fsdp.wrapping_strategy` sets which layers are gathered together: `by_block` each by itself; `by_block_group` those of
+  a group of `model.block_group_size`; `one_in_two` to `one_in_five` every second to fifth by itself, all others with
+  the embeddings; `size_based` groups of successive layers that reach 100 million weights. The rest (embeddings, last
+  norm; without a strategy, everything) is gathered for the whole step, so `..._and_size` changes nothing.
+* `fsdp.sharding_strategy`: FULL_SHARD frees gathered weights after the forward pass, SHARD_GRAD_OP keeps them for the
+  backward pass; HYBRID_SHARD and _HYBRID_SHARD_ZERO2 do the same within each of
   `fsdp.hybrid_sharding_num_model_replicas` copies of the model (by default one a node); NO_SHARD: every process has a
   copy.
-* `fsdp.precision`, where the run's is `amp_bf16`: `pure` gathers weights and averages gradients in bfloat16, `mixed`
-  averages gradients in float32, null does both in float32. Weights and optimizer stay float32 in any case.
+* `fsdp.precision`, with `amp_bf16`: `pure` gathers weights and averages gradients in bfloat16, `mixed` averages
+  gradients in float32, null does both in float32. Weights and optimizer state are always float32.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from .loss import Objective
 
 
 def is_sharded(config: TrainConfig, ranks: Ranks) -> bool:
-    """Whether each process keeps a part of the model only."""
+    """Whether each process keeps only a shard of the model."""
     return ranks.world_size > 1 and config.distributed_strategy == "fsdp"
 
 
@@ -49,9 +48,9 @@ def check_strategy(config: TrainConfig, ranks: Ranks) -> None:
 
 
 def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The module whose forward pass trains: the objective itself, DDP around it, or with its weights cut by FSDP.
+    """The module whose forward pass trains: the objective itself, DDP around it, or the objective sharded by FSDP.
 
-    Every process calls it with the same weights, or (FSDP) with a model on the meta device, whose weights are then on
+    Every process calls it with the same weights, or (FSDP) with a model on the meta device; those weights are then on
     `device` and undefined.
     """
     check_strategy(config, ranks)
@@ -66,7 +65,7 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
 
 
 def _mesh(fsdp: FSDPConfig, world_size: int, device: torch.device) -> DeviceMesh:
-    """Processes by copy of the model (where there are several) and part of it."""
+    """Processes by copy of the model (if there are several) and shard of it."""
     replicas = 1
     if fsdp.sharding_strategy == "NO_SHARD":
         replicas = world_size
@@ -109,11 +108,11 @@ def _shard(objective: Objective, config: TrainConfig, ranks: Ranks, device: torc
     if config.precision == "amp_bf16" and fsdp.precision is not None:
         reduced = torch.bfloat16 if fsdp.precision == "pure" else torch.float32
         policy = MixedPrecisionPolicy(torch.bfloat16, reduced, cast_forward_inputs=False)
-    gives_back = fsdp.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD")
+    frees_weights = fsdp.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD")
     groups = _groups(objective, fsdp.wrapping_strategy)
     for group in groups:
-        fully_shard(list[nn.Module](group), mesh=mesh, mp_policy=policy, reshard_after_forward=gives_back)
-    # Of what is left most is needed last on the way forward and first on the way back.
+        fully_shard(list[nn.Module](group), mesh=mesh, mp_policy=policy, reshard_after_forward=frees_weights)
+    # Most of the rest is needed last in the forward pass and first in the backward pass.
     fully_shard(objective, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     if next(objective.parameters()).is_meta:
         objective.to_empty(device=device)
@@ -135,9 +134,9 @@ def gradient_sync(module: nn.Module, config: TrainConfig, last_micro_batch: bool
 
 
 def gathered_model(model: OLMo) -> OLMo:
-    """The model, or where FSDP has cut it another one with all weights, on every process (a collective).
+    """The model, or if FSDP has sharded it another one with all weights, on every process. A collective.
 
-    What evaluates may call any part of it, any number of times; the cut one is gathered call by call, by all at once.
+    An evaluator may call any part of it, any number of times; a sharded one is gathered call by call, by all at once.
     """
     weights = model.state_dict()
     if not any(isinstance(weight, DTensor) for weight in weights.values()):
@@ -145,6 +144,7 @@ def gathered_model(model: OLMo) -> OLMo:
     gathered = OLMo.empty(model.config)
     for name in weights:
         gathered.load_state_dict({name: full_tensor(weights[name])}, strict=False, assign=True)
-    for block, cut in zip(gathered.blocks, model.blocks):
-        block.attention_temperature, block.memory_temperature = cut.attention_temperature, cut.memory_temperature
+    for block, source in zip(gathered.blocks, model.blocks):
+        block.attention_temperature = source.attention_temperature
+        block.memory_temperature = source.memory_temperature
     return gathered

@@ -28,21 +28,15 @@ class StepLog:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        model: OLMo,
-        plan: Plan | None,
-        schedule: Schedule,
-        ranks: Ranks,
-        device: torch.device,
-        reporter: Reporter,
+        self, config: TrainConfig, model: OLMo, plan: Plan | None, schedule: Schedule, ranks: Ranks, reporter: Reporter
     ):
-        self.config, self.plan, self.ranks, self.device, self.reporter = config, plan, ranks, device, reporter
+        self.config, self.plan, self.ranks, self.reporter = config, plan, ranks, reporter
         self.timer = StepTimer(config)
+        self._device = next(model.parameters()).device
+        self._bar: Steps = reporter.bar(schedule.first_step, schedule.last_step)
         self._tokens_per_batch = schedule.tokens_per_batch
         self._operations = training_operations(model, config.model.max_sequence_length)
-        self._peak_operations = peak_operations(config, device)
-        self._bar: Steps = reporter.bar(schedule.first_step, schedule.last_step)
+        self._peak_operations = peak_operations(config, self._device)
 
     def write(
         self, result: StepResult, batch: Batch, entered: Sequence[tuple[int, Text]], tokens: int, last_step: int
@@ -68,13 +62,18 @@ class StepLog:
             "optim/total_grad_norm": norm,
             "optim/learning_rate": result.learning_rate,
             "throughput/total_tokens": float(tokens),
-            "throughput/device/peak_memory_bytes": float(peak_memory(self.device)),
+            "throughput/device/peak_memory_bytes": float(peak_memory(self._device)),
         }
         if self.config.softmax_auxiliary_loss:
             metrics["train/ZLoss"] = z_loss
         speed = left = ""
         if (seconds := self.timer.seconds) is not None:
-            metrics.update(self._throughput(seconds))
+            tokens_per_second = self._tokens_per_batch / self.ranks.world_size / seconds
+            metrics["throughput/device/tokens_per_second"] = tokens_per_second
+            metrics["throughput/device/operations_per_second"] = self._operations * tokens_per_second
+            if self._peak_operations is not None:
+                metrics["throughput/device/mfu"] = self._operations * tokens_per_second / self._peak_operations
+            metrics["throughput/device/batches_per_second"] = 1 / seconds
             speed = f", {self._tokens_per_batch / seconds:,.0f} tokens/s"
             left = f", {clock(seconds * (last_step - step))} left"
         if injection_round is not None:
@@ -84,20 +83,10 @@ class StepLog:
         if self.ranks.is_first and on_console:
             log.info("step %d/%d: loss %.4f%s%s", step, last_step, loss, speed, left)
 
-    def _throughput(self, seconds: float) -> dict[str, float]:
-        tokens_per_second = self._tokens_per_batch / self.ranks.world_size / seconds
-        metrics = {
-            "throughput/device/tokens_per_second": tokens_per_second,
-            "throughput/device/operations_per_second": self._operations * tokens_per_second,
-        }
-        if self._peak_operations is not None:
-            metrics["throughput/device/mfu"] = self._operations * tokens_per_second / self._peak_operations
-        return {**metrics, "throughput/device/batches_per_second": 1 / seconds}
-
     def _log_injection(self, step: int, injection_round: int, entered: Sequence[tuple[int, Text]]) -> dict[str, float]:
         """Record an injection round, after counting that the ranks injected all of its texts; its metrics."""
         assert self.plan is not None
-        counts = torch.tensor([len(entered), sum(len(t.input_ids) for _, t in entered)], device=self.device)
+        counts = torch.tensor([len(entered), sum(len(t.input_ids) for _, t in entered)], device=self._device)
         texts, tokens = self.ranks.sum_tensor(counts).tolist()
         of_all_ranks = self.plan.texts_of_batch(injection_round, self.config.global_train_batch_size)
         assert texts == len(of_all_ranks)

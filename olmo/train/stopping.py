@@ -1,18 +1,16 @@
 """How a run ends before its last step: signals, the time limit, a tag on Weights & Biases, early stopping.
 
-SIGTERM, SIGINT (control-C) and SIGUSR1 (with which SLURM warns of the end of a job) let the run finish its step, save
-and end with exit status 75. The same signal again, at least a second later, or another one ends the process at once,
-with 128 + its number. (Within a second it may be the same one: torchrun hands on what a job manager sends to all.)
+SIGTERM, SIGINT (control-C) and SIGUSR1 (SLURM's warning that a job ends) let the run finish its step, save and end with
+exit status 75. Another signal, or the same one at least a second later, ends the process at once, with 128 + its
+number. (Within a second it may be the same one: torchrun passes on what a job manager sends to all.)
 
-`time_limit` (seconds since the first step) and `early_stopping_factor` are looked at every `canceled_check_interval`
-steps, as in OLMo 0.6.0 (`Trainer.check_if_cancelled` and `Trainer.fit` in its olmo/train.py); so are the tags of the
-run on Weights & Biases, of which `cancel`, `canceled` and `cancelled` end it. After the time limit or a tag the run
-saves, and does `extra_steps_after_cancel` steps more without evaluating or saving. A step stops the run when, after
-the warm-up, its loss is more than `early_stopping_factor` times the lowest of all steps so far.
-Where this differs: the lowest loss outlives a restart (OLMo forgets it), and a run that is stopped early fails
-(status 1; in OLMo 0), so that whatever follows does not take it for a finished one. The question after tags is asked
-in the background, where OLMo's training waits for the answer; the run ends with the step in which a tag is known. It
-is asked with whatever login the run has, in OLMo only with the environment variable WANDB_API_KEY.
+`time_limit` (seconds since the first step), `early_stopping_factor` and the tags of the run on Weights & Biases
+(`cancel`, `canceled`, `cancelled`) are checked every `canceled_check_interval` steps, as in OLMo 0.6.0
+(`Trainer.check_if_cancelled` and `Trainer.fit`). After the time limit or a tag the run saves, and does
+`extra_steps_after_cancel` more steps without evaluating or saving. Early stopping ends it after the warm-up, at a step
+whose loss is more than `early_stopping_factor` times the lowest so far.
+Unlike in OLMo, the lowest loss survives a restart; early stopping is a failure (status 1, there 0), so that no script
+takes the run for a finished one; and tags are requested in the background, with any login, not only WANDB_API_KEY.
 """
 
 from __future__ import annotations
@@ -42,23 +40,23 @@ log = logging.getLogger("olmo")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SAME_SIGNAL = 1.0  # seconds
-_TIME_LIMIT, _TAG = 1000, 1001  # beside the numbers of signals
+_TIME_LIMIT, _TAG = 1000, 1001  # larger than the numbers of signals
 _TAGS = {"cancel", "canceled", "cancelled"}
 _PATIENCE = 20  # seconds for each request to Weights & Biases
-_PAUSE = 10.0  # seconds from one question to the next, as the server counts requests
+_PAUSE = 10.0  # seconds between requests, whose rate the server limits
 
 
 class Signals:
-    """Within this context the first signal is only noted, in `received`; the second ends the process."""
+    """Within this context the first signal is recorded in `received`; the second ends the process."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.ignored = False  # from the end of the context on
+        self.ignored = False  # after the context
         self._at = 0.0
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():  # no other may ask for signals
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
@@ -70,64 +68,64 @@ class Signals:
         name = signal.Signals(number).name
         if self.received is None:
             self.received, self._at = number, time.monotonic()
-            _tell(f"{name}: finishing the step, saving, then ending; once more ends at once")
+            _print(f"{name}: finishing the step and saving; another signal ends at once")
         elif number != self.received or time.monotonic() - self._at >= _SAME_SIGNAL:
-            _tell(f"{name}: ending at once")
+            _print(f"{name}: ending at once")
             os._exit(128 + number)
 
 
-def _tell(message: str) -> None:
-    """One line on stderr, written past Python's buffers, which the signal may have come in the middle of."""
+def _print(message: str) -> None:
+    """Write a line to stderr past Python's buffers, which the signal may have interrupted."""
     os.write(2, above_bars(message).encode())
 
 
 @dataclass(frozen=True)
 class Cancellation:
-    """Why a run is to end before its last step, and how many steps more it does after saving."""
+    """Why a run ends before its last step, and how many more steps it does after saving."""
 
     reason: str
     extra_steps: int = 0
     failed: bool = False
 
-    def end(self, saved: Path) -> Exception:
-        """What ends the run after it saved this checkpoint."""
+    def error(self, saved: Path) -> Exception:
+        """The exception that ends the run, after it has saved this checkpoint."""
         if self.failed:
             return ValueError(f"{self.reason}; saved {saved}")
-        return Interrupted(f"{self.reason}; saved {saved}, from where --try_load_latest_save goes on")
+        return Interrupted(f"{self.reason}; saved {saved}; add --try_load_latest_save to resume")
 
 
 class Tags:
     """Whether somebody has tagged a run on Weights & Biases to be cancelled.
 
-    A server that is slow, wrong or away costs the run nothing but one warning.
+    A server that is slow, wrong or unreachable costs the run nothing but one warning.
     """
 
     def __init__(self, run: Any = None):
         self.cancel = False
         self._run = run  # of wandb, or None
-        self._asking: threading.Thread | None = None
+        self._request: threading.Thread | None = None
         self._next = 0.0
         self._has_warned = False
 
-    def ask(self) -> None:
-        """Begin to ask the server, unless the last question is still open, or was asked just now."""
+    def request(self) -> None:
+        """Request the tags in the background, unless the last request is unanswered or very recent."""
         if self._run is None or self._run.offline or self._run.disabled:
             return
-        if time.monotonic() >= self._next and (self._asking is None or not self._asking.is_alive()):
+        if time.monotonic() >= self._next and (self._request is None or not self._request.is_alive()):
             self._next = time.monotonic() + _PAUSE
-            self._asking = threading.Thread(target=self._ask, name=READER, daemon=True)
-            self._asking.start()
+            self._request = threading.Thread(target=self._read, name=READER, daemon=True)
+            self._request.start()
 
-    def _ask(self) -> None:
+    def _read(self) -> None:
         import wandb
 
         try:
-            # Not the tags that the run itself knows: those it began with.
+            # The run object itself knows only the tags it began with.
             tags = wandb.Api(timeout=_PATIENCE).run(self._run.path).tags
-        except Exception as error:  # whatever it is, the run matters more
+        except Exception as error:  # the client lets those of its HTTP library through; training must not end
             if not self._has_warned:
                 reason = textwrap.shorten(str(error), 200) or type(error).__name__
-                log.warning("wandb: cannot ask whether the run was tagged to be cancelled (%s); it goes on", reason)
+                log.warning("wandb: cannot read whether the run was tagged to be cancelled (%s)", reason)
             self._has_warned = True
         else:
             self.cancel = not _TAGS.isdisjoint(tag.lower() for tag in tags or ())
@@ -170,7 +168,7 @@ class Watch:
         """A signal to any rank, or the time limit or a tag, which the first rank checks. A collective."""
         limit, mine = self.config.time_limit, self.signals.received or 0
         if self.ranks.is_first and step % self.config.canceled_check_interval == 0:
-            self.tags.ask()
+            self.tags.request()
             mine = max(mine, _TIME_LIMIT if limit is not None and time.monotonic() - self._started >= limit else 0)
         number = self.ranks.largest(max(mine, _TAG if self.tags.cancel else 0))
         if number == _TIME_LIMIT:

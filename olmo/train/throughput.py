@@ -15,8 +15,8 @@ from torch import nn
 from ..config.schema import TrainConfig
 from ..model import OLMo
 
-# Dense operations a second with bfloat16 and float32 (without TF32), from the manufacturers' data sheets, by what the
-# name that torch gives must contain; the first that fits.
+# Dense operations a second with bfloat16 and float32 (without TF32), from the manufacturers' data sheets, by a part of
+# torch's name of the device; the first match counts.
 PEAKS = {
     "B200": (2.25e15, 75e12),
     "H200": (989.4e12, 66.9e12),
@@ -31,12 +31,11 @@ PEAKS = {
 
 
 def training_operations(model: OLMo, length: int) -> float:
-    """Floating-point operations that training on a token of rows of `length` takes, forward and back.
+    """Floating-point operations of training on one token in rows of `length`, forward and backward.
 
-    6 a weight of the linear maps, the product with the vocabulary among them, tied or not (looking up embeddings is no
-    product), and 12 x layers x D x length for attention: the count of PaLM (arXiv 2204.02311, appendix B). Attention is
-    counted to all `length` tokens, as is usual, although half of them are masked; what is computed again
-    (activation_checkpointing) is not counted, for it is no progress.
+    6 a weight of the linear maps, including the product with the vocabulary, tied or not, and 12 x layers x D x length
+    for attention: the count of PaLM (arXiv 2204.02311, appendix B). As usual, masked positions of attention are counted
+    and recomputed activations are not.
     """
     config = model.config
     maps = (m for block in model.blocks for m in block.modules() if isinstance(m, nn.Linear))
@@ -45,7 +44,7 @@ def training_operations(model: OLMo, length: int) -> float:
 
 
 def peak_operations(config: TrainConfig, device: torch.device) -> float | None:
-    """Operations a second that the device could do in the run's precision; None where nobody knows.
+    """The device's peak of operations a second in the run's precision; None if unknown.
 
     `speed_monitor.gpu_flops_available`, or else a table of GPUs.
     """
@@ -58,7 +57,7 @@ def peak_operations(config: TrainConfig, device: torch.device) -> float | None:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held."""
+    """The most memory, in bytes, that this process has held."""
     status = Path("/proc/self/status")
     if status.is_file():  # Linux, where getrusage also counts what the parent held
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
@@ -66,9 +65,9 @@ def peak_bytes() -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that tensors on this GPU took so far, or this process on a CPU.
+    """The most bytes that tensors on this GPU, or this process on a CPU, have held.
 
-    Of Apple's GPU what its driver has given this process, which keeps what it frees unless memory runs short.
+    On Apple's GPU the bytes that its driver has allocated; it keeps freed ones unless memory runs short.
     """
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
@@ -76,10 +75,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 class StepTimer:
-    """Times steps, each a `with` block; `seconds` is the mean of the last ones, None before the first has ended.
+    """Times steps, each a `with` block.
 
-    On a GPU only the steps that are logged wait for it, and so take the time of those before: the window holds a
-    multiple of `console_log_interval` steps.
+    On a GPU only logged steps wait for the device, for all steps since the last logged one: the window of
+    `speed_monitor.window_size` steps is rounded up to a multiple of `console_log_interval`.
     """
 
     def __init__(self, config: TrainConfig):
@@ -94,4 +93,5 @@ class StepTimer:
 
     @property
     def seconds(self) -> float | None:
+        """The mean over the window; None before the first step has ended."""
         return sum(self._window) / len(self._window) if self._window else None

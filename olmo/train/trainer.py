@@ -39,27 +39,23 @@ class Trainer:
     def __init__(self, config: TrainConfig, device: torch.device, ranks: Ranks, signals: Signals | None = None):
         config = start.resolve_divisors(config)
         self.config, self.device, self.ranks, self.signals = config, device, ranks, signals or Signals()
-        remote, tokenizer = open_remote(config, ranks), run_tokenizer(config) if _needs_tokenizer(config) else None
+        remote = open_remote(config, ranks)
+        tokenizer = run_tokenizer(config) if _needs_tokenizer(config) else None
         self.plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
-        order = Path(config.save_folder) / "train_data"
-        pinned = device.type == "cuda"
-        # Remote data are not cached: hardly any run reads the same again.
+        order, pinned = Path(config.save_folder) / "train_data", device.type == "cuda"
+        # keep=False: remote data are not cached, since hardly any run reads the same again.
         self.loader = run_loader(
             config, ranks.rank, ranks.world_size, pin_memory=pinned, order_folder=order, keep=False
         )
         self.evaluators = Evaluators(config, tokenizer, device, ranks)
         self.start = start.find(config, ranks, remote, self.loader.batches_per_epoch)
         self.model, module, self.optimizer, self.state = self.start.build(config, ranks, device)
+        self.train_step = TrainStep(config, self.model, module, self.optimizer, device, ranks.rank)
         temperatures = Temperatures.from_config(config.model).to(device)
         self.schedule = Schedule(config, self.state, self.loader.batches_per_epoch, temperatures)
-        self.schedule.at(self.state.step).temperatures.apply(self.model)
-        self.train_step = TrainStep(config, self.model, module, self.optimizer, device, ranks.rank)
-        if self.start.replaces_run and self.state.step < self.schedule.last_step:
-            self.loader.batch(self.state.epoch, self.state.batch)  # unreadable data must not cost the older run
         resumed_at = self.state.step if self.start.is_resumed else None
-        report = partial(Reporter, config, resume_step=resumed_at)  # deletes the older run, before any rank writes
-        self.reporter = ranks.run_on_first(partial(report, active=True)) or report(active=False)
-        self.saver = CheckpointSaver(config, self.model, self.optimizer, ranks, device, remote)
+        self.reporter = self._open_reporter(resumed_at)
+        self.saver = CheckpointSaver(config, self.model, self.optimizer, ranks, remote)
         self.saver.begin(resumed_at)
 
     def fit(self) -> None:
@@ -73,6 +69,7 @@ class Trainer:
             if self.config.dry_run:
                 return
             try:
+                self.schedule.at(self.state.step).temperatures.apply(self.model)
                 if self.start.is_resumed:
                     self._complete_save()
                 else:
@@ -90,7 +87,7 @@ class Trainer:
         """The loop. A step in it is a whole optimizer step of all ranks."""
         config, ranks, state, schedule, saver = self.config, self.ranks, self.state, self.schedule, self.saver
         watch = Watch(config, ranks, self.signals, Tags(self.reporter.wandb), state.lowest_loss)
-        step_log = StepLog(config, self.model, self.plan, schedule, ranks, self.device, self.reporter)
+        step_log = StepLog(config, self.model, self.plan, schedule, ranks, self.reporter)
         cancelled: Cancellation | None = None
         last_step = schedule.last_step
         self.model.train()
@@ -126,7 +123,7 @@ class Trainer:
                         log.info("%s: %d more steps, which a restart repeats", cancelled.reason, last_step - step)
         saver.finish(completes_run=cancelled is None)
         if cancelled is not None:
-            raise cancelled.end(saved)
+            raise cancelled.error(saved)
 
     # --- evaluating and saving ---
 
@@ -149,13 +146,17 @@ class Trainer:
     def _save(self, kinds: Sequence[str]) -> Path:
         """Save the step just done; returns the folder of the last of `kinds`."""
         self.reporter.on_disk()  # before the checkpoint: a restart from it needs the metrics of all steps up to it
-        return self.saver.save(kinds, *self._saved_state())
-
-    def _saved_state(self) -> tuple[dict, Temperatures]:
         state = self.state.as_saved(self.config, self.ranks.world_size)
-        return state, self.schedule.at(self.state.step).temperatures
+        return self.saver.save(kinds, state, self.schedule.at(self.state.step).temperatures)
 
     # --- before the first step ---
+
+    def _open_reporter(self, resumed_at: int | None) -> Reporter:
+        """The reporter of this rank. On the first one it deletes an older run, before any rank writes."""
+        if self.start.replaces_run and self.state.step < self.schedule.last_step:
+            self.loader.batch(self.state.epoch, self.state.batch)  # if the data are unreadable, the older run stays
+        reporter = partial(Reporter, self.config, resume_step=resumed_at)
+        return self.ranks.run_on_first(partial(reporter, active=True)) or reporter(active=False)
 
     def _announce(self) -> None:
         """Log what will be trained, and warn of what this run leaves out."""
@@ -200,11 +201,12 @@ class Trainer:
             self._save(self.saver.due(self.state.step, final=False))
 
     def _complete_save(self) -> None:
-        """Finish the save of the step at which the run resumes."""
-        if self.state.step > 0:  # an unsharded checkpoint holds the rate of its step
-            self.train_step.set_learning_rate(self.schedule.at(self.state.step))
-        self.reporter.on_disk()
-        self.saver.complete(*self._saved_state(), final=self.state.step == self.schedule.last_step)
+        """Complete the save of the step at which the run resumes, which a killed process may have left undone."""
+        step = self.state.step
+        if step > 0:  # an unsharded checkpoint holds the rate of its step
+            self.train_step.set_learning_rate(self.schedule.at(step))
+        self._save(self.saver.unfinished(step, final=step == self.schedule.last_step))
+        self.saver.prune()
 
 
 def _needs_tokenizer(config: TrainConfig) -> bool:

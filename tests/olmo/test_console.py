@@ -215,7 +215,7 @@ def test_control_c_in_a_narrow_terminal_without_colours(world: Path) -> None:
     bar_with_loss = r"step [^\r\n]*: loss [^\r\n]*left\r\x1b"  # followed by its next drawing; no log line is
     session = on_terminal(run, 60, {"NO_COLOR": "1"}, control_c_at=bar_with_loss)
     assert session.status == 75 and not re.search(r"\x1b\[[\d;]*m", session.output)
-    asked = "SIGINT: finishing the step, saving, then ending; once more ends at once"
+    asked = "SIGINT: finishing the step and saving; another signal ends at once"
     before, _, after = "".join(session.lines).partition(asked)  # long lines go on in the next one
     assert any(line.startswith("SIGINT: finishing") for line in session.lines)
     # What the terminal shows of the key itself stands behind the bar, which stays.

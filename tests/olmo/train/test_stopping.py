@@ -68,7 +68,7 @@ def test_the_first_signal_is_noted_and_the_handlers_before_come_back(
         assert signals.received == number
         os.kill(os.getpid(), number)  # the same one once more, as torchrun would
     assert [signal.getsignal(n) for n in SIGNALS] == before
-    assert capfd.readouterr().err == f"{number.name}: finishing the step, saving, then ending; once more ends at once\n"
+    assert capfd.readouterr().err == f"{number.name}: finishing the step and saving; another signal ends at once\n"
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
@@ -123,7 +123,7 @@ def test_a_run_that_gets_a_signal_saves_and_goes_on_to_the_same_end(
         if step == 7:
             trainer.fit()  # done before it could be stopped
         else:
-            with pytest.raises(Interrupted, match=rf"^SIGUSR1 at step {step}; saved .*/step{step}, from where --try"):
+            with pytest.raises(Interrupted, match=rf"^SIGUSR1 at step {step}; saved .*/step{step}; add --try"):
                 trainer.fit()
     monkeypatch.undo()
     assert max(series(tmp_path)) == step

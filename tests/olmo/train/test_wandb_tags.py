@@ -84,10 +84,10 @@ def questions(server: Tracker, home: Path) -> dict[str, Any]:
         seconds = []
         for _ in range(1 if name == "late" else 2):
             tags._next, started = 0.0, time.monotonic()
-            tags.ask()
+            tags.request()
             seconds.append(time.monotonic() - started)
-            assert tags._asking is not None
-            tags._asking.join()
+            assert tags._request is not None
+            tags._request.join()
         found[name] = [tags.cancel, [line[:65] for line in told], max(seconds)]
     return found
 
@@ -110,9 +110,9 @@ def test_a_tag_ends_all_processes_saved(report: dict[str, Any], world: Path) -> 
     (saved,) = checkpoints(world / "tagged")
     step = int(saved.removeprefix("step"))
     end = (
-        f"interrupted: a tag on Weights & Biases at step {step} (remove it to go on); saved {world / 'tagged' / saved}"
+        f"interrupted: a tag on Weights & Biases at step {step} (remove it to resume); saved {world / 'tagged' / saved}"
     )
-    assert found["end"] == [end + ", from where --try_load_latest_save goes on"]
+    assert found["end"] == [end + "; add --try_load_latest_save to resume"]
     assert max(series(world / "tagged")) == step + 3
 
 
@@ -127,7 +127,7 @@ def test_offline_nothing_is_asked(report: dict[str, Any], world: Path) -> None:
     assert max(series(world / "offline")) == 20
 
 
-WARNING = "wandb: cannot ask whether the run was tagged to be cancelled ("
+WARNING = "wandb: cannot read whether the run was tagged to be cancelled ("
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_what_a_question_finds(report: dict[str, Any], case: str, cancel: bool, 
 
 def test_a_run_without_wandb_is_not_asked_about() -> None:
     tags = Tags()
-    tags.ask()
-    assert tags._asking is None and not tags.cancel
+    tags.request()
+    assert tags._request is None and not tags.cancel
 
 
 if __name__ == "__main__":
