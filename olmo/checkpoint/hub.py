@@ -1,0 +1,71 @@
+"""Checkpoints by name: a folder, or `owner/name[@revision]` on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .weights import model_files
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
+
+
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether a name that is no folder here can be `owner/name[@revision]` on the Hugging Face hub."""
+    return bool(_HUB_ID.match(checkpoint)) and not Path(checkpoint).exists() and not Path(checkpoint).parent.is_dir()
+
+
+def resolve(checkpoint: str) -> Path:
+    """The folder of a checkpoint: a path, or `owner/name[@revision]` downloaded from the Hugging Face hub."""
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    if "://" in checkpoint:
+        raise FileNotFoundError(f"{checkpoint}: a checkpoint is a folder here or on the hub; fetch it first")
+    if not is_hub_id(checkpoint):
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint folder")
+    return download(checkpoint)
+
+
+def download(hub_id: str, cache: Path | None = None, weights: bool = True) -> Path:
+    """The folder of `owner/name[@revision]`, named by its commit, in `cache` or else in the hub's own.
+
+    Without `weights` it holds the JSON files: configuration and tokenizer. Where the hub cannot be asked, an earlier
+    download of all that was wanted will do. Raises FileNotFoundError where there is none.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    name, _, revision = hub_id.partition("@")
+    place: dict[str, Any] = {"revision": revision or None, "cache_dir": cache}
+    patterns = ["*.json"]
+    try:
+        if weights:
+            files = HfApi().list_repo_files(name, revision=revision or None)
+            patterns.append("*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin")
+        return Path(snapshot_download(name, **place, allow_patterns=patterns))
+    except Exception as error:  # the hub's client lets the errors of its HTTP library through
+        folder = downloaded(hub_id, cache, weights)
+        if folder is not None:
+            return folder
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(f"{hub_id}: no such folder, and not to be had from the hub: {reason}") from error
+
+
+def downloaded(hub_id: str, cache: Path | None = None, weights: bool = True) -> Path | None:
+    """What `download` has brought into `cache` or the hub's own, whole; None where that is not there."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = hub_id.partition("@")
+    # Newer clients count a snapshot as whole by the patterns that are named, older ones do not look.
+    for weight_files in ("*.safetensors", "*.bin"):
+        place: dict[str, Any] = {
+            "cache_dir": cache,
+            "allow_patterns": ["*.json", weight_files if weights else "*.json"],
+        }
+        try:
+            folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True, **place))
+            if not weights or all(path.is_file() for path in model_files(folder)):
+                return folder
+        except (OSError, ValueError):  # not there, a part of it missing, or an index that is none
+            continue
+    return None
