@@ -1,7 +1,7 @@
 """Checkpoints: read, write and restart from them."""
 
 from .hub import download, downloaded, is_hub_id, resolve
-from .optimizer_state import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state
+from .optimizer import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state
 from .weights import (
     Fingerprint,
     StateOnDisk,

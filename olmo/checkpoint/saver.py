@@ -24,8 +24,9 @@ from ..distributed import Ranks
 from ..memory.temperature import Temperatures
 from ..model import OLMo
 from . import folder as saves
-from . import sharded, weights
+from . import sharded, writing
 from .manifest import is_ephemeral
+from .optimizer import optimizer_state
 from .remote_saves import RemoteSaves
 
 # Kinds of checkpoint: the first two by the end of their names. An ephemeral one is named as the first.
@@ -123,14 +124,14 @@ class CheckpointSaver:
             path = self._path(state["global_step"], kind)
             self._kept[kind].append(state["global_step"])
             if kind == UNSHARDED:
-                weights.save(path, self.model, self._written, self.optimizer, state, temperatures, first=ranks.is_first)
+                writing.save(path, self.model, self._written, self.optimizer, state, temperatures, first=ranks.is_first)
                 self._completed(path, self._expired())
                 ranks.barrier()
                 continue
-            moments = weights.optimizer_state(self.optimizer)["state"]
+            moments = optimizer_state(self.optimizer)["state"]
             tensors = sharded.snapshot(self.model, moments, ranks)
             ephemeral = kind == EPHEMERAL
-            write = partial(weights.save_sharded, path, tensors, self._written, state, temperatures, ephemeral, ranks)
+            write = partial(writing.save_sharded, path, tensors, self._written, state, temperatures, ephemeral, ranks)
             self._thread.start(partial(self._write, write, path, self._expired()))
         return path
 

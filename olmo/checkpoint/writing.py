@@ -21,7 +21,7 @@ from ..memory.temperature import Temperatures
 from ..model import OLMo
 from . import folder as saves
 from . import manifest
-from .optimizer_state import optimizer_state
+from .optimizer import optimizer_state
 
 
 def save(

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..checkpoint import folder as saves
-from ..checkpoint import sharded, weights
+from ..checkpoint import hub, sharded, weights
+from ..checkpoint.optimizer import load_optimizer_state, read_optimizer_state
 from ..checkpoint.remote_saves import RemoteSaves
 from ..config.schema import ModelConfig, TrainConfig
 from ..distributed import Ranks
@@ -97,10 +98,10 @@ class StartingPoint:
         if keeps_state:
             state = TrainState.read(self.folder, config)
         if keeps_optimizer:
-            saved = weights.read_optimizer_state(self.folder, optimizer)
+            saved = read_optimizer_state(self.folder, optimizer)
             is_new = isinstance(saved, dict) and not saved.get("state")  # as an optimizer before its first step
             if not (is_new and keeps_state and state.step == 0):
-                weights.load_optimizer_state(optimizer, saved, str(self.folder))
+                load_optimizer_state(optimizer, saved, str(self.folder))
         elif keeps_state:
             state.restarted_at = state.tokens if config.scheduler.units == "tokens" else state.step
         return state
@@ -111,7 +112,7 @@ def resolve_divisors(config: TrainConfig) -> TrainConfig:
     divisors = config.model.temperature_MLP
     if not divisors or not config.load_path or Path(divisors).is_file():
         return config
-    beside = weights.resolve(config.load_path) / divisors
+    beside = hub.resolve(config.load_path) / divisors
     return replace(config, model=replace(config.model, temperature_MLP=str(beside)))
 
 
@@ -129,7 +130,7 @@ def find(config: TrainConfig, ranks: Ranks, remote: RemoteSaves | None, batches_
     if newest is not None:
         return StartingPoint("resumed", newest)
     if config.load_path is not None:  # every node has a cache of its own for what is on the hub
-        return StartingPoint("load_path", weights.resolve(config.load_path), replaces_run)
+        return StartingPoint("load_path", hub.resolve(config.load_path), replaces_run)
     return StartingPoint("new", replaces_run=replaces_run)
 
 

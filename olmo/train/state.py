@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.weights import resolve
+from ..checkpoint.hub import resolve
 from ..config.schema import TrainConfig
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_training_state

@@ -21,7 +21,7 @@ import pyarrow.parquet
 import pytest
 
 from olmo import checkpoint
-from olmo.checkpoint import weights as weights_module
+from olmo.checkpoint import writing
 from olmo.checkpoint.sharded import Saver
 from olmo.distributed import Ranks
 from olmo.report.reporter import Reporter
@@ -64,7 +64,7 @@ def kill_at(moment: str, step: int) -> None:
         "evaluated": (Reporter, "evaluation", lambda _, now, *rest: now, False),
         # The rename is the last of saving: all is written, under another name.
         "saving": (Path, "rename", lambda _, path: step if path.name == f"step{step}" else 0, False),
-        "saved": (weights_module, "save_sharded", lambda path, *rest: int(path.name.removeprefix("step")), True),
+        "saved": (writing, "save_sharded", lambda path, *rest: int(path.name.removeprefix("step")), True),
     }[moment]
     real = getattr(owner, name)
 
