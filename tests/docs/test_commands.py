@@ -1,0 +1,199 @@
+"""Every command of README.md, CONTRIBUTING.md and docs/ is run at tiny sizes, or is marked as one that cannot be.
+
+The commands of a page run one after the other, in a folder with everything tiny (tests/docs/world.py) in which the
+README's have run before. What is changed in a command is listed in SUBSTITUTIONS and in `Runner`; nothing else is.
+A marked command that no substitution makes local is only checked: its module, script, flags and files exist.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from olmo.config import load
+from olmo.exceptions import exit_status
+from tests.chatting import chatting
+from tests.docs.pages import MARKERS, ROOT, Command, blocks, commands, outside_blocks, pages
+from tests.docs.world import build
+from tests.running import command as python
+
+PAGES = {page.name: page for page in pages()}
+# Pattern, what takes its place, and whether a command that needed the network needs none with it.
+SUBSTITUTIONS = [
+    # The hub's checkpoints are tiny ones in the folders where get_model.sh puts them.
+    (r"(?<!get_model\.sh )allenai/OLMo-1B@step(\d+)-tokens\d+B", r"checkpoints/pretrained_1B/\1-unsharded", True),
+    # The token files of the official runs are tiny and local, so their order is rebuilt as written.
+    (r"(data_order rebuild configs/official/)", r"\1", True),
+    # PubMed's and C4's rows: few, short, and of a tokenizer with 128 tokens, from a local file of PubMed.
+    (r"--files 60", "--input 'baseline/pubmed25n*.xml.gz'", True),
+    (
+        r"(scripts\.prepare_pubmed .*)",
+        r"\1 --instances 32 --sequence_length 256 --tokenizer tokenizer.json --processes 1",
+        False,
+    ),
+    # Sizes of measurements, of training, and of knowledge of one's own.
+    (r"--data_size 2048", "--data_size 8", False),
+    (r"--first 2048", "--first 8", False),
+    (r"--max_duration=100 --scheduler.t_warmup=5 --inject_interval=10 --eval_interval=10", "--max_duration=4", False),
+    (r"--global_train_batch_size=2048", "--global_train_batch_size=8", False),
+    (r"--max_duration=3ep --scheduler.t_warmup=240", "--max_duration=1ep", False),
+    (r"(scripts\.train configs/tiny/.*)", r"\1 --stop_at=2", False),
+    (r"resuscitation\.sh 738020 0\.5 \S+", "resuscitation.sh 738020 0.5 2", False),
+    (r"--paraphrase 70 --once 60", "--paraphrase 2 --once 5", False),
+    (r"--paraphrases 19", "--paraphrases 10", False),
+]
+
+
+def adapted(command: Command) -> tuple[str, bool]:
+    """The command as it is run, and whether it is to be run."""
+    text, runs = command.text, command.marker is None
+    for pattern, replacement, local in SUBSTITUTIONS:
+        text, count = re.subn(pattern, replacement, text)
+        runs = runs or (local and count > 0)
+    return text, runs
+
+
+class Runner:
+    """Runs adapted commands in the tiny folder, each once."""
+
+    def __init__(self, world: Path, endpoint: str):
+        self.world, self.endpoint, self.done = world, endpoint, set[str]()
+        self.distributed = False  # whether torchrun has run: all its other commands run in this process alone
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+        # resuscitation.sh measures few instances, and trains in one process.
+        sizes = {"ENTROPY_FLAGS": "--data_size 8 --batch_size 4", "PROCESSES": "1"}
+        self.environment = {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **sizes}
+
+    def run(self, command: Command) -> None:
+        text, runs = adapted(command)
+        if not runs:
+            check(command)
+        elif text not in self.done:
+            self.done.add(text)
+            self._run(text)
+
+    def _run(self, text: str) -> None:
+        words = shlex.split(text)
+        if words[0] == "make":  # the target exists, with all that it needs
+            self._shell(f"make --dry-run {shlex.join(words[1:])}", ROOT)
+        elif words[:3] == ["python", "-m", "pytest"]:
+            assert all((ROOT / path).exists() for path in words[3:])
+        elif words[0] == "torchrun" and not self.distributed:  # on CPUs, by gloo, and at a free port
+            self.distributed = True
+            done = python(words[words.index("-m") :], self.world, processes=2)
+            assert done.returncode == 0, done.stderr[-3000:]
+        elif words[0] in ("torchrun", "python"):
+            start = words.index("-m") + 1
+            self._in_process(words[start], self._expanded(text, words[start + 1 :]))
+        else:
+            self._shell(text, self.world)
+
+    def _expanded(self, text: str, words: list[str]) -> list[str]:
+        """As a shell passes them: patterns that are not quoted are replaced by the paths that match."""
+        words = [word.replace("http://localhost:8000/v1", self.endpoint) for word in words]
+        found: list[str] = []
+        for word in words:
+            quoted = f"'{word}'" in text or not any(c in word for c in "*?")
+            found += [word] if quoted else sorted(glob.glob(word))
+        return found
+
+    def _in_process(self, module: str, arguments: list[str]) -> None:
+        assert exit_status(importlib.import_module(module).main, arguments) == 0
+
+    def _shell(self, text: str, folder: Path) -> None:
+        done = subprocess.run(
+            ["bash", "-c", text], cwd=folder, env=self.environment, capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+def check(command: Command) -> None:
+    """What can be checked of a command without running it."""
+    words = [word for word in shlex.split(command.text) if not re.fullmatch(r"\w+=.*", word)]
+    if words[0] == "pip":
+        extras = re.search(r"\[(.+)\]", words[-1])
+        assert extras is not None
+        project = (ROOT / "pyproject.toml").read_text("utf-8")
+        assert all(re.search(rf"^{name} = \[", project, re.MULTILINE) for name in extras[1].split(","))
+        return
+    script = next(word for word in words if word.startswith("scripts/")) if words[0] in ("bash", "sbatch") else None
+    if script is not None:
+        subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+        if words[0] == "sbatch":
+            configs = [word for word in words if word.endswith(".yaml")]
+            assert configs and all((ROOT / config).is_file() for config in configs)
+            return
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert all((ROOT / path).exists() for path in words[3:])
+        return
+    module = words[2] if script is None else f"scripts.{Path(script).stem}"
+    text = StringIO()
+    with redirect_stdout(text), pytest.raises(SystemExit) as end:
+        importlib.import_module(module).main(["--help"])
+    assert not end.value.code
+    for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+        assert re.search(rf"{flag}\b", text.getvalue()), f"{module} has no flag {flag}"
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """The tiny folder, in which all commands of the README have run."""
+    with chatting() as server, pytest.MonkeyPatch.context() as patch:
+        world = build(tmp_path_factory.mktemp("world"))
+        patch.chdir(world)
+        patch.setenv("XDG_CACHE_HOME", str(world / "cache"))
+        runner = Runner(world, server.url)
+        for command in commands(ROOT / "README.md"):
+            runner.run(command)
+        yield runner
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_run(page: str, runner: Runner) -> None:
+    for command in commands(PAGES[page]):
+        try:
+            runner.run(command)
+        except (AssertionError, subprocess.CalledProcessError) as error:
+            raise AssertionError(f"{command.page}:{command.line}: {command.text}\n{error}") from error
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_where_they_are_found(page: str) -> None:
+    """In fenced blocks marked `bash`; comments that look like markers are markers."""
+    starts = r"^\s*(?:\$ )?(?:[A-Z_]+=\S+ )?(?:python|torchrun|bash|sbatch|make|pip)\s"
+    assert not re.findall(rf"(?:^ {{4}}){starts[1:]}.*", outside_blocks(PAGES[page]), re.MULTILINE)
+    for language in ("", "text", "sh", "shell", "console"):
+        for line, block in blocks(PAGES[page], language):
+            assert not re.search(starts, block, re.MULTILINE), f"{page}:{line}"
+    for line, block in blocks(PAGES[page], "bash"):
+        for comment in re.findall(r"# ((?:needs|takes) .*)", block):
+            assert comment in MARKERS, f"{page}:{line}: {comment}: not a marker"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_are_settings(page: str, runner: Runner) -> None:
+    """Every block of YAML is part of a valid configuration of a run."""
+    base = runner.world / "configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml"
+    for line, block in blocks(PAGES[page], "yaml"):
+        path = runner.world / f"{page}-{line}.yaml"
+        OmegaConf.save(OmegaConf.merge({"base": str(base)}, OmegaConf.create(block)), path)
+        load(path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_runs(page: str, runner: Runner) -> None:
+    for _, block in blocks(PAGES[page], "python"):
+        exec(compile(block, page, "exec"), {})

@@ -1,0 +1,52 @@
+"""What the documentation names exists: pages, headings, files; and the README stays short."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from tests.docs.pages import ROOT, outside_blocks, pages
+
+PAGES = {page.name: page for page in pages()}
+FOLDERS = "olmo|analysis|scripts|configs|docs|tests"
+README_LINES = 130
+# Files that the restructuring is still moving: HOUSE=all runs these checks.
+later = pytest.mark.skipif(os.environ.get("HOUSE") != "all", reason="not yet: HOUSE=all pytest tests/docs")
+
+
+@later
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    path = PAGES[page]
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if "://" not in target:
+            name, _, heading = target.partition("#")
+            linked = path.parent / name if name else path
+            assert linked.exists(), target
+            if heading:
+                titles = re.findall(r"^#+ (.+)$", linked.read_text("utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert heading in anchors, target
+
+
+@later
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    named = re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", outside_blocks(PAGES[page]))
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@later
+def test_every_page_is_found_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    linked = {
+        name for page in PAGES.values() for name in re.findall(r"\]\((?:docs/)?(\w+\.md)", page.read_text("utf-8"))
+    }
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= linked
+    assert "make demo" in text and "make test" in text
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= README_LINES
