@@ -1,7 +1,7 @@
-"""What training changed, and how runs differ in it: K, A, P, F and held-out losses (method section 4), with intervals.
+"""What training changed, and how runs differ in it: K, A, P, F and held-out losses, with intervals (paper, B.2).
 
 Most functions take several runs, which differ in their seed only: estimates are then means over seeds, and intervals
-hold what these differ by.
+include the differences between seeds. Paired differences are `other` minus `one`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,56 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimates import Estimate, bootstrap, percent_change
+from analysis.estimates import Estimate, Values, bootstrap, percent_change
 from analysis.runs import TASKS, Run
 from olmo.knowledge.entries import SETTINGS
+
+
+def strata(run: Run, setting: str | None = None, kind: str | None = None) -> list[int]:
+    """Numbers of entries of the settings that a run probes, with probes of one kind or any."""
+    probed = {s for s, k in run.before.sums if setting in (None, s) and kind in (None, k)}
+    return [len(run.before.entries(s, kind)) for s in SETTINGS if s in probed]
+
+
+# --- pairs of arrays [before, after], each (seeds, n) ---
+
+
+def _entries(runs: Sequence[Run], setting: str | None, kind: str | None) -> list[Values]:
+    return [np.stack([getattr(run, n).entries(setting, kind) for run in runs]) for n in ("before", "after")]
+
+
+def _losses(runs: Sequence[Run], label: str) -> list[Values]:
+    return [np.stack([getattr(run, n)[label] for run in runs]) for n in ("losses_before", "losses_after")]
+
+
+def _accuracies(runs: Sequence[Run]) -> list[Values] | None:
+    """Over the tasks of P; None where a run lacks one of them."""
+    pairs = [(run.accuracy_before, run.accuracy_after) for run in runs]
+    if not all(t in accuracy for pair in pairs for accuracy in pair for t in TASKS):
+        return None
+    return [np.array([[pair[i][t] for t in TASKS] for pair in pairs]) for i in (0, 1)]
+
+
+# --- statistics of their means ---
+
+
+def _itself(mean: Any) -> Any:
+    return mean
+
+
+def _lost(before: Any, after: Any) -> Any:
+    return -percent_change(before, after)
+
+
+def _difference_of_changes(before: Any, after: Any, other_before: Any, other_after: Any) -> Any:
+    return percent_change(other_before, other_after) - percent_change(before, after)
+
+
+def _difference_of_ends(before: Any, after: Any, other_before: Any, other_after: Any) -> Any:
+    return other_after - after
+
+
+# --- runs ---
 
 
 def knowledge(run: Run, which: str, setting: str | None = None, kind: str | None = None) -> Estimate:
@@ -21,14 +68,18 @@ def knowledge(run: Run, which: str, setting: str | None = None, kind: str | None
     return bootstrap([getattr(run, which).entries(setting, kind)[None]], _itself, strata(run, setting, kind))
 
 
-def _itself(mean: Any) -> Any:
-    return mean
-
-
 def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Estimate:
-    """A in percent against the weights that training started from, over runs that differ in their seed only."""
-    before, after = ([getattr(r, n).entries(setting, kind) for r in runs] for n in ("before", "after"))
-    return bootstrap([np.stack(before), np.stack(after)], percent_change, strata(runs[0], setting, kind))
+    """A in percent against the weights that training started from."""
+    return bootstrap(_entries(runs, setting, kind), percent_change, strata(runs[0], setting, kind))
+
+
+def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
+    """A in percent against the weights before resuscitation; None where nothing was resuscitated."""
+    originals = [run.original.entries() for run in runs if run.original is not None]
+    if len(originals) != len(runs):
+        return None
+    _, after = _entries(runs, None, None)
+    return bootstrap([np.stack(originals), after], percent_change, strata(runs[0]))
 
 
 def acquired_in_parts(runs: Sequence[Run]) -> dict[str, Any]:
@@ -41,83 +92,45 @@ def acquired_in_parts(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
-    """A in percent against the weights before resuscitation; None where nothing was resuscitated."""
-    originals = [r.original for r in runs if r.original is not None]
-    if len(originals) != len(runs):
-        return None
-    columns = [np.stack([o.entries() for o in originals]), np.stack([r.after.entries() for r in runs])]
-    return bootstrap(columns, percent_change, strata(runs[0]))
-
-
-def strata(run: Run, setting: str | None = None, kind: str | None = None) -> list[int]:
-    """Numbers of entries of the settings that a run probes, with probes of one kind or any."""
-    probed = {s for s, k in run.before.sums if setting in (None, s) and kind in (None, k)}
-    return [len(run.before.entries(s, kind)) for s in SETTINGS if s in probed]
-
-
 def loss_rise(runs: Sequence[Run], label: str) -> Estimate:
-    """Rise of a held-out loss in percent: forgetting, where the label's text is what came before."""
-    columns = [np.stack([getattr(r, n)[label] for r in runs]) for n in ("losses_before", "losses_after")]
-    return bootstrap(columns, percent_change)
+    """Rise of a held-out loss in percent: forgetting, where the label's text is that of pretraining."""
+    return bootstrap(_losses(runs, label), percent_change)
 
 
 def forgotten(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """P before and after and F in percent over the tasks of the paper, over runs that differ in their seed only, ready
-    for JSON; None where a run has not all of them. Intervals: over the six tasks, and seeds."""
+    """P before and after, and F in percent, over the tasks of the paper, ready for JSON; None where a run lacks one of
+    them. Intervals: over the six tasks, and seeds."""
     columns = _accuracies(runs)
     if columns is None:
         return None
-    before, after = columns
     known = all(t in run.chance for run in runs for t in TASKS)
     return {
-        "P_before": bootstrap([before], _itself).as_json(),
-        "P_after": bootstrap([after], _itself).as_json(),
+        "P_before": bootstrap(columns[:1], _itself).as_json(),
+        "P_after": bootstrap(columns[1:], _itself).as_json(),
         "P_chance": float(np.mean([run.chance[t] for run in runs for t in TASKS])) if known else None,
-        "F": bootstrap([before, after], _lost).as_json(),
+        "F": bootstrap(columns, _lost).as_json(),
     }
 
 
-def _lost(before: Any, after: Any) -> Any:
-    return -percent_change(before, after)
-
-
-def _accuracies(runs: Sequence[Run]) -> list[Any] | None:
-    """[before, after], each (seeds, tasks); None where a run has not all of the tasks."""
-    pairs = [(run.accuracy_before, run.accuracy_after) for run in runs]
-    if not all(t in accuracy for pair in pairs for accuracy in pair for t in TASKS):
-        return None
-    return [np.array([[pair[i][t] for t in TASKS] for pair in pairs]) for i in (0, 1)]
+# --- paired differences ---
 
 
 def compare(
     one: Sequence[Run], other: Sequence[Run], setting: str | None = None, kind: str | None = None
 ) -> dict[str, Estimate]:
-    """`other` minus `one`, paired over their common entries: A in points, and K(after)."""
+    """A in points, and K(after), paired over entries. Raises ValueError where runs were probed with different ones."""
     for run in (*one, *other):
         if not run.before.same_probes(one[0].before):
             raise ValueError(f"{one[0].name} and {run.name} were probed with different entries")
-    columns = [
-        np.stack([getattr(r, n).entries(setting, kind) for r in runs])
-        for runs in (one, other)
-        for n in ("before", "after")
-    ]
-
-    def difference_of_a(before: Any, after: Any, other_before: Any, other_after: Any) -> Any:
-        return percent_change(other_before, other_after) - percent_change(before, after)
-
-    def difference_of_k(before: Any, after: Any, other_before: Any, other_after: Any) -> Any:
-        return other_after - after
-
-    sizes = strata(one[0], setting, kind)
+    columns, sizes = [*_entries(one, setting, kind), *_entries(other, setting, kind)], strata(one[0], setting, kind)
     return {
-        "A": bootstrap(columns, difference_of_a, sizes),
-        "K_after": bootstrap(columns, difference_of_k, sizes),
+        "A": bootstrap(columns, _difference_of_changes, sizes),
+        "K_after": bootstrap(columns, _difference_of_ends, sizes),
     }
 
 
 def compare_forgotten(one: Sequence[Run], other: Sequence[Run]) -> Estimate | None:
-    """F of `other` minus F of `one`, in points, paired over tasks; None where a run has not all of them."""
+    """F in points, paired over tasks; None where a run lacks one of them."""
     first, second = _accuracies(one), _accuracies(other)
     if first is None or second is None:
         return None
@@ -125,24 +138,12 @@ def compare_forgotten(one: Sequence[Run], other: Sequence[Run]) -> Estimate | No
 
 
 def compare_loss_rise(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
-    """`other` minus `one`: rise of a held-out loss in points, paired over instances."""
-    columns = [
-        np.stack([getattr(r, n)[label] for r in runs])
-        for runs in (one, other)
-        for n in ("losses_before", "losses_after")
-    ]
-    return bootstrap(columns, lambda a, b, c, d: percent_change(c, d) - percent_change(a, b))
+    """Rise of a held-out loss in points, paired over instances."""
+    return bootstrap([*_losses(one, label), *_losses(other, label)], _difference_of_changes)
 
 
 def compare_loss_after(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
-    """Held-out loss after training, `other` minus `one`, in percent of the loss from which `one` started; paired over
-    instances. Unlike the rise of each from its own start, it does not favour a start that an edit made worse."""
-    columns = [
-        np.stack([values[label] for values in group])
-        for group in (
-            [r.losses_before for r in one],
-            [r.losses_after for r in one],
-            [r.losses_after for r in other],
-        )
-    ]
+    """Held-out loss after training, in percent of the loss from which `one` started; paired over instances. Unlike the
+    rise of each from its own start, it does not favour a start that an edit made worse."""
+    columns = [*_losses(one, label), _losses(other, label)[1]]
     return bootstrap(columns, lambda before, after, other_after: 100 * (other_after - after) / before)

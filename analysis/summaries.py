@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis import dynamics, estimates
+from analysis import decay, dynamics, estimates
 from analysis.dynamics import Dynamics
 from analysis.outcomes import (
     acquired,
@@ -84,7 +84,7 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
         "curve": [{"step": step, **values} for step, values in run.curve],
         "injections": run.injections,
         "injections_logged": run.encounters is not None,
-        "dynamics": None if measured is None else dynamics.summarise(measured),
+        "dynamics": None if measured is None else decay.summarise(measured),
     }
 
 
@@ -103,5 +103,5 @@ def _comparison(one: Run, first: Dynamics | None, other: Run, second: Dynamics |
         },
         "F": None if f is None else f.as_json(),
         "loss_rise": {label: compare_loss_rise([one], [other], label).as_json() for label in labels},
-        "dynamics": dynamics.compare(first, second) if same_probes and first and second else None,
+        "dynamics": decay.compare(first, second) if same_probes and first and second else None,
     }
