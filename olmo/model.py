@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,17 @@ from torch import Tensor, nn
 
 from .config.schema import ActivationType, ModelConfig
 
+Table: TypeAlias = tuple[Tensor, Tensor] | None  # sine and cosine of the rotary angles, (T, C) each; None without RoPE
+Tap: TypeAlias = Callable[[Tensor, Tensor], None]  # gets the output of ff_proj (B, T, P), memory coefficients (B, T, M)
+Call: TypeAlias = Callable[..., Tensor]
+
+
+def _call(part: Call, *inputs: Any) -> Tensor:
+    return part(*inputs)
+
 
 class LayerNorm(nn.Module):
-    """Layer norm or RMS norm over the last dimension, with OLMo's rules for which parameters it has."""
+    """Layer norm or RMS norm over the last dimension, with the parameters that OLMo gives it."""
 
     def __init__(self, config: ModelConfig, size: int, affine: bool):
         super().__init__()
@@ -46,8 +54,7 @@ class LayerNorm(nn.Module):
             return x if self.bias is None else x + self.bias
         if self.kind == "low_precision" and torch.is_autocast_enabled(x.device.type):
             narrow = torch.get_autocast_dtype(x.device.type)
-            weight = None if self.weight is None else self.weight.to(narrow)
-            bias = None if self.bias is None else self.bias.to(narrow)
+            weight, bias = (None if t is None else t.to(narrow) for t in (self.weight, self.bias))
             with torch.autocast(x.device.type, enabled=False):
                 return F.layer_norm(x.to(narrow), (self.size,), weight, bias, self.eps)
         return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
@@ -55,7 +62,7 @@ class LayerNorm(nn.Module):
 
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
-        # Normals on the meta device make torch import its compiler: a second, for numbers that do not exist.
+        # Drawing on the meta device imports torch's compiler, which takes a second, and fills nothing.
         if not self.weight.is_meta:
             super().reset_parameters()
 
@@ -93,7 +100,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor], full_precision: bool) -> Ten
 
 
 def seen_tokens(attention_mask: Tensor) -> Tensor:
-    """Which tokens each one attends to: (B, T) bool -> (B, 1, T, T) bool. One that would see none sees itself."""
+    """Which tokens each token attends to: (B, T) bool -> (B, 1, T, T) bool. One without any attends to itself."""
     length, device = attention_mask.shape[1], attention_mask.device
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=device) & (attention_mask.cumsum(1) == 0)[:, None, :, None]
@@ -118,19 +125,17 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(d, config.projection_size, bias=bias)
         self.act = Activation(config.activation_type)
         self.ff_out = nn.Linear(config.inner_size, d, bias=bias)
-        # What `olmo/memory/temperature.py` sets: () divides the attention scores, (M,) the memory coefficients.
+        # Set by `olmo/memory/temperature.py`: () divides the attention scores, (M,) the memory coefficients.
         self.attention_temperature: Tensor | None = None
         self.memory_temperature: Tensor | None = None
+        self.tap: Tap | None = None  # set by `olmo/memory/observation.py`
 
     def dropout(self, x: Tensor) -> Tensor:
         p = self.config.residual_dropout
         return F.dropout(x, p, self.training) if p else x
 
-    def attention(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None) -> Tensor:
-        return self.attend(self.att_proj(x), table, seen)
-
-    def attend(self, projected: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None) -> Tensor:
-        """Attention from the output of `att_proj` on, to that of `attn_out` (B, T, D)."""
+    def attend(self, projected: Tensor, table: Table, seen: Tensor | None) -> Tensor:
+        """Attention from the output of `att_proj` to the output of `attn_out` (B, T, D)."""
         config, d, (batch, length, _) = self.config, self.config.d_model, projected.shape
         if config.clip_qkv is not None:
             projected = projected.clamp(-config.clip_qkv, config.clip_qkv)
@@ -150,48 +155,54 @@ class Block(nn.Module):
         )
         return self.attn_out(out.transpose(1, 2).reshape(batch, length, d))
 
-    def attention_update(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
-        """What the attention adds to the residual stream x (B, T, D)."""
-        if self.config.norm_after:
-            return self.attn_norm(self.attention(x, table, seen))
-        return self.attention(self.attn_norm(x), table, seen)
-
-    def project(self, x: Tensor) -> Tensor:
-        """The first projection of the feed-forward layer, of the residual stream, (B, T, D) -> (B, T, P)."""
-        return self.ff_proj(x if self.config.norm_after else self.ff_norm(x))
-
     def coefficients(self, projected: Tensor) -> Tensor:
-        """Signed memory coefficients, (B, T, P) -> (B, T, M)."""
+        """Signed memory coefficients, from the output of `ff_proj`, (B, T, P) -> (B, T, M)."""
         coefficients = self.act(projected)
         if self.memory_temperature is not None:
             coefficients = coefficients / self.memory_temperature.to(coefficients.dtype)
         return coefficients
 
-    def memory_update(self, coefficients: Tensor) -> Tensor:
+    # The layer in three parts, each a function of the residual stream x (B, T, D) or of what the part before returns.
+    # `call` runs what a fine-grained recomputation of activations does not keep.
+
+    def attention_update(self, x: Tensor, table: Table, seen: Tensor | None = None, call: Call = _call) -> Tensor:
+        """What the attention adds to the residual stream, (B, T, D)."""
+        if self.config.norm_after:
+            return call(self.attn_norm, call(self.attend, self.att_proj(x), table, seen))
+        return call(self.attend, self.att_proj(call(self.attn_norm, x)), table, seen)
+
+    def project(self, x: Tensor, call: Call = _call) -> Tensor:
+        """The first projection of the feed-forward layer, (B, T, P)."""
+        return self.ff_proj(x if self.config.norm_after else call(self.ff_norm, x))
+
+    def memory_update(self, coefficients: Tensor, call: Call = _call) -> Tensor:
         """What the memories add to the residual stream, (B, T, M) -> (B, T, D)."""
         written = self.ff_out(coefficients)
-        return self.ff_norm(written) if self.config.norm_after else written
+        return call(self.ff_norm, written) if self.config.norm_after else written
 
-    def compute(self, x: Tensor, table: tuple[Tensor, Tensor] | None, seen: Tensor | None = None) -> Tensor:
-        x = x + self.dropout(self.attention_update(x, table, seen))
-        return x + self.dropout(self.memory_update(self.coefficients(self.project(x))))
-
-    def forward(
-        self,
-        x: Tensor,
-        table: tuple[Tensor, Tensor] | None,
-        seen: Tensor | None = None,
-        run: Callable[[Block, Tensor, tuple[Tensor, Tensor] | None, Tensor | None], Tensor] | None = None,
+    def compute(
+        self, x: Tensor, table: Table, seen: Tensor | None = None, tap: Tap | None = None, call: Call = _call
     ) -> Tensor:
-        """The residual stream after this layer, (B, T, D) -> (B, T, D); `run` computes it in place of `compute`.
+        """The residual stream after this layer, (B, T, D) -> (B, T, D)."""
+        x = x + self.dropout(self.attention_update(x, table, seen, call))
+        projected = self.project(x, call)
+        coefficients = call(self.coefficients, projected)
+        if tap is not None:
+            tap(projected, coefficients)
+        del projected  # twice as large as the coefficients, and not needed for what follows
+        return x + self.dropout(self.memory_update(coefficients, call))
 
-        From outside, in place of the call itself, it would miss the weights that FSDP gathers around a call.
-        """
-        return self.compute(x, table, seen) if run is None else run(self, x, table, seen)
+    def forward(self, x: Tensor, table: Table, seen: Tensor | None = None, run: Call | None = None) -> Tensor:
+        """As `compute`, or by `run` in its place: called from here, because FSDP gathers weights around this call."""
+        return self.compute(x, table, seen, self.tap) if run is None else run(self, x, table, seen)
+
+
+# Computes layer `number` in place of the block: (number, block, x, table, seen) -> x.
+LayerRunner: TypeAlias = Callable[[int, Block, Tensor, Table, Tensor | None], Tensor]
 
 
 class OLMo(nn.Module):
-    """A causal language model. `OLMo(config)` has initialised weights; `OLMo.empty(config)` lies on meta."""
+    """A causal language model. `OLMo(config)` has initial weights; `OLMo.empty(config)` is on the meta device."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -223,8 +234,8 @@ class OLMo(nn.Module):
         """The layers, first to last."""
         return list(cast(Iterable[Block], self.transformer["blocks"]))
 
-    def embed(self, input_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """What enters the first block, (B, T) -> (B, T, D), and the table of rotary angles, if there is one."""
+    def embed(self, input_ids: Tensor) -> tuple[Tensor, Table]:
+        """Input of the first block, (B, T) -> (B, T, D), and the table of rotary angles."""
         config, parts = self.config, self.transformer
         x = parts["wte"](input_ids)
         if config.embedding_layer_norm:
@@ -239,15 +250,12 @@ class OLMo(nn.Module):
         return x, table
 
     def hidden_states(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        run: Callable[[int, Block, Tensor, tuple[Tensor, Tensor] | None, Tensor | None], Tensor] | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, run: LayerRunner | None = None
     ) -> Tensor:
-        """Normed output of the last block, (B, T) -> (B, T, D).
+        """Normalized output of the last block, (B, T) -> (B, T, D).
 
-        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all. `run` computes each layer, from
-        its number, the block and what that gets (see `olmo/train/layer_runner.py`).
+        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all. `run` computes each layer in
+        place of `Block.compute` (see `olmo/train/layer_runner.py`).
         """
         x, table = self.embed(input_ids)
         seen = None if attention_mask is None else seen_tokens(attention_mask)
@@ -257,7 +265,7 @@ class OLMo(nn.Module):
 
     @property
     def vocabulary(self) -> tuple[nn.Parameter, nn.Parameter | None]:
-        """What scores the next token, (V, D), and its bias (V,), if it has one."""
+        """The matrix that scores the next token, (V, D), and its bias (V,) or None."""
         tied = self.config.weight_tying
         module = self.transformer["wte" if tied else "ff_out"]
         return cast(nn.Parameter, module.weight), None if tied else cast(nn.Parameter | None, module.bias)
@@ -272,45 +280,37 @@ class OLMo(nn.Module):
         return self.logits(self.hidden_states(input_ids, attention_mask))
 
     def reset_parameters(self) -> None:
-        """Initialise as OLMo does: normals, truncated or not, whose deviations depend on `init_fn` and, for the two
+        """Initialize as OLMo does: normals, truncated or not, whose deviations depend on `init_fn` and, for the two
         projections that write to the residual stream, on the depth of the block.
 
-        `normal`, `mitchell` and `full_megatron` as in OLMo 0.6.0; `kaiming_normal` and `fan_in`, which it has dropped,
-        as in OLMo 0.2: deviations sqrt(2 / fan-in) and 1 / sqrt(fan-in).
+        `normal`, `mitchell` and `full_megatron` as in OLMo 0.6.0; `kaiming_normal` and `fan_in`, which OLMo 0.6.0 no
+        longer has, as in OLMo 0.2: deviations sqrt(2 / fan-in) and 1 / sqrt(fan-in).
         """
-        config, parts = self.config, self.transformer
+        config, parts, kind = self.config, self.transformer, self.config.init_fn
+        megatron, mitchell = kind == "full_megatron", kind == "mitchell"
+        gain = {"kaiming_normal": 2.0, "fan_in": 1.0}.get(kind)  # the deviation is sqrt(gain / fan-in)
+        cutoff = None if gain else config.init_cutoff_factor or (3.0 if mitchell or megatron else None)
         wide = math.sqrt(config.d_model)
-        megatron = config.init_fn == "full_megatron"
-        mitchell = config.init_fn == "mitchell"
-        by_fan_in = config.init_fn in ("kaiming_normal", "fan_in")
-        cutoff = config.init_cutoff_factor or (3.0 if mitchell or megatron else None)
         std = 1 / wide if mitchell else config.init_std
 
-        def fill(module: nn.Module, deviation: float) -> None:
+        def fill(module: nn.Module, deviation: float, given: float | None = None) -> None:
             weight, bias = module.weight, getattr(module, "bias", None)
             assert isinstance(weight, Tensor)
-            if cutoff is None or by_fan_in:
+            if gain is not None:
+                deviation = math.sqrt(gain / weight.shape[1])
+            deviation = given or deviation
+            if cutoff is None:
                 nn.init.normal_(weight, std=deviation)
             else:
                 nn.init.trunc_normal_(weight, std=deviation, a=-cutoff * deviation, b=cutoff * deviation)
             if bias is not None:
                 nn.init.zeros_(bias)
 
-        def deviation_of(module: nn.Module, otherwise: float) -> float:
-            """The deviation by fan-in (columns of the weight), or what the other functions say."""
-            if not by_fan_in:
-                return otherwise
-            assert isinstance(module.weight, Tensor)
-            gain = 2.0 if config.init_fn == "kaiming_normal" else 1.0
-            return math.sqrt(gain / module.weight.shape[1])
-
-        scaled = megatron and config.scale_emb_init
-        embedding = deviation_of(parts["wte"], std * wide if scaled else std)
-        fill(parts["wte"], config.emb_init_std or embedding)
+        fill(parts["wte"], std * wide if megatron and config.scale_emb_init else std, config.emb_init_std)
         if "wpe" in parts:
-            fill(parts["wpe"], deviation_of(parts["wpe"], std))
+            fill(parts["wpe"], std)
         if "ff_out" in parts:
-            fill(parts["ff_out"], deviation_of(parts["ff_out"], 1 / wide if mitchell or megatron else std))
+            fill(parts["ff_out"], 1 / wide if mitchell or megatron else std)
         for module in self.modules():
             if isinstance(module, LayerNorm):
                 module.reset_parameters()
@@ -321,7 +321,7 @@ class OLMo(nn.Module):
                 ff_out = 1 / math.sqrt(2 * config.inner_size * depth)
             elif megatron:
                 attn_out = ff_out = std / math.sqrt(2.0 * config.n_layers)
-            fill(block.att_proj, deviation_of(block.att_proj, std))
-            fill(block.ff_proj, deviation_of(block.ff_proj, std))
-            fill(block.attn_out, deviation_of(block.attn_out, attn_out))
-            fill(block.ff_out, deviation_of(block.ff_out, ff_out))
+            fill(block.att_proj, std)
+            fill(block.ff_proj, std)
+            fill(block.attn_out, attn_out)
+            fill(block.ff_out, ff_out)

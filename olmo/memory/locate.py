@@ -27,7 +27,6 @@ class Memory:
     into: tuple[nn.Module, ...]  # first projection; two modules where up and gate are apart
     count: int  # M
     gated: bool
-    temperature: Tensor | None = None  # (M,), what the model divides the coefficients by
     weight: nn.Module | None = None  # D -> 1; the sigmoid of its output multiplies what a shared expert writes
 
 
@@ -160,7 +159,7 @@ def _ours(model: OLMo, number: int) -> Memory:
     count = sizes(block.ff_out)[0]
     gated = sizes(block.ff_proj)[1] == 2 * count
     name = f"transformer.blocks.{number}.ff_out"
-    return Memory(name, block.ff_out, (block.ff_proj,), count, gated, block.memory_temperature)
+    return Memory(name, block.ff_out, (block.ff_proj,), count, gated)
 
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

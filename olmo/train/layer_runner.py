@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config.schema import ActivationCheckpointingStrategy, TrainConfig
 from ..exceptions import ConfigurationError
-from ..model import Block
-
-Table: TypeAlias = tuple[Tensor, Tensor] | None
-LayerRunner: TypeAlias = Callable[[int, Block, Tensor, Table, Tensor | None], Tensor]
+from ..model import Block, LayerRunner, Table
 
 # Strategy -> (k, whether it is the multiples of k or all the others whose activations are computed again).
 _CHOSEN = {
@@ -47,15 +44,6 @@ def recomputes(strategy: ActivationCheckpointingStrategy | None, number: int) ->
     return (number % every == 0) == multiples
 
 
-def _fine_grained(again: Callable[..., Tensor], block: Block, x: Tensor, table: Table, seen: Tensor | None) -> Tensor:
-    """`Block.compute` in parts, some of which go through `again`."""
-    after = block.config.norm_after
-    written = again(block.attend, block.att_proj(x if after else again(block.attn_norm, x)), table, seen)
-    x = x + block.dropout(again(block.attn_norm, written) if after else written)
-    written = block.ff_out(again(block.coefficients, block.ff_proj(x if after else again(block.ff_norm, x))))
-    return x + block.dropout(again(block.ff_norm, written) if after else written)
-
-
 def layer_runner(config: TrainConfig, device: torch.device | None = None) -> LayerRunner | None:
     """What runs layer `number` of a training step: (number, block, x, table, seen) -> x; None: the block by itself.
 
@@ -73,7 +61,7 @@ def layer_runner(config: TrainConfig, device: torch.device | None = None) -> Lay
     again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=drops)
     run: Callable[..., Tensor] = Block.compute
     if strategy == "fine_grained":
-        run = partial(_fine_grained, again)
+        run = partial(Block.compute, call=again)
     if config.compile is not None:  # one graph, which serves every layer
         try:
             run = torch.compile(run, **asdict(config.compile))

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..exceptions import ConfigurationError
-from ..model import OLMo
-from .layer_runner import LayerRunner
+from ..model import LayerRunner, OLMo
 
 # Tokens whose logits are in memory at a time. Every part adds to the gradient of the vocabulary (V, D), which is read
 # and written for it; on a GPU, where products are cheap beside memory traffic, that wants more tokens.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from olmo.config import ActivationType, ModelConfig
 from olmo.memory import CoefficientAverages, instance_means, layer_entropy, observe
-from olmo.memory import observation as memory_module
+from olmo.memory import forward as memory_module
 from olmo.model import OLMo
 from tests.reference import entropy_by_definition, scatter_, tiny_config, tiny_olmo2_config, to_transformers
 
@@ -221,7 +221,9 @@ def test_bfloat16_coefficients_are_reduced_in_float32() -> None:
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    """Of any model, with the taps of our blocks."""
+    taps = sum(getattr(module, "tap", None) is not None for module in model.modules())
+    return taps + sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def tiny_other(name: str) -> nn.Module:
@@ -255,15 +257,19 @@ def test_hooks_go_when_the_forward_pass_fails() -> None:
     with pytest.raises(IndexError), observe(model) as observation:
         instance_means(model, observation, torch.tensor([[500]]))  # beyond the vocabulary
     assert hooks(model) == 0
+    other = tiny_other("Llama")
+    with pytest.raises(IndexError), observe(other) as observation:
+        instance_means(other, observation, torch.tensor([[500]]))
+    assert hooks(other) == 0
 
 
 def test_hooks_go_when_they_cannot_all_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = OLMo(tiny_config())
+    model = tiny_other("Llama")
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no more hooks")
 
-    monkeypatch.setattr(model.blocks[1].ff_out, "register_forward_pre_hook", fail)
+    monkeypatch.setattr(model.model.layers[1].mlp.down_proj, "register_forward_pre_hook", fail)  # type: ignore[union-attr, index]
     with pytest.raises(RuntimeError, match="no more hooks"), observe(model):
         raise AssertionError("never reached")
     assert hooks(model) == 0
