@@ -1,4 +1,4 @@
-"""Rescaling rows of up projections: the multipliers of a resuscitation, their file, and what they make of weights.
+"""Rescale rows of up projections: the multipliers of a resuscitation, their file, and the weights after it.
 
 Method section 2 (paper, algorithm 1). L layers, M memories of a layer.
 """
@@ -24,33 +24,31 @@ from .locate import find_memories, is_conv1d, up_projection
 
 @dataclass(frozen=True)
 class Multipliers:
-    """What resuscitation does to a model: factor u (L, M) float32 of every row of the up projections, 1 where nothing
-    changes; which rows it selected, bool (L, M); `about` says how they were made, for which checkpoint, from which
-    coefficients."""
+    """The edit of a resuscitation."""
 
-    values: Tensor
-    selected: Tensor
-    about: dict[str, Any]
+    values: Tensor  # factor u (L, M) float32 of every row of the up projections, 1 where nothing changes
+    selected: Tensor  # (L, M) bool
+    about: dict[str, Any]  # how they were made, for which checkpoint, from which coefficients
 
     def save(self, path: Path) -> None:
-        """Write as safetensors, whole or not at all."""
+        """Write as safetensors, atomically."""
         metadata = {"resuscitation": json.dumps(self.about, sort_keys=True)}
         with atomic_path(path) as partial:
             save_tensors(partial, {"multipliers": self.values, "selected": self.selected}, metadata)
 
 
 def load_multipliers(path: Path) -> Multipliers:
-    """Read a multiplier file; raises OSError where it cannot be read, ValueError where it is none."""
+    """Read a multiplier file. Raises OSError if it cannot be read, ValueError if it is not a multiplier file."""
     check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("resuscitation", "null"))
             values, selected = file.get_tensor("multipliers"), file.get_tensor("selected")
     except Exception as error:  # safetensors raises its own error type for files it cannot read
-        raise ValueError(f"{path}: no multiplier file of analysis.change_parameters: {error}") from error
+        raise ValueError(f"{path}: not a multiplier file of analysis.change_parameters: {error}") from error
     if not isinstance(about, dict):
         raise ValueError(
-            f"{path}: no multiplier file of analysis.change_parameters: it says nothing of how it was made"
+            f"{path}: not a multiplier file of analysis.change_parameters: no 'resuscitation' in its header"
         )
     if values.ndim != 2 or values.shape != selected.shape or not torch.isfinite(values).all():
         raise ValueError(f"{path}: multipliers must be finite, one row a layer")
@@ -58,22 +56,22 @@ def load_multipliers(path: Path) -> Multipliers:
 
 
 def up_projection_name(layer: int) -> str:
-    """The parameter of an OLMo state dict whose first M rows are the up projection of a layer."""
+    """The name in an OLMo state dict of the matrix whose first M rows are the up projection of a layer."""
     return f"transformer.blocks.{layer}.ff_proj.weight"
 
 
 def rescale(state: Mapping[str, Tensor], multipliers: Tensor) -> dict[str, Tensor]:
-    """A state dict of OLMo whose up projections have row i of layer l multiplied by multipliers[l, i] (algorithm 1).
+    """A state dict of OLMo with row i of the up projection of layer l multiplied by multipliers[l, i] (algorithm 1).
 
-    Only the edited tensors are copied. Rows of a bias of ff_proj are multiplied too, so that the whole up
-    projection scales. Raises ValueError when the shapes do not fit.
+    Only the edited tensors are copied. A bias of ff_proj is multiplied too, so that the output of the up projection
+    scales. Raises ValueError if the shapes do not fit.
     """
     check_shapes({name: tensor.shape for name, tensor in state.items()}, multipliers)
     return {name: rescaled(name, tensor, multipliers) for name, tensor in state.items()}
 
 
 def check_shapes(shapes: Mapping[str, torch.Size], multipliers: Tensor) -> None:
-    """Raise ValueError where multipliers (L, M) do not fit a state dict of OLMo with tensors of these shapes."""
+    """Raise ValueError if multipliers (L, M) do not fit a state dict of OLMo with tensors of these shapes."""
     layers, memories = multipliers.shape
     depth = sum(1 for name in shapes if name.endswith(".ff_proj.weight"))
     if depth != layers:
@@ -88,7 +86,7 @@ def check_shapes(shapes: Mapping[str, torch.Size], multipliers: Tensor) -> None:
 
 
 def rescaled(name: str, tensor: Tensor, multipliers: Tensor) -> Tensor:
-    """One tensor of `rescale`: itself where it belongs to no up projection or no row changes, else an edited copy."""
+    """One tensor of `rescale`: an edited copy, or the tensor itself if none of its rows changes."""
     match = re.fullmatch(r"transformer\.blocks\.(\d+)\.ff_proj\.(?:weight|bias)", name)
     if match is None or (multipliers[int(match[1])] == 1).all():
         return tensor
@@ -98,7 +96,7 @@ def rescaled(name: str, tensor: Tensor, multipliers: Tensor) -> Tensor:
 
 
 def multiply_rows(rows: Tensor, factors: Tensor) -> None:
-    """Multiply rows (M, ...) in place, those alone whose factor (M,) float32 is not 1; rounded once, to their type."""
+    """Multiply rows (M, ...) in place, only those whose factor (M,) float32 is not 1; rounded once, to their dtype."""
     changed = factors != 1
     factor = factors[changed].to(rows.device)
     rows[changed] = (rows[changed] * factor.view(-1, *[1] * (rows.ndim - 1))).to(rows.dtype)
@@ -108,15 +106,14 @@ def multiply_rows(rows: Tensor, factors: Tensor) -> None:
 def rescale_model(model: nn.Module, multipliers: Tensor) -> None:
     """Multiply the rows of the up projections of any architecture in place, with their biases.
 
-    Of a gated layer the rows of the up projection, so that coefficients scale by just these factors; of a plain one
-    those of its first projection, before the activation. Raises ValueError where `up_projection` does, or where the
-    shapes do not fit.
+    Coefficients of a gated layer scale by exactly these factors; in a plain layer the first projection is multiplied,
+    before the activation. Raises ValueError if `up_projection` does, or if the shapes do not fit.
     """
     layers = find_memories(model)
     counts = [sum(part.count for part in parts) for parts in layers]
     if multipliers.shape != (len(layers), counts[0]):
         raise ValueError(f"multipliers of shape {tuple(multipliers.shape)}, memories of shape {len(layers), counts[0]}")
-    places = [up_projection(model, parts) for parts in layers]  # of all, before any row changes
+    places = [up_projection(model, parts) for parts in layers]  # all layers, before any row changes
     for (module, rows), factors in zip(places, multipliers):
         for name, parameter in module.named_parameters(recurse=False):
             by_row = parameter.T if name == "weight" and is_conv1d(module) else parameter

@@ -1,7 +1,7 @@
 """The published trainer's two controls of sharpness: temperatures of attention and of the feed-forward memories.
 
 `model.temperature_attention` divides the attention scores before the softmax; `model.temperature_MLP` names a file
-with one divisor of the memory coefficient per layer and memory. With `model.temperature_decay` both go linearly to 1
+with one divisor of the memory coefficient per layer and memory. With `model.temperature_decay` both decay linearly to 1
 over the run (method section 5): T(step) = T - (T - 1) step / steps.
 """
 
@@ -30,7 +30,7 @@ class Temperatures:
 
     @classmethod
     def from_config(cls, config: ModelConfig, folder: Path | None = None) -> Temperatures:
-        """What a configuration asks for; the file may be named relative to the checkpoint's `folder`.
+        """The temperatures of a configuration; the file may be named relative to the checkpoint's `folder`.
 
         Raises ConfigurationError for a temperature that is not positive or a file of another shape.
         """
@@ -51,18 +51,18 @@ class Temperatures:
         return cls(attention, memories, config.temperature_decay is not False)._without_ones()
 
     def at(self, done: float) -> Temperatures:
-        """The temperatures when a fraction `done` of the run is done."""
+        """The temperatures after a fraction `done` of the run."""
         if not self.decay:
             return self
         left = 1.0 - done
-        if left == 0.0:  # told without looking at the divisors, for which a step would wait for its device
+        if left == 0.0:  # comparing the divisors with 1 instead would make the step wait for its device
             return Temperatures()
         attention = None if self.attention is None else 1.0 + (self.attention - 1.0) * left
         memories = None if self.memories is None else 1.0 + (self.memories - 1.0) * left
         return replace(self, attention=attention, memories=memories)
 
     def to(self, device: torch.device) -> Temperatures:
-        """The same, with the divisors on a device, where `at` then computes."""
+        """The same with the divisors on a device, where `at` then computes."""
         return self if self.memories is None else replace(self, memories=self.memories.to(device))
 
     def _without_ones(self) -> Temperatures:

@@ -1,8 +1,8 @@
 """The training loss, with the logits of only some tokens in memory at a time.
 
 The logits of 32 x 1024 tokens over 50,304 entries of a vocabulary are 6.6 GB in float32, and with their gradient and
-the copies in between several times that. Here the logits of a part of the tokens are made, turned into the loss and at
-once into the gradient of hidden states and vocabulary, and forgotten: nothing is computed twice.
+temporary copies several times that. Here the logits of a part of the tokens are computed, reduced to the loss and the
+gradients of hidden states and vocabulary, and freed before the next part: nothing is computed twice.
 
 N positions of a batch (rows x T), n of them predict a token that counts; D and V as in `olmo/model.py`.
 """
@@ -20,19 +20,20 @@ from torch.autograd.function import once_differentiable
 from ..exceptions import ConfigurationError
 from ..model import LayerRunner, OLMo
 
-# Tokens whose logits are in memory at a time. Every part adds to the gradient of the vocabulary (V, D), which is read
-# and written for it; on a GPU, where products are cheap beside memory traffic, that wants more tokens.
+# Tokens whose logits are in memory at a time. Every part reads and writes the gradient of the vocabulary (V, D); on a
+# GPU, where products are cheap compared with memory traffic, larger parts are faster.
 TOKENS = {"cuda": 4096}
 TOKENS_ELSEWHERE = 512
 
-LossFunction: TypeAlias = Callable[..., tuple[Tensor, Tensor, Tensor]]  # as `linear_cross_entropy`
+Losses: TypeAlias = tuple[Tensor, Tensor, Tensor]
+LossFunction: TypeAlias = Callable[..., Losses]  # as `linear_cross_entropy`
 
 
 def predictions(input_ids: Tensor, label_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Which positions (n,) of the flattened rows predict a token that counts, and those tokens (n,); both int64.
 
-    input_ids (B, T), label_mask (B, T) bool, the tokens that count; nothing predicts the first of a row. To be called
-    before the rows go to a GPU: how many count is then known without waiting for it.
+    input_ids (B, T), label_mask (B, T) bool, the tokens that count; nothing predicts the first of a row. Call it before
+    the rows are copied to a GPU: their number is then known without waiting for the GPU.
     """
     counted = torch.ones_like(input_ids, dtype=torch.bool) if label_mask is None else label_mask.clone()
     counted[:, 0] = False
@@ -43,7 +44,7 @@ def predictions(input_ids: Tensor, label_mask: Tensor | None = None) -> tuple[Te
 class _LinearCrossEntropy(torch.autograd.Function):
     """(loss, cross-entropy, z-loss) of hidden states; the loss is the sum of the others and alone has a gradient.
 
-    The gradient for a loss of weight 1 is computed on the way forward; the way back multiplies it, in place, once.
+    The forward pass computes the gradient for a loss of weight 1; the backward pass multiplies it, in place, once.
     """
 
     @staticmethod
@@ -56,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         divisor: float,
         z_multiplier: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Losses:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         exact = torch.promote_types(dtype, torch.float32)
@@ -66,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_gradient = torch.zeros_like(bias, dtype=exact) if wants_bias and bias is not None else None
         cross_entropy, z_loss = hidden.new_zeros((), dtype=exact), hidden.new_zeros((), dtype=exact)
         size = min(TOKENS.get(kind, TOKENS_ELSEWHERE), max(len(places), 1))
-        # All parts have the same room: blocks of this size, allocated anew for each, leave holes in the heap.
+        # All parts share these buffers: blocks of this size, allocated anew for each, fragment the heap.
         room = tuple(hidden.new_empty(size, len(weight), dtype=kept) for kept in (dtype, exact))
         with torch.autocast(kind, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -81,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     logits /= divisor
                 largest, scores = (t.to(exact) for t in (logits.amax(1, keepdim=True), logits.gather(1, wanted)))
                 torch.softmax(logits, -1, dtype=exact, out=probabilities)
-                # Of the sum of exp(logit - largest), whose largest part is 1: no second exp of all logits.
+                # log of the sum of exp(logit - largest), whose largest term is 1: no second exp of all logits.
                 log_sum = -probabilities.amax(1, keepdim=True).log()
                 cross_entropy += (largest - scores + log_sum).sum()
                 factor = None
@@ -106,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     weight_gradient.addmm_(gradient.t(), states)
                 elif weight_gradient is not None:
                     weight_gradient += gradient.t() @ states
-        # No outputs or inputs: as attributes they make no circle, and go with the graph.
+        # Neither outputs nor inputs, so as attributes they make no reference cycle and are freed with the graph.
         ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(cross_entropy, z_loss)
@@ -116,7 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradient of this loss has been taken; it can be taken once")
+            raise RuntimeError("backward: the gradient of this loss was already computed; it can be computed once")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = (None if g is None else g.mul_(upstream).to(d) for g, d in zip(gradients, ctx.dtypes))
         return (*scaled, None, None, None, None)
@@ -131,13 +132,13 @@ def linear_cross_entropy(
     *,
     divisor: float = 1.0,
     z_multiplier: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Losses:
     """(loss, cross-entropy, z-loss) summed over n predictions; the loss, the sum of both, alone has a gradient.
 
     hidden (N, D); weight (V, D), bias (V,) or none, whose logits are divided by `divisor`; places (n,) of `hidden` that
     predict targets (n,). z-loss: `z_multiplier` times the squared log-partition; None: 0. Logits have the dtype of
     autocast, or else of `hidden`; all after them is float32 (float64 for float64).
-    The gradient can be taken once, and has none of its own.
+    backward() may be called once, and has no second derivative.
     """
     return _LinearCrossEntropy.apply(hidden, weight, bias, places, targets, divisor, z_multiplier)
 
@@ -151,21 +152,21 @@ def fused_linear_cross_entropy(
     *,
     divisor: float = 1.0,
     z_multiplier: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`linear_cross_entropy` by Liger Kernel (github.com/linkedin/Liger-Kernel, 0.8), whose kernel turns logits into
+) -> Losses:
+    """`linear_cross_entropy` by Liger Kernel (github.com/linkedin/Liger-Kernel, 0.8), whose kernel replaces logits by
     their gradient in place, for about as many tokens at a time as give N x D logits.
 
-    Gradients of weight and bias are summed in float32 and rounded once, to the parameter's type; of `divisor`, hidden
-    states and bias take the part. Unlike ours it waits for the device, twice: it counts the targets, and compares the
-    gradient that comes back with 1.
+    Gradients of weight and bias are summed in float32 and rounded once, to the parameter's type. It has no `divisor`;
+    hidden states and bias are divided instead. Unlike ours it waits for the device, twice: it counts the targets, and
+    compares the incoming gradient with 1.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    if not len(places):  # it divides by their number
+    if not len(places):  # Liger divides by their number
         return linear_cross_entropy(hidden, weight, bias, places, targets, divisor=divisor, z_multiplier=z_multiplier)
     states = hidden.index_select(0, places)
     if torch.is_autocast_enabled(hidden.device.type):
-        states = states.float()  # autocast rounds them for the product; the z-losses of tokens have their type
+        states = states.float()  # autocast rounds them for the product; z-losses have the dtype of the states
     found = liger_fused_linear_cross_entropy(
         states / divisor,
         weight,
@@ -177,17 +178,15 @@ def fused_linear_cross_entropy(
         accum_dtype=torch.float32,
     )
     z_loss = found.z_loss.detach()
-    return found.loss, found.loss.detach() - z_loss, z_loss  # its loss is the sum of both
+    return found.loss, found.loss.detach() - z_loss, z_loss  # Liger's loss is the sum of both
 
 
 def loss_function(fused: bool | None, device: torch.device) -> LossFunction:
-    """What computes the loss of a training step, by the key `fused_loss`."""
+    """The function that computes the loss of a training step, chosen by the key `fused_loss`."""
     if not fused:
         return linear_cross_entropy
     if device.type != "cuda":
-        raise ConfigurationError(
-            f"fused_loss: Liger Kernel needs a CUDA device, and this is {device.type}; leave it out"
-        )
+        raise ConfigurationError(f"fused_loss: Liger Kernel needs a CUDA device, not {device.type}; leave it out")
     try:
         import liger_kernel.transformers.functional  # noqa: F401
     except ImportError as error:
@@ -198,8 +197,8 @@ def loss_function(fused: bool | None, device: torch.device) -> LossFunction:
 
 
 class Objective(nn.Module):
-    """A model together with its loss: what a training step differentiates, in one forward pass, so that whatever
-    distributes the model sees all of its parameters used there."""
+    """A model with its loss, differentiated by a training step. One forward pass uses all parameters, so that FSDP and
+    DDP see each of them."""
 
     def __init__(
         self,
@@ -213,7 +212,7 @@ class Objective(nn.Module):
 
     def forward(
         self, input_ids: Tensor, places: Tensor, targets: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Losses:
         """As `linear_cross_entropy`, of rows (B, T) and their `predictions`; attention_mask as in `OLMo`."""
         hidden = self.model.hidden_states(input_ids, attention_mask, self.run_layer).flatten(0, 1)
         divisor = math.sqrt(self.model.config.d_model) if self.model.config.scale_logits else 1.0

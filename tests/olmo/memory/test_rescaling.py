@@ -129,7 +129,7 @@ def test_files_that_hold_no_multipliers_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"m\.safetensors: "):
             load_multipliers(path)
     path.write_bytes(b"no safetensors")
-    with pytest.raises(ValueError, match=r"m\.safetensors: no multiplier file"):
+    with pytest.raises(ValueError, match=r"m\.safetensors: not a multiplier file"):
         load_multipliers(path)
 
 
