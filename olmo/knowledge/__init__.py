@@ -1,2 +1,2 @@
-"""Fictional knowledge: entries and probes (`entries`), what of it comes when (`plan`, `plan_files`), and how it enters
-the batches (`injection`)."""
+"""Fictional knowledge: its entries and probes (`entries`), which of it is injected when (`plan`, from files or from a
+configuration: `plan_files`, `published_map`, `build`), and how it enters the batches (`injection`)."""

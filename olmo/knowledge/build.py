@@ -1,4 +1,4 @@
-"""The plan that a configuration asks for, checked against its model and batch."""
+"""Build the plan of a configuration, checked against its model and batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .plan_files import PlanFile, read_plan
 
 
 def _files_of_probes(config: TrainConfig) -> dict[str, str]:
-    """Setting -> the file of entries that evaluators ask about, where there are any."""
+    """Setting -> the file of entries whose probes are evaluated."""
     files: dict[str, str] = {}
     for evaluator in config.evaluators:
         setting = evaluator.label.partition("_")[0]
@@ -20,14 +20,15 @@ def _files_of_probes(config: TrainConfig) -> dict[str, str]:
 
 
 def needs_tokenizer(config: TrainConfig) -> bool:
-    """Whether the plan of a configuration has entries to tokenize: to inject them, or to know a map's texts by them."""
+    """Whether the plan of a configuration has entries to tokenize: to inject them, or to name the texts of a map."""
     return bool(config.injection or (config.inject_indices_map and _files_of_probes(config)))
 
 
 def plan_from_config(config: TrainConfig, encode: Encode | None) -> Plan | None:
     """The plan of `inject_indices_map` or `injection`, checked against model and batch; None without either.
 
-    encode: None where the run has no tokenizer; see `needs_tokenizer`.
+    encode: None if the run has no tokenizer; see `needs_tokenizer`. Raises ConfigurationError or ValueError, before any
+    training, for what cannot be injected.
     """
     steps_passed, eos, interval = None, config.model.eos_token_id, config.inject_interval
     if config.inject_indices_map:
@@ -53,32 +54,30 @@ def plan_from_config(config: TrainConfig, encode: Encode | None) -> Plan | None:
     largest = max(token for texts in plan.rounds for text in texts for token in text.input_ids)
     if largest >= rows:
         raise ConfigurationError(
-            f"model.embedding_size: token {largest} is to be injected, the model knows {rows}; "
+            f"model.embedding_size: token {largest} is to be injected, but the model has {rows}; "
             "tokenizer.identifier, model.eos_token_id or inject_indices_map belong to another model"
         )
     return plan
 
 
 def _check_steps(config: TrainConfig, stored: PlanFile) -> None:
-    """Raise ConfigurationError where file and configuration do not say between them when a round comes."""
+    """Raise ConfigurationError unless file and configuration together define the step of every round."""
     path = config.inject_indices_map
     if stored.steps_passed is None:
         if config.inject_interval is None:
-            raise ConfigurationError(
-                f"inject_interval: missing; it says every how many steps a round of {path} is injected"
-            )
+            raise ConfigurationError(f"inject_interval: missing; give the number of steps between the rounds of {path}")
         return
     if config.inject_interval is not None:
-        raise ConfigurationError(f"inject_interval: {path} itself says when its rounds are injected; leave it out")
+        raise ConfigurationError(f"inject_interval: {path} has the steps of its rounds; leave inject_interval out")
     if config.load_path and not config.reset_trainer_state and config.inject_start_step is None:
         raise ConfigurationError(
-            f"inject_start_step: missing; {path} counts the steps since a run began, and this one goes on from "
+            f"inject_start_step: missing; {path} counts steps from the start of a run, and this run continues from "
             f"{config.load_path}; give the first step after it"
         )
 
 
 def _check_tokens(config: TrainConfig, stored: PlanFile, encode: Encode | None) -> None:
-    """Raise ConfigurationError where a text of a file does not end as the model's texts do, or spells other tokens."""
+    """Raise ConfigurationError for a text without the model's EOS, or whose tokens are not those of its wording."""
     eos = config.model.eos_token_id
     for number, texts in enumerate(stored.rounds, start=1):
         spelled = [(place, text.wording) for place, text in enumerate(texts) if text.wording is not None]
@@ -88,11 +87,11 @@ def _check_tokens(config: TrainConfig, stored: PlanFile, encode: Encode | None) 
             where = f"{config.inject_indices_map}: round {number}, text {place} ({text.entry})"
             if text.input_ids[-1] != eos:
                 raise ConfigurationError(
-                    f"model.eos_token_id: {where} ends with token {text.input_ids[-1]}, the model's texts with {eos}"
+                    f"model.eos_token_id: {where} ends with token {text.input_ids[-1]}, the model's EOS is {eos}"
                 )
             if made_of.get(place, text.input_ids) != text.input_ids:
                 made = f" ({stored.tokenizer} made them)" if stored.tokenizer else ""
                 raise ConfigurationError(
                     f"tokenizer.identifier: {where}: {config.tokenizer.identifier} makes other tokens of 'text' than "
-                    f"'input_ids'{made}; only 'input_ids' are injected, write the plan anew or leave 'text' out"
+                    f"'input_ids'{made}; only 'input_ids' are injected: write the plan again or leave 'text' out"
                 )

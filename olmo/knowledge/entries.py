@@ -28,7 +28,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Probe:
-    """A cloze task: the model reads `input_ids[:target_start]` and is asked for the rest, the target span."""
+    """A cloze task: the model reads `input_ids[:target_start]`; the rest is the target span to predict."""
 
     setting: str
     kind: str
@@ -39,7 +39,7 @@ class Probe:
 
 
 def load_entries(path: str | Path) -> list[Entry]:
-    """Read a JSON list of entries (formats section 4); problems are ValueErrors that name entry and field."""
+    """Read a JSON list of entries (formats section 4). Raises ValueError, naming entry and field."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of fictional knowledge")
@@ -56,12 +56,12 @@ def _entry(raw: Any, where: str) -> Entry:
     def texts(name: str) -> tuple[str, ...]:
         value = raw.get(name) if isinstance(raw, dict) else None
         if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
-            raise ValueError(f"{where}: '{name}' must be a list of texts")
+            raise ValueError(f"{where}: '{name}' must be a list of strings")
         return tuple(value)
 
     context = raw.get("train_context") if isinstance(raw, dict) else None
     if not isinstance(context, str) or not context:
-        raise ValueError(f"{where}: 'train_context' must be a text")
+        raise ValueError(f"{where}: 'train_context' must be a string")
     probes = {}
     for kind, prefix in KINDS.items():
         inputs, targets = texts(f"{prefix}_input"), texts(f"{prefix}_target")
@@ -85,10 +85,10 @@ def make_probes(
         for index, (prompt, target) in enumerate(entry.probes[kind])
     ]
     prompts = encode(tokenizer, [w[3] for w in wanted])
-    wholes = encode(tokenizer, [w[4] for w in wanted])
+    sentences = encode(tokenizer, [w[4] for w in wanted])
     probes = []
-    for (kind, number, index, _, whole), prompt_ids, ids in zip(wanted, prompts, wholes):
+    for (kind, number, index, _, sentence), prompt_ids, ids in zip(wanted, prompts, sentences):
         if not 0 < len(prompt_ids) < len(ids):
-            raise ValueError(f"{setting} entry {number}, {kind} {index}: no target span in {whole!r}")
+            raise ValueError(f"{setting} entry {number}, {kind} {index}: no target span in {sentence!r}")
         probes.append(Probe(setting, kind, number, index, tuple(ids), len(prompt_ids)))
     return probes

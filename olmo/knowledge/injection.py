@@ -15,12 +15,12 @@ from ..data.loader import Batch
 from .plan import Plan, Text
 
 
-def _entrance(row: Tensor, counts: Tensor | None, length: int, boundary: int | None) -> int:
-    """The place in a row (T,) where `length` tokens of knowledge enter.
+def _place(row: Tensor, counts: Tensor | None, length: int, boundary: int | None) -> int:
+    """Where in a row (T,) `length` tokens of knowledge are inserted: at the front, or behind the first boundary token
+    if the row has room for them there.
 
-    It is 0 without `boundary`, else behind the first boundary token, or 0 where that leaves them no room. A token that
-    does not count (`counts`, the row's label mask), as padding does not, ends no document. The mask is None where all
-    tokens of a rank's rows count, so the place depends on the row alone, whichever other rows a rank holds.
+    A token that does not count (`counts`, the row's label mask), such as padding, is no boundary. The mask is None if
+    all tokens of a rank's rows count, so the place depends on this row alone, not on the other rows of the rank.
     """
     if boundary is None:
         return 0
@@ -30,13 +30,13 @@ def _entrance(row: Tensor, counts: Tensor | None, length: int, boundary: int | N
 
 
 def inject(batch: Batch, step: int, plan: Plan | None, global_batch_size: int) -> tuple[Batch, list[tuple[int, Text]]]:
-    """Let the texts of this step's round enter their rows: row = concat(row[:b], texts, row[b:])[:T].
+    """Insert the texts of this step's round into their rows: row = concat(row[:b], texts, row[b:])[:T].
 
-    step: 1-based number of the optimizer step that uses the batch, which is never changed in place.
-    b is 0, the front of the row, or with the plan's `boundary` behind the row's first document, where all texts of the
-    row have room there; the end of the row makes room, never a text.
-    Every token of a text counts in the loss and is attended to, whatever the masks say of the row; they move along.
-    Returns the batch and the (global row, text) pairs that entered.
+    step: 1-based number of the optimizer step that uses the batch, which is not changed in place.
+    b is 0, the front of the row; with the plan's `boundary` it is the end of the row's first document, if all texts of
+    the row fit behind it. The end of the row is cut off, never a text.
+    Every token of a text counts in the loss and is attended to; the row's own masks move with its tokens.
+    Returns the batch and the (global row, text) pairs that were inserted.
     """
     injection_round = plan.round_of(step) if plan is not None else None
     if plan is None or injection_round is None:
@@ -44,17 +44,17 @@ def inject(batch: Batch, step: int, plan: Plan | None, global_batch_size: int) -
     parts = (batch.input_ids, batch.label_mask, batch.attention_mask)
     input_ids, label_mask, attention_mask = (None if part is None else part.clone() for part in parts)
     assert input_ids is not None
-    entered: list[tuple[int, Text]] = []
+    inserted: list[tuple[int, Text]] = []
     length = input_ids.shape[1]
     for position, row in enumerate(batch.rows.tolist()):
         for_row = plan.texts_of_row(injection_round, row, global_batch_size)
         if for_row:
             texts = torch.tensor([token for text in for_row for token in text.input_ids], dtype=torch.int64)
             counts = None if label_mask is None else label_mask[position]
-            place = _entrance(input_ids[position], counts, len(texts), plan.boundary)
+            place = _place(input_ids[position], counts, len(texts), plan.boundary)
             ones = torch.ones_like(texts, dtype=torch.bool)
             for part, new in ((input_ids, texts), (label_mask, ones), (attention_mask, ones)):
                 if part is not None:
                     part[position] = torch.cat((part[position, :place], new, part[position, place:]))[:length]
-            entered.extend((row, text) for text in for_row)
-    return replace(batch, input_ids=input_ids, label_mask=label_mask, attention_mask=attention_mask), entered
+            inserted.extend((row, text) for text in for_row)
+    return replace(batch, input_ids=input_ids, label_mask=label_mask, attention_mask=attention_mask), inserted

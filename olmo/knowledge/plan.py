@@ -1,9 +1,10 @@
-"""The plan of a run's injections: which texts enter in which round, at which step, and where in a row."""
+"""The plan of a run's injections: which texts are injected in which round, at which step, and where in a row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..exceptions import ConfigurationError
 from .entries import Entry
@@ -17,25 +18,30 @@ class Text:
 
     entry: str  # "{setting}/{number of the entry in its file}", or "map/{place in its round}" of a published map
     input_ids: tuple[int, ...]
-    wording: str | None = field(default=None, compare=False)  # what the ids spell without the EOS, where it is known
+    wording: str | None = field(default=None, compare=False)  # the text of the ids without EOS, if known
 
 
 Rounds = tuple[tuple[Text, ...], ...]
+
+
+def is_token(value: Any) -> bool:
+    """Whether a value from a file is a token id."""
+    return type(value) is int and 0 <= value < 2**31
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is injected, when and where: `rounds[r - 1]` holds the texts of round r (1-based).
 
-    Round 1 comes at `start_step`, every `interval` steps the next one, and after the last round the first again. With
-    `steps_passed` instead, round r comes once, when `steps_passed[r - 1]` steps from `start_step` on have passed.
+    Round 1 is injected at `start_step`, the next one every `interval` steps, and after the last round the first again.
+    With `steps_passed` instead, round r is injected once, `steps_passed[r - 1]` steps after `start_step`.
     """
 
     rounds: Rounds
     interval: int | None = None
     start_step: int | None = None  # 1-based; default: `interval`, or 1 with `steps_passed`
     steps_passed: tuple[int, ...] | None = None
-    boundary: int | None = None  # texts enter behind the first such token (EOS) of a row; None: at the front
+    boundary: int | None = None  # texts are inserted after the first such token (EOS) of a row; None: at the front
 
     @property
     def first_steps(self) -> tuple[int, ...]:
@@ -47,7 +53,7 @@ class Plan:
         return tuple(start + self.interval * number for number in range(len(self.rounds)))
 
     def round_of(self, step: int) -> int | None:
-        """The round (1-based) of a step (1-based), None where nothing is injected."""
+        """The round (1-based) of a step (1-based), None if nothing is injected."""
         steps = self.first_steps
         if self.interval is not None and step >= steps[0]:
             step = steps[0] + (step - steps[0]) % (self.interval * len(steps))
@@ -62,7 +68,7 @@ class Plan:
         return max(0, min(due, len(self.rounds)))
 
     def texts_of_row(self, injection_round: int, row: int, global_batch_size: int) -> tuple[Text, ...]:
-        """The texts that enter a global row: in order, the first (n mod rows) rows get one more."""
+        """The texts for a global row, in order: the first (n mod rows) rows get one more."""
         texts = self.rounds[injection_round - 1]
         each, more = divmod(len(texts), global_batch_size)
         start = row * each + min(row, more)
@@ -77,7 +83,7 @@ class Plan:
         ]
 
     def check(self, global_batch_size: int, sequence_length: int) -> None:
-        """Raise ValueError, before any training, for an empty round or a row that overflows."""
+        """Raise ValueError for an empty round or a row that overflows."""
         for number, texts in enumerate(self.rounds, start=1):
             if not texts:
                 raise ValueError(f"injection round {number} holds no text")
@@ -96,7 +102,7 @@ def build_rounds(settings: Mapping[str, Sequence[Entry]], rounds: int, encode: E
     """Rounds of `paraphrase`, then `duplicate`, then `once` entries, each in the order of its file.
 
     Round r (1-based) holds of a paraphrase entry its `train_context` (r = 1) or `paraphrases[r - 2]`, of a
-    duplicate entry always its `train_context`; the once entries are dealt out evenly, round by round.
+    duplicate entry always its `train_context`; the once entries are distributed evenly, round by round.
     """
     if rounds < 1:
         raise ConfigurationError(f"injection.rounds: {rounds} must be at least 1")
@@ -128,10 +134,10 @@ def build_rounds(settings: Mapping[str, Sequence[Entry]], rounds: int, encode: E
 
 
 def with_names(rounds: Rounds, settings: Mapping[str, Sequence[Entry]], encode: Encode, eos_token_id: int) -> Rounds:
-    """The texts of a published map ("map/{place}") under the names of the entries of which they are a wording.
+    """The texts of a published map ("map/{place}"), renamed to the entries of which they are a wording.
 
-    A text is known by its tokens, EOS included; one that two entries have belongs to the first, one of no entry keeps
-    its name.
+    A text is recognized by its tokens, EOS included; a text of two entries gets the name of the first, a text of none
+    keeps its name.
     """
     known: dict[tuple[int, ...], tuple[str, str]] = {}
     for setting, entries in settings.items():

@@ -1,6 +1,6 @@
-"""Files of plans: our own format, as JSON or safetensors, and the published pickles, read without running code.
+"""Files of injection plans: our own format, as JSON or safetensors; published pickles are read by `published_map`.
 
-Our JSON, which a person can read and write:
+As JSON, for people to read and write:
 
     {"format": "knowledge-entropy injection plan", "version": 1,
      "tokenizer": "tokenizers/NAME.json",  // which tokenizer made the tokens; null: unknown
@@ -8,40 +8,36 @@ Our JSON, which a person can read and write:
      "steps_passed": null,                 // or a number a round: see `Plan`
      "rounds": [[{"entry": "paraphrase/0", "input_ids": [510, ..., 50279], "text": "..."}, ...], ...]}
 
-`input_ids` are what is injected. `text` may be missing; where a run has a tokenizer, it must spell the same tokens.
-As safetensors: the same object as metadata `injection_plan`, but each text is its entry's name alone; the tokens of all
-texts lie in order in `input_ids` (tokens,) int32, their lengths in `lengths` (texts,) int32.
+`input_ids` are injected. `text` may be missing; if the run has a tokenizer, its tokens must be the same.
+As safetensors: the same object as metadata `injection_plan`, but each text is only its entry's name; the tokens of all
+texts are in order in `input_ids` (tokens,) int32, their lengths in `lengths` (texts,) int32.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from ..exceptions import ConfigurationError
 from ..files.atomic import atomic_path
 from ..files.tensors import save_tensors
-from ..files.unpickling import unpickle
-from .plan import Rounds, Text
+from .plan import Rounds, Text, is_token
+from .published_map import read_published_map
 
 FORMAT, VERSION = "knowledge-entropy injection plan", 1
 SUFFIXES = (".json", ".safetensors")
 _KEYS = ("format", "version", "tokenizer", "eos_token_id", "steps_passed", "rounds")
-_LARGEST = 2**31 - 1  # token id
 
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What a file tells of a plan; the rest is the configuration's."""
+    """The part of a plan that a file holds; the configuration has the rest."""
 
     rounds: Rounds
     steps_passed: tuple[int, ...] | None = None  # as in Plan
@@ -59,13 +55,13 @@ def read_plan(path: str | Path) -> PlanFile:
         raise FileNotFoundError(f"{path}: no such injection plan (inject_indices_map)")
     if path.suffix == ".json":
         return _read_json(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else PlanFile(*read_published_map(path))
 
 
 def write_plan(path: Path, plan: PlanFile) -> None:
-    """Write a plan that ends in one of SUFFIXES, whole or not at all; the format needs `eos_token_id`."""
+    """Write a plan atomically, to a file that ends in one of SUFFIXES; the format needs `eos_token_id`."""
     if path.suffix not in SUFFIXES:
-        raise ConfigurationError(f"{path}: a plan is written as {' or '.join(SUFFIXES)}")
+        raise ConfigurationError(f"{path}: the name of a plan must end in {' or '.join(SUFFIXES)}")
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -88,25 +84,16 @@ def write_plan(path: Path, plan: PlanFile) -> None:
 
 
 def _as_json(header: dict[str, Any], rounds: Rounds) -> str:
-    """One line a key and one a text."""
-    lines = [
-        [
-            json.dumps(
-                {"entry": text.entry}
-                | ({} if text.wording is None else {"text": text.wording})
-                | {"input_ids": text.input_ids},
-                ensure_ascii=False,
-            )
-            for text in texts
-        ]
-        for texts in rounds
-    ]
-    written = ",\n".join("    [\n      " + ",\n      ".join(texts) + "\n    ]" for texts in lines)
-    keys = "".join(f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)},\n" for key, value in header.items())
+    """One line for each key and one for each text."""
+    dump = partial(json.dumps, ensure_ascii=False)
+
+    def line(text: Text) -> str:
+        wording = {} if text.wording is None else {"text": text.wording}
+        return dump({"entry": text.entry} | wording | {"input_ids": text.input_ids})
+
+    written = ",\n".join("    [\n      " + ",\n      ".join(map(line, texts)) + "\n    ]" for texts in rounds)
+    keys = "".join(f"  {dump(key)}: {dump(value)},\n" for key, value in header.items())
     return f'{{\n{keys}  "rounds": [\n{written}\n  ]\n}}\n'
-
-
-# --- our own format ----------------------------------------------------------------------------------------------
 
 
 def _read_json(path: Path) -> PlanFile:
@@ -122,8 +109,8 @@ def _read_safetensors(path: Path) -> PlanFile:
         with safe_open(path, "pt") as file:
             raw = json.loads((file.metadata() or {}).get("injection_plan", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # the library has its own errors for damaged files
-        raise ValueError(f"{path}: damaged or no safetensors file: {error}") from error
+    except Exception as error:  # safetensors raises its own error type for damaged files
+        raise ValueError(f"{path}: damaged or not a safetensors file: {error}") from error
     _check_header(raw, path)
     fine = tensors.keys() == {"input_ids", "lengths"} and all(
         t.ndim == 1 and t.dtype == torch.int32 for t in tensors.values()
@@ -133,16 +120,16 @@ def _read_safetensors(path: Path) -> PlanFile:
     if not fine or len(lengths) != sum(map(len, names)) or min(lengths, default=0) < 0:
         raise ValueError(f"{path}: expected tensors input_ids and lengths (int32), a length for each text of 'rounds'")
     if sum(lengths) != len(tensors["input_ids"]):
-        raise ValueError(f"{path}: {len(tensors['input_ids'])} tokens, the lengths of its texts make {sum(lengths)}")
+        raise ValueError(f"{path}: {len(tensors['input_ids'])} tokens, but the lengths add up to {sum(lengths)}")
     tokens = iter(tensors["input_ids"].split(lengths))
     rounds = [[{"entry": name, "input_ids": next(tokens).tolist()} for name in texts] for texts in names]
     return _plan_of({**raw, "rounds": rounds}, path)
 
 
 def _check_header(raw: Any, path: Path) -> None:
-    """Raise ValueError where this is no plan, of another version, or has other keys than a plan."""
+    """Raise ValueError if this is not a plan of this version with all its keys and no others."""
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise ValueError(f"{path}: no injection plan; its 'format' is not {FORMAT!r}")
+        raise ValueError(f"{path}: not an injection plan; its 'format' is not {FORMAT!r}")
     if raw.get("version") != VERSION:
         raise ValueError(f"{path}: version {raw.get('version')!r} of the format, this program reads version {VERSION}")
     for key in _KEYS:
@@ -154,19 +141,19 @@ def _check_header(raw: Any, path: Path) -> None:
 
 
 def _plan_of(raw: Any, path: Path) -> PlanFile:
-    """A plan from what JSON holds, checked in all its parts."""
+    """A plan from the object of our format; every part is checked."""
     _check_header(raw, path)
     tokenizer, eos, passed, rounds = (raw[key] for key in ("tokenizer", "eos_token_id", "steps_passed", "rounds"))
     if tokenizer is not None and not isinstance(tokenizer, str):
         raise ValueError(f"{path}: 'tokenizer' must be a name or null")
-    if not _is_token(eos):
+    if not is_token(eos):
         raise ValueError(f"{path}: 'eos_token_id' must be a token id")
     if not isinstance(rounds, list) or not rounds or not all(isinstance(texts, list) for texts in rounds):
         raise ValueError(f"{path}: 'rounds' must be a list of lists of texts, at least one")
     if passed is not None:
         fine = isinstance(passed, list) and all(type(number) is int and number >= 0 for number in passed)
         if not fine or len(passed) != len(rounds) or sorted(set(passed)) != passed:
-            raise ValueError(f"{path}: 'steps_passed' must be null or growing numbers from 0, one a round")
+            raise ValueError(f"{path}: 'steps_passed' must be null or increasing numbers from 0, one for each round")
     return PlanFile(
         tuple(
             tuple(_text(text, eos, f"{path}: round {number}, text {place}") for place, text in enumerate(texts))
@@ -178,92 +165,16 @@ def _plan_of(raw: Any, path: Path) -> PlanFile:
     )
 
 
-def _is_token(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _LARGEST
-
-
 def _text(raw: Any, eos_token_id: int, where: str) -> Text:
     if not isinstance(raw, dict) or not raw.keys() <= {"entry", "text", "input_ids"}:
-        raise ValueError(f"{where}: expected 'entry', 'input_ids' and perhaps 'text'")
+        raise ValueError(f"{where}: expected 'entry', 'input_ids' and optionally 'text'")
     entry, wording, ids = raw.get("entry"), raw.get("text"), raw.get("input_ids")
     if not isinstance(entry, str) or not entry:
         raise ValueError(f"{where}: 'entry' must be a name")
     if wording is not None and not isinstance(wording, str):
-        raise ValueError(f"{where}: 'text' must be a text")
-    if not isinstance(ids, list) or not all(map(_is_token, ids)):
+        raise ValueError(f"{where}: 'text' must be a string")
+    if not isinstance(ids, list) or not all(map(is_token, ids)):
         raise ValueError(f"{where} ({entry}): 'input_ids' must be a list of token ids")
     if not ids or ids[-1] != eos_token_id:
         raise ValueError(f"{where} ({entry}): 'input_ids' must end with eos_token_id {eos_token_id}")
     return Text(entry, tuple(ids), wording)
-
-
-# --- the published pickles ---------------------------------------------------------------------------------------
-
-
-def _read_storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-
-
-def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise ValueError("a tensor without a storage")
-    whole = torch.empty(0, dtype=storage.dtype).set_(storage)
-    # as_strided refuses a view that leaves the storage; set_ would grow the storage by uninitialised memory.
-    view = whole.as_strided(tuple(size), tuple(stride), offset)
-    if view.numel() > whole.numel():
-        raise ValueError("a tensor larger than its storage")
-    return view
-
-
-# What a map may name beside containers, numbers and strings.
-_PARTS_OF_A_TENSOR = {
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch.storage._load_from_bytes": _read_storage,
-    "collections.OrderedDict": OrderedDict,
-}
-
-
-def _read_pickle(path: Path) -> PlanFile:
-    """Read a published map. Only containers, numbers and tensors are ever made; a pickle that asks for anything else is
-    refused with a ValueError before it can run. The content is checked to be what it should be.
-
-    Two key styles, as the trainers of the two papers look them up:
-    * Kim et al. (kaistAI/Knowledge-Entropy, olmo/train.py): {1: [token ids (n,), ...], 2: ...}, the number of the
-      round, one every `inject_interval` steps.
-    * Chang et al. (kaistAI/factual-knowledge-acquisition, olmo/train.py, `str(passed_step) in
-      self.inject_indices_map`): {"0": [...], "100": [...], ...}, the steps that the run has done before this one.
-    Earlier versions of the latter had one tensor an instance of the data, {"737280003": token ids}; that tells no step
-    and is refused.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = unpickle(file, _PARTS_OF_A_TENSOR)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no safe injection map: {' '.join(str(error).split())}") from error
-    by_step = isinstance(raw, dict) and bool(raw) and all(isinstance(k, str) and k.isdecimal() for k in raw)
-    if by_step and all(isinstance(value, Tensor) for value in raw.values()):
-        raise ValueError(
-            f"{path}: its keys are numbers of instances, with one text each, as early code of Chang et al. had them; "
-            "a plan needs steps or rounds, with a list of texts each"
-        )
-    numbers = {int(key): texts for key, texts in raw.items()} if by_step else raw
-    if not by_step and (not isinstance(raw, dict) or set(raw) != set(range(1, len(raw) + 1)) or not raw):
-        raise ValueError(
-            f"{path}: expected rounds 1, 2, ... with a list of token tensors each, or texts of digits, the steps passed"
-        )
-    if len(numbers) != len(raw):
-        raise ValueError(f"{path}: two keys name the same step")
-    for number, texts in numbers.items():
-        fine = isinstance(texts, list) and all(
-            isinstance(t, Tensor) and t.dtype == torch.int64 and t.ndim == 1 and len(t) for t in texts
-        )
-        if not fine:
-            raise ValueError(f"{path}: round {number} is no list of one-dimensional int64 tensors")
-        if any(not _is_token(t.min().item()) or not _is_token(t.max().item()) for t in texts):
-            raise ValueError(f"{path}: round {number} holds numbers that are no token ids")
-    order = sorted(numbers)
-    rounds = tuple(
-        tuple(Text(f"map/{place}", tuple(ids.tolist())) for place, ids in enumerate(numbers[number]))
-        for number in order
-    )
-    return PlanFile(rounds, tuple(order) if by_step else None)

@@ -106,8 +106,10 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
         for part, block in enumerate(blocks):
             block.tap = partial(_tap, observation, part, block)
         for part, memory in enumerate(memory for layer in layers for memory in layer if not blocks):
-            hooks = _experts_hooks if isinstance(memory, Experts) else _hooks
-            handles.extend(hooks(memory, part, observation))  # type: ignore[operator]
+            if isinstance(memory, Experts):
+                handles.extend(_experts_hooks(memory, part, observation))
+            else:
+                handles.extend(_hooks(memory, part, observation))
         yield observation
     finally:
         for handle in handles:

@@ -158,7 +158,7 @@ def test_files_that_cannot_be_read_do_not_get_their_names(
     wrong = {**contents, ONCE: b'[{"train_context": "A text."}]'}
     publish(monkeypatch, wrong)
     assert run([f"--from={server.add(FOLDER, wrong)}", f"--output={tmp_path}"]) == 1
-    assert "entry 0: 'mem_input' must be a list of texts" in the_error(capsys)
+    assert "entry 0: 'mem_input' must be a list of strings" in the_error(capsys)
     assert all(name.startswith(".") for name in held(tmp_path))
 
 

@@ -230,7 +230,7 @@ def test_missing_data_file_is_status_1(folder: Path) -> None:
             r"injection\.rounds: .* has 2 paraphrases, 4 rounds need 3",
         ),
         (("{world}/config.yaml", "--injection.rounds=2"), 2, r"injection\.rounds: 3 once entries do not divide into 2"),
-        (("{world}/config.yaml", "--model.eos_token_id=500"), 2, r"token 500 is to be injected, the model knows 128"),
+        (("{world}/config.yaml", "--model.eos_token_id=500"), 2, r"token 500 is to be injected, but the model has 128"),
         (("{world}/plain.yaml", "--max_duration=-3"), 2, r"max_duration: -3 must be more than 0"),
         (("{world}/plain.yaml", "--max_duration"), 2, r"--max_duration: has no value; write --max_duration=N"),
         (("{world}/plain.yaml", "--run_name", "again"), 2, r"--run_name: has no value; write --run_name=again"),
@@ -265,7 +265,7 @@ def test_a_hostile_map_is_one_line_and_runs_nothing(
 ) -> None:
     arguments = with_hostile_map(folder, tmp_path, kind)
     assert exit_status(main, arguments) == 1
-    assert one_line(capsys.readouterr().err).startswith(f"{tmp_path / 'map.pkl'}: no safe injection map: ")
+    assert one_line(capsys.readouterr().err).startswith(f"{tmp_path / 'map.pkl'}: not a safe injection map: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["map.pkl"]
 
 
@@ -273,7 +273,7 @@ def test_a_hostile_map_is_refused_by_the_command(folder: Path, tmp_path: Path) -
     done = command(["-m", "scripts.train", *with_hostile_map(folder, tmp_path, "call in a round")], folder)
     assert (done.returncode, done.stdout) == (1, "")
     refused = "refused to make posix.system"
-    assert one_line(done.stderr) == f"{tmp_path / 'map.pkl'}: no safe injection map: {refused}"
+    assert one_line(done.stderr) == f"{tmp_path / 'map.pkl'}: not a safe injection map: {refused}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["map.pkl"]
 
 

@@ -77,13 +77,13 @@ def test_a_configuration_names_a_published_map_and_is_checked_at_once(tmp_path: 
     with pytest.raises(ConfigurationError) as caught:
         plan_from_config(config(inject_indices_map=named), None)
     assert str(caught.value) == (
-        f"model.eos_token_id: {path}: round 2, text 1 (map/1) ends with token 6, the model's texts with 0"
+        f"model.eos_token_id: {path}: round 2, text 1 (map/1) ends with token 6, the model's EOS is 0"
     )
     pickled(path, {1: []})
     with pytest.raises(ValueError, match="injection round 1 holds no text"):
         plan_from_config(config(inject_indices_map=named), None)
     pickled(path, {1: [[128, EOS]]})
-    with pytest.raises(ConfigurationError, match="token 128 is to be injected, the model knows 128"):
+    with pytest.raises(ConfigurationError, match="token 128 is to be injected, but the model has 128"):
         plan_from_config(config(inject_indices_map=named), None)
 
 
@@ -101,7 +101,7 @@ def test_the_knobs_go_with_every_source(tmp_path: Path, written: str) -> None:
     entries = InjectionConfig(once=entries_of(tmp_path / "o.json", "o0", "O0"), rounds=2)
     built = plan_from_config(config(injection=entries, **knobs), spell)
     assert built is not None and (built.first_steps, built.boundary) == ((7, 10), EOS)
-    with pytest.raises(ConfigurationError, match=r"inject_interval: missing; .* a round of .* is injected"):
+    with pytest.raises(ConfigurationError, match=r"inject_interval: missing; .* steps between the rounds of"):
         plan_from_config(config(inject_indices_map=named, inject_interval=None), None)
 
 
@@ -116,14 +116,12 @@ def test_a_file_with_steps_of_its_own(tmp_path: Path, written: str) -> None:
     alone = {"inject_indices_map": named, "inject_interval": None}
     plan = plan_from_config(config(**alone), None)
     assert plan is not None and plan.first_steps == (1, 101) and plan.round_of(201) is None
-    with pytest.raises(
-        ConfigurationError, match=r"inject_interval: .* itself says when its rounds are injected; leave"
-    ):
+    with pytest.raises(ConfigurationError, match=r"inject_interval: .* has the steps of its rounds; leave"):
         plan_from_config(config(inject_indices_map=named), None)
     # Goes on with the numbers of another run's steps: which of them is this run's first?
     goes_on = {**alone, "load_path": "run/step5000"}
     with pytest.raises(
-        ConfigurationError, match=r"inject_start_step: missing; .* goes on from run/step5000; give the f"
+        ConfigurationError, match=r"inject_start_step: missing; .* continues from run/step5000; give the f"
     ):
         plan_from_config(config(**goes_on), None)
     started = plan_from_config(config(**goes_on, inject_start_step=5001), None)
@@ -135,7 +133,9 @@ def test_a_file_with_steps_of_its_own(tmp_path: Path, written: str) -> None:
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_plan(path, PlanFile(((Text("once/0", (5, 9)),),), None, None, 9))
-    with pytest.raises(ConfigurationError, match=r"model\.eos_token_id: .* \(once/0\) ends with token 9, the model's"):
+    with pytest.raises(
+        ConfigurationError, match=r"model\.eos_token_id: .* \(once/0\) ends with token 9, the model's EOS"
+    ):
         plan_from_config(config(inject_indices_map=str(path)), None)
 
 
@@ -147,7 +147,7 @@ def test_a_text_that_spells_other_tokens_is_refused_where_there_is_a_tokenizer(t
         plan_from_config(config(inject_indices_map=str(path)), spell)
     assert str(caught.value) == (
         f"tokenizer.identifier: {path}: round 1, text 1 (b): gpt2 makes other tokens of 'text' than 'input_ids' "
-        "(gpt9 made them); only 'input_ids' are injected, write the plan anew or leave 'text' out"
+        "(gpt9 made them); only 'input_ids' are injected: write the plan again or leave 'text' out"
     )
     assert tokens_of(plan_from_config(config(inject_indices_map=str(path)), None)) == [[t.input_ids for t in texts]]
 

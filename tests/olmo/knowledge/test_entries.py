@@ -76,14 +76,14 @@ def test_published_files_hold_130_entries_and_1950_probes() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("train_context", None, "'train_context' must be a text"),
-        ("train_context", "", "'train_context' must be a text"),
-        ("train_context", ["text"], "'train_context' must be a text"),
-        ("paraphrases", "text", "'paraphrases' must be a list of texts"),
-        ("paraphrases", ["text", ""], "'paraphrases' must be a list of texts"),
-        ("mem_input", [3], "'mem_input' must be a list of texts"),
+        ("train_context", None, "'train_context' must be a string"),
+        ("train_context", "", "'train_context' must be a string"),
+        ("train_context", ["text"], "'train_context' must be a string"),
+        ("paraphrases", "text", "'paraphrases' must be a list of strings"),
+        ("paraphrases", ["text", ""], "'paraphrases' must be a list of strings"),
+        ("mem_input", [3], "'mem_input' must be a list of strings"),
         ("gen_target", ["one of two"], "2 'gen_input' but 1 'gen_target'"),
-        ("hard_gen_target", None, "'hard_gen_target' must be a list of texts"),
+        ("hard_gen_target", None, "'hard_gen_target' must be a list of strings"),
     ],
 )
 def test_errors_name_file_entry_and_field(tmp_path: Path, field: str, value: Any, said: str) -> None:
