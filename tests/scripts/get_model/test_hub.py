@@ -1,0 +1,128 @@
+"""`scripts/get_model.sh` against a hub on this machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from analysis.locations import FOLDERS
+from olmo import checkpoint
+from olmo.model import OLMo
+from tests.fetching import HUB_ID, OTHER, WEIGHTS, files, finish, run, start, the_error, tiny_model
+from tests.serving import File, Server
+
+
+def hub_files(folder: Path, model: OLMo) -> dict[str, bytes]:
+    """The files of allenai/OLMo-1B, small: OLMo's keys prefixed `model.`, OLMo's settings in config.json."""
+    raw = {key: getattr(value, "value", value) for key, value in asdict(model.config).items()}
+    raw = {key: value for key, value in raw.items() if key not in ("resuscitation", "save_grad_")}
+    state = {f"model.{name}": tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "weights", metadata={"format": "pt"})
+    config = json.dumps({**raw, "model_type": "hf_olmo"}).encode()
+    return {"config.json": config, "tokenizer.json": b"{}", "model.safetensors": (folder / "weights").read_bytes()}
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_of_the_hub_lands_where_the_analysis_looks_and_loads(
+    weights: str, root: Path, tmp_path: Path, server: Server
+) -> None:
+    model = tiny_model()
+    published = hub_files(tmp_path, model)
+    torch.save(load_file(tmp_path / "weights"), tmp_path / "weights.bin")
+    published["pytorch_model.bin"] = (tmp_path / "weights.bin").read_bytes()
+    if weights == "pytorch_model.bin":
+        del published["model.safetensors"]
+    server.add_hub_model("allenai/OLMo-1B", "step738020-tokens3095B", {**published, "sub/x.json": b"", "a.py": b""})
+    status, _, stderr = finish(start(root, server, HUB_ID))
+    assert (status, stderr) == (0, "")
+    folder = root / FOLDERS["1B"] / "738020-unsharded"
+    assert files(folder) == {"config.json", "tokenizer.json", weights}
+    loaded = checkpoint.load_model(folder, torch.device("cpu")).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The hub's client, real but for its address."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    files = {"config.json": b"{}", "model.safetensors": WEIGHTS}
+    server.add_hub_model("owner/name", "first", files)
+    return server
+
+
+def test_a_download_from_the_hub_continues_and_is_verified(
+    tmp_path: Path, hub: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = "/cdn/model.safetensors"
+    hub.cuts = {weights: [2**21] + [0] * 9}
+    assert run(["owner/name@first", f"--output={tmp_path}"]) == 1
+    assert "the same command continues" in the_error(capsys)
+    hub.cuts = {}
+    true, hub.files[weights] = hub.files[weights], File(OTHER)  # same name, same length, other bytes
+    assert run(["owner/name@first", f"--output={tmp_path}"]) == 1
+    assert "has not the sha256 hash" in the_error(capsys)
+    assert "model.safetensors" not in files(tmp_path)
+    hub.files[weights] = true
+    assert run(["owner/name@first", f"--output={tmp_path}"]) == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS
+    assert files(tmp_path) == {"config.json", "model.safetensors"}
+    hub.asked.clear()
+    assert run(["owner/name@first", f"--output={tmp_path}"]) == 0
+    assert [asked.path for asked in hub.asked] == ["/api/models/owner/name/revision/first?blobs=true"], "no file"
+
+
+def test_another_revision_of_the_hub_replaces_the_weights_of_the_same_size(tmp_path: Path, hub: Server) -> None:
+    assert run(["owner/name@first", f"--output={tmp_path}"]) == 0
+    hub.add_hub_model("owner/name", "second", {"config.json": b"{}", "model.safetensors": OTHER})
+    assert run(["owner/name@second", f"--output={tmp_path}"]) == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == OTHER
+    assert files(tmp_path) == {"config.json", "model.safetensors"}
+
+
+def test_a_name_that_begins_like_anothers_is_another_file(tmp_path: Path, hub: Server) -> None:
+    published = {"config.json": b"{}", "model.safetensors": WEIGHTS, "model.safetensors.index.json": b"{}"}
+    hub.add_hub_model("owner/name", "first", published)
+    assert run(["owner/name@first", f"--output={tmp_path}"]) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == published
+
+
+def test_a_file_in_gits_own_store_is_verified(tmp_path: Path, hub: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = (path for path in hub.files if path.endswith("config.json"))
+    hub.files[path] = File(b"[]")
+    assert run(["owner/name@first", f"--output={tmp_path}"]) == 1
+    assert "config.json: what came has not the git hash" in the_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("owner/name@third", "404 Not Found; bash scripts/get_model.sh --list shows"),
+        ("allenai/OLMo-1B@step738020-tokens3094B", f"404 Not Found; try the hub: bash scripts/get_model.sh {HUB_ID}"),
+        ("allenai/OLMo-1B@step1000-tokens4B", "the hub's nearest known one is allenai/OLMo-1B@step20000-tokens84B"),
+    ],
+)
+def test_a_revision_that_the_hub_has_not(
+    name: str, said: str, tmp_path: Path, hub: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([name, f"--output={tmp_path}"]) == 1
+    error = the_error(capsys)
+    assert error.startswith(f"error: {name}: 404") and said in error
+
+
+def test_a_hub_out_of_reach_is_one_line(
+    tmp_path: Path, hub: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert run([HUB_ID, f"--output={tmp_path}"]) == 1
+    assert the_error(capsys) == f"error: {HUB_ID}: Connection refused\n"
