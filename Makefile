@@ -9,7 +9,7 @@ GOLDEN = .venv-golden
 PEERS = .venv-peers
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast test test-gpu checks bench crash golden
+.PHONY: help setup demo demo-contrast test test-gpu checks bench bench-against crash golden
 
 help:
 	@echo "make demo           the study, small and whole: about a quarter of an hour on two processor cores"
@@ -17,6 +17,7 @@ help:
 	@echo "make test           all tests;  make test-gpu: those that need a GPU"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
+	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
 	@echo "make crash          training killed 50 times, and compared with runs that were not: five minutes, or thirty on a busy machine"
 	@echo "make golden         the numbers of ai2-olmo 0.6.0 that the tests compare with, anew (tests/golden/README.md)"
 	@echo "make setup          only the virtual environment, in $(VENV)"
@@ -49,6 +50,10 @@ checks: $(READY)
 
 bench: $(READY) $(GOLDEN)/.ready $(PEERS)/.ready
 	$(RUN) -m scripts.bench
+
+bench-against: $(READY)
+	$(if $(BASE),,$(error name the other checkout: make bench-against BASE=DIR))
+	$(RUN) -m scripts.bench --against $(BASE)
 
 crash: $(READY)
 	$(RUN) -m tests.crash runs/crash --kills 30

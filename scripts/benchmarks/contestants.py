@@ -1,15 +1,14 @@
-"""One contestant of scripts/benchmarks/training.py, in a process of its own: trains as many steps as told, then waits.
+"""One contestant of scripts/benchmarks/training.py, in a process of its own: trains on request, then waits.
 
     python [-I] scripts/benchmarks/contestants.py NAME FOLDER
 
 FOLDER holds `settings.json`, the weights to start from, in OLMo's layout (`olmo`) and transformers' (`hf`), and
-`tokens`, uint16, the rows in the order in which all contestants see them. A line on the standard input with a
-number trains that many steps; the answer is a line of JSON, as is one at the start: seconds, the processor's seconds,
-bytes held after the imports, the most bytes held so far, and the loss of every step so far. The end of the standard
-input ends the process.
+`tokens`, uint16, the rows in the order in which all contestants read them. A line on stdin with a number trains that
+many steps; the answer, also written once after the first step, is a line of JSON: seconds, processor seconds, bytes
+held after the imports, peak bytes, and the loss of every step so far. The end of stdin ends the process.
 
-Peers have environments of their own, in which `olmo` may be another package, so nothing is imported before it is known
-who plays. All of them pause in a hook behind the optimizer's step, and know nothing of it.
+Peers have environments of their own, in which `olmo` may be another package, so nothing is imported before the name is
+known. All contestants pause in a hook after the optimizer step, of which they know nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,17 +38,17 @@ def memory(field: str) -> int:
 
 
 class Pace:
-    """Lets training go on by as many steps as the standard input says."""
+    """Lets training continue by as many steps as stdin requests."""
 
     def __init__(self) -> None:
         self.answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # what contestants print is no answer
+        os.dup2(2, 1)  # contestants print to stderr; stdout holds answers alone
         self.imported = 0
         self.losses: list[float] = []
         self.left = 1
 
     def begin(self) -> None:
-        """To be called between the imports and the model."""
+        """Call between the imports and the model."""
         self.imported = memory("VmRSS")
         self.started, self.processor = time.perf_counter(), time.process_time()
         register_optimizer_step_post_hook(self.after_step)
@@ -80,7 +79,7 @@ def all_rows(folder: Path, settings: dict[str, Any]) -> Tensor:
 
 
 def batches(folder: Path, settings: dict[str, Any]) -> Iterator[Tensor]:
-    """Rows of every step, (n, T) int64, for ever."""
+    """Rows of every step, (n, T) int64, without end."""
     rows = all_rows(folder, settings)
     while True:
         yield from rows.split(settings["rows"])
@@ -94,15 +93,14 @@ def plain_loop(
     logits_of: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """What one writes with torch: the mean loss of the next tokens, its gradient clipped, AdamW in one kernel."""
+    """The usual loop in torch: the mean loss of the next tokens, its gradient clipped, fused AdamW."""
     if optimizer is None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, **settings["adamw"], fused=True)
     model.train()
     for ids in batches(folder, settings):
         labels = F.pad(ids[:, 1:], (0, 1), value=-100)  # the last position predicts nothing
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings["half"]):
-            loss = F.cross_entropy(logits_of(ids).flatten(0, 1), labels.flatten())
+        loss = F.cross_entropy(logits_of(ids).flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -129,7 +127,6 @@ def transformers_trainer(folder: Path, settings: dict[str, Any], pace: Pace) -> 
     arguments = TrainingArguments(
         output_dir=str(folder / "transformers"),
         use_cpu=True,
-        bf16=settings["half"],
         max_steps=10**6,
         per_device_train_batch_size=settings["rows"],
         learning_rate=settings["adamw"]["lr"],
@@ -163,7 +160,7 @@ def ai2_olmo(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
     optimizer["learning_rate"] = optimizer.pop("lr")
     config = configs.TrainConfig.load(folder / "olmo" / "config.yaml", [f"optimizer={json.dumps(optimizer)}"])
     model = models.OLMo(config.model, init_params=False)
-    model.load_state_dict(torch.load(folder / "weights.pt"))
+    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
     plain_loop(folder, settings, pace, model, lambda ids: model(ids).logits, optim.build_optimizer(config, model))
 
 
@@ -173,7 +170,7 @@ def litgpt_model(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
     pace.begin()
     model = GPT(Config.from_name("OLMo-1B-hf", **settings["litgpt"]))
     model.lm_head.weight = model.transformer.wte.weight
-    model.load_state_dict(to_litgpt(torch.load(folder / "weights.pt")), strict=False)
+    model.load_state_dict(to_litgpt(torch.load(folder / "weights.pt", weights_only=True)), strict=False)
     for name, parameter in model.named_parameters():  # OLMo's norms have none: theirs stay at 1 and 0
         parameter.requires_grad_("norm" not in name and "ln_f" not in name)
     plain_loop(folder, settings, pace, model, model)
@@ -196,18 +193,14 @@ def to_litgpt(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def ours(folder: Path, settings: dict[str, Any], pace: Pace, changes: Sequence[str] = ()) -> None:
+def ours(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
     from olmo.config import load
     from olmo.distributed import Ranks, disable_malloc_trim
     from olmo.train import Trainer
 
     pace.begin()
     disable_malloc_trim()  # as scripts/train.py does
-    Trainer(load(settings["config"], [*settings["overrides"], *changes]), torch.device("cpu"), Ranks()).fit()
-
-
-def compiled(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
-    ours(folder, settings, pace, ["--compile={}", f"--save_folder={folder / 'compiled'}"])
+    Trainer(load(settings["config"], settings["overrides"]), torch.device("cpu"), Ranks()).fit()
 
 
 CONTESTANTS = {
@@ -216,7 +209,6 @@ CONTESTANTS = {
     "ai2-olmo": ai2_olmo,
     "litgpt": litgpt_model,
     "ours": ours,
-    "compiled": compiled,
 }
 
 

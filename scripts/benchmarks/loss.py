@@ -1,27 +1,25 @@
-"""The loss in parts against the loss of all logits at once: time, and memory. More than 1.00 x is faster in parts.
-
-python -m scripts.benchmarks.loss [--rounds 5]
-"""
+"""The loss in parts against the loss of all logits at once: time, and memory. More than 1.00 x is faster in parts."""
 
 from __future__ import annotations
 
-import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from olmo.config import ModelConfig
 from olmo.distributed import disable_malloc_trim, pick_device
-from olmo.exceptions import Parser, exit_status
 from olmo.model import OLMo
 from olmo.train.loss import Objective, linear_cross_entropy, predictions
 from olmo.train.throughput import peak_memory
 from scripts.benchmarks.processes import forget_peak, run_in_subprocess
+from scripts.benchmarks.rounds import alternate, spread
 
 VOCABULARY = 50304
 
@@ -52,7 +50,7 @@ def peak_of_loss(name: str, tokens: int, width: int, vocabulary: int, queue: Any
     queue.put(peak_memory(device) - before)
 
 
-def bench_loss(rounds: int) -> None:
+def bench_loss(folder: Path, rounds: int) -> None:
     """A training step (forward, loss, backward) of a model with OLMo's vocabulary, and the memory of the loss alone."""
     device = pick_device()
     gpu = device.type == "cuda"
@@ -93,33 +91,20 @@ def bench_loss(rounds: int) -> None:
             torch.cuda.synchronize(device)
         return time.perf_counter() - started, time.process_time() - processor
 
-    for name in LOSSES:
-        step(name)  # warm up
-    results = [{n: step(n) for n in (LOSSES if number % 2 else reversed(LOSSES))} for number in range(2 * rounds)]
-    ratios, processor = (sorted(r["whole"][i] / r["parts"][i] for r in results) for i in (0, 1))
-    rate = ids.numel() / statistics.median(r["parts"][0] for r in results)
+    works = {name: partial(step, name) for name in LOSSES}
+    alternate(1, works)  # warm up
+    parts, whole = (np.array(results) for results in alternate(2 * rounds, works).values())
     print(
-        f"loss, a training step with the logits in parts / whole: {statistics.median(ratios):.2f} x "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f} over {len(ratios)} rounds; ours {rate:,.0f} tokens/s), by processor "
-        f"time {statistics.median(processor):.2f} x ({processor[0]:.2f} to {processor[-1]:.2f})",
+        f"loss, a training step with the logits in parts / whole: {spread(whole[:, 0] / parts[:, 0])} over "
+        f"{len(parts)} rounds; ours {ids.numel() / np.median(parts[:, 0]):,.0f} tokens/s; by processor time "
+        f"{spread(whole[:, 1] / parts[:, 1])}",
         flush=True,
     )
     tokens, width = 8192, 256
-    parts, whole = (run_in_subprocess(peak_of_loss, name, tokens, width, VOCABULARY) / 2**20 for name in LOSSES)
+    peak, peak_whole = (run_in_subprocess(peak_of_loss, name, tokens, width, VOCABULARY) / 2**20 for name in LOSSES)
     print(
-        f"loss, memory for {tokens} tokens in parts / whole: {parts / whole:.2f} x ({parts:,.0f} MiB, "
-        f"{whole:,.0f} MiB; the logits in float32 are {tokens * VOCABULARY * 4 / 2**20:,.0f} MiB, the gradient of the "
-        f"vocabulary {width * VOCABULARY * 4 / 2**20:,.0f})",
+        f"loss, memory for {tokens} tokens in parts / whole: {peak / peak_whole:.2f} x ({peak:,.0f} MiB, "
+        f"{peak_whole:,.0f} MiB; the logits in float32 are {tokens * VOCABULARY * 4 / 2**20:,.0f} MiB, the gradient of "
+        f"the vocabulary {width * VOCABULARY * 4 / 2**20:,.0f})",
         flush=True,
     )
-
-
-def main(argv: Sequence[str]) -> None:
-    parser = Parser(prog="python -m scripts.benchmarks.loss", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each comparison")
-    disable_malloc_trim()
-    bench_loss(parser.parse_args(argv).rounds)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(main))

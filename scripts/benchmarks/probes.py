@@ -9,8 +9,9 @@ tokens, which is printed, too.
 from __future__ import annotations
 
 import json
-import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from olmo.eval.evaluators import Evaluators
 from olmo.knowledge.entries import KINDS, Probe
 from olmo.model import OLMo
 from olmo.tokenizer import run_tokenizer
+from scripts.benchmarks.rounds import alternate, spread
+from scripts.prepare import OLMO_TOKENIZER
 from scripts.prepare.fictional_knowledge import make_entries
 
 SHAPE = {"d_model": 256, "n_heads": 4, "n_layers": 4, "max_sequence_length": 1024, "init_device": "cpu"}
@@ -64,7 +67,7 @@ def bench_probes(folder: Path, rounds: int) -> None:
         (folder / setting).write_text(json.dumps(part), encoding="utf-8")
         data = DataConfig(dataset_path=str(folder / setting))
         evaluators += [EvaluatorConfig(f"{setting}_{kind}", data=data) for kind in KINDS]
-    tokenizer = TokenizerConfig("tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json")
+    tokenizer = TokenizerConfig(OLMO_TOKENIZER)
     config = TrainConfig(
         model=small_model(), tokenizer=tokenizer, evaluators=evaluators, device_eval_batch_size=BATCH, precision="fp32"
     )
@@ -74,30 +77,28 @@ def bench_probes(folder: Path, rounds: int) -> None:
     packed = Evaluators(config, run_tokenizer(config), device, Ranks())
     labels = {evaluator.label: probes for evaluator, probes in packed.probes}
 
-    def ours() -> dict[str, float]:
-        return packed.run(model, evaluators).metrics
+    def timed(work: Callable[[], dict[str, float]]) -> tuple[float, dict[str, float]]:
+        started = time.perf_counter()
+        metrics = work()  # ends with numbers on the CPU
+        return time.perf_counter() - started, metrics
 
-    def theirs() -> dict[str, float]:
-        return one_at_a_time(model, labels, device)
-
-    apart, times = 0.0, []
-    for number in range(rounds + 1):
-        results, seconds = {}, {}
-        for work in (ours, theirs) if number % 2 else (theirs, ours):
-            started = time.perf_counter()
-            results[work] = work()  # ends with numbers on the CPU
-            seconds[work] = time.perf_counter() - started
-        wanted = results[theirs]
-        apart = max(apart, *(abs(results[ours][f"eval/{n}/CrossEntropyLoss"] - v) for n, v in wanted.items()))
-        times.append((seconds[theirs], seconds[ours]))
-    times = times[1:]  # the first round warms up
-    ratios = sorted(other / own for other, own in times)
+    works = {
+        "packed": partial(timed, lambda: packed.run(model, evaluators).metrics),
+        "padded": partial(timed, lambda: one_at_a_time(model, labels, device)),
+    }
+    alternate(1, works)  # warm up
+    ours, theirs = alternate(rounds, works).values()
+    apart = max(
+        abs(of_ours[f"eval/{name}/CrossEntropyLoss"] - value)
+        for (_, of_ours), (_, of_theirs) in zip(ours, theirs)
+        for name, value in of_theirs.items()
+    )
+    own, other = (np.array([seconds for seconds, _ in results]) for results in (ours, theirs))
     lengths = [[len(probe.input_ids) for probe in probes] for probes in labels.values()]
     padded = sum(max(of[i : i + BATCH]) * len(of[i : i + BATCH]) for of in lengths for i in range(0, len(of), BATCH))
     print(
-        f"probes, {sum(map(len, lengths)):,} in one pass / one padded evaluator at a time: "
-        f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f} over {rounds} rounds; "
-        f"{statistics.median(own for _, own in times):.2f} s, {statistics.median(other for other, _ in times):.2f} s); "
-        f"its padded tokens / all tokens: {padded / sum(map(sum, lengths)):.2f} x; diluted losses within {apart:.0e}",
+        f"probes, {sum(map(len, lengths)):,} in one pass / one padded evaluator at a time: {spread(other / own)} over "
+        f"{rounds} rounds ({np.median(own):.2f} s, {np.median(other):.2f} s); its padded tokens / all tokens: "
+        f"{padded / sum(map(sum, lengths)):.2f} x; diluted losses within {apart:.0e}",
         flush=True,
     )

@@ -14,7 +14,7 @@ from olmo.train.throughput import peak_bytes
 
 
 def forget_peak() -> int:
-    """Let `peak_bytes` tell the most from now on, where the system can (Linux); returns what it tells now."""
+    """Let `peak_bytes` count from now on, where the system can (Linux); returns its present value."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return peak_bytes()
@@ -25,9 +25,9 @@ def _work(work: Callable[..., None], arguments: tuple[Any, ...], outlet: Connect
 
 
 def run_in_subprocess(work: Callable[..., None], *arguments: Any) -> Any:
-    """What `work` puts into the queue that it gets after these arguments, run in a process of its own.
+    """What `work` puts into the queue that it receives after these arguments, run in a process of its own.
 
-    Raises RuntimeError where that process ends without; what it died of stands on stderr.
+    Raises RuntimeError where that process ends without a result; its traceback is on stderr.
     """
     context = multiprocessing.get_context("spawn")
     inlet, outlet = context.Pipe(duplex=False)

@@ -1,19 +1,15 @@
-"""How long training stands still to save: `step{N}/`, which a thread writes, against `step{N}-unsharded/`, which the
-loop waits for.
+"""How long saving interrupts training: `step{N}/`, which a thread writes, against `step{N}-unsharded/`, which the loop
+waits for.
 
-    python -m scripts.benchmarks.saves [--rounds 5]
-
-Seconds from the end of an optimizer's step to the next forward pass, of steps that save, less the median of those that
-do not; a run saves once every few steps. What the thread takes from the steps beside it (here, where it shares the
-processors with them) is told too: how much longer it is from one save to the next than without saving.
+Measured from the end of an optimizer step to the next forward pass, at steps that save, less the median of steps that
+do not; a run saves once every few steps. Where the thread shares the processors with the steps beside it, these take
+longer: printed as how much longer it takes from one save to the next than without saving.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +21,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from olmo.config import load
 from olmo.distributed import Ranks, disable_malloc_trim
-from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.train import Trainer
 from scripts.benchmarks.processes import run_in_subprocess
 from scripts.benchmarks.training import prepare
 
-INTERVAL = 5  # steps; long enough for the thread to be done before the next save, which would wait for it
+INTERVAL = 5  # steps: the thread must finish before the next save, which would wait for it
 KINDS = {"asynchronous": "save_interval", "blocking": "save_interval_unsharded", "none": None}
 
 
 def run(folder: Path, kind: str, saves: int, interval: int, queue: Any) -> None:
-    """Puts the seconds that every save held up the loop, and those from each save to the next."""
+    """Put the seconds by which every save delayed the loop, and those from each save to the next."""
     disable_malloc_trim()
     steps = interval * (saves + 1) + 1
     changes = [f"--save_folder={folder / kind}", f"--stop_at={steps}", "--global_train_batch_size=1"]
@@ -68,12 +63,10 @@ def run(folder: Path, kind: str, saves: int, interval: int, queue: Any) -> None:
     )
 
 
-def bench_saves(saves: int, interval: int = INTERVAL) -> None:
-    """Seconds that a save holds up training, asynchronous and blocking, and their ratio."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        weights = prepare(folder, "fp32")
-        results = {kind: run_in_subprocess(run, folder, kind, saves, interval) for kind in KINDS}
+def bench_saves(folder: Path, saves: int, interval: int = INTERVAL) -> None:
+    """Seconds by which a save delays training, asynchronous and blocking, and their ratio."""
+    weights = prepare(folder)
+    results = {kind: run_in_subprocess(run, folder, kind, saves, interval) for kind in KINDS}
     (asynchronous, beside), (blocking, between), (_, without) = results.values()
     usual = statistics.median(without)
     print(
@@ -87,16 +80,3 @@ def bench_saves(saves: int, interval: int = INTERVAL) -> None:
 
 def _seconds(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} s, {min(values):.3f} to {max(values):.3f}"
-
-
-def main(argv: Sequence[str]) -> None:
-    parser = Parser(prog="python -m scripts.benchmarks.saves", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="saves of each kind")
-    args = parser.parse_args(argv)
-    if args.rounds < 1:
-        raise ConfigurationError("--rounds must be at least 1")
-    bench_saves(args.rounds)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_status(main))

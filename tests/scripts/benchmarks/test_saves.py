@@ -10,10 +10,12 @@ from scripts.benchmarks import saves as bench_saves
 from scripts.benchmarks import training as bench_training
 
 
-def test_both_kinds_of_saves_hold_up_training(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_both_kinds_of_saves_hold_up_training(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     shape = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_sequence_length": 16}
     monkeypatch.setattr(bench_training, "SHAPE", shape)
-    bench_saves.bench_saves(5, interval=40)  # short steps: enough of them that no save waits for the one before
+    bench_saves.bench_saves(
+        tmp_path, 5, interval=40
+    )  # short steps: enough of them that no save waits for the one before
     line = capsys.readouterr().out
     ratio, asynchronous, blocking = map(
         float, re.findall(r"still ([\d.]+) x as long \(([\d.]+) s.*?, ([\d.]+) s,", line)[0]

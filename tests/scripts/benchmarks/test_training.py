@@ -9,16 +9,16 @@ import pytest
 from scripts.benchmarks import training as bench_training
 
 
-def test_ours_and_a_torch_loop_train_the_same_model(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_ours_and_a_torch_loop_train_the_same_model(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     shape = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_sequence_length": 16}
     monkeypatch.setattr(bench_training, "SHAPE", shape)
     monkeypatch.setattr(bench_training, "ENVIRONMENTS", dict.fromkeys(bench_training.ENVIRONMENTS, "no-such-folder"))
-    bench_training.bench_training(rounds=2)
+    bench_training.bench_training(tmp_path, rounds=1)
     without, head, first, ours, summary = capsys.readouterr().out.splitlines()
     assert without.endswith("; make no-such-folder/.ready")
     assert all(bench_training.WHAT[name] in without for name in bench_training.ENVIRONMENTS)
     assert float(head.rpartition(" ")[2]) < 1e-4, head  # how far the losses of three steps are apart
-    assert "64 tokens a step" in head and "2 rounds of 1" in head
+    assert "64 tokens a step" in head and "2 rounds" in head
     assert first.startswith(f"  {bench_training.WHAT['torch']}: 1.00 x (1.00 to 1.00) (")
     assert ours.startswith("  ours: ")
     for line in (first, ours):
@@ -33,11 +33,11 @@ def test_a_contestant_that_dies_says_what_of(tmp_path) -> None:
         bench_training.Contestant("torch", tmp_path, threads=1)
 
 
-def test_other_losses_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_losses_are_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         bench_training, "SHAPE", {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_sequence_length": 16}
     )
     monkeypatch.setattr(bench_training, "ENVIRONMENTS", dict.fromkeys(bench_training.ENVIRONMENTS, "no-such-folder"))
     monkeypatch.setattr(bench_training, "first_losses", lambda contestant, _: [float(len(contestant.name))] * 3)
     with pytest.raises(RuntimeError, match=r"first losses differ: .*torch.*5.0.*ours.*4.0"):
-        bench_training.bench_training(rounds=1)
+        bench_training.bench_training(tmp_path, rounds=1)

@@ -1,0 +1,23 @@
+"""One model in OLMo's layout and in transformers'."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
+from olmo.config import ModelConfig, save_model_config
+from olmo.files.tensors import save_tensors, write_tensors
+
+
+def write_checkpoints(folder: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
+    """Write `olmo` and `hf` into `folder`, both in float32."""
+    for kind in ("olmo", "hf"):
+        (folder / kind).mkdir()
+    save_model_config(folder / "olmo/config.yaml", config)
+    write_tensors(folder / "olmo/model.safetensors", state)
+    (folder / "hf/config.json").write_text(json.dumps(to_transformers_config(config, torch.float32)))
+    save_tensors(folder / "hf/model.safetensors", to_transformers_state(state, config), {"format": "pt"})

@@ -1,0 +1,77 @@
+"""Comparing two checkouts, at tiny size: this one with itself, and with what is none."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+from olmo.exceptions import exit_status
+from scripts import bench
+from scripts.benchmarks import against
+from tests.running import ROOT
+
+run = functools.partial(exit_status, bench.main)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"d_model": 32, "n_heads": 2, "n_layers": 1, "mlp_hidden_size": 64}
+    monkeypatch.setattr(against, "SHAPE", shape)
+    sizes = {"LENGTH": 64, "INSTANCES": 4, "BATCHES": 2, "BATCH": 8, "TOKENS": 2**13, "ENTRIES": 2, "STEPS": 3}
+    for name, value in sizes.items():
+        monkeypatch.setattr(against, name, value)
+
+
+def test_a_checkout_agrees_with_itself(tiny: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--against", str(ROOT), "--rounds", "1"]) == 0, capsys.readouterr().err
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == list(against.WORKS)
+    for line, numbers in zip(lines, ("2", "3", "1", "[1-9][0-9]+")):
+        assert re.search(f"; {numbers} numbers equal$", line), line
+        ratio, peaks = re.findall(r"([\d.]+) x", line)
+        assert float(ratio) > 0 and 0.5 < float(peaks) < 2, line
+
+
+def test_numbers_that_differ_are_reported(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = iter([against.Outcome(2.0, 100.0, [1.0, 2.0]), against.Outcome(1.0, 50.0, [1.0, 2.5])])
+    monkeypatch.setattr(against, "run", lambda *_: next(outcomes))
+    assert run(["--against", str(ROOT), "--rounds", "1", "--only", "loader"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "time 2.00 x (2.00 to 2.00) over 1 rounds (2.00 s, 1.00 s), peak memory 2.00 x (100 MiB, 50 MiB)" in line
+    assert line.endswith("2 numbers differ by 2.0e-01 at most")
+
+
+def test_a_command_that_fails_is_one_line(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "train.py").write_text("raise SystemExit('error: broken')")
+    assert run(["--against", str(tmp_path), "--rounds", "1", "--only", "training"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path) in error and error.endswith("error: broken\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--against", str(ROOT), "--rounds", "0"], "--rounds must be at least 1"),
+        (
+            ["--only", "loss,speed"],
+            "--only speed: choose from training, saves, loss, entropy, probes, loader, resuscitation",
+        ),
+        (["--against", str(ROOT), "--only", "saves"], "choose from entropy, training, loader, probes"),
+        (["--against", "no-such-folder"], "no-such-folder: not a checkout of this project"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
