@@ -2,6 +2,9 @@
 
     python -m scripts.train CONFIG [--device=cpu] [--key.sub=value ...]
     torchrun --nproc_per_node=2 -m scripts.train CONFIG [--key.sub=value ...]
+    python -m scripts.train --help-config [KEY]
+
+The last prints what the keys of a configuration mean and what they may be: all, one, or those of a section.
 
 The device, unless named, is CUDA's where there is one, else Apple's GPU (mps, for one process), else the CPU.
 
@@ -19,6 +22,7 @@ import logging
 from collections.abc import Sequence
 
 from olmo.config import load
+from olmo.config.help import describe
 from olmo.console import Lines
 from olmo.distributed import disable_malloc_trim, leave, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Interrupted, exit_status
@@ -31,6 +35,11 @@ def main(argv: Sequence[str]) -> None:
         print(__doc__.strip())
         if not argv:
             raise ConfigurationError("no configuration given")
+        return
+    if argv[0] == "--help-config":
+        if len(argv) > 2:
+            raise ConfigurationError(f"--help-config: expected one key, got {' '.join(argv[1:])}")
+        print(describe(*argv[1:]))
         return
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
     config = load(argv[0], [flag for flag in argv[1:] if flag not in named])

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..config.schema import ModelConfig, make_model_config
+from ..config.load import make_model_config
+from ..config.model import ModelConfig
 from ..exceptions import ConfigurationError
 
 _Value = TypeVar("_Value")

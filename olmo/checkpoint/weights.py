@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.schema import ModelConfig, load_model_config
+from ..config.load import load_model_config
+from ..config.model import ModelConfig
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_tensors
 from ..memory.rescaling import load_multipliers, rescale

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config.schema import ModelConfig
+from ..config.model import ModelConfig
 from ..distributed import to_device
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_tensor

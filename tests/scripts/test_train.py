@@ -362,6 +362,16 @@ def test_help_is_status_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert "python -m scripts.train CONFIG" in out and err == ""
 
 
+def test_help_config_is_status_0_or_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(main, ["--help-config", "model.d_model"]) == 0
+    assert capsys.readouterr().out.startswith("model.d_model: int = 768\n")
+    assert exit_status(main, ["--help-config", "model.dmodel"]) == 2
+    assert "unknown key 'model.dmodel', did you mean 'model.d_model'?" in capsys.readouterr().err
+    assert exit_status(main, ["--help-config", "seed", "epoch"]) == 2
+    assert exit_status(main, ["--help-config"]) == 0
+    assert "\nprobing.interval: int = 1\n" in capsys.readouterr().out
+
+
 def test_what_several_processes_cannot_do_is_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

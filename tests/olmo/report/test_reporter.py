@@ -121,7 +121,7 @@ CHANGES: list[tuple[list[str], list[str]]] = [
     ([], []),
     (["save_interval=3", "eval_interval=7", "run_name=b", "save_overwrite=true", "stop_at=5"], []),
     (["data.num_workers=3", "data.pin_memory=true", "model.flash_attention=true", "time_limit=60"], []),
-    (["load_path=elsewhere", "model.resuscitation=edit.safetensors"], ["load_path", "model.resuscitation"]),
+    (["load_path=elsewhere", "model.resuscitation=edit.safetensors"], ["model.resuscitation", "load_path"]),
     (["optimizer.learning_rate=0.5", "scheduler.t_warmup=7"], ["optimizer.learning_rate", "scheduler.t_warmup"]),
     (["data.paths=[a.npy,c.npy]", "seed=8"], ["seed", "data.paths"]),
     (["injection={once: a.json}", "inject_interval=2"], ["inject_interval", "injection"]),

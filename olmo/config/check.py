@@ -1,0 +1,122 @@
+"""Whether the values of a configuration are supported, in range, and consistent with each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .model import ModelConfig
+from .schema import EvaluatorConfig, TrainConfig
+from .setting import setting_of
+
+
+def model_problems(model: ModelConfig) -> Iterator[str]:
+    """What is wrong with a model's settings, each with its key."""
+    yield from _setting_problems(model, "model.")
+    if any(setting_of(field).out_of_range(getattr(model, field.name)) for field in dataclasses.fields(model)):
+        return
+    if model.n_kv_heads is not None and model.multi_query_attention is not None:
+        expected = 1 if model.multi_query_attention else model.n_heads
+        if model.n_kv_heads != expected:
+            yield f"model.multi_query_attention: contradicts model.n_kv_heads: {model.n_kv_heads}; give one of them"
+    if model.d_model % model.n_heads:
+        yield f"model.d_model: {model.d_model} is not a multiple of model.n_heads: {model.n_heads}"
+    elif model.rope and (model.d_model // model.n_heads) % 2:
+        yield "model.rope: needs an even head dimension (d_model / n_heads)"
+    if model.n_heads % model.effective_n_kv_heads:
+        yield f"model.n_kv_heads: {model.effective_n_kv_heads} does not divide model.n_heads: {model.n_heads}"
+    if model.activation_type == "swiglu" and model.projection_size % 2:
+        yield f"model.mlp_hidden_size: {model.projection_size} is odd; swiglu halves it into up and gate"
+    if (model.embedding_size or model.vocab_size) < model.vocab_size:
+        yield f"model.embedding_size: {model.embedding_size} is less than vocab_size: {model.vocab_size}"
+
+
+def run_problems(config: TrainConfig) -> Iterator[str]:
+    """What is wrong with a run's settings, each with its key."""
+    yield from model_problems(config.model)
+    yield from _setting_problems(config)
+    yield from _evaluator_problems(config.evaluators)
+    yield from _injection_problems(config)
+    betas, peak = config.optimizer.betas, config.optimizer.learning_rate
+    if not all(0 <= beta <= 1 for beta in betas):
+        yield f"optimizer.betas: expected two numbers from 0 to 1, got {list(betas)}"
+    for key, lowest in (("scheduler", config.scheduler.warmup_min_lr), ("optimizer", config.optimizer.warmup_min_lr)):
+        if lowest is not None and lowest >= peak > 0:
+            yield f"{key}.warmup_min_lr: {lowest} must be less than optimizer.learning_rate: {peak}"
+    if config.data.label_mask_paths is not None and not config.data.paths:
+        yield "data.label_mask_paths: needs data.paths; a datasets folder has a column label_mask"
+    if config.data.paths and config.data.dataset_path:
+        yield "data: give either data.paths or data.dataset_path, not both"
+    if config.eval_subset_num_batches == 0 or any(e.subset_num_batches == 0 for e in config.evaluators):
+        yield "eval_subset_num_batches and subset_num_batches: 0 batches evaluate nothing; -1 means all"
+    strategy = config.fsdp and config.fsdp.wrapping_strategy
+    if strategy in ("by_block_group", "by_block_group_and_size") and config.model.block_group_size == 1:
+        yield f"fsdp.wrapping_strategy: {strategy} needs model.block_group_size to be more than 1"
+    if config.model.resuscitation_force and not config.model.resuscitation:
+        yield "model.resuscitation_force: has no effect without model.resuscitation; leave it out"
+    remote = config.remote_save_folder
+    if remote is not None and not re.fullmatch(r"s3://[^/\s]+(/[^/]+)*/?", remote):
+        yield (
+            f"remote_save_folder: {remote} is not s3://BUCKET/FOLDER; for another store with the S3 protocol (R2, "
+            "MinIO, ...) write s3:// and set the environment variable AWS_ENDPOINT_URL"
+        )
+    try:
+        duration = float(str(config.max_duration).removesuffix("ep").removesuffix("T"))
+    except ValueError:
+        yield f"max_duration: {config.max_duration!r} is neither steps, epochs ('1ep') nor tokens ('2e9T')"
+    else:
+        if not 0 < duration < math.inf:
+            yield f"max_duration: {config.max_duration} must be more than 0"
+
+
+def _setting_problems(config: Any, prefix: str = "") -> Iterator[str]:
+    """Values that a setting on its own does not allow, in `config` and its sections except `model`."""
+    for field in dataclasses.fields(config):
+        key, value, setting = prefix + field.name, getattr(config, field.name), setting_of(field)
+        if dataclasses.is_dataclass(value) and not isinstance(value, ModelConfig):
+            yield from _setting_problems(value, f"{key}.")
+        elif problem := setting.unsupported(value) or setting.out_of_range(value):
+            yield f"{key}: {problem}"
+
+
+def _evaluator_problems(evaluators: list[EvaluatorConfig]) -> Iterator[str]:
+    for evaluator in evaluators:
+        data, key = evaluator.data, f"evaluators.{evaluator.label}"
+        given = [name for name in ("paths", "datasets", "dataset_path") if getattr(data, name)]
+        alone = dataclasses.replace(evaluator, data=dataclasses.replace(data, datasets=None))
+        yield from _setting_problems(alone, f"{key}.")
+        for name, value in (("label_mask_paths", None), ("generate_attention_mask", False)):
+            if getattr(data, name) != value:
+                yield f"{key}.data.{name}: only training data has masks; leave it out"
+        if evaluator.type == "lm" and len(given) != 1:
+            yield (
+                f"{key}: needs exactly one of data.paths, data.datasets, "
+                f"data.dataset_path (has {', '.join(given) or 'none'})"
+            )
+        if evaluator.type == "knowledge_entropy" and (len(given) > 1 or data.datasets):
+            yield f"{key}: accepts data.paths, data.dataset_path, or neither for the run's own"
+    labels = [evaluator.label for evaluator in evaluators]
+    for label in sorted({label for label in labels if labels.count(label) > 1}):
+        yield f"evaluators.{label}: two evaluators have this label"
+
+
+def _injection_problems(config: TrainConfig) -> Iterator[str]:
+    injection, probing = config.injection, config.probing
+    injects = bool(injection and injection.rounds)
+    if config.inject_indices_map and injects:
+        yield "inject_indices_map and injection: give one of them, or set --injection.rounds=0"
+    if injection and config.inject_interval is None:  # a map may contain its interval
+        yield "inject_interval: missing; it is the number of steps between injection rounds"
+    if injection and injects and not (injection.paraphrase or injection.duplicate or injection.once):
+        yield "injection: has no entries; give paraphrase, duplicate or once a file, or leave injection out"
+    if probing is None:
+        return
+    if not (config.inject_indices_map or injects):
+        yield "probing: probes injections, and nothing is injected; leave it out, or set --probing=null"
+    if not any(e.type == "lm" and e.data.dataset_path for e in config.evaluators):
+        yield "probing: no evaluator has probes; add one of type lm with data.dataset_path, or leave probing out"
+    if probing.interval > probing.steps >= 1:
+        yield f"probing.interval: {probing.interval} must be at most probing.steps: {probing.steps}"

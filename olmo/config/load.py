@@ -1,0 +1,213 @@
+"""Read configurations: YAML files, the `base` files they name, overrides, old spellings and OLMo's interpolations."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+import typing
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..exceptions import ConfigurationError
+from ..files.paths import parse_step
+from .check import model_problems, run_problems
+from .model import ModelConfig
+from .schema import EvaluatorConfig, TrainConfig
+from .setting import alternatives, plain, section_of
+
+Config = TypeVar("Config")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a run's configuration: defaults, then `base` files, then the file, then `--key.sub=value`.
+
+    Raises ConfigurationError with all problems found, each with its key.
+    """
+    try:
+        raw = _with_base(Path(path))
+        _translate(raw)
+        of_file = set(_wrong_keys(raw, TrainConfig))
+        _override(raw, overrides)
+        _translate(raw)
+        problems = list(_wrong_keys(raw, TrainConfig))
+        _refuse(path if of_file.intersection(problems) else "command line", problems)
+        for position, evaluator in enumerate(raw.get("evaluators") or []):  # OmegaConf reports no position in a list
+            with _naming(f"{path}: evaluators[{position}]."):
+                OmegaConf.merge(OmegaConf.structured(EvaluatorConfig), evaluator)
+        config = _typed(TrainConfig, raw, f"{path}: ", {override[2:].partition("=")[0] for override in overrides})
+    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
+        raise ConfigurationError(f"{path}: {str(error).splitlines()[0]}") from error
+    _refuse(path, run_problems(config))
+    return config
+
+
+def load_model_config(path: str | Path) -> ModelConfig:
+    """Read the `model` section of a checkpoint's config.yaml; the rest may be of any trainer."""
+    section = _read_yaml(Path(path)).get("model")
+    if not isinstance(section, DictConfig):
+        raise ConfigurationError(f"{path}: no section 'model'")
+    with _naming(f"{path}: model."):
+        resolved = OmegaConf.to_container(section, resolve=True)  # here, as interpolations may refer to other sections
+    return make_model_config(typing.cast(dict[str, Any], resolved), str(path))
+
+
+def make_model_config(section: DictConfig | dict[str, Any], where: str) -> ModelConfig:
+    """Check the keys of a `model` section; ConfigurationErrors name `where`."""
+    _refuse(where, _wrong_keys(OmegaConf.create(section), ModelConfig, "model."))
+    config = _typed(ModelConfig, section, f"{where}: model.")
+    _refuse(where, model_problems(config))
+    return config
+
+
+def save_model_config(path: Path, model: ModelConfig) -> None:
+    """Write a config.yaml with the section `model` alone."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create({"model": plain(model)})), encoding="utf-8")
+
+
+def _refuse(where: str | Path, problems: Iterable[str]) -> None:
+    if found := "; ".join(problems):
+        raise ConfigurationError(f"{where}: {found}")
+
+
+def _typed(schema: type[Config], raw: Any, where: str, overridden: Container[str] = ()) -> Config:
+    with _naming(where, overridden):
+        return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), raw)))
+
+
+@contextmanager
+def _naming(where: str, overridden: Container[str] = ()) -> Iterator[None]:
+    """Turn OmegaConf's errors into ConfigurationErrors with the key and `where` it was given, or the command line."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        name = getattr(error, "full_key", None)
+        key, place = f"{name}: " if name else "", "command line: " if name in overridden else where
+        raise ConfigurationError(f"{place}{key}{str(error).splitlines()[0]}") from error
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: no such configuration file")
+    try:
+        raw = OmegaConf.load(path)
+    except Exception as error:  # PyYAML's errors and OmegaConf's have no base class in common
+        raise ConfigurationError(f"{path}: not YAML: {error}") from error
+    if not isinstance(raw, DictConfig):
+        raise ConfigurationError(f"{path}: expected keys and values at the top level")
+    return raw
+
+
+def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+    path = path.resolve() if seen else path
+    if path in seen:
+        raise ConfigurationError(f"{path}: 'base' refers to itself, directly or through other files")
+    raw = _read_yaml(path)
+    base = raw.pop("base", None)  # removed: the saved configuration is complete without its base
+    if not base:
+        return raw
+    if not isinstance(base, str):
+        raise ConfigurationError(f"{path}: base: expected the name of one file")
+    parent = _with_base((path.parent / base).resolve(), (*seen, path.resolve()))
+    return typing.cast(DictConfig, OmegaConf.merge(parent, raw))
+
+
+def _translate(raw: DictConfig) -> None:
+    """Replace old spellings, which OLMo accepts as well."""
+    optimizer, fsdp = raw.get("optimizer"), raw.get("fsdp")
+    if OmegaConf.is_dict(optimizer) and optimizer.get("no_decay_norm_and_bias") is not None:
+        decays = not optimizer.pop("no_decay_norm_and_bias")
+        optimizer["decay_norm_and_bias"] = optimizer["decay_embeddings"] = decays
+    if OmegaConf.is_dict(optimizer) and optimizer.get("name") == "decoupled_lionw":
+        optimizer["name"] = "lionw"
+        optimizer.pop("eps", None)
+    if OmegaConf.is_dict(fsdp) and fsdp.get("sharding_strategy") == "HYBRID_SHARD_ZERO2":
+        fsdp["sharding_strategy"] = "_HYBRID_SHARD_ZERO2"
+    if isinstance(raw.get("activation_checkpointing"), bool):
+        raw["activation_checkpointing"] = "whole_layer" if raw["activation_checkpointing"] else None
+
+
+def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
+    """Unknown keys, and sections and lists that are something else."""
+    types = typing.get_type_hints(schema)
+    for key in raw:
+        if key not in types:
+            nearest = difflib.get_close_matches(str(key), list(types), n=1, cutoff=0)[0]
+            yield f"unknown key '{prefix}{key}', did you mean '{prefix}{nearest}'?"
+            continue
+        section, value = section_of(types[key]), raw._get_node(key)
+        if value is None or value._is_none() or value._is_interpolation():
+            continue
+        is_list = any(typing.get_origin(kind) is list for kind in alternatives(types[key]))
+        if is_list and not OmegaConf.is_list(value):
+            item = str(value) if re.fullmatch(r"[\w./-]+", str(value)) else f"'{value}'"
+            yield f"{prefix}{key}: expected a list" + ("" if OmegaConf.is_dict(value) else f"; write [{item}]")
+            continue
+        if section is None:
+            continue
+        items = {f"{key}[{i}]": item for i, item in enumerate(value)} if is_list else {key: value}
+        for place, item in items.items():
+            if OmegaConf.is_dict(item):
+                yield from _wrong_keys(item, section, f"{prefix}{place}.")
+            else:
+                yield f"{prefix}{place}: expected keys and values"
+
+
+def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
+    for override, following in zip(overrides, (*overrides[1:], "--")):
+        if not override.startswith("--"):
+            raise ConfigurationError(f"expected --key.sub=value, got {override!r}")
+        if override.startswith("--base="):
+            raise ConfigurationError(f"{override}: 'base' can only be set in the file")
+        types = _types_of(override.removeprefix("--"))
+        if "=" not in override and types and bool not in types:
+            value = ("N" if int in types else "VALUE") if following.startswith("--") else following
+            raise ConfigurationError(f"{override}: has no value; write {override}={value}")
+        try:
+            raw.merge_with_dotlist([override[2:] if "=" in override else f"{override[2:]}=true"])
+        except Exception as error:  # PyYAML's errors and OmegaConf's have no base class in common
+            hint = "; quote values with braces: --key=['part-{000..004}.npy']" if ".." in override else ""
+            raise ConfigurationError(f"{override}: {str(error).splitlines()[0]}{hint}") from error
+
+
+def _types_of(key: str) -> tuple[Any, ...]:
+    """The types of a key of the run (`data.paths`, `evaluators.0.label`); () if it is unknown."""
+    schema: type | None = TrainConfig
+    annotation: Any = None
+    for part in re.sub(r"\.\d+", "", key).split("."):
+        annotation = typing.get_type_hints(schema).get(part) if schema else None
+        schema = section_of(annotation)
+    return () if annotation is None else alternatives(annotation)
+
+
+def _choose(*paths: str) -> str:
+    for path in paths:
+        if "://" in path or Path(path).exists():
+            return path
+    raise FileNotFoundError(f"path.choose: none of {', '.join(paths)} exists")
+
+
+def _glob(*patterns: str) -> list[str]:
+    found = {pattern: sorted(glob.glob(pattern)) for pattern in patterns}
+    for pattern, matches in found.items():
+        if not matches:
+            raise FileNotFoundError(f"path.glob: nothing matches {pattern}")
+    return [path for pattern in patterns for path in found[pattern]]
+
+
+def _last_checkpoint(folder: str) -> str:
+    steps = {found[0]: path for path in Path(folder).glob("step*") if (found := parse_step(path.name))}
+    if not steps:
+        raise FileNotFoundError(f"path.last_checkpoint: no checkpoint in {folder}")
+    return str(steps[max(steps)])
+
+
+# The interpolations of OLMo's configurations: ${path.choose:A,B}, ${path.glob:PATTERN}, ${path.last_checkpoint:FOLDER}.
+OmegaConf.register_resolver("path.choose", _choose, replace=True)
+OmegaConf.register_resolver("path.glob", _glob, replace=True)
+OmegaConf.register_resolver("path.last_checkpoint", _last_checkpoint, replace=True)

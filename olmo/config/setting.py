@@ -1,0 +1,120 @@
+"""A setting: a field of a configuration that carries its meaning, its limits and what it decides.
+
+    d_model: int = setting(768, "width of the residual stream", at_least=1)
+    alibi: bool = setting(False, "linear attention biases", only=(False,), instead="use rope or learned positions")
+
+Checks, saved files, `--help-config` and docs/config.md are all made from this metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The metadata of one key.
+
+    Attributes:
+        help: What the key means.
+        at_least, more_than, at_most: The range of its numbers.
+        only: The supported values, if not all; any other is an error.
+        instead: What to do instead of giving an unsupported value.
+        no_effect: Why the key changes neither numbers nor memory; for keys that OLMo's configurations have.
+        newer: ai2-olmo 0.6.0, or the published trainer (a fork of 0.4), refuses the key. It is left out of a saved
+            configuration if it has its default.
+        defines_run: Whether the key decides what a run learns; None for the answer of its section.
+    """
+
+    help: str = ""
+    at_least: float = -math.inf
+    more_than: float = -math.inf
+    at_most: float = math.inf
+    only: tuple[Any, ...] = ()
+    instead: str = ""
+    no_effect: str = ""
+    newer: bool = False
+    defines_run: bool | None = None
+
+    @property
+    def range(self) -> str:
+        """The range in words; empty if any number is allowed."""
+        limits = {"at least": self.at_least, "more than": self.more_than, "at most": self.at_most}
+        return " and ".join(f"{name} {limit}" for name, limit in limits.items() if math.isfinite(limit))
+
+    def out_of_range(self, value: Any) -> str | None:
+        """What is wrong with a number, infinity and NaN included; None if nothing is."""
+        if value is None or not self.range:
+            return None
+        allowed = self.at_least <= value <= self.at_most and self.more_than < value < math.inf
+        return None if allowed else f"{value} must be {self.range}"
+
+    def unsupported(self, value: Any) -> str | None:
+        """Why a value is not supported and what to do instead; None if it is supported."""
+        if not self.only or value in self.only:
+            return None
+        return f"{spelled(value)} is not supported ({' or '.join(map(spelled, self.only))} is); {self.instead}"
+
+    def __str__(self) -> str:
+        supported = f"only {' or '.join(map(spelled, self.only))}: {self.instead}" if self.only else ""
+        parts = (self.help, self.range, supported, self.no_effect and f"no effect: {self.no_effect}")
+        return "; ".join(part for part in parts if part)
+
+
+def setting(default: Any, help: str = "", **details: Any) -> Any:
+    """A dataclass field with a Setting as its metadata; a class or function as default makes the value."""
+    given = {"default_factory" if callable(default) else "default": default}
+    return dataclasses.field(**given, metadata={"setting": Setting(help, **details)})
+
+
+def setting_of(field: dataclasses.Field[Any]) -> Setting:
+    return typing.cast(Setting, field.metadata["setting"])
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows: (X,) of X, (X, Y) of X | Y."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def section_of(annotation: Any) -> type | None:
+    """The dataclass that an annotation holds: X, X | None or list[X]."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if dataclasses.is_dataclass(candidate):
+            return typing.cast(type, candidate)
+    return None
+
+
+def walk(schema: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Every key of a schema in order, with its type and its field; a section comes before its own keys."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        key, annotation = prefix + field.name, hints[field.name]
+        yield key, annotation, field
+        section = section_of(annotation)
+        if section is not None:
+            yield from walk(section, f"{key}.")
+
+
+def spelled(value: Any) -> str:
+    """A value as YAML spells it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{', '.join(map(spelled, value))}]" if isinstance(value, (list, tuple)) else str(value)
+
+
+def plain(value: Any) -> Any:
+    """A configuration as the mappings, lists and scalars of its YAML, without newer keys at their defaults."""
+    if dataclasses.is_dataclass(value):
+        values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        left_out = {f.name for f in dataclasses.fields(value) if setting_of(f).newer and values[f.name] == f.default}
+        return {name: plain(item) for name, item in values.items() if name not in left_out}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value

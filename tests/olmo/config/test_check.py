@@ -1,0 +1,230 @@
+"""Values that are unsupported, out of range or inconsistent."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from olmo.config import WITHOUT_EFFECT, TrainConfig, load
+from olmo.config.setting import setting_of, spelled, walk
+from tests.olmo.config.configurations import MINIMAL, problem, write
+
+UNSUPPORTED = [
+    (key, setting_of(field).only, setting_of(field).instead)
+    for key, _, field in walk(TrainConfig)
+    if setting_of(field).only and not key.startswith("evaluators.")
+]
+BAD = {
+    "model.init_device": "banana",
+    "model.block_type": "llama",
+    "model.alibi": "true",
+    "model.save_grad_": "true",
+    "optimizer.selective_updates": "true",
+    "optimizer.record_update_metrics": "true",
+    "data.datasets": "{a: [b]}",
+    "data.label_mask_paths": "[a]",
+    "data.pad_direction": "left",
+    "data.generate_attention_mask": "true",
+    "data.generate_doc_lengths": "true",
+    "fast_forward_batches": "3",
+    "precision": "fp16",
+    "wandb.log_artifacts": "true",
+    "python_profiling": "true",
+    "torch_profiling": "true",
+    "module_outputs_save_steps": "[1]",
+}
+
+
+@pytest.mark.parametrize("key, supported, instead", UNSUPPORTED, ids=[key for key, _, _ in UNSUPPORTED])
+def test_unsupported_value_is_an_error_that_names_the_key(
+    tmp_path: Path, key: str, supported: tuple[Any, ...], instead: str
+) -> None:
+    message = problem(tmp_path, MINIMAL, f"--{key}={BAD[key]}")
+    assert message.startswith(f"{key}: ")
+    assert "is not supported" in message
+    assert message.endswith(instead)
+    assert ";" in message and message.count("is not supported") == 1
+    for value in supported:
+        assert load(tmp_path / "config.yaml", [f"--{key}={spelled(value)}"])
+
+
+def test_unsupported_value_is_spelled_as_in_yaml(tmp_path: Path) -> None:
+    assert problem(tmp_path, MINIMAL + "precision: fp16") == (
+        "precision: fp16 is not supported (null or fp32 or amp_bf16 is); use fp32 or amp_bf16"
+    )
+    assert problem(tmp_path, MINIMAL + "model: {alibi: true}").startswith("model.alibi: true is not supported (false ")
+
+
+@pytest.mark.parametrize("place", ["gs://a/b", "r2://a/b", "weka://a/b", "/a/b", "s3://", "s3:///b", "s3://a//b", "''"])
+def test_a_remote_save_folder_is_on_s3(tmp_path: Path, place: str) -> None:
+    assert problem(tmp_path, MINIMAL, f"--remote_save_folder={place}") == (
+        f"remote_save_folder: {place.strip(chr(39))} is not s3://BUCKET/FOLDER; for another store with the S3 protocol "
+        "(R2, MinIO, ...) write s3:// and set the environment variable AWS_ENDPOINT_URL"
+    )
+    for good in ("s3://a", "s3://a/b c/d", "s3://a/b/"):
+        assert load(tmp_path / "config.yaml", [f"--remote_save_folder={good}"]).remote_save_folder == good
+
+
+def test_unsupported_data_key_of_an_evaluator(tmp_path: Path) -> None:
+    text = MINIMAL + "evaluators: [{label: held, data: {paths: [a], label_mask_paths: [b]}}]"
+    assert problem(tmp_path, text).startswith("evaluators.held.data.label_mask_paths: only training data has masks")
+    text = MINIMAL + "evaluators: [{label: held, data: {paths: [a], generate_attention_mask: true}}]"
+    assert problem(tmp_path, text).startswith("evaluators.held.data.generate_attention_mask: ")
+    text = MINIMAL + "data: {dataset_path: a, label_mask_paths: [b]}"
+    assert problem(tmp_path, text).startswith("data.label_mask_paths: needs data.paths")
+    load(write(tmp_path, MINIMAL + "evaluators: [{label: held, data: {datasets: {a: [b]}}}]"))
+
+
+@pytest.mark.parametrize("key", sorted(WITHOUT_EFFECT))
+def test_keys_without_effect_load(tmp_path: Path, key: str) -> None:
+    values = {
+        "model.init_device": "meta",
+        "model.precision": "amp_bf16",
+        "hf_datasets_cache_dir": "cache",
+        "sharded_checkpointer": "olmo_core",
+        "load_path_sharded_checkpointer": "local",
+        "probe_dataset": "probes.json",
+        "model.alibi_bias_max": "4",
+    }
+    boolean = ("_effect", "attention", "workers", "memory", "loss", "checkpoints", "only", "decay")
+    value = values.get(key, "true" if key.endswith(boolean) and key != "data.num_workers" else "7")
+    load(write(tmp_path, MINIMAL), [f"--{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("model: {d_model: 64, n_heads: 5}", "model.d_model: 64 is not a multiple of model.n_heads: 5"),
+        ("model: {d_model: 36, n_heads: 12, rope: true}", "model.rope: needs an even head dimension"),
+        ("model: {n_heads: 12, n_kv_heads: 5}", "model.n_kv_heads: 5 does not divide model.n_heads: 12"),
+        ("model: {n_heads: 0}", "model.n_heads: 0 must be at least 1"),
+        ("model: {n_kv_heads: 0}", "model.n_kv_heads: 0 must be at least 1"),
+        ("model: {mlp_hidden_size: 97}", "model.mlp_hidden_size: 97 is odd"),
+        ("model: {vocab_size: 200, embedding_size: 128}", "model.embedding_size: 128 is less than vocab_size: 200"),
+        ("evaluators: [{label: a}]", "evaluators.a: needs exactly one of"),
+        ("evaluators: [{label: a, data: {paths: [b], dataset_path: c}}]", "evaluators.a: needs exactly one of"),
+        ("data: {paths: [a], dataset_path: b}", "data: give either data.paths or data.dataset_path"),
+        ("global_train_batch_size: 0", "global_train_batch_size: 0 must be at least 1"),
+        ("eval_subset_num_batches: 0", "eval_subset_num_batches and subset_num_batches: 0 batches"),
+        ("save_interval: 0", "save_interval: 0 must be at least 1"),
+        ("console_log_interval: 0", "console_log_interval: 0 must be at least 1"),
+        ("injection: {once: a, rounds: -1}\ninject_interval: 1", "injection.rounds: -1 must be at least 0"),
+        ("eval_interval: 0", "eval_interval: 0 must be at least 1"),
+        ("inject_interval: 0", "inject_interval: 0 must be at least 1"),
+        ("injection: {once: a}", "inject_interval: missing"),
+        ("injection: {rounds: 3}\ninject_interval: 1", "injection: has no entries; give paraphrase, duplicate or"),
+        ("inject_start_step: 0", "inject_start_step: 0 must be at least 1"),
+        ("inject_position: middle", "inject_position: Invalid value 'middle', expected one of"),
+        ("{inject_indices_map: a, injection: {once: b}, inject_interval: 5}", "inject_indices_map and injection: give"),
+        ("max_duration: 0", "max_duration: 0 must be more than 0"),
+        ("max_duration: -3", "max_duration: -3 must be more than 0"),
+        ("max_duration: 0ep", "max_duration: 0ep must be more than 0"),
+        ("max_duration: -2e9T", "max_duration: -2e9T must be more than 0"),
+        ("max_duration: nanT", "max_duration: nanT must be more than 0"),
+        ("max_duration: infep", "max_duration: infep must be more than 0"),
+        ("max_duration: 3epochs", "max_duration: '3epochs' is neither steps, epochs ('1ep') nor tokens ('2e9T')"),
+    ],
+)
+def test_values_that_do_not_go_together(tmp_path: Path, text: str, expected: str) -> None:
+    if text.startswith("{"):
+        text = "\n".join(re.sub(r"^\{|\}$", "", text).split(", "))
+    message = problem(tmp_path, MINIMAL + text)
+    assert message.startswith(expected)
+    assert message.count(";") <= 1  # this problem alone
+
+
+@pytest.mark.parametrize("betas", ["[0.9]", "[0.9, 0.95, 0.99]"])
+def test_betas_are_two(tmp_path: Path, betas: str) -> None:
+    assert "length" in (message := problem(tmp_path, MINIMAL, f"--optimizer.betas={betas}")) or "two" in message
+    assert load(tmp_path / "config.yaml", ["--optimizer.betas=[0.8, 0.9]"]).optimizer.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("duration", ["100", "1ep", "0.5ep", "2e9T", "1000T"])
+def test_durations(tmp_path: Path, duration: str) -> None:
+    assert str(load(write(tmp_path, MINIMAL + f"max_duration: {duration}")).max_duration) == duration
+
+
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
+    text = (
+        "model: {d_model: 64, n_heads: 5, alibi: true}\nprecision: fp16\ntime_limit: 0\nmax_duration: soon\n"
+        "data: {generate_doc_lengths: true}\ninject_interval: 0\n"
+    )
+    message = problem(tmp_path, text)
+    for key in (
+        "model.d_model",
+        "model.alibi",
+        "precision",
+        "time_limit",
+        "max_duration",
+        "data.generate_doc_lengths",
+        "inject_interval",
+    ):
+        assert re.search(rf"(^|; ){re.escape(key)}: ", message), key
+
+
+def test_when_a_map_is_injected_may_stand_in_the_map_itself(tmp_path: Path) -> None:
+    config = load(write(tmp_path, MINIMAL + "inject_indices_map: a\ninject_start_step: 5\ninject_position: document"))
+    assert (config.inject_interval, config.inject_start_step, config.inject_position) == (None, 5, "document")
+    config.save(tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "key, wrong, right",
+    [
+        ("time_limit", "0.0 must be more than 0", "0.5"),
+        ("collective_timeout", "0.0 must be more than 0", "0.5"),
+        ("canceled_check_interval", "0 must be at least 1", "1"),
+        ("extra_steps_after_cancel", "-1 must be at least 0", "0"),
+        ("save_interval_ephemeral", "0 must be at least 1", "1"),
+        ("early_stopping_factor", "0.9 must be at least 1", "1.0"),
+    ],
+)
+def test_keys_about_the_end_of_a_run(tmp_path: Path, key: str, wrong: str, right: str) -> None:
+    assert problem(tmp_path, MINIMAL, f"--{key}={wrong.split()[0]}").endswith(f"{key}: {wrong}")
+    config = load(write(tmp_path, MINIMAL), [f"--{key}={right}"])
+    assert getattr(config, key) == float(right)
+    config.save(tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == config
+
+
+def test_a_map_beside_an_injection_of_no_rounds(tmp_path: Path) -> None:
+    """So a configuration whose evaluators name the files of `injection` can be run with a map."""
+    text = "{inject_indices_map: a, injection: {once: b, rounds: 0}, inject_interval: 5}"
+    assert load(write(tmp_path, MINIMAL + text.strip("{}").replace(", inj", "\ninj"))).inject_indices_map == "a"
+
+
+def test_forced_resuscitation_without_one_is_an_error(tmp_path: Path) -> None:
+    assert problem(tmp_path, MINIMAL, "--model.resuscitation_force") == (
+        "model.resuscitation_force: has no effect without model.resuscitation; leave it out"
+    )
+    assert load(write(tmp_path, MINIMAL), ["--model.resuscitation_force", "--model.resuscitation=a"])
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("max_grad_norm=-1", "max_grad_norm: -1.0 must be more than 0"),
+        ("max_grad_norm_ratio=0", "max_grad_norm_ratio: 0.0 must be more than 0"),
+        ("optimizer.learning_rate=-0.01", "optimizer.learning_rate: -0.01 must be at least 0"),
+        ("optimizer.betas=[1.5,2]", "optimizer.betas: expected two numbers from 0 to 1, got [1.5, 2.0]"),
+        ("scheduler.warmup_min_lr=1", "scheduler.warmup_min_lr: 1.0 must be less than optimizer.learning_rate: 0.0001"),
+        ("scheduler.t_warmup=-5", "scheduler.t_warmup: -5 must be at least 0"),
+        ("scheduler.t_max=-1", "scheduler.t_max: -1 must be at least 1"),
+        ("epoch=-1", "epoch: -1 must be at least 0"),
+        ("data.instance_filter={repetition_max_count: 0}", "data.instance_filter.repetition_max_count: 0 must be"),
+        ("data.instance_filter={repetition_min_period: 0}", "data.instance_filter.repetition_min_period: 0 must be"),
+        ("model.attention_dropout=2", "model.attention_dropout: 2.0 must be at least 0 and at most 1"),
+        ("model.rope_theta=0", "model.rope_theta: 0 must be at least 1"),
+        ("model.layer_norm_eps=.nan", "model.layer_norm_eps: nan must be more than 0"),
+        ("model.init_std=-1", "model.init_std: -1.0 must be more than 0"),
+        (
+            "model.init_device=banana",
+            "model.init_device: banana is not supported (null or cpu or",
+        ),
+        ("max_duration=infT", "max_duration: infT must be more than 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(tmp_path: Path, override: str, expected: str) -> None:
+    assert problem(tmp_path, MINIMAL, f"--{override}").startswith(expected)
