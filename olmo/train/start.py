@@ -16,7 +16,8 @@ from ..checkpoint import folder as saves
 from ..checkpoint import hub, sharded, weights
 from ..checkpoint.optimizer import load_optimizer_state, read_optimizer_state
 from ..checkpoint.remote_saves import RemoteSaves
-from ..config.schema import ModelConfig, TrainConfig
+from ..config.model import ModelConfig
+from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
 from ..model import OLMo
