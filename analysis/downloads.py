@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.locations import Location
 from analysis.prefetch import is_first_of_machine
 from olmo import checkpoint
 from olmo.exceptions import FAILURES
@@ -19,29 +20,33 @@ class Downloads:
 
     folder: Path | None
 
-    def fetch(self, hub_id: str, weights: bool) -> Path:
-        """The folder of `owner/name[@revision]`, downloaded unless the hub's cache has it; without `weights` its
-        configuration is enough. Raises FileNotFoundError."""
+    def fetch(self, location: Location, weights: bool) -> Path:
+        """The folder of a checkpoint, downloaded unless the hub's cache has it; without `weights` its configuration is
+        enough. Raises FileNotFoundError."""
+        if isinstance(location, Path):
+            return location
         if self.folder is None:
-            return checkpoint.download(hub_id, weights=weights)
+            return checkpoint.download(location, weights=weights)
         try:
-            configuration = checkpoint.download(hub_id, self.folder, weights=False)
+            configuration = checkpoint.download(location, self.folder, weights=False)
         except FileNotFoundError:
-            if (cached := checkpoint.downloaded(hub_id)) is None:
+            if (cached := checkpoint.downloaded(location)) is None:
                 raise
             return cached
-        cached = checkpoint.downloaded(_at_commit(hub_id, configuration))
+        cached = checkpoint.downloaded(_at_commit(location, configuration))
         if cached is not None or not weights:
             return cached or configuration
-        return checkpoint.download(hub_id, self.folder)
+        return checkpoint.download(location, self.folder)
 
-    def fetched(self, hub_id: str) -> Path:
-        """What `fetch` of the first process of this machine has downloaded. Raises FileNotFoundError."""
-        configuration = checkpoint.downloaded(hub_id, self.folder, weights=False)
-        name = hub_id if configuration is None else _at_commit(hub_id, configuration)
+    def fetched(self, location: Location) -> Path:
+        """The folder that `fetch` of the first process of this machine has returned. Raises FileNotFoundError."""
+        if isinstance(location, Path):
+            return location
+        configuration = checkpoint.downloaded(location, self.folder, weights=False)
+        name = location if configuration is None else _at_commit(location, configuration)
         folder = checkpoint.downloaded(name, self.folder) or checkpoint.downloaded(name)
         if folder is None:
-            raise FileNotFoundError(f"{hub_id}: the first process of this machine has not downloaded it")
+            raise FileNotFoundError(f"{location}: the first process of this machine has not downloaded it")
         return folder
 
     @contextmanager

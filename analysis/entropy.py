@@ -42,24 +42,20 @@ def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     locations = checkpoint_locations(args.step, args.model_size, args.checkpoint or [])
     _check_output(args, locations)
-    instances = _instances(args)
+    which = {"length": args.sequence_length, "order": args.order, "tokenizer": args.tokenizer}
+    if args.data is None:
+        instances = Instances.official(args.model_size, args.data_size, **which)
+    else:
+        instances = Instances(args.data, args.data_size, **which)
     for folder in locations:
         if isinstance(folder, Path):
             instances.check_tokenizer(folder)
     series = Series.of(locations, args.output) if len(locations) > 1 else None
     disable_malloc_trim()
     device = pick_device(args.device)
-    settings = Settings(
-        instances,
-        args.coefficient,
-        args.precision,
-        args.measures,
-        args.tolerance,
-        args.batch_size,
-        args.resuscitation,
-        args.resuscitation_force,
-        compiled=device.type == "cuda" and not args.eager,
-    )
+    how = (args.coefficient, args.precision, args.measures, args.tolerance, args.batch_size)
+    edit = (args.resuscitation, args.resuscitation_force)
+    settings = Settings(instances, *how, *edit, compiled=device.type == "cuda" and not args.eager)
     jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
     with process_group(device) as ranks:
         failures = Failures(len(jobs), ranks)
@@ -76,12 +72,6 @@ def main(argv: Sequence[str]) -> None:
         finally:
             if ranks.is_first and series is not None:
                 series.draw()
-
-
-def _instances(args: argparse.Namespace) -> Instances:
-    if args.data is None:
-        return Instances.official(args.model_size, args.data_size, args.sequence_length, args.order, args.tokenizer)
-    return Instances(args.data, args.data_size, args.sequence_length, args.order, args.tokenizer)
 
 
 def _job(args: argparse.Namespace, location: Location, settings: Settings, several: bool) -> Job:

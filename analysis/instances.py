@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,14 +42,7 @@ class Instances:
     of_official_run: bool = False
 
     @classmethod
-    def official(
-        cls,
-        model_size: str,
-        count: int,
-        length: int | None = None,
-        order: str | None = None,
-        tokenizer: str | None = None,
-    ) -> Instances:
+    def official(cls, model_size: str, count: int, order: str | None = None, **more: Any) -> Instances:
         """The first instances of the official run. Raises ConfigurationError where one of its files is missing."""
         data = f"configs/official/OLMo-{model_size}.yaml"
         if not Path(data).is_file():
@@ -61,7 +55,7 @@ class Instances:
                     f"scripts/get_dataorder.sh --model_size {model_size}, or rebuild only as much as is needed with: "
                     f"python -m scripts.data_order rebuild {data} --first {count} --output {order}"
                 )
-        return cls(data, count, length, order, tokenizer, of_official_run=True)
+        return cls(data, count, order=order, of_official_run=True, **more)
 
     def check_tokenizer(self, folder: Path) -> None:
         """Raise ConfigurationError where the model of a folder cannot have the tokenizer of the default data."""
@@ -74,7 +68,7 @@ class Instances:
             )
 
     def length_for(self, folder: Path) -> int:
-        """Tokens per instance for the model of a checkpoint folder."""
+        """Tokens per instance."""
         return self.length or context_length(folder)
 
     def read(self, folder: Path) -> list[NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from analysis.locations import Location, check_writable, label_of, step_of, toke
 from analysis.measure import measure
 from analysis.models import PRECISIONS, identity_of, open_model
 from analysis.prefetch import is_first_of_machine, together
-from analysis.results import earlier_result, save_result
+from analysis.results import COEFFICIENTS_FILE, RESULT, save_result
 from olmo import checkpoint
 from olmo.distributed import Ranks
 from olmo.files.digests import file_digest
@@ -30,7 +31,7 @@ from olmo.model import OLMo
 
 @dataclass(frozen=True)
 class Settings:
-    """How checkpoints are measured, all of a command alike; the fields are the flags of analysis.entropy."""
+    """How the checkpoints of one command are measured; the fields are flags of analysis.entropy."""
 
     instances: Instances
     coefficient: str = "abs"
@@ -55,7 +56,7 @@ class Prepared:
 
     folder: Path
     rows: list[NDArray[np.int64]]
-    identity: dict[str, Any]  # on the first process of a machine
+    identity: dict[str, Any]  # {} on all but the first process of a machine
     earlier: dict[str, Any] | None  # the result, if it exists already
 
 
@@ -72,10 +73,10 @@ class Job:
         return str(self.location)
 
     def prepare(self) -> Prepared | None:
-        """Download a checkpoint of the hub and read it, so that opening it does not wait for the disk; on the first
-        process of a machine, None on the others.
+        """Download a checkpoint of the hub and read it, so that opening it does not wait for the disk; None on all but
+        the first process of a machine.
 
-        Without effort where an earlier result is of the same identity: a commit of the hub is compared before any
+        If an earlier result has the same identity, that is all it takes: a commit of the hub is compared before any
         weights are downloaded.
         """
         if not is_first_of_machine():
@@ -83,14 +84,14 @@ class Job:
         on_hub = isinstance(self.location, str)
         if on_hub and self.downloads.folder is not None:
             check_writable(self.output)
-        folder = self._folder(weights=False)
+        folder = self.downloads.fetch(self.location, weights=False)
         self.settings.instances.check_tokenizer(folder)
         rows = self.settings.instances.read(folder)
         identity = self._identity(folder, rows)
         earlier = self._earlier(identity) if on_hub else None
         if earlier is None:
             if on_hub:
-                folder = self._folder(weights=True)
+                folder = self.downloads.fetch(self.location, weights=True)
                 identity = self._identity(folder, rows)
             identity["checkpoint"]["fingerprint"] = identity_of(folder)
             earlier = None if on_hub else self._earlier(identity)
@@ -112,7 +113,10 @@ class Job:
         def opened() -> tuple[Prepared, nn.Module, str]:
             if ranks.is_first:
                 check_writable(self.output)
-            here = prepared or self._prepared_by_first_of_machine()
+            here = prepared
+            if here is None:  # the first process of this machine has downloaded it
+                folder = self.downloads.fetched(self.location)
+                here = Prepared(folder, settings.instances.read(folder), {}, None)
             edit = (settings.edit_of(here.folder), settings.resuscitation_force)
             model = open_model(here.folder, device, PRECISIONS[settings.precision], *edit)
             return here, model, describe(model)
@@ -139,17 +143,9 @@ class Job:
         save_result(self.output, measurement, result)
         return result
 
-    def _folder(self, weights: bool) -> Path:
-        return self.location if isinstance(self.location, Path) else self.downloads.fetch(self.location, weights)
-
-    def _prepared_by_first_of_machine(self) -> Prepared:
-        """What a process needs that writes no results."""
-        folder = self.location if isinstance(self.location, Path) else self.downloads.fetched(self.location)
-        return Prepared(folder, self.settings.instances.read(folder), {}, None)
-
     def _identity(self, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
-        """What an earlier result must agree in to be the one asked for. A fingerprint of the weights is added later;
-        those of the hub are identified by their commit, which names their folder."""
+        """What an earlier result must have in common with the one asked for. A fingerprint of the weights is added
+        later; those of the hub are identified by their commit, which names their folder."""
         settings, edit = self.settings, self.settings.edit_of(folder)
         named = {"path": str(self.location), "step": step_of(self.location)}
         return {
@@ -163,10 +159,11 @@ class Job:
 
     def _earlier(self, identity: dict[str, Any]) -> dict[str, Any] | None:
         """The result in `output` if it is of this identity and has all measures."""
-        result = earlier_result(self.output)
-        if result is None or not set(self.settings.measures) <= set(result.get("measures", ("knowledge",))):
+        if not all((self.output / name).is_file() for name in (RESULT, COEFFICIENTS_FILE)):
             return None
-        return result if _contains(result, identity) else None
+        result = json.loads((self.output / RESULT).read_text(encoding="utf-8"))
+        has_all = set(self.settings.measures) <= set(result.get("measures", ("knowledge",)))
+        return result if has_all and _contains(result, identity) else None
 
 
 def _contains(result: Any, wanted: Any) -> bool:

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from olmo.checkpoint import is_hub_id, resolve
 from olmo.exceptions import ConfigurationError
@@ -24,20 +25,10 @@ FOLDERS = {"1B": Path("checkpoints/pretrained_1B"), "7B": Path("checkpoints/pret
 def add_checkpoint_flags(parser: argparse.ArgumentParser, several: bool) -> None:
     """Add --step with --model_size, and --checkpoint."""
     which = parser.add_mutually_exclusive_group(required=True)
-    if several:
-        which.add_argument(
-            "--step",
-            type=_step,
-            nargs="+",
-            help="steps of the official run, in checkpoints/pretrained_1B/, or `all` of that folder",
-        )
-    else:
-        which.add_argument("--step", type=int, help="a step of the official run, in checkpoints/pretrained_1B/")
-    which.add_argument(
-        "--checkpoint",
-        nargs="+" if several else None,
-        help="folder, glob, or hub id with @revision" if several else "folder, or hub id with @revision",
-    )
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    steps = "steps of the official run, or `all`" if several else "a step of the official run"
+    which.add_argument("--step", type=_step if several else int, **many, help=f"{steps}, in checkpoints/pretrained_1B/")
+    which.add_argument("--checkpoint", **many, help="folder, glob, or hub id with @revision")
     parser.add_argument("--model_size", choices=sorted(FOLDERS), default="1B", help="of --step")
 
 

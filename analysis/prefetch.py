@@ -1,12 +1,7 @@
 """A loop over items, each prepared in the background while the one before is used, in step on all ranks.
 
-    failures = Failures(len(items), ranks)
-    for item, prepared in prefetch(items, prepare, ranks):
-        with failures.of(item):
-            use(item, together(ranks, prepared))
-    failures.check()
-
 Preparing is for what waits on networks and disks. At any time at most one item is in use and one is being prepared.
+`main` of analysis.entropy shows the loop.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor
 from analysis.measure import Measurement
 from olmo.files.atomic import atomic_path, write_text
 from olmo.files.paths import check_readable
-from olmo.files.tensors import save_tensors
+from olmo.files.tensors import read_tensor, save_tensors
 
 RESULT = "knowledge_entropy.json"
 COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"
@@ -33,13 +33,6 @@ def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) 
     with atomic_path(folder / COEFFICIENTS_FILE) as partial:
         save_tensors(partial, {"mlp_average_coefficients": average}, metadata)
     write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
-
-
-def earlier_result(folder: Path) -> dict[str, Any] | None:
-    """What a folder's `knowledge_entropy.json` holds; None unless both result files exist."""
-    if not (folder / RESULT).is_file() or not (folder / COEFFICIENTS_FILE).is_file():
-        return None
-    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
 
 
 def find_coefficients(folder: Path) -> Path:
@@ -64,15 +57,12 @@ def read_coefficients(path: Path) -> Coefficients:
 
     Raises OSError, or ValueError where the file is damaged, unsafe or something else.
     """
-    check_readable(path)
     if path.suffix == ".pt":
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises several types for damaged and refused files
-            raise ValueError(f"{path}: cannot be read safely: {str(error).splitlines()[0]}") from error
-        if not isinstance(loaded, Tensor) or loaded.ndim != 2:
-            raise ValueError(f"{path}: expected one tensor with a row for each layer")
-        return Coefficients(path, loaded.float(), None)
+        average = read_tensor(path)
+        if average.ndim != 2:
+            raise ValueError(f"{path}: expected one row for each layer")
+        return Coefficients(path, average.float(), None)
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             checkpoint = (file.metadata() or {}).get("checkpoint_fingerprint")

@@ -132,12 +132,12 @@ def _distributions(named: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
     if not all(file.is_file() for _, file in files):
         return []
     ranks = np.linspace(0, 1, POINTS)
-    found = []
+    curves = []
     for name, file in files:
         average = read_tensor(file).double().numpy()  # (L, M)
         shares = np.quantile(average / average.sum(1, keepdims=True), 1 - ranks, axis=1).T  # (L, POINTS)
-        found.append({"name": name, "ranks": ranks.tolist(), "shares": shares.tolist()})
-    return found
+        curves.append({"name": name, "ranks": ranks.tolist(), "shares": shares.tolist()})
+    return curves
 
 
 def table(series: dict[str, Any]) -> str:
@@ -216,7 +216,7 @@ class Series:
         series = gather(self.files) if self.folder is None else write(self.files, self.folder)
         print(table(series), flush=True)
         if self.folder is None:
-            print("the checkpoints are in several folders: --output says where to put this table and its figures")
+            print("the checkpoints are in several folders: name one with --output to save this table and its figures")
         else:
             draw(series, self.folder)
             print(f"{self.folder / SERIES}: this table; its figures beside it")

@@ -160,7 +160,7 @@ def test_checkpoints_of_several_folders_without_steps(
     """No common place for a file, then named by their paths."""
     folders = [write(tmp_path / name / "model", made_model(seed)) for seed, name in enumerate(("b", "a"))]
     assert run("--checkpoint", *folders, "--data", tokens, "--data_size", 1) == 0
-    assert "--output says where to put this table" in capsys.readouterr().out
+    assert "name one with --output to save this table" in capsys.readouterr().out
     assert not [*tmp_path.rglob(SERIES)]
     files = [folder / "knowledge_entropy.json" for folder in folders]
     rows = series.gather(files)["rows"]
