@@ -23,8 +23,8 @@ PACKAGES = ("olmo", "analysis", "scripts")
 ROOMS = (
     "exceptions",
     "console",
-    "config",
     "files",
+    "config",
     "net",
     "distributed",
     "tokenizer",
@@ -122,7 +122,6 @@ def reading_path() -> list[Path]:
     return [ROOT / name for name in re.findall(r"^\| `([^`]+\.py)` \|", section[1], re.MULTILINE)]
 
 
-@later
 def test_no_module_imports_itself_through_others() -> None:
     try:
         TopologicalSorter(graph()).prepare()
@@ -130,14 +129,12 @@ def test_no_module_imports_itself_through_others() -> None:
         pytest.fail("imports in a circle: " + " <- ".join(error.args[1]))
 
 
-@later
 def test_olmo_has_the_rooms_of_the_plan_and_no_other() -> None:
     assert {room(module) for module in modules() if module.startswith("olmo.")} == set(ROOMS)
     entries = sorted(path.name for path in (ROOT / "olmo").iterdir() if path.name != "__pycache__")
     assert len(entries) <= TOP_LEVEL_ENTRIES, entries
 
 
-@later
 def test_rooms_import_only_what_is_above_them() -> None:
     wrong = [
         f"{module} imports {target}"
@@ -159,7 +156,6 @@ def test_packages_import_only_what_they_may() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@later
 def test_imports_inside_olmo_are_relative_and_name_the_module() -> None:
     packages = {module for module, path in modules().items() if path.name == "__init__.py"}
     wrong = [
@@ -171,7 +167,6 @@ def test_imports_inside_olmo_are_relative_and_name_the_module() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@later
 @pytest.mark.parametrize("module", PURE)
 def test_pure_functions_know_little(module: str) -> None:
     wrong = {target for target in graph()[module] if not f"{target}.".startswith(tuple(f"{p}." for p in PURE[module]))}
@@ -197,7 +192,6 @@ def test_the_source_has_a_limit() -> None:
     assert sum(map(lines, modules().values())) <= SOURCE_LINES
 
 
-@later
 def test_the_method_is_short_to_read() -> None:
     paths = reading_path()
     assert len(paths) == len(set(paths)) >= 13
