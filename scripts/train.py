@@ -6,14 +6,14 @@
 
 The last prints what the keys of a configuration mean and what they may be: all, one, or those of a section.
 
-The device, unless named, is CUDA's where there is one, else Apple's GPU (mps, for one process), else the CPU.
+The default device is CUDA if there is one, else Apple's GPU (mps, one process only), else the CPU.
 
-SIGTERM, control-C and SIGUSR1, with which SLURM warns, let a run finish its step, save and end; a second one ends it at
-once. The same command with --try_load_latest_save goes on.
+SIGTERM, control-C and SIGUSR1 (SLURM's warning) let a run finish its step, save and end; a second signal ends it at
+once. The same command with --try_load_latest_save resumes it.
 
-`--debug` shows the traceback of an error. Exit status 0 when the last step is done, 75 when a signal or time_limit came
-first and all is saved, 2 for a wrong command line or configuration, 1 for a failure while running, 128 + its number for
-a second signal.
+Exit status: 0 when the last step is done; 75 if a signal or time_limit ended the run early, and it is saved; 2 for a
+wrong command line or configuration; 1 for a failure while running; 128 + its number for a second signal. `--debug`
+prints the traceback of an error.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def main(argv: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s", handlers=[Lines()])
     disable_malloc_trim()
     device = pick_device(named[-1].partition("=")[2] if named else None)
-    # Until the processes have met, signals end them at once: where one is missing, the others would wait on.
+    # Signals are handled only after all processes have joined: until then they end a process that waits for another.
     with process_group(device, config.collective_timeout) as ranks, Signals() as signals:
         try:
             Trainer(config, device, ranks, signals).fit()
-        except Interrupted:  # all is saved: a late signal must not change the exit status
+        except Interrupted:  # the run is saved: a late signal must not change the exit status
             signals.ignored = True
             raise
 

@@ -50,12 +50,8 @@ class LionW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Update the weights; `closure`, if given, is called first and its result returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:  # type: ignore[override]
+        """Update the weights from their gradients."""
         for group in self.param_groups:
             beta_1, beta_2 = group["betas"]
             for weight in group["params"]:
@@ -68,7 +64,6 @@ class LionW(torch.optim.Optimizer):
                 direction = torch.sign(state["exp_avg"] * beta_1 + weight.grad * (1 - beta_1))
                 weight.add_(direction, alpha=-group["lr"])
                 state["exp_avg"].mul_(beta_2).add_(weight.grad, alpha=1 - beta_2)
-        return loss
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -37,10 +37,6 @@ class StartingPoint:
     folder: Path | None = None
     replaces_run: bool = False  # save_folder or remote_save_folder holds an older run, which this one deletes
 
-    @property
-    def is_resumed(self) -> bool:
-        return self.kind == "resumed"
-
     def build(
         self, config: TrainConfig, ranks: Ranks, device: torch.device
     ) -> tuple[OLMo, nn.Module, torch.optim.Optimizer, TrainState]:
@@ -50,7 +46,7 @@ class StartingPoint:
         to be reset.
         """
         # The weights of the run's own checkpoints were resuscitated before they were trained and saved.
-        wanted = replace(config.model, resuscitation=None) if self.is_resumed else config.model
+        wanted = replace(config.model, resuscitation=None) if self.kind == "resumed" else config.model
         if self.kind == "load_path":
             assert self.folder is not None
             resets = {"optim.pt": config.reset_optimizer_state, "train.pt": config.reset_trainer_state}
@@ -94,8 +90,8 @@ class StartingPoint:
         state = TrainState(epoch=config.epoch or 0)
         if self.folder is None:
             return state
-        keeps_state = self.is_resumed or not config.reset_trainer_state
-        keeps_optimizer = self.is_resumed or not config.reset_optimizer_state
+        keeps_state = self.kind == "resumed" or not config.reset_trainer_state
+        keeps_optimizer = self.kind == "resumed" or not config.reset_optimizer_state
         if keeps_state:
             state = TrainState.read(self.folder, config)
         if keeps_optimizer:

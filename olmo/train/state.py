@@ -12,9 +12,6 @@ from ..config.schema import TrainConfig
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_training_state
 
-# OLMo's trainer expects them in train.pt, and deletes the checkpoints that they list.
-_LISTS = ("checkpoints", "unsharded_checkpoints", "ephemeral_checkpoints")
-
 
 @dataclass
 class TrainState:
@@ -77,7 +74,8 @@ class TrainState:
             "global_train_tokens_seen": self.tokens,
             "world_size": world_size,
             "restarted_at": self.restarted_at,
-            **{name: [] for name in _LISTS},
+            # OLMo's trainer expects these, and may delete the checkpoints that they list.
+            **{name: [] for name in ("checkpoints", "unsharded_checkpoints", "ephemeral_checkpoints")},
         }
         if config.early_stopping_factor is not None:
             saved["lowest_loss"] = self.lowest_loss

@@ -157,13 +157,6 @@ class Watch:
             self._loss = self.ranks.sum_tensor(loss.clone()) / self.ranks.world_size
             self._lowest = torch.minimum(self._lowest.to(loss.device), self._loss)
 
-    def check(self, step: int, done: int) -> Cancellation | None:
-        """Why the run ends with this step, or None. A collective.
-
-        done: steps or tokens, as the scheduler counts its warm-up.
-        """
-        return self.asked(step) or self.diverged(step, done)
-
     def asked(self, step: int) -> Cancellation | None:
         """A signal to any rank, or the time limit or a tag, which the first rank checks. A collective."""
         limit, mine = self.config.time_limit, self.signals.received or 0
@@ -183,7 +176,10 @@ class Watch:
         return self.ranks.largest(self.signals.received or 0) > 0
 
     def diverged(self, step: int, done: int) -> Cancellation | None:
-        """Early stopping, by the loss tracked last and the lowest of all steps up to it."""
+        """Early stopping, by the loss tracked last and the lowest of all steps up to it.
+
+        done: steps or tokens, as the scheduler counts its warm-up.
+        """
         factor = self.config.early_stopping_factor
         looks = step % self.config.canceled_check_interval == 0 and done > self.config.scheduler.t_warmup
         if factor is None or not looks or self._loss.item() <= factor * self._lowest.item():

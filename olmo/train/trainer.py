@@ -53,7 +53,7 @@ class Trainer:
         self.train_step = TrainStep(config, self.model, module, self.optimizer, device, ranks.rank)
         temperatures = Temperatures.from_config(config.model).to(device)
         self.schedule = Schedule(config, self.state, self.loader.batches_per_epoch, temperatures)
-        resumed_at = self.state.step if self.start.is_resumed else None
+        resumed_at = self.state.step if self.start.kind == "resumed" else None
         self.reporter = self._open_reporter(resumed_at)
         self.saver = CheckpointSaver(config, self.model, self.optimizer, ranks, remote)
         self.saver.begin(resumed_at)
@@ -70,7 +70,7 @@ class Trainer:
                 return
             try:
                 self.schedule.at(self.state.step).temperatures.apply(self.model)
-                if self.start.is_resumed:
+                if self.start.kind == "resumed":
                     self._complete_save()
                 else:
                     self._evaluate_and_save_start()
@@ -111,7 +111,7 @@ class Trainer:
 
                 # Now and then: save. After logging and evaluating, so that a restart from here has all metrics.
                 if step < last_step:
-                    cancelled = watch.check(step, schedule.done(step))
+                    cancelled = watch.asked(step) or watch.diverged(step, schedule.done(step))
                 kinds = saver.due(step, final=step == last_step, cancelled=cancelled is not None)
                 if kinds:
                     result.read(ranks)  # weights that are not finite are never saved
@@ -136,7 +136,7 @@ class Trainer:
             self.reporter.evaluation(step, result, brief=not due)
 
     def _in_probing_window(self, step: int) -> bool:
-        """Whether probes are scored after this step: it precedes an injection, or one was `ProbingConfig.steps` ago."""
+        """Whether `probing` scores probes after this step: before an injection, and at times in the steps after it."""
         probing, plan = self.config.probing, self.plan
         if probing is None or plan is None:
             return False
@@ -173,7 +173,7 @@ class Trainer:
             schedule.last_step,
             f"{schedule.tokens_per_batch:,}",
         )
-        if self.start.is_resumed:
+        if self.start.kind == "resumed":
             log.info("resuming from %s", self.start.folder)
             first_step = 1
         elif config.load_path is not None:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -180,6 +181,13 @@ def together(ranks: Ranks) -> dict[str, Any]:
     if not ranks.is_first:
         assert report["first"] is None and report["first fails"] == "ConfigurationError"
     report["from_first"] = [ranks.broadcast_int(5 + ranks.rank), ranks.broadcast_int(ranks.is_first)]
+    report["shared"] = ranks.share_from_first(lambda: time.sleep(0.5) or [f"of {ranks.rank}"], heartbeat=0.1)
+    try:
+        ranks.share_from_first(lambda: 1 // 0, heartbeat=0.1)
+    except (ZeroDivisionError, ConfigurationError) as error:
+        report["sharing fails"] = type(error).__name__
+    if not ranks.is_first:
+        assert report["shared"] == ["of 0"] and report["sharing fails"] == "ConfigurationError"
     signals = Signals()
     signals.received = None if ranks.is_first else signal.SIGTERM
     watch = Watch(TrainConfig(), ranks, signals)
@@ -244,6 +252,10 @@ def test_numbers_that_all_processes_agree_on(report: dict[str, Any]) -> None:
     assert (
         report["first"] == 0 and report["first fails"] == "ZeroDivisionError"
     )  # the other process has checked its own
+
+
+def test_what_the_first_process_finds_is_shared(report: dict[str, Any]) -> None:
+    assert report["shared"] == ["of 0"] and report["sharing fails"] == "ZeroDivisionError"
 
 
 def test_a_signal_to_the_second_process_is_heard_by_the_first(report: dict[str, Any]) -> None:
