@@ -143,7 +143,7 @@ def test_after_the_time_limit_some_steps_more_which_a_restart_does_again(
     world: Path, tmp_path: Path, unbroken: tuple[Path, Any]
 ) -> None:
     limited = ("--time_limit=1e-9", "--canceled_check_interval=2", "--extra_steps_after_cancel=3", "--save_interval=5")
-    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 2; saved .*/step2, from"):
+    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 2; saved .*/step2; add --try_load"):
         train(world / "config.yaml", tmp_path, *limited)
     # Neither the evaluation of step 3 nor the checkpoint of step 5.
     assert set(series(tmp_path)) == {1, 2, 3, 4, 5} and not series(tmp_path, "eval/K")
@@ -169,7 +169,7 @@ def test_a_signal_ends_the_steps_after_the_time_limit(
         signals.received = signal.SIGTERM if now == 4 else None
 
     monkeypatch.setattr(Reporter, "metrics", metrics_and_signal)
-    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 2; saved .*/step2, from"):
+    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 2; saved .*/step2; add --try_load"):
         Trainer(configure(world / "plain.yaml", tmp_path, *limited), CPU, Ranks(), signals).fit()
     assert max(series(tmp_path)) == 4
 
