@@ -1,1 +1,1 @@
-"""Evaluators of the training loop; each is a function of a model that returns metrics and tables."""
+"""Evaluators of the training loop: functions of a model that return metrics and tables."""

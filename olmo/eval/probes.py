@@ -1,6 +1,6 @@
 """Log-probabilities of target spans (method section 4), all probes of all evaluators in one packed pass.
 
-An evaluator `type: lm` with `data.dataset_path` asks for one kind of probe of one setting; its label is
+An evaluator `type: lm` with `data.dataset_path` scores one kind of probe of one setting; its label is
 `{setting}_{kind}`: setting paraphrase, once or duplicate; kind memorization, semantic, composition, or paragraph,
 the loss on `train_context`.
 """
@@ -32,13 +32,13 @@ PARAGRAPH = "paragraph"
 
 @dataclass(frozen=True)
 class ProbeTable:
-    """One row a probe, in the order of the probes; log-probabilities are natural, computed in float32."""
+    """One row for each probe, in order; log-probabilities are natural, computed in float32."""
 
     probes: Sequence[Probe]
     tokens: NDArray[np.int64]  # in the target span
     sum_log_prob: NDArray[np.float64]  # of the target span given the prompt
     first_log_prob: NDArray[np.float64]  # of its first token
-    first_rank: NDArray[np.int64]  # how many tokens of the vocabulary are more probable than its first token
+    first_rank: NDArray[np.int64]  # number of tokens of the vocabulary that are more probable than its first token
     exact_match: NDArray[np.bool_]  # greedy decoding would give the whole target span
 
     @property
@@ -74,9 +74,9 @@ def parse_label(label: str) -> tuple[str, str]:
 
 
 def probes_of(evaluator: EvaluatorConfig, tokenizer: Tokenizer, config: TrainConfig) -> list[Probe]:
-    """The probes that an evaluator asks for, in file order.
+    """The probes of an evaluator, in file order.
 
-    A paragraph counts as a probe whose prompt is its first token; it is cut to the model's context.
+    A paragraph counts as a probe whose prompt is its first token; it is cut to the model's context length.
     """
     setting, kind = parse_label(evaluator.label)
     entries = load_entries(str(evaluator.data.dataset_path))
@@ -111,8 +111,8 @@ def score_probes(
     """Score every probe once, whatever the number of ranks.
 
     Probes are sorted by length and packed into batches of at most `tokens_per_batch` padded tokens; only the hidden
-    states in front of target tokens reach the vocabulary. The result does not depend on the packing
-    beyond float rounding. `progress` is called with the number of probes done since the last call.
+    states before target tokens are scored over the vocabulary. The packing changes no more than float rounding.
+    `progress` is called with the number of probes scored since the last call.
     """
     order = sorted(range(len(probes)), key=lambda i: -len(probes[i].input_ids))
     mine = order[ranks.rank :: ranks.world_size]
@@ -138,7 +138,7 @@ def _score(probes: Sequence[Probe], model: OLMo, device: torch.device) -> NDArra
     probes: the longest first.
     """
     longest = len(probes[0].input_ids)
-    # Causal attention never looks at what stands to the right, so any id will do as padding.
+    # Causal attention ignores padding on the right, so its id does not matter.
     ids = torch.tensor([list(p.input_ids) + [0] * (longest - len(p.input_ids)) for p in probes], device=device)
     rows = [r for r, p in enumerate(probes) for _ in range(p.target_start, len(p.input_ids))]
     places = [t for p in probes for t in range(p.target_start, len(p.input_ids))]
@@ -174,10 +174,10 @@ def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str
     eval/K, eval/K_{setting}: K(theta), the mean over entries of the mean over their probes.
 
     The published trainer (kaistAI/Knowledge-Entropy, `eval_batch` of olmo/train.py) takes the cross-entropy of all
-    T - 1 predictions of a padded batch, 0 where the target is masked, means over each row and gives row after row to
-    one torchmetrics `MeanMetric` (olmo/eval/evaluator.py): every probe weighs the same, also in a smaller last batch.
-    That is what is computed here, as one process prints it. With W processes its sampler deals probes r, r + W, ... to
-    rank r and repeats the first ones where they do not divide, so that its number depends on W; ours does not.
+    T - 1 predictions of a padded batch, 0 where the target is masked, and passes the mean of each row to a torchmetrics
+    `MeanMetric` (olmo/eval/evaluator.py): every probe has the same weight, also in a smaller last batch. The value here
+    is that of its single process. With W processes its sampler gives probes r, r + W, ... to rank r and repeats the
+    first ones if they do not divide, so that its value depends on W; ours does not.
     """
     labels = np.array([f"{p.setting}_{p.kind}" for p in table.probes])
     settings = np.array([p.setting if p.kind != PARAGRAPH else "" for p in table.probes])
@@ -200,7 +200,7 @@ def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str
         chosen = np.flatnonzero(settings == setting)
         entries = np.array([p.entry for p in table.probes])[chosen]
         values = table.mean_log_prob[chosen]
-        count = np.bincount(entries)  # 0 for an entry that asks nothing
+        count = np.bincount(entries)  # 0 for an entry without probes
         per_entry = np.bincount(entries, values)[count > 0] / count[count > 0]
         metrics[f"eval/K_{setting}"] = float(per_entry.mean())
         means.append(per_entry)

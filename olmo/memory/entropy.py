@@ -31,15 +31,15 @@ def layer_entropy(average: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class GroupedMeans:
-    """A mean over instances of numbers of any shape, in float64, with what its standard error needs.
+    """A mean over instances of numbers of any shape, in float64, by groups of instances for its standard error.
 
     Instance k belongs to group k mod 64. Leaving one group out at a time (delete-a-group jackknife) gives the sampling
-    error as far as instances are independent samples: neighbours that share a document, as in packed text, make it a
-    little too small.
+    error if instances are independent samples; neighbours that share a document, as in packed text, make it a little
+    too small.
     """
 
     def __init__(self, *shape: int):
-        # Where the values are, so that a GPU goes on meanwhile; on the host where only that has float64 (MPS has none).
+        # On the device of the values, so that nothing waits for it, or on the host if the device has no float64 (MPS).
         self._sums = torch.zeros(GROUPS, *shape, dtype=torch.float64)
         self.counts = np.zeros(GROUPS)
 
@@ -54,7 +54,7 @@ class GroupedMeans:
         np.add.at(self.counts, groups, 1.0)  # one batch may hold several instances of a group
 
     def reduce(self, ranks: Ranks) -> None:
-        """Add up what all ranks have seen."""
+        """Add up the sums of all ranks."""
         self._sums, self.counts = torch.from_numpy(ranks.sum(self.sums)), ranks.sum(self.counts)
 
     @property
@@ -71,7 +71,7 @@ class GroupedMeans:
         return self.sums.sum(0) / self.counts.sum()
 
     def _without_each(self) -> Iterator[NDArray[np.float64]]:
-        """The averages without group g, for the groups that are not empty, where there are two or more."""
+        """The averages without group g, for each group that is not empty, if there are two or more."""
         filled = np.flatnonzero(self.counts)
         total, count = self.sums.sum(0), self.counts.sum()
         for group in filled if len(filled) > 1 else ():
@@ -83,7 +83,7 @@ class GroupedMeans:
 
 
 class CoefficientAverages(GroupedMeans):
-    """Average coefficients Cbar (L, M), whose statistic is H^l (L,), no mean but a function of one."""
+    """Average coefficients Cbar (L, M), whose statistic is H^l (L,), a function of the mean."""
 
     def __init__(self, layers: int, memories: int):
         super().__init__(layers, memories)

@@ -1,8 +1,8 @@
-"""Where a causal language model keeps its feed-forward memories, in any architecture.
+"""Find the feed-forward memories of a causal language model of any architecture.
 
 Found by structure: the longest list of layers, and in each layer every matrix outside the attention. All of them must
-have a part in one key-value memory FFN(x) = f(x K^T) V (paper, section 3.1), or in a mixture of them. A layer with a
-matrix that has none, such as a state-space mixer or a second feed-forward layer, is refused, never guessed about.
+belong to one key-value memory FFN(x) = f(x K^T) V (paper, section 3.1), or to a mixture of them. A layer with any other
+matrix, such as a state-space mixer or a second feed-forward layer, is rejected; nothing is guessed.
 Shapes: E experts of a layer, M memories of a layer or an expert, D the width of the model.
 """
 
@@ -24,7 +24,7 @@ class Memory:
 
     name: str  # of `down` in the model
     down: nn.Module  # second projection; its input holds the M coefficients
-    into: tuple[nn.Module, ...]  # first projection; two modules where up and gate are apart
+    into: tuple[nn.Module, ...]  # first projection; two modules if up and gate are separate
     count: int  # M
     gated: bool
     weight: nn.Module | None = None  # D -> 1; the sigmoid of its output multiplies what a shared expert writes
@@ -42,13 +42,13 @@ class Experts:
 
 
 def find_memories(model: nn.Module) -> list[list[Memory | Experts]]:
-    """The feed-forward memories of a causal language model, first layer first; more than one part in a layer only where
-    shared experts stand beside routed ones.
+    """The feed-forward memories of each layer, first layer first; several parts only for a shared expert beside routed
+    ones.
 
-    Ours are known by name. Raises ValueError, naming the place, where a layer's matrices outside the attention (any
-    module with "att" in its name) are anything else than: one linear map from M to D with M != D, and from D one map to
-    M, two to M (gated) or one to 2 M (gated); experts as transformers 5 holds them, with their router; beside them a
-    shared expert whose output is added (checked with numbers). And where not all layers have the same.
+    Ours are known by name. Otherwise the matrices of a layer outside the attention (any module with "att" in its name)
+    must be one linear map from M to D with M != D, and from D one map to M, two to M (gated) or one to 2 M (gated); or
+    experts as in transformers 5 with their router, and optionally a shared expert whose output is added (checked with
+    random tokens). Raises ValueError, naming the place, for anything else, and if layers differ.
     """
     if isinstance(model, OLMo):
         return [[_ours(model, number)] for number in range(len(model.blocks))]
@@ -73,7 +73,7 @@ def describe(model: nn.Module) -> str:
     layers = find_memories(model)
     shown = []
     for number, part in enumerate(layers[0]):
-        # The last layer's name tells which number in the first one's is that of the layer.
+        # The part of the name that differs in the last layer is the number of the layer.
         pairs = zip(part.name.split("."), layers[-1][number].name.split("."))
         pattern = ".".join(first if first == last else "*" for first, last in pairs)
         shown.append(f"{pattern}: {_held(part)}")
@@ -100,13 +100,13 @@ def is_conv1d(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def up_projection(model: nn.Module, parts: Sequence[Memory | Experts]) -> tuple[nn.Module, slice]:
-    """The linear map, and which of its M outputs, whose rows scale the coefficients of a layer: of a gated layer its up
-    projection, found by doubling what one of the two gives and looking at the coefficients; of a plain one all.
+    """The linear map, and which of its outputs, whose rows scale the coefficients of a layer: in a gated layer the up
+    projection, found by doubling the outputs of either projection and comparing coefficients; in a plain one all M.
 
-    Raises ValueError for a mixture of experts, and where the up projection cannot be told from the gate.
+    Raises ValueError for a mixture of experts, and if the up projection cannot be told from the gate.
     """
     memory = parts[0]
-    if isinstance(memory, Experts):  # and only beside them stand shared ones
+    if isinstance(memory, Experts):
         raise ValueError(f"{memory.name}: the memories of a mixture of experts cannot be rescaled")
     halves = [(module, slice(None)) for module in memory.into]
     if memory.gated and len(memory.into) == 1:
@@ -131,27 +131,27 @@ def _coefficients(
     block: nn.Module, memory: Memory, tokens: Tensor, doubled: tuple[nn.Module, slice] | None = None
 ) -> Tensor:
     """The input of a layer's down projection, with some outputs of a first projection doubled."""
-    heard: list[Tensor] = []
+    seen: list[Tensor] = []
 
-    def listen(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        heard.append(args[0])
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
 
     def double(module: nn.Module, args: object, output: Tensor) -> Tensor:
         output = output.clone()
         output[..., doubled[1]] *= 2  # type: ignore[index]
         return output
 
-    handles = [memory.down.register_forward_pre_hook(listen)]
+    handles = [memory.down.register_forward_pre_hook(keep)]
     if doubled is not None:
         handles.append(doubled[0].register_forward_hook(double))
     try:
         block(tokens)
-    except TypeError as error:  # it wants more than tokens
+    except TypeError as error:  # it needs more than tokens
         raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate") from error
     finally:
         for handle in handles:
             handle.remove()
-    return heard[0]
+    return seen[0]
 
 
 def _ours(model: OLMo, number: int) -> Memory:
@@ -163,8 +163,8 @@ def _ours(model: OLMo, number: int) -> Memory:
 
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The longest list of modules that lies in no other list (of experts, say), and its name in the model."""
-    # What reads images or sound in front of the language model has layers too.
+    """The longest list of modules that is not inside another list (such as of experts), and its name in the model."""
+    # Encoders of images or sound before the language model have layers too.
     root: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     prefix = next(name for name, module in model.named_modules() if module is root)
     lists = {name: module for name, module in root.named_modules(prefix=prefix) if isinstance(module, nn.ModuleList)}
@@ -179,7 +179,7 @@ def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _width(model: nn.Module) -> int:
-    """D. Embeddings can be narrower (OPT-350m), so the configuration goes first."""
+    """D, from the configuration if it has it, because embeddings can be narrower (OPT-350m)."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     named = getattr(text, "hidden_size", None)
@@ -187,7 +187,7 @@ def _width(model: nn.Module) -> int:
 
 
 def _parts(layer: nn.Module, where: str, width: int) -> list[Memory | Experts]:
-    """The memories of a layer; raises ValueError where a matrix outside the attention has no part in them."""
+    """The memories of a layer. Raises ValueError for a matrix outside the attention that does not belong to them."""
     matrices = {
         name: parameter
         for name, parameter in layer.named_parameters()
@@ -217,7 +217,7 @@ def _parts(layer: nn.Module, where: str, width: int) -> list[Memory | Experts]:
 
 
 def _plain_or_gated(maps: Mapping[str, nn.Module], where: str, width: int, weight: nn.Module | None = None) -> Memory:
-    """The memory that linear maps make up, all of them; raises ValueError where they do not."""
+    """The memory that consists of exactly these linear maps. Raises ValueError if they are not one."""
     shown = _listed([f"{name} {sizes(module)[0]}->{sizes(module)[1]}" for name, module in maps.items()])
     down = [name for name, module in maps.items() if sizes(module)[1] == width != sizes(module)[0]]
     if len(down) != 1:
@@ -252,7 +252,7 @@ def _experts(layer: nn.Module, owners: set[str], where: str) -> Experts:
 
 
 def _shared(layer: nn.Module, experts: str, maps: Mapping[str, nn.Module], where: str, width: int) -> Memory:
-    """The shared expert beside routed ones, in the module that holds both; its output must be added to theirs."""
+    """The shared expert beside routed ones, in the module that contains both; its output must be added to theirs."""
     block = experts.rpartition(".")[0]
     weights = [name for name, module in maps.items() if sizes(module) == (width, 1)]
     weight = maps[weights[0]] if len(weights) == 1 else None
@@ -261,40 +261,40 @@ def _shared(layer: nn.Module, experts: str, maps: Mapping[str, nn.Module], where
     shared = memory.name.removeprefix(f"{where}.").rpartition(".")[0]
     if not block or not shared.startswith(f"{block}.") or not _adds_up(layer, block, experts, shared, weight, width):
         raise ValueError(
-            f"{where}: cannot place the shared expert {shared}: what it writes is not just added to what the "
-            "routed experts write, nor that times a sigmoid"
+            f"{where}: cannot place the shared expert {shared}: its output, or that times a sigmoid, is not added to "
+            "the output of the routed experts"
         )
     return memory
 
 
 @torch.no_grad()
 def _adds_up(layer: nn.Module, block: str, experts: str, shared: str, weight: nn.Module | None, width: int) -> bool:
-    """Whether a block gives, for a few random tokens, routed + [sigmoid of the weight] * shared."""
-    heard: dict[str, Tensor] = {}
+    """Whether the output of a block for a few random tokens is routed + [sigmoid of the weight] * shared."""
+    outputs: dict[str, Tensor] = {}
     place = next(layer.get_submodule(experts).parameters())
     tokens = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(place)
 
-    def listen(name: str) -> None:
+    def keep_output(name: str) -> None:
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            heard[name] = output.reshape(8, width).cpu().double()
+            outputs[name] = output.reshape(8, width).cpu().double()
 
         handles.append(layer.get_submodule(name).register_forward_hook(hook))
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
-        listen(experts)
-        listen(shared)
+        keep_output(experts)
+        keep_output(shared)
         written = layer.get_submodule(block)(tokens)
-    except TypeError:  # it wants more than tokens
+    except TypeError:  # it needs more than tokens
         return False
     finally:
         for handle in handles:
             handle.remove()
     if weight is not None:
-        heard[shared] = heard[shared] * weight(tokens)[0].cpu().double().sigmoid()
+        outputs[shared] = outputs[shared] * weight(tokens)[0].cpu().double().sigmoid()
     found = (written[0] if isinstance(written, tuple) else written).reshape(8, width).cpu().double()
-    rounding = 4 * torch.finfo(place.dtype).eps * (heard[experts].norm() + heard[shared].norm())
-    return bool((found - heard[experts] - heard[shared]).norm() <= rounding)
+    rounding = 4 * torch.finfo(place.dtype).eps * (outputs[experts].norm() + outputs[shared].norm())
+    return bool((found - outputs[experts] - outputs[shared]).norm() <= rounding)
 
 
 def _listed(names: Sequence[str]) -> str:

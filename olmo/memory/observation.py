@@ -28,9 +28,9 @@ class _LastCoefficientSeen(Exception):
 class Observation:
     """Mean coefficients of the instances of the last forward pass.
 
-    Set `mask` (B, T), 1 for tokens and 0 for padding, before the pass; None counts every position. `shape` (B, T)
-    is only needed where a model flattens its tokens in front of the feed-forward layer, as OPT and mixtures of experts
-    do. A layer has several `parts` where shared experts are beside routed ones; their memories are one layer's.
+    Set `mask` (B, T), 1 for tokens and 0 for padding, before the pass; None counts every position. `shape` (B, T) is
+    only needed if the model flattens its tokens before the feed-forward layer, as OPT and mixtures of experts do. A
+    layer with shared experts beside routed ones has several `parts`, whose memories are concatenated.
     """
 
     def __init__(self, layers: int, parts: int = 1, coefficient: str = "abs"):
@@ -48,8 +48,8 @@ class Observation:
         self._means[part] = token_means(coefficients, self.mask)
 
     def record_routed(self, part: int, coefficients: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Reduce, expert by expert, the numbers of the tokens routed to it (N,), counted through (B, T), and their C
-        (N, M), to means (B, E * M); the coefficients of all other tokens of the batch are 0."""
+        """Reduce, expert by expert, the positions in the flattened batch of its tokens (N,) and their C (N, M) to means
+        (B, E * M); the coefficients of all other tokens are 0."""
         assert self.shape is not None, "no shape of the batch"
         instances, length = self.shape
         means = []
@@ -68,7 +68,7 @@ class Observation:
         self._means = list(means)
 
     def stop_after(self, part: int) -> None:
-        """End the forward pass after the last part; where a layer has several, their order is not known."""
+        """End the forward pass after the last part; if layers have several parts, their order is not known."""
         if self.ends_early and self.parts == 1 and part == len(self._means) - 1:
             raise _LastCoefficientSeen
 
@@ -91,10 +91,10 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     A mixture of experts writes sum_e w_e * V_e c_e. Its memories are those of all experts, in the experts' order,
     then those of a shared expert. A memory's coefficient is w_e * c_e, the router's weight times the expert's own
     coefficient; it is 0 for a token that is not routed to expert e. A shared expert's w_e is 1 or its sigmoid. c_e of
-    routed experts is computed a second time, because transformers' fused implementations never show it.
+    routed experts is computed a second time, because transformers' fused implementations do not expose it.
 
     Raises ValueError where the memories cannot be found (`find_memories`) and, for relu, where they are no product of a
-    gate's activation and something else.
+    gate's activation and another factor.
     """
     if coefficient not in COEFFICIENTS:
         raise ValueError(f"coefficient {coefficient!r} is none of {', '.join(COEFFICIENTS)}")
@@ -167,7 +167,7 @@ def _experts_hooks(memory: Experts, part: int, observation: Observation) -> Iter
 def _routed(
     memory: Experts, hidden: Tensor, chosen: Tensor, weights: Tensor, coefficient: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each expert the numbers (N,) of its tokens in hidden (T, D), and w_e * c_e (N, M); chosen, weights (T, K)."""
+    """For each expert the rows (N,) of its tokens in hidden (T, D), and w_e * c_e (N, M); chosen, weights (T, K)."""
     module: Any = memory.module
     first = "gate_up_proj" if memory.gated else "up_proj"
     matrices, biases = getattr(module, first), getattr(module, f"{first}_bias") if module.has_bias else None
@@ -184,10 +184,10 @@ def _routed(
 
 
 def _rectified(halves: tuple[Tensor, ...], signed: Tensor, name: str) -> Tensor:
-    """relu(gate) * up with negatives set to 0, of gate and up in either order: it is relu(gate) * relu(up).
+    """relu(gate) * up with negatives set to 0, of gate and up in either order: it equals relu(gate) * relu(up).
 
-    Raises ValueError where `signed`, what the model computes, does not have the sign of their product, as that of every
-    usual activation has: interleaved halves, or something else than a gate.
+    Raises ValueError if `signed`, the model's own coefficients, does not have the sign of the product of both, as with
+    every usual activation: the halves are interleaved, or there is no gate.
     """
     first, second = halves
     if (first.sign() * second.sign() * signed.sign() < 0).any():

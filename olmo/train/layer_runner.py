@@ -1,10 +1,10 @@
-"""How a training step runs the layers: compiled, and with activations that the way back computes again.
+"""How a training step runs the layers: compiled, or with activations that the backward pass recomputes.
 
-`activation_checkpointing` has OLMo's strategies. `whole_layer` keeps nothing but the input of every layer. So do
-`one_in_two`, `one_in_three`, `one_in_four` and `one_in_eight` in the layers whose number, counted from 0, is a multiple
-of 2, 3, 4 or 8; `two_in_three` and `three_in_four` in those whose number is no multiple of 3 or 4. `fine_grained`
-computes again, in every layer, the norms, attention from the output of `att_proj` to that of `attn_out`, and the memory
-coefficients. Losses and gradients keep every bit.
+`activation_checkpointing` has OLMo's strategies. `whole_layer` keeps only the input of every layer; `one_in_two`,
+`one_in_three`, `one_in_four` and `one_in_eight` do so in layers whose number, counted from 0, is a multiple of 2, 3, 4
+or 8, `two_in_three` and `three_in_four` in layers whose number is not a multiple of 3 or 4. `fine_grained` recomputes
+in every layer the norms, attention from the output of `att_proj` to that of `attn_out`, and the memory coefficients.
+Losses and gradients are equal bit for bit.
 
 Evaluation does neither: it keeps no activations, and its batches have many shapes.
 """
@@ -24,7 +24,7 @@ from ..config.schema import ActivationCheckpointingStrategy, TrainConfig
 from ..exceptions import ConfigurationError
 from ..model import Block, LayerRunner, Table
 
-# Strategy -> (k, whether it is the multiples of k or all the others whose activations are computed again).
+# Strategy -> (k, whether the layers that are multiples of k are recomputed, or all others).
 _CHOSEN = {
     "whole_layer": (1, True),
     "one_in_two": (2, True),
@@ -37,7 +37,7 @@ _CHOSEN = {
 
 
 def recomputes(strategy: ActivationCheckpointingStrategy | None, number: int) -> bool:
-    """Whether all activations of a layer, numbered from 0, are computed again on the way back."""
+    """Whether the backward pass recomputes all activations of a layer, numbered from 0."""
     if strategy not in _CHOSEN:
         return False
     every, multiples = _CHOSEN[strategy]
@@ -45,9 +45,9 @@ def recomputes(strategy: ActivationCheckpointingStrategy | None, number: int) ->
 
 
 def layer_runner(config: TrainConfig, device: torch.device | None = None) -> LayerRunner | None:
-    """What runs layer `number` of a training step: (number, block, x, table, seen) -> x; None: the block by itself.
+    """The function that runs the layers of a training step in place of `Block.compute`; None if none is needed.
 
-    Raises ConfigurationError for dropout and recomputed activations on MPS, whose dropout torch would draw anew.
+    Raises ConfigurationError for recomputed activations with dropout on MPS, where torch would draw new dropout masks.
     """
     strategy, model = config.activation_checkpointing, config.model
     if strategy is None and config.compile is None:
@@ -62,7 +62,7 @@ def layer_runner(config: TrainConfig, device: torch.device | None = None) -> Lay
     run: Callable[..., Tensor] = Block.compute
     if strategy == "fine_grained":
         run = partial(Block.compute, call=again)
-    if config.compile is not None:  # one graph, which serves every layer
+    if config.compile is not None:  # one graph for all layers
         try:
             run = torch.compile(run, **asdict(config.compile))
         except RuntimeError as error:  # a backend or mode that torch does not have

@@ -166,7 +166,7 @@ def test_every_task_is_as_the_librarys_own_loop_finds_it(
 ) -> None:
     longest = 1024 if "_gold_" in label else 128  # whole solutions of programming and mathematics
     task = DownstreamTask(label, config(max_sequence_length=longest))
-    task.limit(1, 24)  # of MMLU, two documents of each of many subjects
+    task.limit(24)  # of MMLU, two documents of each of many subjects
     assert 0 < len(task) <= 24 and task.task.samples
     found, ours = evaluated(task, model, 500, monkeypatch)
     theirs, kind = obvious(task, model), task.task.metric_type
@@ -309,16 +309,16 @@ def test_three_processes_find_what_one_finds(tmp_path: Path) -> None:
 )
 def test_a_limit_keeps_whole_documents(batches: int, size: int, documents: int) -> None:
     task = DownstreamTask("openbook_qa", config())
-    task.limit(batches, size)
+    task.limit(batches * size)
     assert [s["doc_id"] for s in task.task.samples] == [doc for doc in range(documents) for _ in range(4)]
 
 
 def test_a_limit_counts_documents_in_their_own_order(few_documents: None) -> None:
     task = DownstreamTask("openbook_qa", config())
     task.task.samples = [{"doc_id": doc} for doc in (9, 9, 9, 4, 4, 7, 7)]
-    task.limit(1, 6)
+    task.limit(6)
     assert [s["doc_id"] for s in task.task.samples] == [9, 9, 9, 4, 4]
-    task.limit(1, 2)
+    task.limit(2)
     assert [s["doc_id"] for s in task.task.samples] == [9, 9, 9]
 
 
@@ -335,7 +335,7 @@ def test_chance_counts_the_choices_of_each_document(few_documents: None) -> None
 def test_long_contexts_are_cut_to_the_models_own(model: OLMo) -> None:
     """Queries longer than the context are cut from the left, as the library does."""
     task = DownstreamTask("openbook_qa", config(max_sequence_length=26))
-    task.limit(10, 4)
+    task.limit(40)
     assert max(len(s["query"]) for s in task.task.samples) == 26
     found = task.evaluate(model, 60, CPU, Ranks())["eval/downstream/openbook_qa_len_norm"]
     assert found == float(obvious(task, model).compute()["len_norm_v1"])
@@ -346,10 +346,10 @@ def test_a_continuation_needs_a_context() -> None:
     with pytest.raises(ConfigurationError) as caught:
         task.check()
     assert str(caught.value) == (
-        "evaluators.openbook_qa: continuations of up to 26 tokens have no room for a context; leave this task out, ask "
-        "fewer of its documents (subset_num_batches), or raise model.max_sequence_length: 25"
+        "evaluators.openbook_qa: continuations of up to 26 tokens leave no room for a context; leave this task out, "
+        "use fewer of its documents (subset_num_batches), or raise model.max_sequence_length: 25"
     )
-    task.limit(1, 4)  # one document, of short answers
+    task.limit(4)  # one document, of short answers
     task.check()
 
 

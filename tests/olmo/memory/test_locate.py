@@ -220,8 +220,8 @@ def test_a_shared_expert_that_is_not_just_added_is_refused(monkeypatch: pytest.M
     real = block.forward
     monkeypatch.setattr(block, "forward", lambda self, x: 0.5 * real(self, x))
     assert refusal(model) == (
-        "Qwen2MoeForCausalLM: model.layers.0: cannot place the shared expert mlp.shared_expert: what it writes is not "
-        "just added to what the routed experts write, nor that times a sigmoid"
+        "Qwen2MoeForCausalLM: model.layers.0: cannot place the shared expert mlp.shared_expert: its output, or that "
+        "times a sigmoid, is not added to the output of the routed experts"
     )
 
 
