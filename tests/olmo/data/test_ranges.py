@@ -1,4 +1,4 @@
-"""Byte ranges over HTTP and S3 from servers on this machine, and all that can go wrong there: nothing wrong is kept."""
+"""Byte ranges over HTTP from a server on this machine, and all that can go wrong there: nothing wrong is kept."""
 
 from __future__ import annotations
 
@@ -17,54 +17,10 @@ from hypothesis import strategies as st
 from olmo import net
 from olmo.config import DataConfig
 from olmo.data import ranges as remote
-from olmo.data.ranges import Changed, RemoteFiles
+from olmo.data.ranges import RemoteFiles
 from olmo.data.sources import TokenFiles, open_source
-from olmo.exceptions import ConfigurationError
-from tests.s3 import KEYS, Relay, client_of, no_settings, relaying, s3_server
+from tests.remote_tokens import CONTENTS, EXPECTED, LENGTH, NAMES, asked, kept, urls, with_keys
 from tests.serving import File, Server, serving
-
-LENGTH = 8
-COUNTS = [5, 0, 30, 2]  # instances of each file; two tokens more in each are dropped
-NAMES = [f"/tokens/part-{number}.npy" for number in range(len(COUNTS))]
-
-
-def content(number: int, count: int) -> bytes:
-    return np.random.default_rng(number).integers(0, 2**16, count * LENGTH + 2).astype("<u2").tobytes()
-
-
-CONTENTS = [content(number, count) for number, count in enumerate(COUNTS)]
-EXPECTED = np.concatenate(
-    [np.frombuffer(c, "<u2")[:-2].reshape(-1, LENGTH).astype(np.int64) for c in CONTENTS if len(c) > 4]
-)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(net, "WAIT", 0.001)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as server:
-        server.add("/tokens", {name.rpartition("/")[2]: c for name, c in zip(NAMES, CONTENTS)})
-        yield server
-
-
-def urls(server: Server) -> list[str]:
-    return [server.url + name for name in NAMES]
-
-
-def asked(server: Server) -> int:
-    return len(server.asked) + len(server.heads)
-
-
-def kept(tmp_path: Path, kind: str) -> list[Path]:
-    return list((tmp_path / "cache" / "knowledge-entropy").glob(f"*.{kind}"))
-
-
-# --- what is read ------------------------------------------------------------------------------------------------
 
 
 def test_instances_by_number_and_only_their_bytes(server: Server) -> None:
@@ -138,9 +94,6 @@ def test_no_more_than_the_bytes_that_are_wanted(server: Server) -> None:
 def test_beyond_a_file(server: Server) -> None:
     with pytest.raises(ValueError, match=rf"{urls(server)[1]}: bytes from 2 on are beyond its 4"):
         RemoteFiles(urls(server)).read([1], [2], 3)
-
-
-# --- faults: tried again, or one clear error; never kept ---------------------------------------------------------
 
 
 def fault_500(server: Server) -> None:
@@ -317,9 +270,6 @@ def test_the_first_error_ends_it(server: Server, monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - started < 10
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
 @pytest.mark.parametrize("kind", ["ranges", "sizes"])
 def test_a_damaged_cache_is_made_anew(server: Server, tmp_path: Path, kind: str, damage: str) -> None:
@@ -393,109 +343,3 @@ def test_several_that_want_the_same_ask_once(server: Server) -> None:
         for rows in pool.map(one, range(4)):
             np.testing.assert_array_equal(rows, EXPECTED[[2, 12]])
     assert len(server.heads) == len(NAMES) and len(server.asked) == 2
-
-
-# --- S3 ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of an S3 API with the token files in the bucket `dolma`."""
-    with s3_server(tmp_path_factory.mktemp("moto") / "log") as port:
-        client = client_of(port)
-        client.create_bucket(Bucket="dolma")
-        for name, held in zip(NAMES, CONTENTS):
-            client.put_object(Bucket="dolma", Key=name[1:], Body=held, ACL="public-read")
-        yield port
-
-
-@pytest.fixture
-def relay(bucket: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Relay]:
-    no_settings(monkeypatch, tmp_path)
-    with relaying(bucket) as relay:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", relay.url)
-        yield relay
-
-
-S3_URLS = [f"s3://dolma{name}" for name in NAMES]
-
-
-def with_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_instances_from_s3(relay: Relay, monkeypatch: pytest.MonkeyPatch, signed: bool) -> None:
-    if signed:
-        with_keys(monkeypatch)
-    wanted = [36, 0, 7, 20, 6]
-    source = TokenFiles(["s3://dolma/tokens/part-{0..3}.npy"], LENGTH)
-    np.testing.assert_array_equal(source.read(wanted), EXPECTED[wanted])
-    assert sorted(part or "" for _, part, _ in relay.seen) == [
-        *[""] * 4,
-        *("bytes=0-15", "bytes=16-31", "bytes=16-47", "bytes=240-255"),
-    ]
-    assert {with_signature for *_, with_signature in relay.seen} == {signed}
-    before = len(relay.seen)
-    np.testing.assert_array_equal(TokenFiles(S3_URLS, LENGTH).read(wanted), EXPECTED[wanted])
-    assert len(relay.seen) == before
-
-
-def test_r2_is_s3_at_an_endpoint(relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
-    with pytest.raises(ConfigurationError, match="R2_ENDPOINT_URL"):
-        TokenFiles(["r2://dolma/tokens/part-0.npy"], LENGTH)
-    monkeypatch.setenv("R2_ENDPOINT_URL", relay.url)
-    monkeypatch.setenv("R2_PROFILE", "mine")
-    with pytest.raises(ConfigurationError, match=r"^r2://: .*mine"):
-        TokenFiles(["r2://dolma/tokens/part-0.npy"], LENGTH)
-    (tmp_path / "nothing").write_text("[mine]\naws_access_key_id = a\naws_secret_access_key = b\n")
-    np.testing.assert_array_equal(TokenFiles(["r2://dolma/tokens/part-0.npy"], LENGTH).read([1]), EXPECTED[[1]])
-    assert relay.seen[-1][2]
-
-
-@pytest.mark.parametrize(
-    ("faults", "said"),
-    [
-        (["500", "503", "short", "reset"], None),
-        (["500"] * 5, r"s3://dolma/tokens/part-2\.npy: 500 Internal Server Error \(5 attempts\)"),
-        (["short"] * 5, r"part-2\.npy: .* \(5 attempts\)"),
-        (["ignored"], r"part-2\.npy: the server ignores byte ranges"),
-        (["grown"], r"part-2\.npy: the file has 9999 bytes now, it had 484"),
-        (["403"], r"part-2\.npy: 403 Forbidden"),
-    ],
-)
-def test_faults_of_s3(
-    relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faults: list[str], said: str | None
-) -> None:
-    with_keys(monkeypatch)
-    source = TokenFiles(S3_URLS, LENGTH)
-    relay.faults = list(faults)
-    if said is not None:
-        with pytest.raises((OSError, ValueError), match=said):
-            source.read([11])
-        assert not kept(tmp_path, "ranges") and bool(kept(tmp_path, "sizes")) != (faults == ["grown"])
-    np.testing.assert_array_equal(TokenFiles(S3_URLS, LENGTH).read([11]), EXPECTED[[11]])
-    before = len(relay.seen)
-    np.testing.assert_array_equal(TokenFiles(S3_URLS, LENGTH).read([11]), EXPECTED[[11]])
-    assert len(relay.seen) == before
-
-
-def test_what_s3_does_not_have(relay: Relay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with_keys(monkeypatch)
-    for place in ("s3://dolma/nothing.npy", "s3://no-such-bucket/a.npy"):
-        with pytest.raises(FileNotFoundError, match=f"^{place}: 404 Not Found: no such file$"):
-            TokenFiles([S3_URLS[0], place], LENGTH)
-    assert not kept(tmp_path, "*")
-
-
-def test_an_object_replaced_between_reads(relay: Relay, bucket: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_keys(monkeypatch)
-    client = client_of(bucket)
-    client.put_object(Bucket="dolma", Key="mine.npy", Body=CONTENTS[2])
-    source = TokenFiles(["s3://dolma/mine.npy"], LENGTH)
-    client.put_object(Bucket="dolma", Key="mine.npy", Body=bytes(len(CONTENTS[2])))
-    with pytest.raises(Changed, match=r"s3://dolma/mine\.npy: the file has changed on the server"):
-        source.read([0])
-    assert not TokenFiles(["s3://dolma/mine.npy"], LENGTH).read([0]).any()
