@@ -56,30 +56,27 @@ class Edit:
         return ("temperature_MLP_" if form == "temperature" else "") + name + SUFFIXES[form]
 
 
-class EditedWeights:
-    """The weights of a checkpoint folder to be rescaled by multipliers (L, M), and the identity of those on the disk.
+@dataclass
+class Weights:
+    """The weights of a checkpoint folder, edited or to be edited, their type, and the identity of those on the disk."""
+
+    state: dict[str, Tensor]
+    dtype: torch.dtype
+    identity: str
+
+
+def read_weights(folder: Path, multipliers: Tensor) -> Weights:
+    """The weights that multipliers (L, M) are for: of an OLMo model as they are, of other families rescaled already.
 
     Raises ValueError where the multipliers do not fit: when an edit is written, not when training starts.
     """
-
-    def __init__(self, folder: Path, multipliers: Tensor):
-        self.multipliers = multipliers
-        self.is_olmo = checkpoint.is_olmo(folder)
-        if self.is_olmo:
-            self.weights = checkpoint.read_state(folder)  # mapped from the file where its layout allows
-            check_shapes({name: tensor.shape for name, tensor in self.weights.items()}, multipliers)
-            self.dtype = self.weights[up_projection_name(0)].dtype
-            self.identity = checkpoint.fingerprint(self.weights)
-        else:
-            model = open_model(folder, torch.device("cpu"), "auto")
-            rescale_model(model, multipliers)
-            self.weights = model.state_dict()
-            self.dtype = next(model.parameters()).dtype
-            self.identity = identity_of(folder)
-
-    def save(self, path: Path) -> None:
-        """Write the full edited state dict as `torch.save` does; of mapped weights only the edited ones are copied."""
-        write_torch_file(path, rescale(self.weights, self.multipliers) if self.is_olmo else self.weights)
+    if checkpoint.is_olmo(folder):
+        state = checkpoint.read_state(folder)  # mapped from the file where its layout allows
+        check_shapes({name: tensor.shape for name, tensor in state.items()}, multipliers)
+        return Weights(state, state[up_projection_name(0)].dtype, checkpoint.fingerprint(state))
+    model = open_model(folder, torch.device("cpu"), "auto")
+    rescale_model(model, multipliers)
+    return Weights(model.state_dict(), next(model.parameters()).dtype, identity_of(folder))
 
 
 def write_edit(
@@ -91,21 +88,22 @@ def write_edit(
     form: str = "multipliers",
     check: Callable[[Path, torch.dtype], None] | None = None,
 ) -> None:
-    """Write `chosen`, what `edit` makes of the coefficients of a checkpoint folder, to `output`, atomically.
+    """Write `chosen`, the edit of a checkpoint folder by its coefficients, to `output`, atomically.
 
     form: a key of SUFFIXES. check: is called with the written file before it gets its name, and with the type of the
     weights; if it raises an error, nothing is kept.
     Raises ValueError where the coefficients do not fit the checkpoint, OSError where a file cannot be read or written.
     """
-    weights = EditedWeights(folder, chosen.multipliers)
-    if form == "temperature" and not weights.is_olmo:
+    weights, is_olmo = read_weights(folder, chosen.multipliers), checkpoint.is_olmo(folder)
+    if form == "temperature" and not is_olmo:
         raise ConfigurationError(f"--format temperature: is for the trainer, which knows OLMo models; {folder} is none")
     if coefficients.checkpoint not in (None, weights.identity):
         raise ValueError(f"{coefficients.path}: measured on another checkpoint than {folder}")
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(output) as partial:
         if form == "full":
-            weights.save(partial)
+            # Of mapped weights only the edited ones are copied.
+            write_torch_file(partial, rescale(weights.state, chosen.multipliers) if is_olmo else weights.state)
         elif form == "temperature":
             metadata = {"checkpoint_fingerprint": weights.identity}
             save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, metadata)

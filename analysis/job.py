@@ -1,4 +1,4 @@
-"""One checkpoint to measure, from where it is to its two result files."""
+"""One checkpoint to measure: find or download it, measure it, write its two result files."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def instance_entropies(
         if rest or [len(layer) for layer in by_layer] != [len(input_ids)] * layers:
             raise ValueError(
                 f"{type(model).__name__}: {len(calls)} calls of scaled_dot_product_attention for {layers} layers; "
-                "attention entropy needs one a layer"
+                "attention entropy needs one per layer"
             )
         values["attention"] = torch.stack([_over_tokens(layer.mean(1), mask) for layer in by_layer], 1)
     return values

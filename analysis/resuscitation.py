@@ -14,11 +14,11 @@ THRESHOLDS = ("layer", "global")
 
 @dataclass(frozen=True)
 class Resuscitation:
-    """Which rows of the up projections change, and by how much. L layers, M memories."""
+    """Which rows of the up projections change, and by how much. L layers, M memories of a layer."""
 
     selected: Tensor  # bool (L, M)
     multipliers: Tensor  # (L, M), in the precision of the coefficients; 1 where nothing changes
-    dead: Tensor  # bool (L, M): selected, but of coefficient 0 and therefore left as they are
+    dead: Tensor  # bool (L, M): selected, but of coefficient 0 and therefore unchanged
     capped: Tensor  # bool (L, M): selected, and u cut to the cap
 
 
@@ -38,12 +38,12 @@ def resuscitate(
     the threshold `global`, of all `layers` together. The controls take as many rows of each layer: `highest` the most
     active ones, `random` a draw seeded by `seed`. A selected row is multiplied by u_i = mean(Cbar) / Cbar_i * factor,
     of the mean of its own layer, or by `cap` where u_i exceeds it. A dead memory, whose coefficient is 0, would need
-    an infinite u, and nothing that multiplies its row would revive it: it keeps its row (multiplier 1), whatever the
-    cap, and is reported in `dead`; so is one so close to 0 that u overflows, unless there is a cap. Only `layers`
-    change (default: all).
+    an infinite u, and no multiplier of its row would revive it: it keeps its row (multiplier 1), with any cap, and is
+    reported in `dead`; so is one so close to 0 that u overflows, unless there is a cap. Only `layers` change (default:
+    all).
 
-    Raises ValueError for a ratio outside (0, 1], a factor or cap that is not positive, a layer that is not there, or
-    coefficients that are negative, not finite, or all 0 in a layer that is to change.
+    Raises ValueError for a ratio outside (0, 1], a factor or cap that is not positive, a layer that does not exist, or
+    coefficients that are negative, not finite, or all 0 in one of `layers`.
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"resuscitation ratio {ratio} is not in (0, 1]")
@@ -53,13 +53,13 @@ def resuscitate(
     for name, word, known in (("selection", select, SELECTIONS), ("threshold", threshold, THRESHOLDS)):
         if word not in known:
             raise ValueError(f"{name} {word!r} is none of {', '.join(known)}")
-    # The mean too, because that of huge values overflows and would make every memory look dead.
+    # The mean, because that of huge values overflows, which would make every memory look dead.
     if average.ndim != 2 or not torch.isfinite(average.mean(-1)).all() or (average < 0).any():
         raise ValueError("average coefficients must be finite and not negative, one row a layer")
     chosen = sorted(set(range(len(average)) if layers is None else layers))
-    wrong = [layer for layer in chosen if not 0 <= layer < len(average)]
-    if wrong or not chosen:
-        raise ValueError(f"layers {', '.join(map(str, wrong)) or 'none'}: the model has 0 to {len(average) - 1}")
+    unknown = [layer for layer in chosen if not 0 <= layer < len(average)]
+    if unknown or not chosen:
+        raise ValueError(f"layers {', '.join(map(str, unknown)) or 'none'}: the model has 0 to {len(average) - 1}")
     for layer in chosen:
         if not average[layer].any():
             raise ValueError(f"layer {layer}: a layer without a single active memory cannot be resuscitated")

@@ -38,7 +38,7 @@ class Before:
 
 
 def measured_before(coefficients: Coefficients, folder: Path) -> Before:
-    """The measurement that average coefficients come from, from the result beside their file.
+    """The measurement of average coefficients, read from the result beside their file.
 
     Raises FileNotFoundError without that result, ValueError if it belongs to other coefficients, or if its instances
     cannot be found again.
@@ -80,9 +80,11 @@ def verify(
     """Lines about the entropy before and after, and how exactly the law of algorithm 1 holds (method section 2).
 
     The law: in an edited layer whose inputs no other edit changes, the mean coefficient of a selected row becomes
-    q * mean(Cbar). This holds for the first edited layer, whatever comes after; not in a layer without a gate, where
-    rows change before the activation. `edit`: file of multipliers or full state dict; `stored`: type of the
-    checkpoint's weights; average: Cbar (L, M); factor: q.
+    q * mean(Cbar). This holds for the first edited layer, but not in a layer without a gate, where rows change before
+    the activation.
+
+    edit: file of multipliers or full state dict; stored: type of the checkpoint's weights; average: Cbar (L, M);
+    factor: q.
     Raises ValueError if the law does not hold within rounding.
     """
     disable_malloc_trim()

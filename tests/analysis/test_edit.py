@@ -146,7 +146,7 @@ def test_coefficients_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     assert (folder / "resuscitation_ratio0.5_amplifying2.0.safetensors").is_file()
 
 
-def test_a_dead_memory_keeps_its_row_and_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_memory_keeps_its_row_and_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     average = coefficients(folder)
     average[1, 7] = 0.0
     torch.save(average, folder / "mlp_average_coefficients.pt")
@@ -213,7 +213,7 @@ def test_each_setting_has_a_file_of_its_own(folder: Path) -> None:
     assert names == {f"{end}.safetensors" for end in ends}
 
 
-def test_the_file_says_how_it_was_made(folder: Path) -> None:
+def test_the_file_states_how_it_was_made(folder: Path) -> None:
     change(folder, 0.5, 2.0, "--layers", "1", "--cap", 3, "--threshold", "global")
     made = load_multipliers(next(folder.glob("resuscitation*")))
     sha = hashlib.sha256(coefficients(folder).numpy().tobytes()).hexdigest()

@@ -140,7 +140,7 @@ def test_a_model_of_another_family(name: str, tmp_path: Path, tokens: Path, caps
     assert found[0] == found[1] != before
 
 
-def test_another_model_of_another_family_is_told_apart(
+def test_another_model_of_another_family_is_recognised(
     tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By all of its files, whichever differs."""

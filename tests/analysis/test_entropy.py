@@ -226,7 +226,7 @@ def test_a_failure_is_one_line_and_status_1(
     assert not Path("out").exists()
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_measurement(
+def test_a_place_that_cannot_be_written_is_reported_before_the_measurement(
     tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "step90", made_model(0))
@@ -262,7 +262,7 @@ def test_results_have_the_modes_that_the_umask_gives(tmp_path: Path, shared: Pat
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
 
 
-def test_the_examples_of_the_help_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_the_help_are_complete(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         entropy.main(["--help"])
     shown = [line.strip() for line in capsys.readouterr().out.splitlines()]

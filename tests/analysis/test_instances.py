@@ -106,7 +106,7 @@ def test_a_tokenizer_in_the_folder_or_on_the_command_line(tmp_path: Path) -> Non
     tiny_tokenizer(folder / "tokenizer.json")
     run(*argv, "--output", tmp_path / "c")
     assert torch.equal(coefficients_in(tmp_path / "a"), coefficients_in(tmp_path / "c"))
-    assert result_in(tmp_path / "a")["standard_error"] is None  # one instance tells no error
+    assert result_in(tmp_path / "a")["standard_error"] is None  # one instance gives no error
 
 
 def test_shorter_instances_on_request(tmp_path: Path, shared: Path, tokens: Path) -> None:

@@ -20,7 +20,7 @@ from olmo.exceptions import ConfigurationError, Parser
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
-    """Paths on a command line are relative to where one stands."""
+    """Paths on a command line are relative to the working directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -150,8 +150,8 @@ def test_the_trainers_state_knows_the_tokens(tmp_path):
     assert tokens_of("allenai/OLMo-1B@step20000-tokens84B", tmp_path) == 84 * 10**9
 
 
-def test_all_steps_that_lie_there_and_several():
-    """In order of their number; what else lies there is no step."""
+def test_all_steps_of_a_folder_and_several():
+    """In order of their number; other folders are no steps."""
     make("checkpoints/pretrained_1B/latest-unsharded", "checkpoints/pretrained_1B/5-old")
     with pytest.raises(ConfigurationError, match="pretrained_1B: no checkpoints"):
         checkpoint_locations(["all"], "1B", [])

@@ -138,10 +138,10 @@ def test_ranks_share_odd_numbers_of_instances_out(shared: Path, tokens: Path, fa
         return measure(model, rows, 2, "abs", torch.device("cpu"), ranks).averages["knowledge"]
 
     parts = [measured(Alone(rank, world_size)) for rank in range(world_size)]
-    whole = measured(Ranks())
+    alone = measured(Ranks())
     assert sum(part.instances for part in parts) == 17
-    np.testing.assert_array_equal(sum(part.counts for part in parts), whole.counts)
-    np.testing.assert_allclose(sum(part.sums for part in parts), whole.sums, rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(sum(part.counts for part in parts), alone.counts)
+    np.testing.assert_allclose(sum(part.sums for part in parts), alone.sums, rtol=1e-5, atol=1e-8)
 
 
 def test_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:

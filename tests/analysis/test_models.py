@@ -90,7 +90,7 @@ def test_weights_that_may_not_be_read_are_named_with_the_reason(
     shape = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**shape)).save_pretrained(tmp_path / "theirs")
     for folder in (ours, tmp_path / "theirs"):
-        capsys.readouterr()  # transformers tells of its saving
+        capsys.readouterr()  # transformers prints while it saves
         (folder / "model.safetensors").chmod(0)
         argv = ["--checkpoint", folder, "--data", tokens, "--data_size", 3, "--sequence_length", LENGTH]
         with modes_hold():
@@ -104,9 +104,9 @@ def test_truncated_weights_of_another_family_are_one_line(
     config = transformers.GPTNeoXConfig(**shape, max_position_embeddings=LENGTH)
     transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "pythia")
     weights = tmp_path / "pythia/model.safetensors"
-    whole = weights.read_bytes()
-    capsys.readouterr()  # transformers tells of its saving
-    for kept in (0, 100, len(whole) - 4):
-        weights.write_bytes(whole[:kept])
+    content = weights.read_bytes()
+    capsys.readouterr()  # transformers prints while it saves
+    for kept in (0, 100, len(content) - 4):
+        weights.write_bytes(content[:kept])
         said = failing(capsys, "--checkpoint", tmp_path / "pythia", "--data", tokens, "--data_size", 3)
         assert f"{tmp_path / 'pythia'}: transformers cannot load this model: " in said

@@ -1,4 +1,4 @@
-"""Attention and next-token entropy against their formulas in float64, over whole tensors."""
+"""Attention and next-token entropy against their formulas in float64, over full tensors."""
 
 from __future__ import annotations
 
@@ -153,8 +153,10 @@ def test_other_families(kind: str) -> None:
 def test_attention_that_cannot_be_watched() -> None:
     model = small("llama")
     model.set_attn_implementation("eager")  # type: ignore[operator]
-    told = "LlamaForCausalLM: 0 calls of scaled_dot_product_attention for 2 layers; attention entropy needs one a layer"
-    with observe(model) as observation, pytest.raises(ValueError, match=told):
+    reason = (
+        "LlamaForCausalLM: 0 calls of scaled_dot_product_attention for 2 layers; attention entropy needs one per layer"
+    )
+    with observe(model) as observation, pytest.raises(ValueError, match=reason):
         instance_entropies(model, observation, ragged()[0], None, ("attention",))
 
 

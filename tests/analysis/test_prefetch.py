@@ -119,11 +119,11 @@ def test_one_that_cannot_be_read_does_not_lose_the_others(
 
 
 def test_a_wrong_command_line_ends_a_series_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is no checkpoint's fault, so it is not told of each."""
+    """No checkpoint is at fault, so the error is printed once."""
     (tmp_path / "data.txt").write_text("some text")
     for seed in (1, 2):
         to_transformers(made_model(seed)).save_pretrained(tmp_path / f"run/step{seed}")
-    capsys.readouterr()  # transformers tells of its saving
+    capsys.readouterr()  # transformers prints while it saves
     assert run("--checkpoint", tmp_path / "run/*", "--data", tmp_path / "data.txt", "--data_size", 1) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/run/step1: names no tokenizer; give --tokenizer\n"
 

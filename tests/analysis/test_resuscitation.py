@@ -159,7 +159,7 @@ def test_what_cannot_be_resuscitated_is_refused(
         resuscitate(torch.tensor(average), ratio, factor, select)
 
 
-# --- what goes beyond the published algorithm --------------------------------------------------------------------
+# --- beyond the published algorithm ------------------------------------------------------------------------------
 
 
 @settings(max_examples=200)

@@ -165,7 +165,7 @@ def test_checkpoints_of_several_folders_without_steps(
     files = [folder / "knowledge_entropy.json" for folder in folders]
     rows = series.gather(files)["rows"]
     assert [row["name"] for row in rows] == [str(folder) for folder in folders]
-    assert rows[1]["from_first"]["standard_error"] is None  # one instance tells no error
+    assert rows[1]["from_first"]["standard_error"] is None  # one instance gives no error
 
 
 @pytest.mark.parametrize(

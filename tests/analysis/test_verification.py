@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from analysis import verification
-from analysis.edit import EditedWeights
+from analysis.edit import read_weights
 from olmo import checkpoint
 from olmo.files.tensors import read_tensors, write_tensors
 from tests.analysis.editing import LENGTH, change, coefficients, measure, uneven_model, write
@@ -38,7 +38,7 @@ def unmeasured(tmp_path: Path) -> Path:
 
 
 def verified(folder: Path, capsys: pytest.CaptureFixture[str], *more: object) -> tuple[int, float, float]:
-    """Instances, H before the edit, and how far from the law it is, as `--verify` tells."""
+    """Instances, H before the edit, and how far from the law it is, as `--verify` prints them."""
     capsys.readouterr()
     change(folder, 0.5, 1.0, "--verify", *more)
     _, entropy, law = capsys.readouterr().out.splitlines()
@@ -114,13 +114,13 @@ def test_weights_of_half_precision(
         folder = tmp_path / "llama"
         built("Llama").bfloat16().save_pretrained(folder)
     measure(folder, tokens, "--sequence_length", LENGTH)
-    assert EditedWeights(folder, torch.ones(2, 48)).dtype == torch.bfloat16
+    assert read_weights(folder, torch.ones(2, 48)).dtype == torch.bfloat16
     off = verified(folder, capsys, "--format", form)[2]
     assert off < 1e-2
     assert (off > 1e-4) == (family == "OLMo" or form == "full")
 
 
-def test_a_layer_without_a_gate_is_told_to_need_no_law(
+def test_a_layer_without_a_gate_need_not_follow_the_law(
     tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, gate in (("GPT-2", ", which has no gate and need not follow the law"), ("Llama", "")):
