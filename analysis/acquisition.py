@@ -11,11 +11,11 @@ compares end states. From probes scored around injections (probing windows) also
 retainability and decay constant a, positive when knowledge decays: analysis/dynamics.py.
 
 Intervals are 95 % percentile bootstrap intervals over entries (K, A, effectivity, a), instances (losses) and tasks (P,
-F); further runs are compared with the first one on the same draws. Of six tasks an interval is rough, and tells what
-another choice of tasks might give, not what other questions would.
+F); further runs are compared with the first one on the same draws. An interval over six tasks is rough, and covers
+another choice of tasks, not of questions.
 
-Works on a run that is still going: `after` is then its newest evaluation of all probes, and losses and accuracies are
-the newest ones up to it.
+Also reads a run in progress: `after` is then its newest evaluation of all probes, and losses and accuracies are the
+newest ones up to it.
 """
 
 from __future__ import annotations
@@ -32,32 +32,33 @@ from analysis.locations import check_writable
 from analysis.runs import probing_steps
 from analysis.summary_table import as_csv, differences, notes, table
 from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.files.atomic import write_text
 
 RESULT = "acquisition.json"
 
 
-def _window(text: str) -> int:
+# --- types of arguments, whose names argparse prints in errors ---
+
+
+def window(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
 
 
-def _factor(text: str) -> float:
+def outlier_factor(text: str) -> float:
     factor = 0.0 if text == "none" else float(text)
     if not 0 <= factor < math.inf:
         raise ValueError
     return factor
 
 
-def _range(text: str) -> tuple[int, float]:
+def fit_range(text: str) -> tuple[int, float]:
     low, _, high = text.partition("-")
     found = int(low), int(high) if high else math.inf
     if not 1 <= found[0] < found[1]:
         raise ValueError
     return found
-
-
-_window.__name__, _factor.__name__, _range.__name__ = "window", "outlier_factor", "fit_range"  # of argparse's errors
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,29 +69,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help=f"folder for {RESULT}, acquisition.csv and the figures")
     parser.add_argument(
         "--window",
-        type=_window,
+        type=window,
         help="steps from an injection to its maximum; default: the probing.steps of the first run, or else 50",
     )
     parser.add_argument(
         "--outlier_factor",
-        type=_factor,
+        type=outlier_factor,
         default=1.5,
-        help="of interquartile ranges, beyond which effectivities and retainabilities are left out; 0 or none: no such",
+        help="interquartile ranges beyond which effectivities and retainabilities are dropped; 0 or none: keep all",
     )
     parser.add_argument(
         "--fit_range",
-        type=_range,
+        type=fit_range,
         default=(1, math.inf),
         metavar="A-B",
         help="steps after the maximum to fit; `A-`: from A",
     )
     return parser.parse_args(argv)
-
-
-def _write(folder: Path, name: str, text: str) -> None:
-    partial = folder / f".{name}.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / name)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -102,16 +97,16 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigurationError(f"{args.runs[0]}: give a file of results alone, or folders of runs")
         result = summaries.read(args.runs[0])
     else:
-        window = args.window or probing_steps(args.runs[0]) or 50
-        result = summaries.summarise(args.runs, dynamics.Options(window, args.outlier_factor, args.fit_range))
+        steps = args.window or probing_steps(args.runs[0]) or 50
+        result = summaries.summarise(args.runs, dynamics.Options(steps, args.outlier_factor, args.fit_range))
     for text in (table(result), *notes(result), *differences(result)):
         print(text)
     if args.output is not None:
         from analysis.figures import save_acquisition
 
         args.output.mkdir(parents=True, exist_ok=True)
-        _write(args.output, RESULT, json.dumps(result) + "\n")
-        _write(args.output, "acquisition.csv", as_csv(result))
+        write_text(args.output / RESULT, json.dumps(result) + "\n")
+        write_text(args.output / "acquisition.csv", as_csv(result))
         save_acquisition(result, args.output)
 
 

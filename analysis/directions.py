@@ -47,74 +47,35 @@ def directions(
     runs: per condition, one a seed. starts: the pretraining step from which each condition started. entropies: per seed
     the results of analysis.entropy by step.
     """
-    last = starts["last"]
-    h_early, h_last = ([by_step[starts[key]] for by_step in entropies] for key in ("early", "last"))
-    found = [
-        _direction(
-            "Entropy falls during pretraining",
-            f"H at step {last} minus H at step {starts['early']} (nats)",
-            entropy_difference(h_early, h_last),
-            -1,
-        )
-    ]
+    found: list[dict[str, Any]] = []
+    early, middle, last = (starts[key] for key in ("early", "middle", "last"))
+
+    def add(claim: str, measured: str, estimate: Estimate, expected: int) -> None:
+        side, seen = "above 0" if expected > 0 else "below 0", verdict(estimate, expected)
+        found.append({"claim": claim, "measured": measured, **estimate.as_json(), "expected": side, "verdict": seen})
+
+    change = entropy_difference([h[early] for h in entropies], [h[last] for h in entropies])
+    add("Entropy falls during pretraining", f"H at step {last} minus H at step {early} (nats)", change, -1)
     for other in ("early", "middle"):
-        found.append(
-            _direction(
-                f"A later checkpoint acquires less than the {other} one",
-                f"A from step {last} minus A from step {starts[other]} (points)",
-                compare(runs[other], runs["last"])["A"],
-                -1,
-            )
-        )
+        measured = f"A from step {last} minus A from step {starts[other]} (points)"
+        change = compare(runs[other], runs["last"])["A"]
+        add(f"A later checkpoint acquires less than the {other} one", measured, change, -1)
     for other in ("early", "middle"):
-        found.append(
-            _direction(
-                f"A later checkpoint forgets more than the {other} one",
-                f"rise of held-out loss from step {last} minus from step {starts[other]} (points)",
-                compare_loss_rise(runs[other], runs["last"], FORGETTING),
-                +1,
-            )
-        )
+        measured = f"rise of held-out loss from step {last} minus from step {starts[other]} (points)"
+        change = compare_loss_rise(runs[other], runs["last"], FORGETTING)
+        add(f"A later checkpoint forgets more than the {other} one", measured, change, +1)
     for other in ("early", "last"):
-        found.append(
-            _direction(
-                f"The middle checkpoint ends with more knowledge than the {other} one",
-                f"K after training from step {starts['middle']} minus from step {starts[other]}",
-                compare(runs[other], runs["middle"])["K_after"],
-                +1,
-            )
-        )
-    for key, factor in (("last_q1", 1), ("last_q2", 2)):
-        found += [
-            _direction(
-                f"Resuscitation (q = {factor}) ends with more knowledge",
-                f"K after training, resuscitated, q = {factor}, minus as it was",
-                compare(runs["last"], runs[key])["K_after"],
-                +1,
-            ),
-            _direction(
-                f"Resuscitation (q = {factor}) ends having forgotten less",
-                f"held-out loss after training, resuscitated, q = {factor}, minus as it was (% of the common start)",
-                compare_loss_after(runs["last"], runs[key], FORGETTING),
-                -1,
-            ),
-        ]
-    found.append(
-        _direction(
-            "Our control: injection, not the science text alone, brings the knowledge",
-            "A with injection minus A without (points)",
-            compare(runs["last_control"], runs["last"])["A"],
-            +1,
-        )
-    )
+        measured = f"K after training from step {middle} minus from step {starts[other]}"
+        change = compare(runs[other], runs["middle"])["K_after"]
+        add(f"The middle checkpoint ends with more knowledge than the {other} one", measured, change, +1)
+    for key, q in (("last_q1", 1), ("last_q2", 2)):
+        measured = f"K after training, resuscitated, q = {q}, minus as it was"
+        change = compare(runs["last"], runs[key])["K_after"]
+        add(f"Resuscitation (q = {q}) ends with more knowledge", measured, change, +1)
+        measured = f"held-out loss after training, resuscitated, q = {q}, minus as it was (% of the common start)"
+        change = compare_loss_after(runs["last"], runs[key], FORGETTING)
+        add(f"Resuscitation (q = {q}) ends having forgotten less", measured, change, -1)
+    change = compare(runs["last_control"], runs["last"])["A"]
+    claim = "Our control: injection, not the science text alone, brings the knowledge"
+    add(claim, "A with injection minus A without (points)", change, +1)
     return found
-
-
-def _direction(claim: str, measured: str, estimate: Estimate, expected: int) -> dict[str, Any]:
-    return {
-        "claim": claim,
-        "measured": measured,
-        **estimate.as_json(),
-        "expected": "above 0" if expected > 0 else "below 0",
-        "verdict": verdict(estimate, expected),
-    }

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from olmo.files.atomic import atomic_path
 from olmo.knowledge.entries import SETTINGS
 
 BLUES = ("#9ecae1", "#4292c6", "#08306b")  # early, middle, last checkpoint
@@ -47,9 +48,8 @@ def save(figure: Figure, stem: Path) -> Path:
     """Write PNG and PDF beside each other, each atomically; returns the PNG's path."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".pdf"):
-        partial = stem.with_name(f".{stem.name}{suffix}.partial")
-        figure.savefig(partial, dpi=160, format=suffix[1:])
-        partial.replace(stem.with_suffix(suffix))
+        with atomic_path(stem.with_suffix(suffix)) as partial:
+            figure.savefig(partial, dpi=160)
     return stem.with_suffix(".png")
 
 
@@ -195,8 +195,7 @@ def probes_over_steps(
     curves: `name`, `color` and `curve`, a list of {step, K, K_paraphrase, K_once}.
     """
     figure, [[axes]] = _panels(6.4, 3.8)
-    for number, step in enumerate(injections):
-        axes.axvline(step, color=GREY, linewidth=0.7, linestyle=":", label=None if number else "injection round")
+    _mark(axes, injections, label="injection round")
     for run in curves:
         points = [p for p in run["curve"] if measure in p]
         axes.plot(
@@ -223,8 +222,7 @@ def probes_by_part(runs: Sequence[dict[str, Any]], colors: Sequence[Any], parts:
     rows, columns = len(parts), len(parts[0])
     figure, panels = _panels(1.2 + 3.4 * columns, 1.2 + 2.4 * rows, rows, columns, sharex=True)
     for axes, measure in zip(panels.flat, (measure for row in parts for measure in row)):
-        for step in injections:
-            axes.axvline(step, color=GREY, linewidth=0.7, linestyle=":")
+        _mark(axes, injections)
         for run, color in zip(runs, colors):
             points = [p for p in run["curve"] if measure in p]
             few = len(points) <= 40
@@ -241,6 +239,11 @@ def probes_by_part(runs: Sequence[dict[str, Any]], colors: Sequence[Any], parts:
     figure.supylabel("log-probability of the target span", fontsize=10)
     _legend_of_runs(figure, runs, colors)
     return figure
+
+
+def _mark(axes: Axes, injections: Sequence[int], label: str | None = None) -> None:
+    for number, step in enumerate(injections):
+        axes.axvline(step, color=GREY, linewidth=0.7, linestyle=":", label=None if number else label)
 
 
 def _legend_of_runs(figure: Figure, runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> None:

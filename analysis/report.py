@@ -17,6 +17,7 @@ from analysis.page import draw, render
 from analysis.study import gather
 from analysis.summary_table import with_interval
 from olmo.exceptions import Parser, exit_status
+from olmo.files.atomic import write_text
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,10 +26,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     report = gather(args.folder)
     drawn = draw(report, args.folder / "figures")
-    for name, content in (("report.json", json.dumps(report, indent=1) + "\n"), ("report.html", render(report, drawn))):
-        partial = args.folder / f".{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(args.folder / name)
+    write_text(args.folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_text(args.folder / "report.html", render(report, drawn))
     for found in report["directions"]:
         print(f"{found['verdict']}: {found['claim']}; {found['measured']} {with_interval(found, 3)}")
     print(f"wrote {args.folder}/report.html and report.json")

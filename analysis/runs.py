@@ -1,4 +1,4 @@
-"""What a run wrote, read from its folder; also from that of a run that is still going."""
+"""What a run wrote, read from its folder; also while it is still running."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Entry = tuple[str, int]  # setting, number
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says: its first evaluation, its newest one, and everything between."""
+    """What a run's folder holds: its first evaluation, its newest one, and everything between."""
 
     name: str
-    start: int | None  # pretraining step of the checkpoint it started from, 0 for new weights; None: not known
-    begins: int | None  # its own step there: 0 unless it counts on from the checkpoint's; None: not known
+    start: int | None  # pretraining step of the checkpoint it started from, 0 for new weights; None: unknown
+    begins: int | None  # its own step there: 0 unless it continues the checkpoint's count; None: unknown
     first_step: int  # of the evaluation before
     step: int  # of the newest evaluation of all those probes
     before: Knowledge
@@ -49,8 +49,8 @@ class Run:
     probes: ProbeSeries
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of one a line. The last line of a run that is still going may be half written."""
+def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one a line, without a last line that is still being written."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if line.endswith("\n"):
             try:
@@ -63,7 +63,7 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_encounters(folder: Path) -> dict[Entry, list[int]] | None:
-    """Entry -> ascending steps whose batch held one of its texts, from injections.jsonl; None where there is none.
+    """Entry -> ascending steps whose batch held one of its texts, from injections.jsonl; None without that file.
 
     Texts of a published injection map that belong to no known entry are left out.
     """
@@ -71,7 +71,7 @@ def read_encounters(folder: Path) -> dict[Entry, list[int]] | None:
     if not path.is_file():
         return None
     found: dict[Entry, set[int]] = {}
-    for line in _whole_lines(path):
+    for line in _complete_lines(path):
         for text in line.get("texts", ()):
             named = re.fullmatch(r"(\w+)/(\d+)", text["entry"])
             if named and named[1] in SETTINGS:
@@ -80,8 +80,8 @@ def read_encounters(folder: Path) -> dict[Entry, list[int]] | None:
 
 
 def _losses(folder: Path, last: int) -> dict[str, list[tuple[int, Values]]]:
-    """Label -> (step, loss of each instance) of its oldest and newest table up to a step, where these are two of the
-    same instances."""
+    """Label -> (step, loss of each instance) of its oldest and its newest table up to a step; labels that have no two
+    tables of the same instances are left out."""
     found: dict[str, list[tuple[int, Values]]] = {}
     paths = {int(path.stem.removeprefix("step")): path for path in folder.glob("losses/step*.parquet")}
     for step in sorted(step for step in paths if step <= last):
@@ -109,8 +109,7 @@ def _downstream(lines: list[dict[str, Any]], last: int) -> tuple[dict[int, dict[
 
 
 def _start(folder: Path) -> tuple[int | None, int | None]:
-    """`start` and `begins` of a run: the step in the name of the checkpoint that config.yaml names, and whether the run
-    counts on from it."""
+    """`start` and `begins` of a run: the step in the name of the checkpoint in config.yaml, and that step or 0."""
     path = folder / "config.yaml"
     if not path.is_file():
         return None, 0
@@ -124,26 +123,26 @@ def _start(folder: Path) -> tuple[int | None, int | None]:
 
 
 def probing_steps(folder: Path) -> int | None:
-    """How many steps of a run's probing windows were probed, by its config.yaml; None where it had none."""
+    """The length of a run's probing windows in steps, from its config.yaml; None without them."""
     path = folder / "config.yaml"
     return OmegaConf.select(OmegaConf.load(path), "probing.steps") if path.is_file() else None
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder; ValueError where it has no two evaluations with probes.
+    """Read a run's folder; raises FileNotFoundError where it holds no run, ValueError without two evaluations.
 
     K is compared at the first evaluation and at the newest one of the same probes: evaluators may have different
-    intervals, so a newest evaluation may hold only some of them. Losses and accuracies after are the newest ones
-    not later than that: in the windows after injections only probes are evaluated.
+    intervals, so the newest evaluation may hold only some of them. Losses and accuracies are the newest ones up to
+    that: in the windows after injections only probes are evaluated.
     """
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise FileNotFoundError(f"{folder}: no run here (no metrics.jsonl)")
-    lines = list(_whole_lines(metrics))
-    # An evaluation is whole once its line, written after its tables, is there.
-    whole = {line["step"] for line in lines if "eval/K" in line}
+    lines = list(_complete_lines(metrics))
+    # An evaluation is complete once its line is there, which is written after its tables.
+    complete = {line["step"] for line in lines if "eval/K" in line}
     probes = read_probes(folder)
-    evaluated = [place for place, step in enumerate(probes.steps.tolist()) if step in whole]
+    evaluated = [place for place, step in enumerate(probes.steps.tolist()) if step in complete]
     if len(evaluated) < 2:
         raise ValueError(f"{folder}: {len(evaluated)} evaluation(s) with probes, before and after are needed")
     asked = ~np.isnan(probes.values)
@@ -172,7 +171,7 @@ def read_run(folder: Path) -> Run:
         accuracy[max(comparable)] if comparable else {},
         (min(accuracy), max(comparable)) if comparable else None,
         chance,
-        # Of a run that diverged, the last tables may hold no number.
+        # The last tables of a run that diverged may hold NaN only.
         [(int(s), probes.knowledge(place).means()) for place, s in enumerate(probes.steps) if asked[place].any()],
         [line["step"] for line in lines if "injection/round" in line],
         read_encounters(folder),

@@ -64,6 +64,8 @@ class RunFolder:
         for table in (*self.path.glob("probes/step*.parquet"), *self.path.glob("losses/step*.parquet")):
             if int(table.stem.removeprefix("step")) > step:
                 table.unlink()
+        for partial in self.path.glob("*/.step*.partial.parquet"):  # a process was killed while writing it
+            partial.unlink()
 
     def begin(self) -> None:
         """Create metrics.jsonl: from now on the folder holds a run."""
@@ -87,9 +89,8 @@ class RunFolder:
         import pyarrow
         import pyarrow.parquet
 
-        length = max(len(values) for values in columns.values() if not isinstance(values, int))
-        full = {k: [v] * length if isinstance(v, int) else v for k, v in columns.items()}
-        path = self.path / name
+        path, rows = self.path / name, max(len(v) for v in columns.values() if not isinstance(v, int))
+        full = {k: [v] * rows if isinstance(v, int) else v for k, v in columns.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path, durable=True) as partial, naming(path):
             pyarrow.parquet.write_table(pyarrow.table(full), partial)

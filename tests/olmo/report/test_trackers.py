@@ -46,6 +46,11 @@ def as_events(folder: Path) -> list[tuple[str, int, float]]:
     )
 
 
+def wait_for_the_next_second() -> None:
+    """TensorBoard reads files in the order of their names, which begin with the second at which they were made."""
+    time.sleep(1.01 - time.time() % 1)
+
+
 @pytest.fixture
 def board(config: TrainConfig) -> TrainConfig:
     return replace(config, tensorboard=True)
@@ -76,6 +81,7 @@ def test_tensorboard_shows_no_step_twice_after_a_kill(board: TrainConfig) -> Non
     for torn in (b"\x20\0\0", b"\x20\0\0\0\0\0\0\0\1\2\3\4torn", bytes(20)):
         with file.open("ab") as end:
             end.write(torn)
+        wait_for_the_next_second()
         run_to(board, [5, 6], resume_step=4)
         assert events(folder) == as_events(folder) and {step for _, step, _ in events(folder)} == set(range(1, 7))
 
@@ -85,6 +91,7 @@ def test_a_run_shows_the_same_in_tensorboard_and_goes_on_in_it(board: TrainConfi
     settings = ("--tensorboard", "--save_interval=2", "--eval_interval=2")
     run = tmp_path / "own"
     train(world / "config.yaml", run, *settings, "--stop_after=3")
+    wait_for_the_next_second()
     train(world / "config.yaml", run, *settings, "--try_load_latest_save", "--console_log_interval=3")
     assert events(run) == as_events(run)
     assert {step for name, step, _ in events(run) if name == "eval/K"} == {2, 3, 4, 6, 7}
