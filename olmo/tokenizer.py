@@ -1,6 +1,6 @@
 """The tokenizer of a run: a `tokenizer.json` on disk, one that ships inside `olmo_eval`, or a hub id.
 
-Text is always encoded without special tokens; where a document ends, the caller appends the model's EOS id.
+Text is encoded without special tokens; at the end of a document the caller appends the model's EOS id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .exceptions import ConfigurationError
 
 
 def packaged_tokenizer(identifier: str) -> Path | None:
-    """The file of that name inside `olmo_eval/tokenizers`, if the package is there and has it.
+    """The file of that name inside `olmo_eval/tokenizers`; None without the package or the file.
 
     OLMo's configurations name these files as `tokenizers/NAME.json` or `olmo/tokenizers/NAME.json`.
     """
@@ -29,7 +29,10 @@ def packaged_tokenizer(identifier: str) -> Path | None:
 
 
 def tokenizer_file(identifier: str) -> str:
-    """Where the tokenizer lies: a path to an existing file, or the identifier itself for the hub."""
+    """The path of an existing file, or the identifier itself if it is a hub id.
+
+    Raises FileNotFoundError for a missing .json file.
+    """
     if Path(identifier).is_file():
         return identifier
     packaged = packaged_tokenizer(identifier)
@@ -41,7 +44,7 @@ def tokenizer_file(identifier: str) -> str:
 
 
 def load_tokenizer(identifier: str) -> Tokenizer:
-    """Read a tokenizer; raises FileNotFoundError or ValueError that name it."""
+    """Read a tokenizer. Raises FileNotFoundError or ValueError with its identifier."""
     where = tokenizer_file(identifier)
     try:
         if Path(where).is_file():
@@ -54,7 +57,7 @@ def load_tokenizer(identifier: str) -> Tokenizer:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Keep the hub's client from telling of every attempt to reach the hub; its error says it once."""
+    """Silence the log lines of the hub's client, one per attempt; its error has the same text once."""
     from huggingface_hub.utils import logging
 
     level = logging.get_verbosity()
@@ -66,14 +69,14 @@ def _quiet_hub() -> Iterator[None]:
 
 
 def run_tokenizer(config: TrainConfig) -> Tokenizer:
-    """The tokenizer of a run; ConfigurationError where it makes tokens that the run's model does not know."""
+    """The tokenizer of a run. Raises ConfigurationError if it has more tokens than the model has embeddings."""
     identifier, model = config.tokenizer.identifier, config.model
     tokenizer = load_tokenizer(identifier)
     needed, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.embedding_size or model.vocab_size
     if needed > rows:
         raise ConfigurationError(
-            f"tokenizer.identifier: {identifier} makes {needed} different tokens, model.embedding_size is {rows}; "
-            "name the tokenizer that the model was made with, or give a new model as many"
+            f"tokenizer.identifier: {identifier} has {needed} tokens, model.embedding_size is {rows}; "
+            "use the tokenizer that the model was trained with, or increase embedding_size of a new model"
         )
     return tokenizer
 
@@ -84,7 +87,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def truncate(ids: list[int], length: int, config: TokenizerConfig) -> list[int]:
-    """At most `length` tokens: the first ones, or the last ones with `truncate_direction: left`."""
+    """The first `length` tokens, or the last ones with `truncate_direction: left`; all if there are fewer."""
     if len(ids) <= length:
         return ids
     return ids[len(ids) - length :] if config.truncate_direction == "left" else ids[:length]

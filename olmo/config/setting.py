@@ -62,7 +62,8 @@ class Setting:
         return f"{spelled(value)} is not supported ({' or '.join(map(spelled, self.only))} is); {self.instead}"
 
     def __str__(self) -> str:
-        supported = f"only {' or '.join(map(spelled, self.only))}: {self.instead}" if self.only else ""
+        supported = f"only {' or '.join(map(spelled, self.only))}" if self.only else ""
+        supported += f": {self.instead}" if self.only and not self.help else ""
         parts = (self.help, self.range, supported, self.no_effect and f"no effect: {self.no_effect}")
         return "; ".join(part for part in parts if part)
 
@@ -112,9 +113,22 @@ def spelled(value: Any) -> str:
 def plain(value: Any) -> Any:
     """A configuration as the mappings, lists and scalars of its YAML, without newer keys at their defaults."""
     if dataclasses.is_dataclass(value):
-        values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        left_out = {f.name for f in dataclasses.fields(value) if setting_of(f).newer and values[f.name] == f.default}
-        return {name: plain(item) for name, item in values.items() if name not in left_out}
+        items = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {f.name: plain(item) for f, item in items if not (setting_of(f).newer and item == f.default)}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def changed_keys(before: Any, now: Any, prefix: str = "", defines_run: bool = False) -> list[str]:
+    """The keys that define a run and differ; a list, or a section that only one of the two has, is one key."""
+    changed = []
+    for field in dataclasses.fields(before):
+        key, setting = prefix + field.name, setting_of(field)
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        defines = defines_run if setting.defines_run is None else setting.defines_run
+        if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
+            changed += changed_keys(old, new, f"{key}.", defines)
+        elif defines and old != new and not setting.no_effect:
+            changed.append(key)
+    return changed

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.compare import changed_keys
 from ..config.load import load
 from ..config.schema import TrainConfig
+from ..config.setting import changed_keys
 from ..console import Progress, on_terminal
 from ..exceptions import ConfigurationError, Interrupted
 from . import trackers

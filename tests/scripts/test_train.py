@@ -315,7 +315,7 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused_before_the_first_step(
     arguments = [str(folder / "config.yaml"), f"--save_folder={tmp_path / 'run'}", *user]
     named = "tokenizers/allenai_eleuther-ai-gpt-neox-20b-pii-special.json"
     assert exit_status(main, [*arguments, f"--tokenizer.identifier={named}"]) == 2
-    said = f"tokenizer.identifier: {named} makes 50280 different tokens, model.embedding_size is 128"
+    said = f"tokenizer.identifier: {named} has 50280 tokens, model.embedding_size is 128"
     assert one_line(capsys.readouterr().err).startswith(said)
     assert not (tmp_path / "run").exists()
 
