@@ -350,7 +350,7 @@ def test_the_device_by_name(
         assert exit_status(main, [*arguments, f"--device{name}"]) == 2
         assert reason in one_line(capsys.readouterr().err)
     assert exit_status(main, [*arguments, "--fused_loss=true", "--device=cpu"]) == 2
-    assert "fused_loss: Liger Kernel needs a CUDA device, and this is cpu" in one_line(capsys.readouterr().err)
+    assert "fused_loss: Liger Kernel needs a CUDA device, not cpu" in one_line(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
     assert exit_status(main, [*arguments, "--device=cpu", "--device_train_microbatch_size=3"]) == 0
     assert " on cpu, 1 process(es)" in caplog.text
