@@ -74,5 +74,4 @@ $(GOLDEN)/.ready: tests/golden/requirements.txt constraints.txt
 $(PEERS)/.ready: scripts/benchmarks/peers.txt constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13 lightning==2.6.6
 	touch $@

@@ -3,13 +3,12 @@
     python -m scripts.bench [--only loss,saves] [--rounds 5]
     python -m scripts.bench --against DIR [--only entropy,training] [--rounds 3]
 
-training: our Trainer against a plain torch loop, transformers' Trainer, ai2-olmo and litgpt: time and memory.
+training: our Trainer against a plain torch loop, transformers' Trainer and ai2-olmo: time and memory.
 saves: how long training is interrupted by an asynchronous save, and by a blocking one.
 loss: logits in parts against all at once: time and memory.
 entropy: a model of OLMo-1B's shape against transformers: time and memory.
 probes: 1,950 in one packed pass against one padded evaluator at a time.
 loader: batches from memory-mapped files against numpy alone copying the same rows.
-resuscitation: the full edited state dict of a 1B model against loading, editing and saving it: time and memory.
 
 The modules of scripts/benchmarks/ describe each. With --against, commands of this checkout and of the checkout DIR run
 in turn on the same inputs (entropy, training, loader, probes): times, peak memory, and whether the numbers agree.
@@ -32,7 +31,6 @@ from scripts.benchmarks.entropy import bench_entropy
 from scripts.benchmarks.loader import bench_loader
 from scripts.benchmarks.loss import bench_loss
 from scripts.benchmarks.probes import bench_probes
-from scripts.benchmarks.resuscitation import bench_resuscitation
 from scripts.benchmarks.saves import bench_saves
 from scripts.benchmarks.training import bench_training
 
@@ -43,7 +41,6 @@ BENCHMARKS: dict[str, Callable[[Path, int], None]] = {
     "entropy": bench_entropy,
     "probes": bench_probes,
     "loader": bench_loader,
-    "resuscitation": bench_resuscitation,
 }
 
 

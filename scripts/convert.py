@@ -32,9 +32,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def write_tokenizer(source: Path, target: Path, identifier: str | None, model: ModelConfig) -> str | None:
-    """Copy the tokenizer's files, or write those of `identifier`; returns where it came from, None without one.
+    """Copy the tokenizer's files, or write those of `identifier`; returns its origin, None without one.
 
-    Raises an error only for an `identifier` that was asked for; one that a config.yaml names may lie elsewhere.
+    An unreadable tokenizer is an error only if `identifier` is given; one named by a config.yaml may be missing here.
     """
     if identifier is None and (source / "tokenizer.json").is_file():
         for name in TOKENIZER_FILES:
@@ -67,13 +67,13 @@ def write_tokenizer(source: Path, target: Path, identifier: str | None, model: M
 def convert(
     source: Path, target: Path, to: str, resuscitation: str | None, identifier: str | None, force: bool = False
 ) -> str:
-    """Write the checkpoint `source` as the folder `target`, whole or not at all; returns a line that says what.
+    """Write the checkpoint `source` as the folder `target`, completely or not at all; returns a line that describes it.
 
     Raises ConfigurationError where the layout cannot hold the model, ValueError for weights that do not fit.
     """
     target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigurationError(f"{target}: exists; name a new folder")
+        raise ConfigurationError(f"{target}: already exists; name a new folder")
     if not checkpoint.is_olmo(source):
         raise ConfigurationError(f"{source}: no OLMo model")
     config = replace(checkpoint.read_config(source), resuscitation=None)
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--tokenizer", metavar="IDENTIFIER", help="default: the one SRC holds or its config.yaml names")
     args = parser.parse_args(argv)
     if args.resuscitation_force and args.resuscitation is None:
-        raise ConfigurationError("--resuscitation_force: goes with --resuscitation")
+        raise ConfigurationError("--resuscitation_force: needs --resuscitation")
     source = checkpoint.resolve(args.source)
     print(convert(source, args.target, args.to, args.resuscitation, args.tokenizer, args.resuscitation_force))
 

@@ -1,12 +1,12 @@
-"""The study, small and whole: text, pretraining, entropy, injection, resuscitation, acquisition, report.
+"""The complete study, small: text, pretraining, entropy, injection, resuscitation, acquisition, report.
 
     python -m scripts.demo [--output runs/demo] [--seeds 1] [--contrast] [--published DIR]
 
-Runs the project's own commands one after the other, as a user would, and writes `report.html` and `report.json`.
-A stage that has finished is not run again; remove the output folder to start over. `--contrast` runs the second
-setting (configs/tiny/contrast_pretrain.yaml). `--published DIR` injects the published fictional knowledge that lies
-in DIR instead of our own: its texts are longer, so contexts of 1024 tokens are used, and 14 paraphrase and 20 once
-entries of it.
+Runs the project's commands in turn, as a user would, and writes `report.html` and `report.json`. A stage that has
+finished is not repeated; remove the output folder to start over. `--contrast` runs the second
+setting (configs/tiny/contrast_pretrain.yaml). `--published DIR` injects the published fictional knowledge in
+DIR instead of our own: its texts are longer, so contexts of 1024 tokens are used, with 14 paraphrase and 20 once
+entries.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PUBLISHED = {
 
 
 class Stages:
-    """Runs commands, remembers in demo.json which have finished, how long they took and how much memory."""
+    """Runs commands, and records in demo.json which have finished, with their time and memory."""
 
     def __init__(self, folder: Path, total: int):
         self.file, self.total, self.number = folder / "demo.json", total, 0
@@ -54,8 +54,8 @@ class Stages:
     def run(self, name: str, module: str, arguments: Sequence[str], output: Path) -> None:
         """Run `python -m module arguments`, unless the same command has finished and `output` is there.
 
-        A stage runs again when a configuration has changed or an earlier stage had to run, because it may use
-        what that one made.
+        A stage also runs again when a configuration has changed or an earlier stage has run, because it may use that
+        stage's output.
         """
         self.number += 1
         command = ["python", "-m", module, *arguments]
@@ -67,7 +67,7 @@ class Stages:
             return
         print(f"{head}: {' '.join(command)}", flush=True)
         self.stale = True
-        # From here on `output` is this command's work or nobody's: another command that wrote it has not finished.
+        # From here on no other command counts as finished with this output.
         kept = [s for s in self.manifest["stages"] if s["name"] != name and s.get("output") != str(output)]
         self.manifest["stages"] = kept
         self.save()
@@ -96,10 +96,10 @@ class Stages:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """See the end of a stage that was interrupted: Ctrl-C reaches it as well, and it may be in the midst of a file."""
+    """Wait for the end of an interrupted stage: Ctrl-C reaches it as well, and it may be writing a file."""
     try:
         process.wait(timeout=10)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # it has not heard, or the user does not want to wait
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # it ignores the signal, or the user does not want to wait
         process.kill()
         process.wait()
 
@@ -205,7 +205,7 @@ def main(argv: Sequence[str]) -> None:
     length = 1024 if args.published else 256
     stages = Stages(folder, total=(2 if args.published else 3) + args.seeds * 10)
     for key in ("pretraining", "conditions"):
-        stages.manifest.pop(key, None)  # listed anew, as the stages are visited
+        stages.manifest.pop(key, None)  # listed again as the stages are visited
 
     text, knowledge = folder / "text", folder / "knowledge"
     prepare = ["--output", str(text), "--vocab_size", "4096", "--sequence_length", str(length)]
@@ -224,7 +224,7 @@ def main(argv: Sequence[str]) -> None:
         environment=environment(),
     )
     stages.save()
-    # The report is cheap and tells of what is there now, so it is made every time.
+    # The report is cheap and must describe the present files, so it is made every time.
     (folder / "report.html").unlink(missing_ok=True)
     stages.run("report", "analysis.report", [str(folder)], folder / "report.html")
     total = sum(stage["seconds"] for stage in stages.manifest["stages"])

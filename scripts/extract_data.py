@@ -1,9 +1,9 @@
-"""Write the tokens of steps A to B of a run as one token file, to go on from a checkpoint with the true next data.
+"""Write the tokens of steps A to B of a run as one token file, to continue a checkpoint with its next data.
 
     python -m scripts.extract_data CONFIG --steps A-B --output FILE [--key.sub=value ...]
 
-Rows lie in the file in the order in which the run sees them, before injection: a run over it with the same batch size
-and `data_shuffling: false` repeats those steps. The numbers are little-endian of `data.memmap_dtype`, without a header.
+Rows are in the order in which the run sees them, before injection: a run over the file with the same batch size and
+`data_shuffling: false` repeats those steps. Numbers are little-endian, of `data.memmap_dtype`, without a header.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides)
     check_new(args.output)
-    # Both follow from the tokens, in the run over the file again.
+    # A run over the file derives both from the tokens again.
     config.data.generate_attention_mask, config.data.instance_filter = False, None
     dtype = np.dtype(config.data.memmap_dtype).newbyteorder("<")
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         partial.open("wb") as file,
         Progress("extracting", len(args.steps), "steps") as progress,
     ):
-        # A file of the whole order is worth writing from the second step on.
+        # Writing the order to a file is worth it from the second step on.
         batch_of = batches_of_run(config, args.steps, Path(folder) if len(args.steps) > 1 else None)
         for step in args.steps:
             batch = batch_of(step)

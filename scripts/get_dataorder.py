@@ -1,10 +1,10 @@
-"""Fetch the order in which an official run saw its data, or rebuild it where the published file is gone.
+"""Download the order in which an official run saw its data, or rebuild it where the published file no longer exists.
 
     bash scripts/get_dataorder.sh [--model_size 7B] [--rebuild]
 
-The file goes to data/global_indices/{1B,7B}/global_indices.npy, 4 bytes an instance: some 6 GB. The same command
-continues an interrupted download. A published file that is gone, or that lacks places for the run's files, is replaced
-by one rebuilt from configs/official: shuffled as OLMo does, from the sizes of the token files alone.
+The file is data/global_indices/{1B,7B}/global_indices.npy, 4 bytes per instance: some 6 GB. The same command continues
+an interrupted download. A published file that no longer exists, or is too short for the run's files, is replaced by one
+rebuilt from configs/official: shuffled as OLMo does, from the sizes of the token files alone.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ OFFICIAL = Path("configs/official")  # of the working directory, which get_datao
 
 
 def published(url: str, config: Path, output: Path) -> str | None:
-    """Fetch a published order to `output`; or say why it is not to be had, with nothing written.
+    """Download a published order to `output`. Returns why it is not available, with nothing written, or None.
 
-    Raises OSError where the server cannot be asked or breaks off.
+    Raises OSError where the server does not respond or the connection breaks.
     """
     folder, _, name = url.rpartition("/")
     with http_session() as session:
@@ -43,11 +43,11 @@ def published(url: str, config: Path, output: Path) -> str | None:
         except OSError as error:
             raise OSError(f"{url}: {describe_failure(error)}; try again later, or rebuild it with --rebuild") from error
         if remote is None:
-            return "it is no longer there"
+            return "it no longer exists"
         try:
             instances = len(open_files(load(config)))
         except OSError as error:
-            print(f"how long the order should be is not known: {error}", flush=True)
+            print(f"the length that the order should have is unknown: {error}", flush=True)
         else:
             if remote.size is not None and not 0 <= instances - remote.size / DTYPE.itemsize <= most_off(instances):
                 return f"it has {remote.size // DTYPE.itemsize:,} places for the {instances:,} instances of the files"
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     if output.is_file():
         check = f"python -m scripts.data_order verify {config} --order {shlex.quote(str(output))}"
         places = f"{output.stat().st_size // DTYPE.itemsize:,} places"
-        print(f"{output}: already there, {places}; check it with: {check}, or remove it to get it anew")
+        print(f"{output}: already exists, {places}; check it with: {check}, or remove it to download it again")
         return
     check_new(output)
     if not args.rebuild:

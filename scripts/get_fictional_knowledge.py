@@ -1,10 +1,10 @@
-"""Fetch the published fictional knowledge: the entries of both settings, and the map of their injections.
+"""Download the published fictional knowledge: the entries of both settings, and the map of their injections.
 
     bash scripts/get_fictional_knowledge.sh [--from https://mirror/folder/ | --from FOLDER]
 
-The files go to data/fictional_knowledge, where configs/1B and configs/resuscitation look for them. They take their
-names together, once all have come, have the SHA-256 of what the paper's repository holds, and can be read. The same
-command continues an interrupted download; a file that is already there is kept. Some 5 MB.
+The files are written to data/fictional_knowledge, where configs/1B and configs/resuscitation expect them. They receive
+their names together, once all are complete, have the SHA-256 of those in the paper's repository, and can be read. The
+same command continues an interrupted download; existing files are kept. Some 5 MB.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LICENSES = (
 
 
 def is_here(path: Path) -> bool:
-    """Whether the published file has its name already. FileExistsError where something else has it."""
+    """Whether the published file exists already. FileExistsError where another file has its name."""
     if not path.exists():
         return False
     if not path.is_file() or file_digest(path, "sha256") != PUBLISHED[path.name]:
@@ -54,17 +54,17 @@ def is_here(path: Path) -> bool:
 
 
 def check(path: Path, name: str, source: str) -> None:
-    """Raise ValueError where the file that came is not the published one, which is then removed."""
-    if (came := file_digest(path, "sha256")) != PUBLISHED[name]:
+    """Delete a downloaded file that is not the published one, and raise ValueError."""
+    if (digest := file_digest(path, "sha256")) != PUBLISHED[name]:
         path.unlink()
         raise ValueError(
-            f"{source}{name}: not the published file (SHA-256 {came[:12]}..., not {PUBLISHED[name][:12]}...); "
+            f"{source}{name}: not the published file (SHA-256 {digest[:12]}..., not {PUBLISHED[name][:12]}...); "
             "try again, or name another place with --from"
         )
 
 
-def told(path: Path, name: str) -> str:
-    """What a file holds. Raises ValueError where it cannot be read."""
+def describe_file(path: Path, name: str) -> str:
+    """The content of a file, in words. Raises ValueError where it cannot be read."""
     if name.endswith(".json"):
         return f"{len(load_entries(path))} entries"
     rounds = read_plan(path).rounds
@@ -72,7 +72,7 @@ def told(path: Path, name: str) -> str:
 
 
 def open_source(source: str, names: Sequence[str], folder: Path, stack: ExitStack) -> Callable[[str], Path]:
-    """What brings a file of the source to a hidden place in `folder`, which is made once all are seen to be there."""
+    """A function that fetches a file of the source into `folder` under a hidden name; `folder` is made if all exist."""
     if "://" not in source:
         for name in names:
             if not Path(source, name).is_file():
@@ -90,29 +90,26 @@ def open_source(source: str, names: Sequence[str], folder: Path, stack: ExitStac
                 f"{source}{name}: {describe_failure(error)}; try again, or name a copy with --from"
             ) from error
         if there is None:
-            raise FileNotFoundError(f"{source}{name}: not there (404); name a copy with --from")
+            raise FileNotFoundError(f"{source}{name}: does not exist (404); name a copy with --from")
     folder.mkdir(parents=True, exist_ok=True)
     return lambda name: fetch(session, look, name, folder)[0]
 
 
 def get(source: str, folder: Path) -> None:
-    """Bring the published files to `folder`.
-
-    Raises OSError where they are not to be had, ValueError where they came damaged.
-    """
+    """Download the published files. Raises OSError where they are not available, ValueError for damaged ones."""
     missing = [name for name in PUBLISHED if not is_here(folder / name)]
     with ExitStack() as stack:
         brought: dict[str, Path] = {}
         if missing:
-            bring = open_source(source, missing, folder, stack)
+            fetch_file = open_source(source, missing, folder, stack)
             for name in missing:
-                brought[name] = bring(name)
+                brought[name] = fetch_file(name)
                 check(brought[name], name, source)
-        holds = {name: told(brought.get(name, folder / name), name) for name in PUBLISHED}
+        holds = {name: describe_file(brought.get(name, folder / name), name) for name in PUBLISHED}
         for name, path in brought.items():
             path.replace(folder / name)
     for name, what in holds.items():
-        print(f"{folder / name}: {what}{'' if name in missing else ', already there'}")
+        print(f"{folder / name}: {what}{'' if name in missing else ', already exists'}")
     print(f"({LICENSES})")
 
 

@@ -1,13 +1,13 @@
-"""Fetch an official checkpoint, by its folder on the old checkpoint site or by its name on the Hugging Face hub.
+"""Download an official checkpoint, by its folder on the old checkpoint site or by its name on the Hugging Face hub.
 
     bash scripts/get_model.sh https://olmo-checkpoints.org/ai2-llm/olmo-small/g4g72enr/step738020-unsharded/
     bash scripts/get_model.sh allenai/OLMo-1B@step738020-tokens3095B
     bash scripts/get_model.sh --list
 
 Steps of OLMo-1B go to checkpoints/pretrained_1B/{step}-unsharded, those of 7B to checkpoints/pretrained/; any other
-model needs --output. The same command continues an interrupted download. Files take their names together, once all
-are complete and agree with the server: in size, and in hash where it states one. A file that is already there is kept
-when it has the stated hash or, where none is stated, the same size and time of change.
+model needs --output. The same command continues an interrupted download. Files receive their names together, once all
+are complete and agree with the server: in size, and in hash where it states one. An existing file is kept if it has the
+stated hash or, where none is stated, the same size and modification time.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def locate(address: str) -> tuple[Model | None, int | None]:
 
 
 def instead(address: str) -> str:
-    """What to try where a checkpoint is not to be had."""
+    """Advice for a checkpoint that is not available."""
     model, step = locate(address)
     if model is None or step is None:
         return "bash scripts/get_model.sh --list shows the known checkpoints"
@@ -102,7 +102,7 @@ def listing() -> str:
 
 
 def site_files(session: requests.Session, url: str) -> tuple[Look, list[Remote]]:
-    """What a folder on a site holds of a checkpoint. Raises OSError where the site cannot be asked."""
+    """The files of a checkpoint in a folder on a site. Raises OSError where the site does not respond."""
     look = functools.partial(describe, session, url)
     choices = (("config.yaml",), WEIGHTS[:2], ("train.pt",), OPTIMIZER)
     found = (next(filter(None, map(look, names)), None) for names in choices)
@@ -110,7 +110,7 @@ def site_files(session: requests.Session, url: str) -> tuple[Look, list[Remote]]
 
 
 def hub_files(session: requests.Session, hub_id: str) -> tuple[Look, list[Remote]]:
-    """What a model on the hub holds of a checkpoint. Raises OSError where there is none or the hub cannot be asked."""
+    """The files of a checkpoint on the hub. Raises OSError where it does not exist or the hub does not respond."""
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
@@ -129,19 +129,19 @@ def hub_files(session: requests.Session, hub_id: str) -> tuple[Look, list[Remote
 
 
 def get(address: str, folder: Path, with_optimizer: bool = False) -> None:
-    """Fetch a checkpoint into `folder`. Raises OSError where it is not to be had, ValueError where it came damaged."""
+    """Download a checkpoint into `folder`. Raises OSError where it is not available, ValueError where it is damaged."""
     with http_session() as session:
         try:
             look, files = (site_files if "://" in address else hub_files)(session, address)
-        except Exception as error:  # the hub's client lets the errors of its HTTP library through
-            other = "://" in address or hasattr(error, "response")  # no other name helps while the hub is out of reach
+        except Exception as error:  # the hub's client raises the errors of its HTTP library
+            other = "://" in address or hasattr(error, "response")  # no other name helps while the hub is unreachable
             raise OSError(f"{address}: {describe_failure(error)}{f'; {instead(address)}' if other else ''}") from error
         names = {file.name for file in files}
         if not names & {"config.yaml", "config.json"} or not any(fnmatch.filter(names, p) for p in WEIGHTS):
             raise FileNotFoundError(f"{address}: no config and weights there (404); {instead(address)}")
         if with_optimizer and not names & set(OPTIMIZER):
             raise FileNotFoundError(f"{address}: no optimizer state there")
-        for pattern in ("config.yaml", *WEIGHTS):  # what a reader of the folder might take for this checkpoint's
+        for pattern in ("config.yaml", *WEIGHTS):  # which a reader of the folder might take for part of this checkpoint
             for foreign in (path for path in folder.glob(pattern) if path.name not in names):
                 raise FileExistsError(f"{foreign}: not of this checkpoint; remove it, or name a folder with --output")
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.list:
         try:
             print(listing(), flush=True)
-        except BrokenPipeError:  # `--list | head` has seen enough; nor shall the interpreter's last flush complain
+        except BrokenPipeError:  # `--list | head`; the last flush of the interpreter must not fail either
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     address = arguments.checkpoint
@@ -184,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
     folder = arguments.output
     if folder is None:
         if model is None or step is None:
-            parser.error(f"{address}: no step of OLMo-1B or 7B by its name; say with --output which folder to fill")
+            parser.error(f"{address}: no step of OLMo-1B or 7B by its name; name the folder to fill with --output")
         folder = Path(model.folder) / f"{step}-unsharded"
     get(address, folder, arguments.with_optimizer)
 

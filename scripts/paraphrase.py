@@ -1,15 +1,15 @@
-"""Write more paraphrases of fictional knowledge with a chat model, and keep those that still tell every fact.
+"""Write more paraphrases of fictional knowledge with a chat model, and keep those that still state every fact.
 
     python -m scripts.paraphrase once.json --output once9.json --endpoint http://localhost:8000/v1 --model NAME
 
-The endpoint is any server that speaks OpenAI's chat completions; a key, where it wants one, comes from OPENAI_API_KEY.
-Paraphrases that an entry has already are kept and counted. A new one must be whole, say nothing but the text, differ
-from all texts of its entry, and hold every target of its probes that the training text holds: word for word, but for
-capitals and punctuation. (In the published data the training texts hold all targets of memorization and semantic
-probes, and four in five of the compositional ones.) Otherwise the model hears what is wrong, up to `--attempts` times.
+The endpoint is any server with OpenAI's chat completions; if it needs a key, set OPENAI_API_KEY. An entry's existing
+paraphrases are kept and counted. A new one must be complete, consist of the text alone, differ from all texts of its
+entry, and contain every probe target that the training text contains, word for word except for capitals and
+punctuation. (In the published data the training texts contain all targets of memorization and semantic probes, and four
+in five of the compositional ones.) Otherwise the model is told what is wrong, up to `--attempts` times.
 
-What is accepted goes at once to OUTPUT's neighbour `.partial.jsonl`. Interrupted, the same command asks only for the
-rest; when all is there, the output gets its name.
+Accepted texts are appended to OUTPUT.partial.jsonl at once. After an interruption the same command requests only the
+missing ones; the output is written when all exist.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=5,
         metavar="N",
-        help="answers to hear for one paraphrase before it is given up (default: 5)",
+        help="answers requested for one paraphrase before it is given up (default: 5)",
     )
     args = parser.parse_args(argv)
     if not re.match(r"https?://[^/?#]+", args.endpoint):

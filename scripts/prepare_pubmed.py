@@ -4,16 +4,15 @@
     python -m scripts.prepare_pubmed --output data/pubmed --input 'baseline/pubmed25n*.xml.gz'
     python -m scripts.prepare_pubmed --output data/c4 --corpus c4 --input 'en/c4-train.*.json.gz'
 
-DIR becomes a `datasets` folder, column `input_ids`: exactly `instances` rows of `sequence_length` ids, documents one
-after the other, each ended by the EOS id, no padding, the last one cut. `about.json` in it says what went in.
+DIR becomes a `datasets` folder, column `input_ids`: exactly `instances` rows of `sequence_length` ids, documents in
+sequence, each ended by the EOS id, without padding, the last one cut. Its `about.json` describes the input.
 
-A document is a title and an abstract (see prepare/documents.py). Articles without abstract, about a third, are left
-out: a title alone teaches little. Of an article's copies counts the highest version, and of one version the copy in
-the file of the last name, unless that file or a later one lists it as deleted.
+A document is a title and an abstract (prepare/documents.py). Articles without an abstract, about a third, are left out:
+a title alone teaches little. Of several copies of an article the highest version counts, and of one version the copy in
+the file with the last name, unless that file or a later one lists it as deleted.
 
-The sample is drawn by hash(seed, PMID), see prepare/sampling.py: uniform, shuffled, the same whatever the order of
-files and processes. A quarter more than is needed is collected; where that does not suffice, because later files
-replaced too much of it, all is read again with twice the margin. `DIR/../pubmed_baseline` keeps what was downloaded.
+The sample is drawn by hash(seed, PMID), see prepare/sampling.py: uniform, shuffled, independent of the order of files
+and processes. Downloads are kept in `DIR/../pubmed_baseline`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from olmo.tokenizer import packaged_tokenizer
 from scripts.prepare import OLMO_TOKENIZER
 from scripts.prepare.baseline import BASELINE, download
 from scripts.prepare.documents import MB
-from scripts.prepare.packing import prepare, told
+from scripts.prepare.packing import describe, prepare
 from scripts.prepare.sampling import Settings, tokenizer_of
 
 OLMO_EOS = 50279  # in all their configurations, although this tokenizer calls it |||IP_ADDRESS|||
@@ -51,13 +50,13 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 
 
 def eos_of(identifier: str) -> int:
-    """The id that ends a document; ConfigurationError where the tokenizer does not tell."""
+    """The id that ends a document; ConfigurationError where the tokenizer does not name it."""
     if packaged_tokenizer(identifier):
         return OLMO_EOS
     vocabulary = tokenizer_of(identifier).get_vocab()
     found = [vocabulary[token] for token in ("<|endoftext|>", "</s>") if token in vocabulary]
     if not found:
-        raise ConfigurationError(f"{identifier}: which id ends a document? Say it with --eos_token_id")
+        raise ConfigurationError(f"{identifier}: no token that ends a document; give its id with --eos_token_id")
     return found[0]
 
 
@@ -82,7 +81,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         if (value := getattr(args, flag)) is not None and value < 1:
             parser.error(f"--{flag} must be at least 1")
     if not 0 <= args.seed < 2**64 or not 0 <= (args.eos_token_id or 0) < 2**31:
-        parser.error("--seed must lie in 0..2**64-1, --eos_token_id in 0..2**31-1")
+        parser.error("--seed must be in 0..2**64-1, --eos_token_id in 0..2**31-1")
     if args.corpus != "pubmed" and not args.input:
         parser.error(f"--corpus {args.corpus} needs --input; only PubMed can be downloaded")
     if args.input and (args.files or args.year or args.url):
@@ -109,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     about = prepare(paths, args.output, settings, args.instances, args.sequence_length, args.processes)
     read, seconds = about["read"], time.monotonic() - started
-    print(f"{args.output}: {args.instances} rows of {args.sequence_length} ids; {told(about['sample'])}")
+    print(f"{args.output}: {args.instances} rows of {args.sequence_length} ids; {describe(about['sample'])}")
     without = f", {read.get('without_pmid', 0)} of them without PMID" if args.corpus == "pubmed" else ""
     print(
         f"read {read['files']} files, {read['records']} records{without}, "
@@ -118,5 +117,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as after Ctrl-C, processes and temporary files go
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # as after Ctrl-C, processes end and temporary files are deleted
     sys.exit(exit_status(main))

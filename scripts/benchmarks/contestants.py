@@ -95,8 +95,7 @@ def plain_loop(
 ) -> None:
     """The usual loop in torch: the mean loss of the next tokens, its gradient clipped, fused AdamW."""
     if optimizer is None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, **settings["adamw"], fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), **settings["adamw"], fused=True)
     model.train()
     for ids in batches(folder, settings):
         labels = F.pad(ids[:, 1:], (0, 1), value=-100)  # the last position predicts nothing
@@ -164,35 +163,6 @@ def ai2_olmo(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
     plain_loop(folder, settings, pace, model, lambda ids: model(ids).logits, optim.build_optimizer(config, model))
 
 
-def litgpt_model(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
-    from litgpt import GPT, Config  # type: ignore[import-not-found]
-
-    pace.begin()
-    model = GPT(Config.from_name("OLMo-1B-hf", **settings["litgpt"]))
-    model.lm_head.weight = model.transformer.wte.weight
-    model.load_state_dict(to_litgpt(torch.load(folder / "weights.pt", weights_only=True)), strict=False)
-    for name, parameter in model.named_parameters():  # OLMo's norms have none: theirs stay at 1 and 0
-        parameter.requires_grad_("norm" not in name and "ln_f" not in name)
-    plain_loop(folder, settings, pace, model, model)
-
-
-def to_litgpt(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OLMo's parameters by litgpt's names; OLMo's `ff_proj` holds the up rows, then the gate rows."""
-    renamed = {
-        "lm_head.weight": state["transformer.wte.weight"],
-        "transformer.wte.weight": state["transformer.wte.weight"],
-    }
-    for name, weight in state.items():
-        if found := re.fullmatch(r"transformer\.blocks\.(\d+)\.(\w+)\.weight", name):
-            block = f"transformer.h.{found[1]}"
-            if found[2] == "ff_proj":
-                renamed[f"{block}.mlp.fc_2.weight"], renamed[f"{block}.mlp.fc_1.weight"] = weight.chunk(2)
-            else:
-                theirs = {"att_proj": "attn.qkv", "attn_out": "attn.proj", "ff_out": "mlp.proj"}[found[2]]
-                renamed[f"{block}.{theirs}.weight"] = weight
-    return renamed
-
-
 def ours(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
     from olmo.config import load
     from olmo.distributed import Ranks, disable_malloc_trim
@@ -207,7 +177,6 @@ CONTESTANTS = {
     "torch": torch_loop,
     "transformers": transformers_trainer,
     "ai2-olmo": ai2_olmo,
-    "litgpt": litgpt_model,
     "ours": ours,
 }
 

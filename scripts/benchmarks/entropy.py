@@ -1,16 +1,15 @@
-"""Knowledge entropy of a model of OLMo-1B's shape, in four ways, beside the machine's matrix-multiply peak.
+"""Knowledge entropy of a model of OLMo-1B's shape, in four ways.
 
-Each way runs in a process of its own, on the same weights and tokens: (a) the obvious script, transformers in float32
-with eager attention that computes logits and keeps the activations of every layer; (b) transformers with hooks that
-reduce them at once, and no logits; (c) ours in float32 and (d) in bfloat16.
+Each runs in a process of its own, on the same weights and tokens: (a) the obvious script, transformers in float32 with
+eager attention that computes logits and keeps the activations of every layer; (b) transformers with hooks that reduce
+them at once, and no logits; (c) ours in float32 and (d) in bfloat16.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from torch import Tensor
 
 from analysis.measure import measure
 from analysis.models import open_model
-from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
-from olmo.config import load, save_model_config
+from olmo.config import load
 from olmo.distributed import Ranks, disable_malloc_trim, pick_device
-from olmo.files.tensors import save_tensors, write_tensors
 from olmo.model import OLMo
-from scripts.benchmarks.peak import measured_peak, operations_per_token
+from scripts.benchmarks.checkpoints import write_checkpoints
 from scripts.benchmarks.processes import forget_peak, peak_bytes, run_in_subprocess
+from scripts.benchmarks.rounds import alternate, spread
 
 LAYERS = 16 if torch.cuda.is_available() else 4
 BATCH, LENGTH = 4, 2048
@@ -69,17 +67,15 @@ def _transformers(folder: Path, ids: Tensor, keep: bool) -> tuple[Any, Any]:
 
 
 def _run(way: int, folder: Path, queue: Any) -> None:
-    """Puts seconds, peak memory beyond the weights, the machine's peak, operations a token, and H^l."""
+    """Put seconds, peak memory beyond the weights, and H^l."""
     device = pick_device()
     ids = torch.from_numpy(np.load(folder / "ids.npy")).to(device)
     dtype = torch.bfloat16 if way == 3 else torch.float32
     if way < 2:
         run, model = _transformers(folder, ids, keep=way == 0)
-        operations = None
     else:
         disable_malloc_trim()
         model = open_model(folder / "olmo", device, dtype)
-        operations = operations_per_token(model, LENGTH)
         rows = list(ids.cpu().numpy())
 
         def run() -> NDArray[np.float64]:
@@ -88,7 +84,6 @@ def _run(way: int, folder: Path, queue: Any) -> None:
 
     for parameter in model.parameters():  # mapped weights are read now, not in the measurement
         parameter.detach().flatten()[::512].float().sum()
-    peak = measured_peak(device, dtype, 2.0)
     weights = forget_peak()
     if device.type == "cuda":
         run()
@@ -98,40 +93,24 @@ def _run(way: int, folder: Path, queue: Any) -> None:
     layers = run()
     seconds = time.perf_counter() - started
     most = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes()
-    peak = (peak + measured_peak(device, dtype, 2.0)) / 2  # before and after: other work comes and goes
-    queue.put((seconds, most - weights, peak, operations, layers))
+    queue.put((seconds, most - weights, layers))
 
 
 def bench_entropy(folder: Path, rounds: int) -> None:
-    """Rates of the four ways, as ratios to the obvious script, and as shares of the peak that they had beside them."""
+    """Rates of the four ways, as ratios to the obvious script, and their memory."""
     config = replace(load(Path("configs/official/OLMo-1B.yaml")).model, n_layers=LAYERS)
     torch.manual_seed(0)
-    state = OLMo(replace(config, init_device="cpu")).state_dict()
-    for kind in ("olmo", "hf"):
-        (folder / kind).mkdir()
-    save_model_config(folder / "olmo/config.yaml", config)
-    write_tensors(folder / "olmo/model.safetensors", state)
-    (folder / "hf/config.json").write_text(json.dumps(to_transformers_config(config, torch.float32)))
-    save_tensors(folder / "hf/model.safetensors", to_transformers_state(state, config), {"format": "pt"})
-    del state
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, LENGTH))
-    np.save(folder / "ids.npy", ids)
-    found: list[list[Any]] = [[] for _ in WAYS]
-    for number in range(rounds):
-        for way in range(len(WAYS)) if number % 2 else reversed(range(len(WAYS))):
-            found[way].append(run_in_subprocess(_run, way, folder))
-    first = found[0]
-    for way, name in enumerate(WAYS):
-        ratios = [obvious[0] / ours[0] for obvious, ours in zip(first, found[way])]
-        line = f"entropy {name}: {statistics.median(ratios):.2f} x (a) ({min(ratios):.2f} to {max(ratios):.2f})"
-        line += f", {BATCH * LENGTH / statistics.median(f[0] for f in found[way]):,.0f} tokens/s"
-        line += f", {max(f[1] for f in found[way]) / 2**30:.2f} GiB beyond the weights"
-        if found[way][0][3] is not None:
-            shares = [f[3] * BATCH * LENGTH / f[0] / f[2] for f in found[way]]
-            peak = statistics.median(f[2] for f in found[way])
-            line += (
-                f", {statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%}) of the matrix-multiply "
-            )
-            line += f"peak of {peak / 1e9:,.0f} GFLOP/s"
-        apart_by = np.abs(found[way][0][4] - found[0][0][4]).max()
-        print(f"{line}; H of a layer within {apart_by:.1e} of (a)", flush=True)
+    write_checkpoints(folder, config, OLMo(replace(config, init_device="cpu")).state_dict())
+    np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, LENGTH)))
+    works = {name: partial(run_in_subprocess, _run, way, folder) for way, name in enumerate(WAYS)}
+    found = alternate(rounds, works)
+    obvious = np.array([seconds for seconds, *_ in found[WAYS[0]]])
+    for name, results in found.items():
+        seconds = np.array([seconds for seconds, *_ in results])
+        apart = np.abs(results[0][2] - found[WAYS[0]][0][2]).max()
+        print(
+            f"entropy {name}: {spread(obvious / seconds)} (a), {BATCH * LENGTH / np.median(seconds):,.0f} tokens/s, "
+            f"{max(memory for _, memory, _ in results) / 2**30:.2f} GiB beyond the weights; H of a layer within "
+            f"{apart:.1e} of (a)",
+            flush=True,
+        )

@@ -1,8 +1,7 @@
-"""Our Trainer and four other ways to train the same model, run in turn on this machine's processor: time and memory.
+"""Our Trainer and three other ways to train the same model, run in turn on this machine's processor: time and memory.
 
 Each trains OLMo-1B's architecture, made small, from the same weights on the same rows with AdamW and clipping, in a
 process of its own, which waits while the others train (contestants.py). The losses of the first steps are compared.
-litgpt's norms have weights and biases that OLMo's lack: they stay at 1 and 0.
 
 Ratios are to a plain torch loop over transformers' model. Processor time is that of all threads of a process; it
 depends less on the machine's other work and omits waiting. Peak memory is given with and without a process's imports.
@@ -42,11 +41,10 @@ WHAT = {
     "torch": "a plain torch loop over transformers' OLMo",
     "transformers": "transformers' Trainer",
     "ai2-olmo": "a plain loop over ai2-olmo's model and optimizer",
-    "litgpt": "a plain torch loop over litgpt's model",
     "ours": "ours",
 }
 # Environments of programs that are no dependencies of this project; the Makefile makes them.
-ENVIRONMENTS = {"transformers": ".venv-peers", "litgpt": ".venv-peers", "ai2-olmo": ".venv-golden"}
+ENVIRONMENTS = {"transformers": ".venv-peers", "ai2-olmo": ".venv-golden"}
 
 
 class Contestant:
@@ -131,15 +129,6 @@ def prepare(folder: Path) -> int:
         "adamw": ADAMW,
         "config": CONFIG,
         "overrides": overrides,
-        "litgpt": {
-            "block_size": config.max_sequence_length,
-            "n_layer": config.n_layers,
-            "n_embd": config.d_model,
-            "n_head": config.n_heads,
-            "n_query_groups": config.n_heads,
-            "head_size": config.d_model // config.n_heads,
-            "intermediate_size": config.inner_size,
-        },
     }
     (folder / "settings.json").write_text(json.dumps(settings))
     return sum(tensor.numel() for tensor in state.values())

@@ -16,10 +16,10 @@ BASELINE = "https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/"
 
 
 def download(url: str, year: str | None, count: int | None, seed: int, folder: Path) -> list[Path]:
-    """Fetch the files of a year's baseline, or `count` of them chosen by the seed, that `folder` does not hold yet.
+    """Download the files of a year's baseline, or `count` of them chosen by the seed, that `folder` lacks.
 
-    Each is compared with its published MD5, which stays beside it. Raises OSError where the server cannot be asked or
-    has not what it lists, ValueError where it lists too few files or one came damaged.
+    Each is compared with its published MD5, which is kept with it. Raises OSError where the server does not respond or
+    lacks a file that it lists, ValueError where it lists too few files or one is damaged.
     """
     with http_session() as session:
 
@@ -38,7 +38,7 @@ def download(url: str, year: str | None, count: int | None, seed: int, folder: P
         try:
             listed = set(re.findall(r'href="(pubmed(\d\d)n\d+\.xml\.gz)"', page(url)))
         except requests.RequestException as error:
-            raise OSError(f"{url}: {describe_failure(error)}; files that you have can be named with --input") from error
+            raise OSError(f"{url}: {describe_failure(error)}; local files can be named with --input") from error
         year = year or max((of_year for _, of_year in listed), default="YY")
         names = sorted((name for name, of_year in listed if of_year == year), key=lambda n: hash_of(n.encode(), seed))
         if len(names) < (count or 1):

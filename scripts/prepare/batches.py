@@ -35,7 +35,7 @@ def batches_of_run(config: TrainConfig, steps: range, order_folder: Path | None 
         raise ConfigurationError(f"step {steps[0]}: the run begins with step {start.step + 1}")
     if steps[-1] > last:
         raise ConfigurationError(
-            f"step {steps[-1]}: the run ends with step {last}; --max_duration={steps[-1]} looks beyond it"
+            f"step {steps[-1]}: the run ends with step {last}; --max_duration={steps[-1]} continues beyond it"
         )
 
     def batch_of(step: int) -> Batch:

@@ -1,10 +1,10 @@
-"""Ask a chat model, through any server that speaks OpenAI's protocol: POST {endpoint}/chat/completions.
+"""Requests to a chat model on any server with OpenAI's protocol: POST {endpoint}/chat/completions.
 
     endpoint = Endpoint("http://localhost:8000/v1", "a-model")
     endpoint.ask([{"role": "user", "content": "Hello!"}]).text
 
-Only what all such servers know is sent: the model, the messages and, where they are asked for, temperature and seed. A
-limit of tokens has two names among them, so none is sent, and an answer that met the server's own limit says so.
+Only what all such servers accept is sent: the model, the messages and, if given, temperature and seed. Servers differ
+in the name of the token limit, so none is sent; an answer cut off by the server's own limit has `finish` "length".
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import requests
 from olmo.exceptions import ConfigurationError
 from olmo.net import TransferInterrupted, describe_failure, retry
 
-ATTEMPTS = 7  # in a row that bring no answer
+ATTEMPTS = 7  # in a row without an answer
 WAIT = 1.0  # seconds before the second attempt, about twice as long before each further one
-SILENCE = 60.0  # seconds from one word on troubles to the next
-PATIENCE = 600.0  # seconds; a server that names a longer wait is not waited for
-TIMEOUT = (10, 600)  # seconds to connect, and for the answer, which comes when all of it has been written
+SILENCE = 60.0  # seconds between two warnings
+PATIENCE = 600.0  # seconds; if a server names a longer wait, the request fails
+TIMEOUT = (10, 600)  # seconds to connect, and for the complete answer
 KEY = "OPENAI_API_KEY"  # the environment variable
 
 Message = dict[str, str]  # role, content
@@ -37,7 +37,7 @@ Message = dict[str, str]  # role, content
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model wrote, and why it ended: `length` where it was cut off."""
+    """What a model wrote, and why it ended: `length` if it was cut off."""
 
     text: str
     finish: str
@@ -52,7 +52,7 @@ def api_key() -> str | None:
 
 
 def named_pause(header: str | None) -> float | None:
-    """Seconds that a Retry-After header asks to wait, given as such or as a date; None where it says nothing."""
+    """Seconds to wait by a Retry-After header, which holds seconds or a date; None where it is absent or invalid."""
     if header is None:
         return None
     try:
@@ -75,7 +75,7 @@ class Endpoint:
         self.settings: dict[str, Any] = {"model": model}
         if temperature is not None:
             self.settings["temperature"] = temperature
-        self.stopped = threading.Event()  # when set, nobody waits to ask again
+        self.stopped = threading.Event()  # when set, no request is repeated
         self._warned, self._lock = -math.inf, threading.Lock()
         self._key = key
         self._session = requests.Session()
@@ -90,8 +90,8 @@ class Endpoint:
         return request
 
     def ask(self, messages: Sequence[Message], seed: int | None = None) -> Reply:
-        """The model's answer to a conversation. Raises OSError where none is to be had, after several attempts where
-        that may pass, of which stderr tells."""
+        """The model's answer to a conversation. Raises OSError without one, after several attempts with a warning on
+        stderr where the failure may pass."""
         settings = self.settings if seed is None else {**self.settings, "seed": seed}
         body = {**settings, "messages": list(messages)}
         return retry(
@@ -109,16 +109,16 @@ class Endpoint:
             if time.monotonic() < self._warned + SILENCE:
                 return
             self._warned = time.monotonic()
-        # A server that names its own pauses decides how long it all takes.
+        # If the server names its pauses, the total time is unknown.
         named = error.pause is not None
         wait = f"in {pause:.0f} seconds" if named else f"for about {WAIT * (2 ** (ATTEMPTS - 1) - 1):.0f} seconds"
         line = f"{self.url}: {error}; trying again {wait}, {ATTEMPTS - 1} times at most\n"
-        sys.stderr.write(f"\r\x1b[K{line}" if sys.stderr.isatty() else line)  # over the line that tells of progress
+        sys.stderr.write(f"\r\x1b[K{line}" if sys.stderr.isatty() else line)  # over the progress line
         sys.stderr.flush()
 
     def _ask_once(self, body: dict[str, Any]) -> Reply:
         try:
-            # A redirected POST would become a GET, and the key would follow it.
+            # A redirected POST would become a GET, and the key would be sent along.
             response = self._session.post(self.url, json=body, timeout=TIMEOUT, allow_redirects=False)
         except requests.RequestException as error:
             raise TransferInterrupted(describe_failure(error)) from error
@@ -134,12 +134,12 @@ class Endpoint:
             choice = answer["choices"][0]
             text, finish = choice["message"].get("content"), choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            # Relays tell in this way of a failure behind them.
-            raise TransferInterrupted(f"an answer without a message{self._said(answer)}") from error
+            # Relays report a failure behind them in this way.
+            raise TransferInterrupted(f"an answer without a message{self._description(answer)}") from error
         return Reply(text if isinstance(text, str) else "", str(finish))
 
-    def _said(self, answer: Any) -> str:
-        """The server's own words on a failure, which differ in their place, without the key."""
+    def _description(self, answer: Any) -> str:
+        """The server's description of a failure, without the key; servers put it in different places."""
         said = answer
         for place in ("error", "message", "detail"):
             if isinstance(said, dict) and place in said:
@@ -153,13 +153,13 @@ class Endpoint:
     def _failure(self, response: requests.Response, answer: Any) -> OSError:
         """What a status other than 200 means: TransferInterrupted where it may pass."""
         status = response.status_code
-        said = f"{status} {response.reason or ''}".rstrip() + self._said(answer)
+        said = f"{status} {response.reason or ''}".rstrip() + self._description(answer)
         error = answer.get("error") if isinstance(answer, dict) else None
         spent = isinstance(error, dict) and error.get("code") == "insufficient_quota"
         if (status in (408, 409, 425, 429) or status >= 500) and not spent:
             pause = named_pause(response.headers.get("Retry-After"))
             if pause is not None and pause > PATIENCE:
-                return OSError(f"{self.url}: {said}, and come back in {pause:.0f} seconds")
+                return OSError(f"{self.url}: {said}, try again in {pause:.0f} seconds")
             return TransferInterrupted(said, pause=pause)
         hint = {
             401: f"; {KEY} must hold a key of this server",

@@ -49,7 +49,7 @@ def requests(root: Path, name: str) -> list[dict]:
 
 
 def tidy(text: str) -> str:
-    """One kind of space, none beside brackets or before punctuation, at most one blank line."""
+    """One kind of space, none inside brackets or before punctuation, at most one blank line."""
     text = re.sub(r"[^\S\n]+", " ", re.sub(r"[\ufeff\u200b\r]", "", text))
     text = re.sub(r" +([.,;!?])(?=\s|$)", r"\1", text)
     text = re.sub(r"(?<=\() +| +(?=\))", "", text)
@@ -90,13 +90,13 @@ def articles(root: Path, health: bool) -> Iterator[str]:
 
 
 def activities(root: Path) -> Iterator[str]:
-    """One story for each video: its descriptions overlap, so a sentence is told only once."""
+    """One story for each video: its descriptions overlap, so each sentence is used once."""
     stories: dict[str, dict[str, None]] = {}
     for row in rows(root, "hellaswag/none/validation")[HELD_OUT_DOCUMENTS:]:
         if row["source_id"].startswith("activitynet"):
             last = sentence(f"{row['ctx_b']} {row['endings'][int(row['label'])]}")
-            told = [*re.split(r"(?<=[.!?])\s+", row["ctx_a"]), last]
-            stories.setdefault(row["source_id"], {}).update(dict.fromkeys(told))
+            sentences = [*re.split(r"(?<=[.!?])\s+", row["ctx_a"]), last]
+            stories.setdefault(row["source_id"], {}).update(dict.fromkeys(sentences))
     yield from (how_to(" ".join(story)) for story in stories.values())
 
 
@@ -168,7 +168,7 @@ def school_science(root: Path, name: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from, and the domain they belong to."""
+    """A source of documents, and their domain."""
 
     name: str
     domain: str

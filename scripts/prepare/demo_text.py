@@ -55,7 +55,7 @@ Counts = dict[str, Counter]  # by source: how many documents were read, dropped 
 
 
 def screen(root: Path, sources: Iterable[Source], counts: Counts) -> list[Document]:
-    """Read all sources; keep what is sound, new, and free of evaluation items."""
+    """Read all sources; keep documents that are undamaged, new, and free of evaluation items."""
     evaluation = set().union(*map(ngrams, demo_sources.evaluation_texts(root)))
     seen: set[int] = set()
     kept = []
@@ -63,7 +63,7 @@ def screen(root: Path, sources: Iterable[Source], counts: Counts) -> list[Docume
         count = counts[source.name] = Counter()
         for text in map(demo_sources.tidy, source.read(root)):
             grams = ngrams(text)
-            if re.search(r"[\x80-\x9f\ufffd]|\\displaystyle", text):  # spoilt before it was bundled
+            if re.search(r"[\x80-\x9f\ufffd]|\\displaystyle", text):  # damaged before it was bundled
                 count["dropped_broken"] += 1
             elif len(grams & seen) >= NEAR_DUPLICATE * len(grams):
                 count["dropped_duplicate"] += 1
@@ -152,21 +152,21 @@ def say(message: str) -> None:
 
 
 def is_complete(output: Path, settings: Settings) -> bool:
-    """Whether the output of these settings is there; anything else there is not ours to replace."""
+    """Whether the output of these settings exists. Raises ValueError where something else does."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     try:
         found = json.loads((output / SUMMARY).read_text())["settings"]
     except (OSError, ValueError, LookupError, TypeError):
         found = None
-    whole = all((output / name).exists() for name in (*FILES, SCIENCE_TRAIN))
-    if not whole or found != asdict(settings):
+    complete = all((output / name).exists() for name in (*FILES, SCIENCE_TRAIN))
+    if not complete or found != asdict(settings):
         raise ValueError(f"{output} holds something else; remove it or choose another --output")
     return True
 
 
 def prepare(root: Path, output: Path, settings: Settings, sources: Sequence[Source] = SOURCES) -> dict:
-    """Write the demo's text into `output`, whole or not at all; return what sources.json says."""
+    """Write the demo's text into `output`, completely or not at all; returns the content of sources.json."""
     counts: Counts = {}
     say("reading the evaluation items and the sources")
     parts = split(screen(root, sources, counts), settings.seed, counts)

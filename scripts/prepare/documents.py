@@ -1,10 +1,10 @@
-"""The documents of text files, one after the other: PubMed's XML, JSON lines with `text`, plain text.
+"""The documents of text files: PubMed's XML, JSON lines with `text`, plain text.
 
-Of a PubMed article: title and abstract, a line each, a structured abstract's sections as `LABEL: text`. Markup (<i>,
-<sub>, MathML) counts as its text. The brackets around a translated title go; a missing title is replaced by the
-vernacular one. Copyright lines, abstracts in other languages, and NLM's note that it cut an abstract are left out.
+Of a PubMed article: title and abstract, a line each; the sections of a structured abstract as `LABEL: text`. Markup
+(<i>, <sub>, MathML) is reduced to its text. Brackets around a translated title are removed; a missing title is replaced
+by the vernacular one. Copyright lines, abstracts in other languages, and NLM's note of a cut abstract are left out.
 
-Records are cut out at their tags, and only those that are wanted are parsed, each by itself: several times as fast as
+Records are located by their tags, and only those in the sample are parsed, each separately: several times as fast as
 parsing all, and no record can refer to an entity, since none is declared in it.
 """
 
@@ -28,7 +28,7 @@ TEXT, NO_TEXT, DELETED = range(3)
 
 
 class Record(NamedTuple):
-    """What a file says of an article: its text, that it has none, or that it is deleted (`kind`)."""
+    """An article in a file: with text, without text, or deleted (`kind`)."""
 
     priority: int  # 64 bits: hash(seed, PMID), or hash(seed, text) in corpora without PMIDs
     identity: int | None  # the PMID; None: a record is an article of its own
@@ -38,25 +38,25 @@ class Record(NamedTuple):
 
 
 def hash_of(data: bytes, seed: int) -> int:
-    """64 bits that look random and are the same everywhere."""
+    """64 pseudo-random bits, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
 
 
 def parts(stream: IO[bytes]) -> Iterator[bytes]:
-    """A file's bytes up to each record's end, and at last the rest."""
+    """A file's bytes up to the end of each record, then the rest."""
     rest = b""
     while piece := stream.read(PIECE):
-        *whole, rest = (rest + piece).split(END)
-        yield from (part + END for part in whole)
+        *complete, rest = (rest + piece).split(END)
+        yield from (part + END for part in complete)
         if len(rest) > LONGEST:
             raise ValueError(f"a record of more than {LONGEST // MB} MB: not PubMed's XML")
     yield rest
 
 
 def cut(stream: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """What stands before each record of a file, and the record; at last what stands behind, and an empty record.
+    """The bytes before each record of a file, and the record; last the bytes after all, and an empty record.
 
-    Raises ValueError for what is not a whole `PubmedArticleSet` in UTF-8, and for a declaration of entities.
+    Raises ValueError for anything but a complete `PubmedArticleSet` in UTF-8, and for declared entities.
     """
     headed = False
     for part in parts(stream):
@@ -86,7 +86,7 @@ def parse(fragment: bytes) -> ElementTree.Element:
 
 
 def plain(element: ElementTree.Element | None) -> str:
-    """The text of an element and of all within, with single spaces."""
+    """The text of an element and of its descendants, with single spaces."""
     return "" if element is None else " ".join("".join(element.itertext()).split())
 
 
@@ -114,7 +114,7 @@ def article_text(article: ElementTree.Element) -> str:
 
 
 def identified(pmid: ElementTree.Element | None) -> tuple[int, int] | None:
-    """PMID and version, None where there is none."""
+    """PMID and version, or None without a PMID."""
     number = plain(pmid)
     return (int(number), int(pmid.get("Version", "1"))) if pmid is not None and number.isdecimal() else None
 
@@ -122,7 +122,7 @@ def identified(pmid: ElementTree.Element | None) -> tuple[int, int] | None:
 def pubmed_records(stream: IO[bytes], seed: int, limit: int, counts: Counter[str]) -> Iterator[Record]:
     """The records of a PubMed file whose priority is at most `limit`; counts all records, and those without PMID.
 
-    Raises ValueError or ElementTree.ParseError for a file that is damaged or something else.
+    Raises ValueError or ElementTree.ParseError for a file that is damaged or in another format.
     """
     for before, record in cut(stream):
         for other in parse(before) if before.strip() else ():

@@ -1,7 +1,7 @@
-"""Bring one file from a server: continued where it broke off, verified, and never half-written under its name.
+"""Downloads of single files: continued after an interruption, verified, and never incomplete under their name.
 
-`describe` asks what a server has; `fetch` brings it to a hidden partial file, which the caller renames. The name of the
-partial file stands for one version of the server's file, so that parts of two versions are never joined.
+`describe` requests a file's size and version; `fetch` downloads it to a hidden partial file, which the caller renames.
+The partial file's name identifies one version of the server's file, so that parts of two versions are never joined.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Remote:
 
     @property
     def partial(self) -> str:
-        """The file's name until it is complete; two versions of a file never share one."""
+        """The file's name until it is complete, different for each version of the file."""
         version = repr((self.url, self.size, self.digest, self.validator)).encode()
         return f".{self.name}.{hashlib.sha256(version).hexdigest()[:DIGITS]}.partial"
 
@@ -52,11 +52,11 @@ class Remote:
         return self.modified is None or path.stat().st_mtime == self.modified
 
 
-Look = Callable[[str], Remote | None]  # name -> what the server has under it
+Look = Callable[[str], Remote | None]  # name -> the server's file of that name
 
 
 def stated_digest(headers: Mapping[str, str]) -> tuple[str, str] | None:
-    """The hash of the whole file that a response's headers state, None where they state none to rely on."""
+    """The hash of the complete file by a response's headers, None where they state none to rely on."""
     stated = " ".join(headers.get(name, "") for name in ("Repr-Digest", "Digest", "x-goog-hash"))
     stated += f" md5={headers.get('Content-MD5')} sha-256={headers.get('x-amz-checksum-sha256')}"
     for algorithm, base64_pattern in (("sha-256", "[A-Za-z0-9+/]{43}="), ("md5", "[A-Za-z0-9+/]{22}==")):
@@ -70,7 +70,7 @@ def stated_digest(headers: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def describe(session: requests.Session, folder_url: str, name: str) -> Remote | None:
-    """What the server says of a file; None where it has none. Raises OSError where it cannot be asked."""
+    """The server's description of a file, None where it has none. Raises OSError where it does not respond."""
     with session.head(folder_url + name, allow_redirects=True, timeout=TIMEOUT) as response:
         headers = response.headers
         # Object stores answer 403 for what is not there, some sites with a page.
@@ -84,16 +84,16 @@ def describe(session: requests.Session, folder_url: str, name: str) -> Remote | 
         name,
         int(length) if length and "Content-Encoding" not in headers else None,
         stated_digest(headers),
-        date if tag is None or tag.startswith("W/") else tag,  # a weak tag does not vouch for every byte
+        date if tag is None or tag.startswith("W/") else tag,  # a weak tag does not identify every byte
         parsedate_to_datetime(date).timestamp() if date else None,
     )
 
 
 def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tuple[Path, Remote]:
-    """Bring a file to its partial name in `folder`, whole and verified, through broken connections.
+    """Download a file to its partial name in `folder`, complete and verified, despite broken connections.
 
-    The server is looked at anew before each attempt. Raises OSError when several attempts in a row bring nothing new or
-    the file is no longer there, ValueError where the bytes have not the stated hash.
+    The file is described again before each attempt. Raises OSError when several attempts in a row receive nothing new
+    or the file no longer exists, ValueError where its bytes do not have the stated hash.
     """
     size, most = 0, 0
 
@@ -104,7 +104,7 @@ def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tup
                 raise FileNotFoundError(f"{name}: no longer on the server")
             path = folder / remote.partial
             for other in set(folder.glob(f".{name}.{'?' * DIGITS}.partial")) - {path}:
-                other.unlink()  # of a version that the server no longer has
+                other.unlink()  # of another version
             try:
                 transfer(session, remote, path)
             finally:
@@ -117,12 +117,12 @@ def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tup
     path, remote = retry(attempt, name, advice="; the same command continues the download")
     if remote.digest and file_digest(path, remote.digest[0]) != remote.digest[1]:
         path.unlink()
-        raise ValueError(f"{remote.url}: what came has not the {remote.digest[0]} hash that the server states")
+        raise ValueError(f"{remote.url}: the download does not have the {remote.digest[0]} hash that the server states")
     return path, remote
 
 
 def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
-    """One attempt to bring what `path` lacks. Raises TransferInterrupted or a RequestException where it fails."""
+    """One attempt to download what `path` lacks. Raises TransferInterrupted or a RequestException where it fails."""
     try:
         lock = Lock(path.with_name(f".{remote.name}.lock"))
     except Locked:
@@ -135,7 +135,7 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
             return
         headers = {"Range": f"bytes={here}-"} if here else {}
         if here and remote.validator:
-            headers["If-Range"] = remote.validator  # where the file has changed, all of it comes
+            headers["If-Range"] = remote.validator  # if the file has changed, the server sends all of it
         with session.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             if not response.ok and response.status_code != 416:
                 raise TransferInterrupted(f"{response.status_code} {response.reason}")
@@ -143,7 +143,7 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
                 here = restart(file)
             elif not response.headers.get("Content-Range", "").startswith(f"bytes {here}-"):
                 restart(file)
-                raise TransferInterrupted("the server has not the part that was asked for")
+                raise TransferInterrupted("the server does not have the requested part")
             seen = response.headers.get("ETag" if '"' in (remote.validator or "") else "Last-Modified")
             if remote.validator and seen and seen != remote.validator:
                 raise TransferInterrupted("the file is changing on the server")
@@ -154,7 +154,7 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
                     file.write(piece)
                     progress.advance((file.tell() - here) // MB - progress.done)
         if remote.size not in (None, file.tell()):
-            raise TransferInterrupted(f"{file.tell()} of {remote.size} bytes came")
+            raise TransferInterrupted(f"{file.tell()} of {remote.size} bytes received")
 
 
 def restart(file: BinaryIO) -> int:

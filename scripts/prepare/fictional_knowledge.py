@@ -191,7 +191,7 @@ def make_entries(
 
     With a tokenizer no text is above `max_tokens` of its tokens, either; the end-of-text token that
     an injection adds is not among them. Equal arguments give equal entries, and a larger `count`
-    only adds some. Every category comes up once in each run of `len(categories())` entries. ValueError
+    only adds some. Every category is used once in each run of `len(categories())` entries. ValueError
     if the texts cannot be that short or that many.
     """
     limits = [Limit(max_words, "words", count_words)]

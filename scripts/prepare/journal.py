@@ -23,7 +23,7 @@ def words(text: str) -> str:
 
 
 class Journal:
-    """Accepted texts, each a line of a file as soon as it is there; they are in `texts` when the file is opened again.
+    """Accepted texts, each written to a file at once as one line; `texts` holds those of a file that is opened again.
 
     The first line says what they were made from; ConfigurationError where that is something else now, or where another
     process writes the file. A last line that was cut off is dropped.
@@ -59,18 +59,18 @@ class Journal:
             self.texts = {(line["entry"], line["paraphrase"]): line["text"] for line in accepted}
             changed = [name for name in made_from if before[name] != made_from[name]]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path}: damaged; remove it to begin anew") from error
+            raise ValueError(f"{self.path}: damaged; remove it to start over") from error
         if changed:
             raise ConfigurationError(
                 f"{self.path}: begun with another {' and another '.join(changed)}; repeat that command, or remove the "
-                "file to begin anew"
+                "file to start over"
             )
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def add(self, place: Place, text: str) -> bool:
-        """Keep a text; False where its entry has the same one already, or nobody is waiting for it any more."""
+        """Keep a text. False if its entry has the same one already, or the journal is closed."""
         with self._mutex:
             if self._file.closed or any(
                 words(text) == words(other) for (entry, _), other in self.texts.items() if entry == place[0]

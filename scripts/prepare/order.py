@@ -13,7 +13,7 @@ SHOWN_FROM = 10**8  # instances; fewer are shuffled within seconds
 
 
 def open_files(config: TrainConfig) -> TokenFiles:
-    """The token files of a run. Raises ConfigurationError where it has none, and what TokenFiles raises."""
+    """The token files of a run. Raises ConfigurationError where it has none, and the errors of TokenFiles."""
     if not config.data.paths:
         raise ConfigurationError("data.paths: empty; a data order is of token files")
     return TokenFiles(config.data.paths, config.model.max_sequence_length, config.data.memmap_dtype, fresh=True)
@@ -22,7 +22,7 @@ def open_files(config: TrainConfig) -> TokenFiles:
 def rebuild(
     config: TrainConfig, output: Path, first: int | None = None, epoch: int | None = None, world_size: int = 1
 ) -> None:
-    """Write the order of an epoch, or its first places, and say what it is and what it is not."""
+    """Write the order of an epoch, or its first places, and print what it is and what cannot be known about it."""
     source = open_files(config)
     instances, drop_last = len(source), config.data.drop_last
     epoch = (config.epoch or 0) if epoch is None else epoch

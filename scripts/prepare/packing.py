@@ -23,7 +23,7 @@ MARGIN = 1.25
 
 
 def fill(tokens: NDArray[Any], documents: Iterable[NDArray[Any]]) -> int:
-    """Put documents (n,) into `tokens` (size,) one after the other until it is full; returns how many ids they gave."""
+    """Fill `tokens` (size,) with documents (n,) in sequence until it is full; returns the number of ids written."""
     place = 0
     for document in documents:
         piece = document[: len(tokens) - place]
@@ -55,7 +55,7 @@ def save_rows(rows: NDArray[Any], folder: Path) -> None:
 def prepare(
     paths: Sequence[Path], output: Path, settings: Settings, instances: int, length: int, processes: int
 ) -> dict[str, Any]:
-    """Write `output`, whole or not at all; returns what its about.json says.
+    """Write `output`, completely or not at all; returns the content of its about.json.
 
     Raises ValueError where the files hold too few tokens or one of them is damaged, OSError where one is unreadable.
     """
@@ -74,13 +74,17 @@ def prepare(
             if limit == NO_LIMIT:
                 have = int(tokens[-1]) if len(tokens) else 0
                 raise ValueError(
-                    f"{len(paths)} files hold {have} tokens in {told(counts)}; {instances} instances of {length} are "
-                    f"{needed}, and --instances {have // length} is the most there is"
+                    f"{len(paths)} files hold {have} tokens in {describe(counts)}; {instances} instances of {length} "
+                    f"are {needed}, and --instances {have // length} is the most there is"
                 )
             shutil.rmtree(folder)
             margin *= 2
-            print("too much was replaced later; reading all files again, and keeping more", file=sys.stderr, flush=True)
-        # What was read beyond the sample depends on how many processes there were.
+            print(
+                "later files replaced too many documents; reading all files again with a larger margin",
+                file=sys.stderr,
+                flush=True,
+            )
+        # What was read beyond the sample depends on the number of processes.
         _, counts = resolve(events[events["priority"] <= documents["priority"][enough]])
         spills = {
             pid: np.memmap(folder / f"{pid}.tokens", settings.dtype, "r") for pid in np.unique(documents["process"])
@@ -100,8 +104,8 @@ def prepare(
     return about
 
 
-def told(counts: dict[str, int]) -> str:
-    """What became of records, in words."""
+def describe(counts: dict[str, int]) -> str:
+    """The counts of records, in words."""
     return (
         f"{counts['documents']} documents (of {counts['records']} records {counts['without_text']} without text, "
         f"{counts['replaced_or_deleted']} replaced or deleted, {counts['same_text']} with the text of another)"

@@ -25,7 +25,7 @@ no quotation marks around it.
 
 The text:
 {text}"""
-# One for each paraphrase in turn: a model that is asked the same thing answers much the same.
+# One for each paraphrase in turn: the same request mostly gets the same answer.
 MANNERS = (
     "Change the structure of its sentences.",
     "Begin with another fact than the text does.",
@@ -38,7 +38,7 @@ MANNERS = (
     "Turn active sentences into passive ones, and passive into active.",
 )
 AGAIN = "That cannot be used: {fault}. Write the text again, with everything that was asked for."
-# What a model says about its text. Where the training text says the same, it is part of the text.
+# Remarks of a model about its text. If the training text contains the same, it is part of the text.
 REMARK = re.compile(
     r"""\A\W*(?:sure|certainly|of\ course|absolutely|okay|ok)\b
     |   \A\W*(?:here|below)(?:\ is|\ are|['\u2019]s)\b
@@ -62,19 +62,19 @@ def demanded(entry: Entry) -> list[str]:
 
 
 def spoken(reply: Reply) -> str:
-    """What a model says, without the thoughts that some servers leave in front of it."""
+    """A model's answer, without the reasoning that some servers leave in front of it."""
     return re.sub(r"\A\s*<think>.*?</think>", "", reply.text, flags=re.DOTALL).strip()
 
 
 def text_of(reply: Reply) -> str:
-    """The paragraph in a model's answer, without quotation marks around the whole."""
+    """The paragraph in a model's answer, without quotation marks around all of it."""
     text = " ".join(spoken(reply).split())
     quoted = re.fullmatch(r'["\u201c]([^"\u201c\u201d]*)["\u201d]', text)
     return quoted[1] if quoted else text
 
 
 def remarks(text: str) -> set[str]:
-    """Where a text speaks of itself, or is marked up."""
+    """Remarks and markup in a text."""
     return {" ".join(found.split()).casefold() for found in REMARK.findall(text)}
 
 
@@ -85,8 +85,8 @@ def fault_of(reply: Reply, entry: Entry) -> str | None:
         return "the text is cut off"
     if not text:
         return "there is no text"
-    if said := remarks(spoken(reply)) - remarks(entry.train_context):
-        return f"it is not the text alone ({min(said)!r})"
+    if found := remarks(spoken(reply)) - remarks(entry.train_context):
+        return f"it is not the text alone ({min(found)!r})"
     held = words(text)
     if missing := [f'"{target}"' for target in demanded(entry) if words(target) not in held]:
         return f"the text lacks {', '.join(missing)}"
@@ -103,7 +103,7 @@ def attempt_seed(seed: int | None, place: Place, attempt: int) -> int | None:
 def write_one(
     place: Place, entry: Entry, endpoint: Endpoint, journal: Journal, attempts: int, seed: int | None
 ) -> str | None:
-    """Have one paraphrase written into the journal; or say what was wrong with the last of several answers."""
+    """Get one paraphrase into the journal. Returns None, or what was wrong with the last of several answers."""
     known = {words(text) for text in (entry.train_context, *entry.paraphrases)}
     phrases = "\n".join(f"- {target}" for target in demanded(entry)) or "- (none)"
     prompt = PROMPT.format(manner=MANNERS[place[1] % len(MANNERS)], phrases=phrases, text=entry.train_context)
@@ -133,9 +133,9 @@ def write_all(
     attempts: int,
     seed: int | None,
 ) -> dict[Place, str]:
-    """Have all these paraphrases written, `parallel` at a time; what was wrong with those that could not be.
+    """Get all these paraphrases, `parallel` at a time. Returns what was wrong with those that failed.
 
-    The first error of the endpoint ends it.
+    The first error of the endpoint ends the work and is raised.
     """
     waiting: queue.SimpleQueue[Place] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[Place, str | BaseException | None]] = queue.SimpleQueue()
@@ -152,10 +152,10 @@ def write_all(
                 done.put((place, write_one(place, entries[place[0]], endpoint, journal, attempts, seed)))
             except BaseException as error:
                 done.put((place, error))
-                endpoint.stopped.set()  # and only now: those who wait for the endpoint end with errors of their own
+                endpoint.stopped.set()  # only now: threads that wait for the endpoint end with errors of their own
 
     faults: dict[Place, str] = {}
-    # Daemons, unlike the threads of a pool, are not waited for when the user interrupts; an answer can take minutes.
+    # Daemon threads, unlike those of a pool, do not delay an interrupt; an answer can take minutes.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(parallel, len(places)))]
     try:
         for thread in threads:

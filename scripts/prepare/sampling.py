@@ -1,9 +1,9 @@
 """Draw a uniform sample of the documents of many files: exact, whatever the order of files and processes.
 
-The sample is the documents of the smallest hash(seed, PMID) (of other text: hash(seed, text)), in the order of their
-hashes. Memory holds some 60 bytes for each record up to a limit, which falls as documents accumulate, to where the
-tokens lie that are wanted; the tokens themselves wait on disk. Copies of an article have one hash, and of identical
-texts that with the smallest hash stays; so what lies up to a limit alone decides what is sampled from there.
+The sample is the documents with the smallest hash(seed, PMID) (of other text: hash(seed, text)), in the order of their
+hashes. Memory holds some 60 bytes per record up to a limit on the hash, which falls as documents accumulate, to where
+the wanted number of tokens is reached; the tokens themselves are on disk. Copies of an article share one hash, and of
+identical texts the one with the smallest hash is kept: so the records up to a limit determine the sample up to it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ tokenizer_of = functools.cache(load_tokenizer)  # once a process
 
 @dataclass(frozen=True)
 class Settings:
-    """What a process must know to read a file."""
+    """How a process reads a file."""
 
     corpus: str
     seed: int
@@ -64,7 +64,7 @@ class FileRead(NamedTuple):
 
 
 class Hashing(io.RawIOBase):
-    """A binary file whose MD5 is taken as it is read."""
+    """A binary file that computes its MD5 as it is read."""
 
     def __init__(self, file: io.FileIO):
         self.file, self.md5 = file, hashlib.md5(usedforsecurity=False)
@@ -79,9 +79,9 @@ class Hashing(io.RawIOBase):
 
 
 def read_file(settings: Settings, folder: Path, number: int, path: Path, limit: int) -> FileRead:
-    """Read a file, which has this number; tokens of documents up to `limit` go to this process's spill file.
+    """Read the file with this number; tokens of documents up to `limit` are appended to this process's spill file.
 
-    Raises ValueError that names the file where it is damaged or not what it should be, OSError where it is unreadable.
+    Raises ValueError that names a damaged file or one in another format, OSError where it is unreadable.
     """
     counts: Counter[str] = Counter()
     events: list[tuple[int, ...]] = []
@@ -114,12 +114,12 @@ def read_file(settings: Settings, folder: Path, number: int, path: Path, limit: 
         about: dict[str, Any] = {"file": path.name, "bytes": file.tell(), "md5": hashing.md5.hexdigest()}
     stated = path.with_name(f"{path.name}.md5")
     if stated.is_file() and about["md5"] not in stated.read_text().lower():
-        raise ValueError(f"{path}: has not the MD5 that {stated.name} states; remove both and fetch it again")
+        raise ValueError(f"{path}: does not have the MD5 that {stated.name} states; remove both and download it again")
     return FileRead(np.array(events, EVENT), counts, about)
 
 
 def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Records in lists of at least BATCH characters, but for the last."""
+    """Records in lists of at least BATCH characters, except the last."""
     batch, size = list[Record](), 0
     for record in records:
         batch.append(record)
@@ -138,7 +138,7 @@ def last_of_each(events: Events, group: Sequence[str], by: str) -> Events:
 
 
 def resolve(events: Events) -> tuple[Events, dict[str, int]]:
-    """The documents (n,) that events leave, in the order of their priorities, and what became of all records."""
+    """The documents (n,) that remain of events, in the order of their priorities, and counts of all records."""
     latest = last_of_each(events, ("identity", "version"), "order")
     articles = last_of_each(latest[latest["kind"] != DELETED], ("identity",), "version")
     texts = articles[articles["kind"] == TEXT]
@@ -153,9 +153,9 @@ def resolve(events: Events) -> tuple[Events, dict[str, int]]:
 def collect(
     paths: Sequence[Path], settings: Settings, folder: Path, processes: int, wanted: float
 ) -> tuple[Events, int, dict[str, Any]]:
-    """Read all files, lowering the limit as far as `wanted` tokens allow.
+    """Read all files, lowering the limit as far as `wanted` tokens allow; spill files are written to `folder`.
 
-    Returns the events (n,) up to the limit, the limit, and what was read. Spill files go to `folder`.
+    Returns the events (n,) up to the limit, the limit, and what was read.
     """
     limit, counts, inputs = NO_LIMIT, Counter[str](), dict[int, dict[str, Any]]()
     kept, total, most = [np.empty(0, EVENT)], 0, SLACK * wanted
@@ -173,7 +173,7 @@ def collect(
                 kept.append(events[events["priority"] <= limit])
                 total += int(kept[-1]["tokens"].sum())
                 progress.advance(sum(about["bytes"] for about in inputs.values()) // MB - progress.done)
-            if total > most:  # seldom, as each time the limit falls by a fifth
+            if total > most:  # rare: the limit falls by a fifth each time
                 kept = [np.concatenate(kept)]
                 documents, _ = resolve(kept[0])
                 enough = int(np.searchsorted(np.cumsum(documents["tokens"]), wanted))
@@ -187,17 +187,17 @@ def collect(
 
 @contextmanager
 def executor(processes: int) -> Iterator[Executor]:
-    """Processes that start anew, without this one's threads; a single one needs none beside this."""
+    """Spawned processes, without this one's threads; or one thread of this process where one is enough."""
     context = multiprocessing.get_context("spawn")
     with ThreadPoolExecutor(1) if processes == 1 else ProcessPoolExecutor(processes, context, begin_process) as pool:
         try:
             yield pool
         except BaseException:
-            for process in multiprocessing.active_children():  # what they still read is of no use
+            for process in multiprocessing.active_children():  # their results are no longer needed
                 process.terminate()
             raise
 
 
 def begin_process() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process for each core is enough
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it ends without a word; the first process reports the interruption
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it ends silently; the first process reports the interruption

@@ -128,7 +128,7 @@ def test_a_resuscitation_of_another_checkpoint_must_be_forced(
     assert exit_status(main, [*argv, "--resuscitation", str(edit)]) == 1
     assert f"{edit}: made for another checkpoint than {tmp_path / 'other'}; " in capsys.readouterr().err
     assert exit_status(main, [*argv, "--resuscitation_force"]) == 2
-    assert capsys.readouterr().err == "error: --resuscitation_force: goes with --resuscitation\n"
+    assert capsys.readouterr().err == "error: --resuscitation_force: needs --resuscitation\n"
     assert exit_status(main, [*argv, "--resuscitation", "none.pt"]) == 1
     assert f"error: --resuscitation: none.pt is no file, here or in {tmp_path / 'other'}\n" == capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["other", "ours"]
@@ -181,7 +181,7 @@ def test_what_transformers_has_not_is_named(
 def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path / "ours", tiny_config())
     assert exit_status(main, [str(tmp_path / "ours"), str(tmp_path / "ours"), "--to", "hf"]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'ours'}: exists; name a new folder\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'ours'}: already exists; name a new folder\n"
 
 
 def test_nothing_half_written_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

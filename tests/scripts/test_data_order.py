@@ -201,11 +201,11 @@ def test_the_published_order_is_fetched(server: Server, root: Path) -> None:
     assert done.stdout == f"{TARGET}: as published at {server.url}{PLACE}\n"
     assert (root / TARGET).read_bytes() == published
     places = len(published) // 4
-    assert f"already there, {places:,} places; check it with: " in get(root).stdout
+    assert f"already exists, {places:,} places; check it with: " in get(root).stdout
     assert len(server.sent(PLACE)) == 1 and [p.name for p in (root / TARGET).parent.iterdir()] == ["global_indices.npy"]
 
 
-@pytest.mark.parametrize("why", ["it is no longer there", "it has 400 places for the 5,505 instances of the files"])
+@pytest.mark.parametrize("why", ["it no longer exists", "it has 400 places for the 5,505 instances of the files"])
 def test_an_order_that_is_gone_is_rebuilt_and_that_is_said(server: Server, root: Path, why: str) -> None:
     count = COUNT
     if "400" in why:

@@ -107,7 +107,7 @@ def test_what_is_there_is_not_fetched_again(
     (tmp_path / ONCE).write_bytes(contents[ONCE])
     assert run([f"--from={url}", f"--output={tmp_path}"]) == 0
     assert server.sent(f"{FOLDER}/{ONCE}") == [] and held(tmp_path) == contents
-    assert f"{ONCE}: 2 entries, already there\n" in capsys.readouterr().out
+    assert f"{ONCE}: 2 entries, already exists\n" in capsys.readouterr().out
     server.asked.clear()
     server.heads.clear()
     assert run([f"--from={url}", f"--output={tmp_path}"]) == 0
@@ -181,7 +181,7 @@ def test_a_file_that_is_not_there_is_one_line(
 ) -> None:
     del server.files[f"{FOLDER}/{name}"]
     assert run([f"--from={url}", f"--output={tmp_path / 'new'}"]) == 1
-    assert f"{url}{name}: not there (404); name a copy with --from" in the_error(capsys)
+    assert f"{url}{name}: does not exist (404); name a copy with --from" in the_error(capsys)
     assert server.asked == [] and not (tmp_path / "new").exists()
 
 

@@ -194,16 +194,16 @@ def test_extracting_from_a_large_order(
     [
         (inspect, ["--step", "0"], "step 0: the run begins with step 1"),
         (extract, ["--steps", "0-2", "--output", "y"], "step 0: the run begins with step 1"),
-        (inspect, ["--step", "8"], "step 8: the run ends with step 7; --max_duration=8 looks beyond it"),
+        (inspect, ["--step", "8"], "step 8: the run ends with step 7; --max_duration=8 continues beyond it"),
         (
             inspect,
             ["--step", "5", "--max_duration=1ep"],
-            "step 5: the run ends with step 4; --max_duration=5 looks beyond it",
+            "step 5: the run ends with step 4; --max_duration=5 continues beyond it",
         ),
         (
             extract,
             ["--steps", "1-9", "--output", "y"],
-            "step 9: the run ends with step 7; --max_duration=9 looks beyond it",
+            "step 9: the run ends with step 7; --max_duration=9 continues beyond it",
         ),
         (inspect, ["--step", "1", "--rows", "4-6"], "--rows: row 6, the global batch has 6"),
         (inspect, ["--step", "1", "--rows", "5-2"], "argument --rows: expected N or A-B, got '5-2'"),

@@ -124,7 +124,7 @@ def test_no_document_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["--output", "taken"], "taken exists; remove it or choose another --output"),
         (["--output", "o", "--instances", "0"], "--instances must be at least 1"),
-        (["--output", "o", "--seed", "-1"], "--seed must lie in"),
+        (["--output", "o", "--seed", "-1"], "--seed must be in"),
         (["--output", "o", "--corpus", "c4"], "--corpus c4 needs --input"),
         (["--output", "o", "--input", "a", "--files", "3"], "are for downloading"),
         (["--output", "o", "--input", "a", "--tokenizer", "no.json"], "no.json: no such tokenizer file"),
@@ -156,7 +156,7 @@ def test_an_md5_beside_a_file_is_compared(tmp_path: Path, capsys: pytest.Capture
     options = ("--output", tmp_path / "out", "--input", path, "--instances", 2)
     stated.write_text(f"MD5({path.name})= {'0' * 32}\n")
     assert run(*options) == 1
-    assert f"{path}: has not the MD5 that {stated.name} states" in capsys.readouterr().err
+    assert f"{path}: does not have the MD5 that {stated.name} states" in capsys.readouterr().err
     stated.write_text(f"MD5({path.name})= {hashlib.md5(path.read_bytes()).hexdigest().upper()}\n")
     assert run(*options) == 0
 

@@ -98,7 +98,7 @@ def test_a_file_of_another_length_than_announced_is_not_taken(
     server.before_get = answer
     look = functools.partial(download.describe, requests.Session(), url)
     (remote,) = filter(None, [look("model.pt")])
-    with pytest.raises(OSError, match=f"{len(WEIGHTS)} of {len(WEIGHTS) + difference} bytes came"):
+    with pytest.raises(OSError, match=f"{len(WEIGHTS)} of {len(WEIGHTS) + difference} bytes received"):
         download.fetch(requests.Session(), lambda name: remote, "model.pt", tmp_path)
     assert "model.pt" not in files(tmp_path)
 
@@ -138,7 +138,7 @@ def test_a_stated_hash_is_verified(
     statement = STATEMENTS[kind]
     server.files[MODEL].headers = statement(OTHER)
     assert run([url, f"--output={tmp_path}"]) == 1
-    assert "what came has not the" in the_error(capsys)
+    assert "the download does not have the" in the_error(capsys)
     assert not [name for name in files(tmp_path) if "model" in name], "damaged bytes are not kept"
     server.files[MODEL].headers = statement(WEIGHTS)
     assert run([url, f"--output={tmp_path}"]) == 0

@@ -71,7 +71,7 @@ def test_a_download_from_the_hub_continues_and_is_verified(
     hub.cuts = {}
     true, hub.files[weights] = hub.files[weights], File(OTHER)  # same name, same length, other bytes
     assert run(["owner/name@first", f"--output={tmp_path}"]) == 1
-    assert "has not the sha256 hash" in the_error(capsys)
+    assert "does not have the sha256 hash" in the_error(capsys)
     assert "model.safetensors" not in files(tmp_path)
     hub.files[weights] = true
     assert run(["owner/name@first", f"--output={tmp_path}"]) == 0
@@ -101,7 +101,7 @@ def test_a_file_in_gits_own_store_is_verified(tmp_path: Path, hub: Server, capsy
     (path,) = (path for path in hub.files if path.endswith("config.json"))
     hub.files[path] = File(b"[]")
     assert run(["owner/name@first", f"--output={tmp_path}"]) == 1
-    assert "config.json: what came has not the git hash" in the_error(capsys)
+    assert "config.json: the download does not have the git hash" in the_error(capsys)
 
 
 @pytest.mark.parametrize(

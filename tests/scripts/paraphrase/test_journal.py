@@ -129,7 +129,7 @@ def test_a_damaged_journal_is_one_line(
     capsys.readouterr()
     journal.write_bytes(journal.read_bytes() + damage)
     assert run(begun) == 1
-    assert f"{journal}: damaged; remove it to begin anew" in the_error(capsys)
+    assert f"{journal}: damaged; remove it to start over" in the_error(capsys)
 
 
 def test_two_at_a_time_do_not_write_one_journal(

@@ -91,7 +91,7 @@ def test_what_goes_wrong_with_a_download(
     second = "/baseline/pubmed25n0002.xml.gz"
     stated = server.files[f"{second}.md5"].content
     server.files[f"{second}.md5"].content = stated[:-33] + b"0" * 32
-    assert f"{url}pubmed25n0002.xml.gz: what came has not the md5 hash" in failure()
+    assert f"{url}pubmed25n0002.xml.gz: the download does not have the md5 hash" in failure()
     server.files[f"{second}.md5"].content = b"soon"
     assert f"{url}pubmed25n0002.xml.gz.md5: states no MD5" in failure()
     missing = server.files.pop(f"{second}.md5")

@@ -178,7 +178,7 @@ def test_it_waits_as_long_as_the_server_asks(kind: str, server: ChatServer) -> N
 
 def test_a_wait_that_is_too_long_is_an_error_at_once(server: ChatServer) -> None:
     server.troubles = [Trouble(429, {"error": {"message": "Daily limit"}}, {"Retry-After": "7200"})]
-    assert "429 Too Many Requests: Daily limit, and come back in 7200 seconds" in failed(server)
+    assert "429 Too Many Requests: Daily limit, try again in 7200 seconds" in failed(server)
     assert len(server.asked) == 1
 
 
