@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..config.schema import TrainConfig
 from ..exceptions import ConfigurationError
 from .entries import SETTINGS, load_entries
-from .plan import Encode, Plan, build_rounds, with_names
+from .plan import Plan
 from .plan_files import PlanFile, read_plan
+from .rounds import Encode, build_rounds, with_names
 
 
 def _files_of_probes(config: TrainConfig) -> dict[str, str]:

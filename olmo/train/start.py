@@ -21,8 +21,9 @@ from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
 from ..model import OLMo
+from .fused_loss import loss_function
 from .layer_runner import layer_runner
-from .loss import Objective, loss_function
+from .loss import Objective
 from .optim import build_optimizer
 from .parallel import check_strategy, distribute, is_sharded
 from .schedule import Schedule

@@ -13,7 +13,8 @@ from analysis.measure import measure
 from olmo.distributed import Ranks, pick_device
 from olmo.model import OLMo
 from olmo.train import Trainer
-from olmo.train.loss import fused_linear_cross_entropy, linear_cross_entropy
+from olmo.train.fused_loss import fused_linear_cross_entropy
+from olmo.train.loss import linear_cross_entropy
 from tests.reference import tiny_config
 from tests.running import configure, series, write_world
 

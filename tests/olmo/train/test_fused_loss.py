@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from olmo.exceptions import ConfigurationError
-from olmo.train.loss import LossFunction, fused_linear_cross_entropy, linear_cross_entropy, loss_function
+from olmo.train.fused_loss import fused_linear_cross_entropy, loss_function
+from olmo.train.loss import LossFunction, linear_cross_entropy
 from scripts.benchmarks.processes import run_in_subprocess
 from tests.running import CPU
 

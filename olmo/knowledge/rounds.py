@@ -1,0 +1,71 @@
+"""The rounds of fictional entries, and the names of texts that a published map holds without names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ..exceptions import ConfigurationError
+from .entries import Entry
+from .plan import Rounds, Text
+
+Encode = Callable[[list[str]], list[list[int]]]  # texts -> token ids of each, without special tokens
+
+
+def build_rounds(settings: Mapping[str, Sequence[Entry]], rounds: int, encode: Encode, eos_token_id: int) -> Rounds:
+    """Rounds of `paraphrase`, then `duplicate`, then `once` entries, each in the order of its file.
+
+    Round r (1-based) holds of a paraphrase entry its `train_context` (r = 1) or `paraphrases[r - 2]`, of a
+    duplicate entry always its `train_context`; the once entries are distributed evenly, round by round.
+    """
+    if rounds < 1:
+        raise ConfigurationError(f"injection.rounds: {rounds} must be at least 1")
+    wordings: list[list[tuple[str, str]]] = [[] for _ in range(rounds)]
+    for number, entry in enumerate(settings.get("paraphrase", ())):
+        texts = (entry.train_context, *entry.paraphrases)
+        if len(texts) < rounds:
+            raise ConfigurationError(
+                f"injection.rounds: paraphrase entry {number} has {len(texts) - 1} paraphrases, "
+                f"{rounds} rounds need {rounds - 1}"
+            )
+        for position in range(rounds):
+            wordings[position].append((f"paraphrase/{number}", texts[position]))
+    for number, entry in enumerate(settings.get("duplicate", ())):
+        for position in range(rounds):
+            wordings[position].append((f"duplicate/{number}", entry.train_context))
+    once = settings.get("once", ())
+    if len(once) % rounds:
+        raise ConfigurationError(f"injection.rounds: {len(once)} once entries do not divide into {rounds} rounds")
+    for number, entry in enumerate(once):
+        wordings[number * rounds // len(once)].append((f"once/{number}", entry.train_context))
+    return tuple(
+        tuple(
+            Text(name, (*ids, eos_token_id), wording)
+            for (name, wording), ids in zip(texts, encode([wording for _, wording in texts]))
+        )
+        for texts in wordings
+    )
+
+
+def with_names(rounds: Rounds, settings: Mapping[str, Sequence[Entry]], encode: Encode, eos_token_id: int) -> Rounds:
+    """The texts of a published map ("map/{place}"), renamed to the entries of which they are a wording.
+
+    A text is recognized by its tokens, EOS included; a text of two entries gets the name of the first, a text of none
+    keeps its name.
+    """
+    known: dict[tuple[int, ...], tuple[str, str]] = {}
+    for setting, entries in settings.items():
+        wordings = [
+            (f"{setting}/{number}", wording)
+            for number, entry in enumerate(entries)
+            for wording in (entry.train_context, *entry.paraphrases)
+        ]
+        for named, ids in zip(wordings, encode([wording for _, wording in wordings])):
+            known.setdefault((*ids, eos_token_id), named)
+
+    def renamed(text: Text) -> Text:
+        if not text.entry.startswith("map/") or text.input_ids not in known:
+            return text
+        name, wording = known[text.input_ids]
+        return Text(name, text.input_ids, wording)
+
+    return tuple(tuple(map(renamed, texts)) for texts in rounds)
