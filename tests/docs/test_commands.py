@@ -170,6 +170,25 @@ def test_commands_run(page: str, runner: Runner) -> None:
             raise AssertionError(f"{command.page}:{command.line}: {command.text}\n{error}") from error
 
 
+def test_results_are_where_the_readme_says(runner: Runner) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    for name in ("results/last/knowledge_entropy.json", "results/acquisition"):
+        assert name in text and (runner.world / name).exists()
+    # What a run writes, docs/results.md; this one has neither TensorBoard nor held-out text.
+    run = runner.world / "checkpoints/1B_baseline/OLMo-1B_bs128_lr4e4_pubmed_1ep_738k"
+    for pattern in re.findall(r"^\| `([\w{}/.-]+)`", (ROOT / "docs/results.md").read_text("utf-8"), re.MULTILINE):
+        if not pattern.startswith(("tensorboard", "losses")):
+            assert list(run.glob(re.sub(r"\{\w\}", "*", pattern))), pattern
+
+
+@pytest.mark.parametrize(
+    "text", ["bash scripts/get_model.sh --lst", "bash scripts/none.sh", "pip install -e '.[none]'"]
+)
+def test_marked_commands_are_checked(text: str) -> None:
+    with pytest.raises((AssertionError, subprocess.CalledProcessError)):
+        check(Command("none.md", 1, text, "needs the network"))
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_where_they_are_found(page: str) -> None:
     """In fenced blocks marked `bash`; comments that look like markers are markers."""
