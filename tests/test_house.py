@@ -173,14 +173,12 @@ def test_pure_functions_know_little(module: str) -> None:
     assert not wrong
 
 
-@later
 def test_no_module_imports_a_command() -> None:
     commands = {module for module in modules() if is_command(module)}
     wrong = [f"{module} imports {target}" for module in modules() for target in graph()[module] & commands]
     assert not wrong, "\n".join(sorted(wrong))
 
 
-@later
 def test_no_file_is_longer_than_a_reader_keeps_in_mind() -> None:
     files = [*modules().values(), *(ROOT / "tests").rglob("*.py")]
     long = {str(path.relative_to(ROOT)): lines(path) for path in files if lines(path) > FILE_LINES}

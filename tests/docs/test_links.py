@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
@@ -12,11 +11,8 @@ from tests.docs.pages import ROOT, outside_blocks, pages
 PAGES = {page.name: page for page in pages()}
 FOLDERS = "olmo|analysis|scripts|configs|docs|tests"
 README_LINES = 130
-# Files that the restructuring is still moving: HOUSE=all runs these checks.
-later = pytest.mark.skipif(os.environ.get("HOUSE") != "all", reason="not yet: HOUSE=all pytest tests/docs")
 
 
-@later
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
     path = PAGES[page]
@@ -31,14 +27,12 @@ def test_links_lead_to_files(page: str) -> None:
                 assert heading in anchors, target
 
 
-@later
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_named_exist(page: str) -> None:
     named = re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", outside_blocks(PAGES[page]))
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-@later
 def test_every_page_is_found_from_the_readme() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     linked = {
