@@ -24,7 +24,7 @@ from analysis.results import find_coefficients, read_coefficients
 from analysis.resuscitation import SELECTIONS, THRESHOLDS
 from analysis.verification import measured_before, verify
 from olmo.checkpoint import is_hub_id
-from olmo.distributed import leave
+from olmo.distributed import exit_process
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 
 
@@ -129,4 +129,4 @@ def _checkpoint_of(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    leave(exit_status(main))
+    exit_process(exit_status(main))

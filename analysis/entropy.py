@@ -33,7 +33,7 @@ from analysis.models import PRECISIONS
 from analysis.other_entropies import MEASURES
 from analysis.prefetch import Failures, prefetch, together
 from analysis.series import Series
-from olmo.distributed import disable_malloc_trim, leave, pick_device, process_group
+from olmo.distributed import disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import COEFFICIENTS
 
@@ -180,4 +180,4 @@ def _check_output(args: argparse.Namespace, locations: Sequence[Location]) -> No
 
 
 if __name__ == "__main__":
-    leave(exit_status(main))
+    exit_process(exit_status(main))

@@ -63,7 +63,7 @@ def prefetch(
 ) -> Iterator[tuple[Item, Callable[[], Ready]]]:
     """Each item in order, once prepare(item) has ended on all ranks, and a call for its result; meanwhile that of the
     next item runs in the background."""
-    # `leave` ends the process without waiting for a thread of this name.
+    # `exit_process` ends the process without waiting for a thread of this name.
     executor = ThreadPoolExecutor(1, initializer=lambda: setattr(threading.current_thread(), "name", READER))
     following = executor.submit(prepare, items[0])
     for position, item in enumerate(items, start=1):

@@ -1,4 +1,4 @@
-"""Processes and devices: this process, the others that torchrun started, and what they tell one another."""
+"""Processes and devices: this process, the others that torchrun started, and what they exchange."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from .exceptions import ConfigurationError
 
 Result = TypeVar("Result")
-READER = "reads ahead"  # name of threads that a process need not see the end of
+READER = "reads ahead"  # name of threads for which a process need not wait at its end
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Ranks:
 
     def run_on_first(self, work: Callable[[], Result]) -> Result | None:
         """What `work` returns on the first rank, None on the others, which wait for it. Where it raises something, they
-        raise ConfigurationError: the first rank tells what was wrong, and all end."""
+        raise ConfigurationError: the first rank reports the error, and all end."""
         if not self.is_first:
             if self.broadcast_int(0):
-                raise ConfigurationError("the first process could not begin; it says why")
+                raise ConfigurationError("the first process could not begin; its last lines give the reason")
             return None
         try:
             result = work()
@@ -99,7 +99,7 @@ class Ranks:
             while (outcome := self.broadcast_int(working)) == working:
                 pass
             if outcome == failed:
-                raise ConfigurationError("the first process could not begin; its own last lines say why")
+                raise ConfigurationError("the first process could not begin; its last lines give the reason")
             shared = [None]
         if self.world_size > 1:
             dist.broadcast_object_list(shared, src=0, group=self.host)
@@ -148,7 +148,7 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; CUDA fetches it while this process goes on."""
+    """A tensor of the host on the device; CUDA copies it while this process continues."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
@@ -178,7 +178,7 @@ def process_group(device: torch.device, patience: float = 1800.0) -> Iterator[Ra
     """Join the processes of torchrun (nccl on GPUs, gloo on CPUs), or be alone; leaves the group at the end.
 
     `patience`: seconds after which a process that waits for the others gives up. Raises RuntimeError where another
-    process is gone or hangs.
+    process has ended or hangs.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda":
@@ -193,34 +193,34 @@ def process_group(device: torch.device, patience: float = 1800.0) -> Iterator[Ra
     try:
         yield Ranks(dist.get_rank(), world_size, host, saving)
     except RuntimeError as error:
-        # The group stays: to leave it in order takes the others.
-        if is_of_collective(error):
-            reason = _reason_of_collective(str(error), patience)
+        # The group is not destroyed: that needs the other processes.
+        if is_collective_error(error):
             raise RuntimeError(
-                f"{reason}; its own last lines may say why, --try_load_latest_save goes on from the newest checkpoint"
+                f"{_describe_collective_error(str(error), patience)}; its own last lines may give the reason; "
+                "--try_load_latest_save continues from the newest checkpoint"
             ) from error
         raise
     dist.destroy_process_group()
 
 
-def is_of_collective(error: BaseException) -> bool:
-    """Whether an error is about the other processes: one is gone, or hangs. What torch gathers from several
-    (`failures`) may hold one."""
+def is_collective_error(error: BaseException) -> bool:
+    """Whether an error is about the other processes: one has ended, or hangs; also one of those
+    that torch gathers from several (`failures`)."""
     gathered = [failure for failure, _ in (getattr(error, "failures", None) or {}).values()]
-    told = isinstance(error, RuntimeError) and re.search("gloo|nccl", str(error), re.IGNORECASE)
-    return isinstance(error, dist.DistError) or bool(told) or any(map(is_of_collective, gathered))
+    collective = isinstance(error, RuntimeError) and re.search("gloo|nccl", str(error), re.IGNORECASE)
+    return isinstance(error, dist.DistError) or bool(collective) or any(map(is_collective_error, gathered))
 
 
-def _reason_of_collective(message: str, patience: float) -> str:
-    """What a failed collective tells of the other processes, in few words."""
+def _describe_collective_error(message: str, patience: float) -> str:
+    """What a failed collective means for the other processes, in few words."""
     if re.search(r"timed? ?out", message, re.IGNORECASE):
         return f"another process did not answer for {patience:g} seconds (collective_timeout)"
     if re.search(r"connection (closed|reset)|broken pipe|connection refused", message, re.IGNORECASE):
-        return "another process is gone"
+        return "another process has ended"
     return f"another process failed ({message.splitlines()[0]})"
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End the process with this status.
 
     One of several processes ends without the interpreter's shutdown. DDP keeps the process group for good (seen in

@@ -23,29 +23,29 @@ class ConfigurationError(ValueError):
     """A wrong command line or configuration; commands exit with status 2."""
 
 
-class FailedEverywhere(OSError):
-    """What went wrong on one of several processes, of which all know; the first one tells of it."""
+class FailedOnAllRanks(OSError):
+    """An error of one of several processes that all of them raise; the first one prints it."""
 
 
 class Interrupted(Exception):
-    """A run that ended before its last step as it was asked to, and saved: the same command goes on with it.
+    """A run that was asked to end before its last step and has saved: the same command continues it.
 
     Commands exit with status 75, EX_TEMPFAIL of sysexits.h: try again.
     """
 
 
 def check_new(output: Path) -> None:
-    """Raise ConfigurationError where the place of an output is taken, perhaps by what the command reads."""
+    """Raise ConfigurationError if an output already exists; it may be what the command reads."""
     if output.exists() or output.is_symlink():
-        raise ConfigurationError(f"{output}: exists; remove it or choose another place")
+        raise ConfigurationError(f"{output}: already exists; delete it or choose another place")
 
 
 def short_message(error: BaseException) -> str:
-    """What went wrong, in one line; of what torch gathers from several processes, on the first that failed."""
+    """An error in one line; of those that torch gathers from several processes, the first."""
     for failure, _ in (getattr(error, "failures", None) or {}).values():
         return short_message(failure)
-    told = str(error).splitlines()
-    return (isinstance(error, OSError) and error.strerror) or (told[0] if told else type(error).__name__)
+    lines = str(error).splitlines()
+    return (isinstance(error, OSError) and error.strerror) or (lines[0] if lines else type(error).__name__)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +63,7 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     the keyboard otherwise. `--debug` anywhere on the command line is removed and lets the traceback through.
     Programming errors keep their traceback.
 
-    Of several processes of torchrun all make the same mistake; the first one tells of it.
+    All processes of torchrun make the same mistake; the first one prints it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -78,7 +78,7 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             print(f"interrupted: {end}", file=sys.stderr)
         return 75
     except FAILURES as error:
-        if isinstance(error, (ConfigurationError, FailedEverywhere)) and _is_another_rank():
+        if isinstance(error, (ConfigurationError, FailedOnAllRanks)) and _is_another_rank():
             # torchrun ends this process as soon as the first has ended. One that lives on is alone with its error.
             time.sleep(_PATIENCE)
         if debug:

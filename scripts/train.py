@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from olmo.config import load
 from olmo.config.help import describe
 from olmo.console import Lines
-from olmo.distributed import disable_malloc_trim, leave, pick_device, process_group
+from olmo.distributed import disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Interrupted, exit_status
 from olmo.train import Trainer
 from olmo.train.stopping import Signals
@@ -56,4 +56,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    leave(exit_status(main))
+    exit_process(exit_status(main))

@@ -34,7 +34,7 @@ import torch
 
 from olmo.checkpoint import read_state, sharded
 from olmo.checkpoint.folder import is_sharded
-from olmo.distributed import leave
+from olmo.distributed import exit_process
 from olmo.exceptions import exit_status
 from olmo.files.tensors import read_training_state
 from scripts.train import main as train_command
@@ -64,7 +64,7 @@ class Attempt:
                 log = os.open(self.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
                 os.dup2(log, 1)
                 os.dup2(log, 2)
-                leave(exit_status(train_command, arguments))
+                exit_process(exit_status(train_command, arguments))
             return
         launcher = [sys.executable, "-m"]
         if processes > 1:

@@ -1,14 +1,14 @@
-"""The checkpoints in a run's folder: which is the newest whole one, the links to it, and how they go."""
+"""The checkpoints in a run's folder: their names, the newest complete one, the links to it, and deleting them."""
 
 from __future__ import annotations
 
 import logging
-import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..files.atomic import fsync
+from ..files.paths import parse_step
 from . import manifest
 
 SHARDS = "model_and_optim"  # folder in a checkpoint, as in OLMo
@@ -16,12 +16,16 @@ _log = logging.getLogger("olmo")
 
 
 def saved_steps(save_folder: Path) -> list[tuple[int, str]]:
-    """What a run saved, oldest first: pairs of step and kind, the end of the name ("" or "-unsharded").
+    """Step and kind of the checkpoints that a run saved, as `in_order`."""
+    return in_order(path.name for path in save_folder.glob("step*") if path.is_dir())
 
-    Of two of a step the one for restarts comes last.
+
+def in_order(names: Iterable[str]) -> list[tuple[int, str]]:
+    """Step and kind ("" or "-unsharded") of those names that are a checkpoint's, oldest first.
+
+    Of two of one step the sharded one, which restarts prefer, is last.
     """
-    found = (re.fullmatch(r"step(\d+)(-unsharded)?", p.name) for p in save_folder.glob("step*") if p.is_dir())
-    return sorted(((int(match[1]), match[2] or "") for match in found if match), key=lambda s: (s[0], s[1] == ""))
+    return sorted(filter(None, map(parse_step, names)), key=lambda found: (found[0], found[1] == ""))
 
 
 def is_sharded(folder: Path) -> bool:
@@ -29,16 +33,10 @@ def is_sharded(folder: Path) -> bool:
     return (folder / SHARDS / ".metadata").is_file()
 
 
-def step_and_kind(folder: Path) -> tuple[int, str]:
-    """Step and kind of a checkpoint by its name."""
-    step, dash, kind = folder.name.removeprefix("step").partition("-")
-    return int(step), dash + kind
-
-
 def latest(save_folder: Path) -> Path | None:
-    """The newest checkpoint that a run saved, that can restart it and is whole; damaged ones are named in the log.
+    """The newest complete checkpoint that can restart a run; warns about damaged ones.
 
-    Raises ValueError where all are damaged.
+    Raises ValueError if all are damaged.
     """
     damaged = []
     for step, kind in reversed(saved_steps(save_folder)):
@@ -51,14 +49,14 @@ def latest(save_folder: Path) -> Path | None:
         _log.warning("damaged checkpoint: %s", problem)
         damaged.append(problem)
     if damaged:
-        raise ValueError(f"{damaged[0]}; no checkpoint in {save_folder} is whole, remove them to start anew")
+        raise ValueError(f"{damaged[0]}; no checkpoint in {save_folder} is complete, delete them to start anew")
     return None
 
 
-def check_whole(folder: Path, unused: Collection[str] = ()) -> None:
-    """Raise ValueError that names what is damaged in a checkpoint with a manifest, among the files that are to be used.
+def check_complete(folder: Path, unused: Collection[str] = ()) -> None:
+    """Raise ValueError that names a damaged file of a checkpoint with a manifest, except among the `unused` ones.
 
-    Who reads a file that is missing says so; a checkpoint may have been stripped of some.
+    Missing files are reported by their readers: a user may have deleted some on purpose.
     """
     problem = manifest.problem(
         folder, {path.relative_to(folder).as_posix() for path in folder.rglob("*")} - set(unused)
@@ -68,8 +66,8 @@ def check_whole(folder: Path, unused: Collection[str] = ()) -> None:
 
 
 def link_latest(folder: Path) -> None:
-    """Let the link `latest` beside a checkpoint lead to it, or to the one of its step that is for restarts, and
-    `latest-unsharded`, as in OLMo, to one of that kind."""
+    """Set the link `latest` beside a checkpoint to it, or to the sharded one of its step, and `latest-unsharded`, as
+    OLMo does, to an unsharded one."""
     restart = folder.with_name(folder.name.removesuffix("-unsharded"))
     links = {"latest": restart if restart.is_dir() else folder}
     if folder != restart:
@@ -80,13 +78,15 @@ def link_latest(folder: Path) -> None:
             partial.unlink(missing_ok=True)
             partial.symlink_to(target.name, target_is_directory=True)
             partial.replace(folder.with_name(name))
-        except OSError as error:  # a file system without links; nothing of ours needs them
+        except OSError as error:  # a file system without links; this program needs none
             _log.warning("%s: no link to %s (%s)", folder.with_name(name), target.name, error.strerror)
 
 
-def remove(folder: Path, successor: Path | None = None) -> None:
-    """Remove a checkpoint if it is there; `successor`, another folder, then gets its name. No name
-    of a checkpoint ever leads to half of one: what a killed process leaves is for `remove_left_over`."""
+def delete(folder: Path, successor: Path | None = None) -> None:
+    """Delete a checkpoint if it exists; `successor`, another folder, then gets its name.
+
+    No checkpoint's name ever belongs to half of one: what a killed process leaves has another name.
+    """
     doomed = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
     if folder.is_dir():
@@ -97,8 +97,8 @@ def remove(folder: Path, successor: Path | None = None) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_left_over(save_folder: Path) -> None:
-    """Remove what processes that were killed while saving or removing a checkpoint have left."""
+def delete_leftovers(save_folder: Path) -> None:
+    """Delete what processes left that were killed while they saved or deleted a checkpoint."""
     for path in save_folder.glob(".step*"):
-        if re.fullmatch(r"\.step\d+(-unsharded)?\.(partial|removed)", path.name):
+        if path.suffix in (".partial", ".removed") and parse_step(path.stem.removeprefix(".")):
             shutil.rmtree(path)

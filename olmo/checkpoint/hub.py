@@ -30,8 +30,8 @@ def resolve(checkpoint: str) -> Path:
 def download(hub_id: str, cache: Path | None = None, weights: bool = True) -> Path:
     """The folder of `owner/name[@revision]`, named by its commit, in `cache` or else in the hub's own.
 
-    Without `weights` it holds the JSON files: configuration and tokenizer. Where the hub cannot be asked, an earlier
-    download of all that was wanted will do. Raises FileNotFoundError where there is none.
+    Without `weights` it holds the JSON files: configuration and tokenizer. If the hub is unreachable, an earlier
+    complete download is used. Raises FileNotFoundError if there is none.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -48,15 +48,15 @@ def download(hub_id: str, cache: Path | None = None, weights: bool = True) -> Pa
         if folder is not None:
             return folder
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"{hub_id}: no such folder, and not to be had from the hub: {reason}") from error
+        raise FileNotFoundError(f"{hub_id}: no such folder, and the hub does not provide it: {reason}") from error
 
 
 def downloaded(hub_id: str, cache: Path | None = None, weights: bool = True) -> Path | None:
-    """What `download` has brought into `cache` or the hub's own, whole; None where that is not there."""
+    """The folder of a complete earlier `download` in `cache` or the hub's own; None if there is none."""
     from huggingface_hub import snapshot_download
 
     name, _, revision = hub_id.partition("@")
-    # Newer clients count a snapshot as whole by the patterns that are named, older ones do not look.
+    # Newer clients check that a snapshot has all files of the patterns, older ones do not.
     for weight_files in ("*.safetensors", "*.bin"):
         place: dict[str, Any] = {
             "cache_dir": cache,

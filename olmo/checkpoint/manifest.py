@@ -2,7 +2,7 @@
 
     {"ephemeral": false, "files": {"model.safetensors": {"size": 1234, "crc32": "89abcdef"}, ...}}
 
-CRC-32 finds what disks and copies do to files (1 to 3 GB a second on one core); it is no protection against someone
+CRC-32 finds errors of disks and copies (1 to 3 GB a second on one core); it is no protection against someone
 who forges one. Folders without a manifest, older ones and those of OLMo, cannot be checked and pass. Files that the
 manifest does not name, such as what the analysis writes beside a checkpoint, are not looked at.
 """
@@ -24,10 +24,10 @@ NAME = "manifest.json"
 def write(folder: Path, ephemeral: bool = False) -> None:
     """Write the manifest of all files of a folder, and wait until they and it are on the disk.
 
-    `ephemeral` marks a checkpoint that goes when a newer one is whole.
+    `ephemeral` marks a checkpoint that is deleted once a newer one is complete.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(len(paths)) as pool:  # neither waiting for the disk nor the checksum holds Python's lock
+    with ThreadPoolExecutor(len(paths)) as pool:  # both release Python's lock
         list(pool.map(fsync, paths))
         checksums = list(pool.map(crc32, paths))
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -39,7 +39,7 @@ def write(folder: Path, ephemeral: bool = False) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """What the manifest of a folder says; ValueError where it is none."""
+    """The manifest of a folder; ValueError where it is none."""
     try:
         saved = json.loads((folder / NAME).read_text(encoding="utf-8"))
         {name: (entry["size"], entry["crc32"]) for name, entry in saved["files"].items()}
@@ -54,7 +54,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def is_ephemeral(folder: Path) -> bool:
-    """Whether a checkpoint is marked as one that goes when a newer one is whole."""
+    """Whether a checkpoint is marked as one to delete once a newer one is complete."""
     try:
         return (folder / NAME).is_file() and bool(_read(folder).get("ephemeral"))
     except ValueError:

@@ -1,29 +1,29 @@
-"""Checkpoints of a run and what it tells, copied to S3 (`remote_save_folder`), and brought back on another machine.
+"""Checkpoints and reports of a run, copied to S3 (`remote_save_folder`) and fetched on another machine.
 
     remote = RemoteSaves("s3://bucket/run", Path("runs/run"))
-    remote.check()                       # can it be listed, read, written and deleted there?
-    newest = remote.latest()             # the newest whole checkpoint of both places, fetched where it is not here
-    remote.begin(step)                   # of the checkpoint that the run goes on from, None for a new run
-    remote.saved(Path("runs/run/step10"))   # these two are done by a thread, in this order
+    remote.check()                       # raises unless objects can be listed, read, written and deleted there
+    newest = remote.latest()             # the newest complete checkpoint of both places, fetched if it is on S3 only
+    remote.begin(step)                   # of the checkpoint from which the run continues, None for a new run
+    remote.saved(Path("runs/run/step10"))   # a thread does these two, in this order
     remote.removed("step5")
-    remote.finish()                      # waits; OSError where a checkpoint could not be uploaded
+    remote.finish()                      # waits; OSError if a checkpoint is not uploaded
 
-A checkpoint's `manifest.json` is uploaded last and deleted first: one without it is none. `config.yaml`, by which OLMo
-tells whole ones, goes just before it, so that what has neither is the half of an upload or a removal, and may go.
-What the run tells comes before the manifest: with the checkpoint of step s there are the metrics of all steps up to s.
+A checkpoint's `manifest.json` is uploaded last and deleted first: without it, no checkpoint counts. `config.yaml`,
+by which OLMo recognises complete ones, is next to it in both orders, so that a folder with neither is what a killed
+upload or deletion left, and is deleted. Reports are uploaded before the manifest: beside the checkpoint of step s are
+the metrics of all steps up to s.
 
-A run outlives a place that is out of reach for a while: what could not be uploaded is named in the log and uploaded
-with the next checkpoint, and until then nothing is removed there.
+If S3 is unreachable, training continues: the log names what could not be uploaded, the next checkpoint's upload tries
+again, and until then nothing is deleted there. What is still missing at the end is an error.
 
-As in OLMo 0.6.0, but for `try_load_latest_save`, which there looks in one of the two folders, and the numbers to keep,
-which there are of the local folder alone.
+OLMo 0.6.0 differs in two points: its `try_load_latest_save` looks into one of the two folders only, and it deletes no
+checkpoints on S3.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,11 +33,12 @@ from queue import Empty, Queue
 
 from ..exceptions import ConfigurationError
 from ..files.atomic import fsync
+from ..files.paths import parse_step
 from . import folder as saves
 from . import manifest
 from .s3 import Refused, RemoteFolder
 
-TOLD = (
+REPORTS = (
     "config.yaml",
     "environment.json",
     "train.log",
@@ -46,35 +47,35 @@ TOLD = (
     "injections.jsonl",
     "data-indices/*.tsv",
 )
-TABLES = ("probes/*.parquet", "losses/*.parquet")  # written once each
+TABLES = ("probes/*.parquet", "losses/*.parquet")  # each written once
 
 _log = logging.getLogger("olmo")
 
 
 def _is_half(files: Collection[str]) -> bool:
-    """Whether these are not all files of a checkpoint: what an upload or a removal that was killed has left."""
+    """Whether these files are what a killed upload or deletion left of a checkpoint."""
     return manifest.NAME not in files and "config.yaml" not in files
 
 
 class RemoteSaves:
-    """The checkpoints and reports of one run at `remote`, which go with those in its `save_folder`.
+    """The copy at `remote` of one run's checkpoints and reports in `save_folder`.
 
-    For one process of the run, the first one. One thread uploads and removes, so that training goes on meanwhile.
+    For the first process of the run only. A thread uploads and deletes while training continues.
     """
 
     def __init__(self, remote: str, save_folder: Path):
         self.folder, self.place = save_folder, RemoteFolder(remote)
         self._thread = ThreadPoolExecutor(1, "remote saves")
         self._begun: Queue[Future[None]] = Queue()
-        self._missing: list[str] = []  # checkpoints that are here and should be there, oldest first
-        self._doomed: list[str] = []  # those that should no longer be there
+        self._missing: list[str] = []  # checkpoints to upload, oldest first
+        self._doomed: list[str] = []  # checkpoints to delete on S3
         self._tables: dict[str, int] = {}  # sizes of tables that this process has uploaded
 
     # --- at the start ---
 
     def check(self) -> None:
-        """Raise ConfigurationError where the place cannot be listed, written, read and deleted from; OSError where it
-        cannot be reached. A tiny object comes and goes."""
+        """Raise ConfigurationError unless S3 allows listing, writing, reading and deleting, tried with an empty object;
+        OSError if it is unreachable."""
         name = ".can-be-written"
         try:
             self.place.sizes(name)
@@ -83,39 +84,38 @@ class RemoteSaves:
             self.place.delete([name])
         except Refused as error:
             raise ConfigurationError(
-                f"remote_save_folder: {error}; it takes a bucket that is there, and s3:ListBucket, s3:GetObject, "
+                f"remote_save_folder: {error}; it takes an existing bucket, and s3:ListBucket, s3:GetObject, "
                 "s3:PutObject and s3:DeleteObject in it"
             ) from error
         except OSError as error:
             raise OSError(f"remote_save_folder: {error}") from error
 
     def steps(self) -> list[tuple[int, str]]:
-        """The whole checkpoints there, oldest first: pairs of step and kind, as `saves.saved_steps`."""
-        whole = (name for name, files in self._found().items() if manifest.NAME in files)
-        return sorted((saves.step_and_kind(Path(name)) for name in whole), key=lambda s: (s[0], s[1] == ""))
+        """Step and kind of the complete checkpoints on S3, as `saves.in_order`."""
+        return saves.in_order(name for name, files in self._found().items() if manifest.NAME in files)
 
     def is_ephemeral(self, name: str) -> bool:
-        """Whether a whole checkpoint there is marked as one that goes when a newer one is whole."""
+        """Whether a checkpoint on S3 is marked as one to delete once a newer one is complete."""
         try:
             return bool(json.loads(self.place.read(f"{name}/{manifest.NAME}")).get("ephemeral"))
         except (ValueError, AttributeError):
             return False
 
     def holds_run(self) -> bool:
-        """Whether there are checkpoints, also of OLMo's own trainer, that a new run would replace."""
+        """Whether S3 has checkpoints, also of OLMo's own trainer, that a new run would replace."""
         return not all(map(_is_half, self._found().values()))
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint of both places, as `saves.latest`; one that is not here is fetched.
+        """The newest complete checkpoint, as `saves.latest`; fetched if S3 has a newer one.
 
-        Raises ValueError where there are some and all are damaged, OSError where the place does not answer.
+        Raises ValueError if all checkpoints are damaged, OSError if S3 is unreachable.
         """
         newest, damaged = None, None
         try:
             newest = saves.latest(self.folder)
         except ValueError as error:
             damaged = error
-        step_here = -1 if newest is None else saves.step_and_kind(newest)[0]
+        ((step_here, _),) = saves.in_order([newest.name]) if newest else [(-1, "")]
         for step, kind in reversed(self.steps()):
             if step <= step_here:
                 break
@@ -124,17 +124,17 @@ class RemoteSaves:
             except ValueError as error:
                 _log.warning("damaged checkpoint: %s", error)
                 damaged = damaged or ValueError(
-                    f"{error}; no checkpoint in {self.place.url} is whole, remove them to start anew"
+                    f"{error}; no checkpoint in {self.place.url} is complete, delete them to start anew"
                 )
         if newest is None and damaged is not None:
             raise damaged
         return newest
 
     def fetch(self, name: str) -> Path:
-        """Bring a checkpoint into the save folder, whole or not at all, with what the run told up to it; its folder.
+        """Fetch a checkpoint into the save folder atomically, with the reports up to it; returns its folder.
 
-        Local reports are replaced: those there are complete up to this checkpoint, those here may end before it.
-        Raises ValueError that names what is damaged, OSError where something cannot be had or written.
+        Local reports are replaced: those on S3 are complete up to this checkpoint, local ones may end before it.
+        Raises ValueError that names what is damaged, OSError if something cannot be downloaded or written.
         """
         folder, url = self.folder / name, f"{self.place.url}/{name}"
         partial = folder.with_name(f".{name}.partial")
@@ -149,7 +149,7 @@ class RemoteSaves:
             there = self.place.sizes(f"{name}/")
             for file, size in expected.items():
                 if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-                    raise ValueError(f"{url}/{manifest.NAME}: names {file}, which would lie outside of the checkpoint")
+                    raise ValueError(f"{url}/{manifest.NAME}: names {file}, a path outside of the checkpoint")
                 if (found := there.get(f"{name}/{file}")) != size:
                     raise ValueError(f"{url}/{file}: " + ("missing" if found is None else f"{found} bytes of {size}"))
             _log.info("fetching %s, %.1f GB", url, sum(expected.values()) / 1e9)
@@ -157,14 +157,14 @@ class RemoteSaves:
             if (problem := manifest.problem(partial)) is not None:
                 raise ValueError(problem.replace(str(partial), url))
             self._fetch_reports(partial / ".reports")
-            saves.remove(folder, successor=partial)
+            saves.delete(folder, successor=partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         return folder
 
     def _fetch_reports(self, partial: Path) -> None:
-        """Bring what the run tells into the save folder, before the checkpoint: with it, it is complete."""
+        """Fetch the reports into the save folder, before the checkpoint that makes the folder a run to resume."""
         names = self._reports()
         self.place.download({name: partial / name for name in names})
         for name in names:
@@ -174,9 +174,9 @@ class RemoteSaves:
         shutil.rmtree(partial, ignore_errors=True)
 
     def begin(self, step: int | None) -> None:
-        """Go on from the checkpoint of `step`, or with None anew: then all that an older run has there is deleted.
+        """Continue from the checkpoint of `step`; with None begin a new run and delete what an older one has on S3.
 
-        What killed processes left there goes. Local checkpoints that are missing there come with the next one.
+        What killed processes left there is deleted. Missing local checkpoints are uploaded with the next one.
         """
         found = self._found()
         for name, files in found.items():
@@ -188,36 +188,35 @@ class RemoteSaves:
             here = [self.folder / f"step{s}{kind}" for s, kind in saves.saved_steps(self.folder) if s <= step]
             whole = [path.name for path in here if (path / manifest.NAME).is_file()]
             self._missing = [name for name in whole if manifest.NAME not in found.get(name, ())]
-        with suppress(OSError):  # not every store has it, nor lets everyone do it
+        with suppress(OSError):  # some stores lack it, or forbid it
             self.place.abort_uploads("step")
 
     # --- while it runs ---
 
     def saved(self, folder: Path) -> None:
-        """Have a checkpoint that is whole here uploaded, with what the run tells, and those that are missing there.
+        """Upload a complete checkpoint, the reports, and checkpoints that are missing on S3, in the thread.
 
-        Where uploads take longer than the time between two checkpoints, those that are no longer kept here when
-        their turn comes are left out. Where the place does not take one, the log says so, and the next call tries
-        again.
+        Checkpoints that have been deleted locally when their turn comes are skipped. A failed upload is logged, and
+        the next call tries again.
         """
         self._begun.put(self._thread.submit(self._saved, folder))
 
     def removed(self, name: str) -> None:
-        """Have a checkpoint deleted that is no longer kept; while a newer one is not there yet, later."""
+        """Delete a checkpoint on S3, in the thread; while a newer one is not uploaded, later."""
         self._begun.put(self._thread.submit(self._removed, name))
 
     def wait(self) -> None:
-        """Until all that was to be done has been done, or has failed."""
+        """Wait until all that was requested has been done or has failed."""
         with suppress(Empty):
             while True:
                 self._begun.get_nowait().result()
 
     def finish(self) -> None:
-        """Upload what is still missing, and the last reports; OSError where that cannot be done."""
+        """Upload what is still missing, and the last reports; OSError if that fails."""
         self.wait()
         error = self._thread.submit(self._catch_up).result()
         if error is not None:
-            missing = ", ".join(self._missing) or "the last of what the run tells"
+            missing = ", ".join(self._missing) or "the last reports"
             raise OSError(
                 f"remote_save_folder: not uploaded: {missing} ({error}); the checkpoints in {self.folder} are intact"
             ) from error
@@ -238,8 +237,7 @@ class RemoteSaves:
             self._remove_doomed()
 
     def _catch_up(self) -> OSError | None:
-        """Upload reports and what is missing, the newest checkpoint first, then remove what is to go; the error that
-        stopped an upload."""
+        """Upload reports and missing checkpoints, the newest first, then delete; returns the error that stopped it."""
         try:
             self._upload_reports()
             for name in reversed(self._missing.copy()):
@@ -248,7 +246,7 @@ class RemoteSaves:
                     if (problem := manifest.problem(folder)) is None:
                         self._upload(folder)
                 except OSError:
-                    if folder.is_dir():  # not removed here since
+                    if folder.is_dir():  # else it was deleted meanwhile
                         raise
                 if problem is not None and folder.is_dir():
                     _log.warning("damaged checkpoint, not uploaded: %s", problem)
@@ -269,7 +267,7 @@ class RemoteSaves:
     def _upload_reports(self) -> None:
         paths = {
             path.relative_to(self.folder).as_posix(): path
-            for pattern in (*TOLD, *TABLES)
+            for pattern in (*REPORTS, *TABLES)
             for path in self.folder.glob(pattern)
             if not path.name.startswith(".")  # a table that is being written
         }
@@ -288,28 +286,28 @@ class RemoteSaves:
             del self._doomed[0]
 
     def _remove(self, name: str) -> None:
-        """Delete a checkpoint there, or what there is of it, in the order that `_is_half` knows."""
+        """Delete a checkpoint on S3, or what is left of it, in the order that `_is_half` relies on."""
         first = [f"{name}/{file}" for file in (manifest.NAME, "config.yaml")]
         found = self.place.sizes(f"{name}/")
         for together in ([first[0]], [first[1]], found.keys() - set(first)):
             self.place.delete(there for there in together if there in found)
 
-    # --- what there is ---
+    # --- what S3 has ---
 
     def _found(self) -> dict[str, list[str]]:
-        """The checkpoints there, whole or half: the files of each."""
+        """The files of each checkpoint on S3, complete or not."""
         found: dict[str, list[str]] = {}
         for path in self.place.sizes("step"):
             name, _, file = path.partition("/")
-            if file and re.fullmatch(r"step\d+(-unsharded)?", name):
+            if file and parse_step(name):
                 found.setdefault(name, []).append(file)
         return found
 
     def _reports(self) -> list[str]:
-        """What a run has told there."""
+        """The names of the reports on S3."""
         return [
             name
-            for pattern in (*TOLD, *TABLES)
+            for pattern in (*REPORTS, *TABLES)
             for name in self.place.sizes(pattern.partition("*")[0])
             if PurePosixPath(name).match(pattern) and name.count("/") == pattern.count("/")
         ]

@@ -2,7 +2,7 @@
 
 What boto3 raises becomes an OSError of one line that names the place. Credentials, profile (S3_PROFILE), region and
 endpoint (AWS_ENDPOINT_URL, for other stores that speak S3) are found as boto3 finds them. `olmo/data/ranges.py` reads
-byte ranges of files anywhere; here whole files go both ways, large ones in parts, several at a time.
+byte ranges; here whole files are transferred, several at a time, large ones in parts.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Item = TypeVar("Item")
 
 
 class Refused(OSError):
-    """What the store will not do for these credentials, or in a bucket that is not there."""
+    """A request that S3 refuses: these credentials lack a right, or the bucket does not exist."""
 
 
 class RemoteFolder:
     """Objects under s3://BUCKET/PREFIX/, by their names below it.
 
-    Every method raises OSError that names the place where the store, after several attempts, does not do it.
+    Every method raises an OSError that names the object if S3, after several attempts, does not answer as it should.
     """
 
     def __init__(self, url: str):
@@ -38,7 +38,7 @@ class RemoteFolder:
 
     def sizes(self, beginning: str = "") -> dict[str, int]:
         """Names that begin so, and their sizes in bytes."""
-        with self._told():
+        with self._naming_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix + beginning
             )
@@ -46,18 +46,18 @@ class RemoteFolder:
         return {item["Key"].removeprefix(self._prefix): item["Size"] for item in found}
 
     def read(self, name: str) -> bytes:
-        with self._told(name):
+        with self._naming_errors(name):
             return self._client.get_object(**self._place(name))["Body"].read()
 
     def write(self, name: str, content: bytes) -> None:
-        with self._told(name):
+        with self._naming_errors(name):
             self._client.put_object(**self._place(name), Body=content)
 
     def upload(self, paths: Mapping[str, Path]) -> None:
         """Upload files under these names."""
 
         def work(name: str) -> None:
-            with self._told(name):
+            with self._naming_errors(name):
                 self._client.upload_file(str(paths[name]), *self._place(name).values(), Config=_in_parts())
 
         _each(work, paths)
@@ -67,7 +67,7 @@ class RemoteFolder:
 
         def work(name: str) -> None:
             paths[name].parent.mkdir(parents=True, exist_ok=True)
-            with self._told(name):
+            with self._naming_errors(name):
                 self._client.download_file(*self._place(name).values(), str(paths[name]), Config=_in_parts())
 
         _each(work, paths)
@@ -76,14 +76,14 @@ class RemoteFolder:
         """Delete one by one: not every store deletes several at once."""
 
         def work(name: str) -> None:
-            with self._told(name):
+            with self._naming_errors(name):
                 self._client.delete_object(**self._place(name))
 
         _each(work, names, WORKERS)
 
     def abort_uploads(self, beginning: str) -> None:
-        """Let go of the parts of large files whose upload was killed; they are in no listing, and cost as others do."""
-        with self._told():
+        """Discard the parts of large files whose upload was killed; no listing shows them, but they are paid for."""
+        with self._naming_errors():
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self._bucket, Prefix=self._prefix + beginning
             )
@@ -94,8 +94,8 @@ class RemoteFolder:
         return {"Bucket": self._bucket, "Key": self._prefix + name}
 
     @contextmanager
-    def _told(self, name: str = "") -> Iterator[None]:
-        """Let what boto3 raises be an OSError of one line that names the place."""
+    def _naming_errors(self, name: str = "") -> Iterator[None]:
+        """Turn what boto3 raises into an OSError of one line that names the object."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, ParamValidationError
         from botocore.exceptions import ConnectionError as NotConnected
@@ -112,8 +112,8 @@ class RemoteFolder:
             if isinstance(first, ClientError):
                 status = first.response["ResponseMetadata"]["HTTPStatusCode"]
                 code = first.response["Error"].get("Code", "")  # of an answer to HEAD the status again
-                said = f"{url}: {status} {code.replace(str(status), '')}".rstrip()
-                raise (Refused if 400 <= status < 500 else OSError)(said) from error
+                line = f"{url}: {status} {code.replace(str(status), '')}".rstrip()
+                raise (Refused if 400 <= status < 500 else OSError)(line) from error
             if isinstance(first, ParamValidationError):
                 raise Refused(f"{url}: {' '.join(str(first).split())}") from error
             passing = isinstance(first, (HTTPClientError, NotConnected, OSError))
@@ -127,7 +127,7 @@ def _in_parts() -> Any:
 
 
 def _each(work: Callable[[Item], None], items: Iterable[Item], workers: int = FILES) -> None:
-    """Do work on all items, several at a time; the first error ends it."""
+    """Run `work` on all items, several at a time; the first error ends it."""
     pool = ThreadPoolExecutor(workers, "remote saves")
     try:
         for future in [pool.submit(work, item) for item in items]:

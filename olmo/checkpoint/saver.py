@@ -207,6 +207,6 @@ class CheckpointSaver:
 
     def _delete(self, path: Path) -> None:
         if self.ranks.is_first:
-            saves.remove(path)
+            saves.delete(path)
         if self.remote is not None:
             self.remote.removed(path.name)

@@ -1,9 +1,8 @@
-"""Restart checkpoints, `step{N}/`: every process writes what it holds, and any number of processes reads it again.
+"""Sharded checkpoints, `step{N}/`: every process writes its part, and any number of processes can read them.
 
 `model_and_optim/` is a folder of torch.distributed.checkpoint: `model.{NAME}` are the weights,
-`optim.state.{NAME}.{ENTRY}` the numbers that the optimizer keeps for them. Which part of which tensor lies where stands
-in its index, `.metadata`. That is a pickle; it is read by an unpickler that makes nothing but the index, of names,
-numbers and dtypes.
+`optim.state.{NAME}.{ENTRY}` the numbers that the optimizer keeps for them. Its index, `.metadata`, lists
+where each part of each tensor is. That is a pickle; only the index's own classes can be created from it.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from ..distributed import Ranks, is_of_collective
+from ..distributed import Ranks, is_collective_error
 from ..exceptions import short_message
 from ..files.unpickling import unpickle
 from .folder import SHARDS
 
-# That there is one process alone is no news.
+# torch warns whenever a single process reads or writes one.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 WEIGHTS, MOMENTS = "model.", "optim.state."
@@ -62,14 +61,14 @@ def read_index(folder: Path) -> Metadata:
             index = unpickle(file, _PARTS_OF_AN_INDEX)
         names = {info.relative_path for info in index.storage_data.values()}
         if not isinstance(index, Metadata) or any(name != Path(name).name for name in names):
-            raise ValueError("it leads elsewhere")
+            raise ValueError("it names files elsewhere")
     except Exception as error:  # a damaged pickle raises anything
         raise ValueError(f"{path}: damaged, or no index of a checkpoint: {error}") from error
     return index
 
 
 class _Reader(FileSystemReader):
-    """torch's own reader, but for the pickle; of the files with numbers it takes tensors only."""
+    """torch's own reader with an index that was read safely; it reads tensors only."""
 
     def __init__(self, folder: Path):
         super().__init__(folder / SHARDS)
@@ -95,13 +94,13 @@ def _read_into(folder: Path, tensors: Mapping[str, Tensor], alone: bool) -> None
     try:
         distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=alone)
     except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        if is_of_collective(error):
+        if is_collective_error(error):
             raise RuntimeError(short_message(error)) from error
         raise ValueError(f"{folder / SHARDS}: damaged: {short_message(error)}") from error
 
 
 def read_weights(folder: Path, model: nn.Module) -> None:
-    """Fill a model, whole or cut by FSDP, with the weights of a sharded checkpoint. A collective.
+    """Fill a model, sharded by FSDP or not, with the weights of a sharded checkpoint. A collective.
 
     Raises ValueError where it has others than the model.
     """
@@ -114,9 +113,9 @@ def read_weights(folder: Path, model: nn.Module) -> None:
 
 
 def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What the optimizer kept for weights, by name and entry; of those cut by FSDP the same part. A collective.
+    """The optimizer's state of these weights, by name and entry, sharded as they are. A collective.
 
-    Entries that a checkpoint has none of are missing, those that nobody asks for are not read.
+    Entries that the checkpoint lacks are missing; those of other weights are not read.
     """
     index = read_index(folder).state_dict_metadata
     found: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
@@ -132,7 +131,7 @@ def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[
 
 
 def read_all(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it, whole and in memory; for one process by itself."""
+    """The tensors whose names begin with `prefix`, without it, in full and in memory, for one process by itself."""
     index = read_index(folder).state_dict_metadata
     held = {n: h for n, h in index.items() if n.startswith(prefix) and isinstance(h, TensorStorageMetadata)}
     tensors = {name: torch.empty(h.size, dtype=h.properties.dtype) for name, h in held.items()}
@@ -145,8 +144,8 @@ def _flat(moments: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def snapshot(model: nn.Module, moments: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
-    """Copies in main memory of what this process is to write: of tensors cut by FSDP its part, of the others, which all
-    processes have, about as many bytes as each of them. Training may go on while they are written."""
+    """Copies in main memory of what this process writes: its shards of tensors that FSDP has sharded, and an equal
+    share of those that all processes have. Training may continue while they are written."""
     tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()} | _flat(moments)
     load = [0] * ranks.world_size
     chosen = {}
@@ -161,18 +160,18 @@ def snapshot(model: nn.Module, moments: Mapping[str, Mapping[str, Tensor]], rank
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Write what `snapshot` has made on every process into `folder`, which may be there. A collective of the thread
+    """Write what `snapshot` has copied on every process into `folder`, which may exist. A collective of the thread
     that saves. Raises OSError on all processes where one fails."""
     writer = FileSystemWriter(folder / SHARDS)
     alone = ranks.world_size == 1
     try:
         distributed_checkpoint.save(dict(tensors), storage_writer=writer, process_group=ranks.saving, no_dist=alone)
-    except CheckpointException as error:  # no Exception by its type
-        raise (RuntimeError if is_of_collective(error) else OSError)(short_message(error)) from None
+    except CheckpointException as error:  # a BaseException
+        raise (RuntimeError if is_collective_error(error) else OSError)(short_message(error)) from None
 
 
 def check_parts(folder: Path) -> None:
-    """Raise OSError where parts are not there that other processes have written."""
+    """Raise OSError if parts that other processes have written are missing."""
     for info in read_index(folder).storage_data.values():
         part = folder / SHARDS / info.relative_path
         if not part.is_file() or part.stat().st_size < info.offset + info.length:
@@ -180,7 +179,7 @@ def check_parts(folder: Path) -> None:
 
 
 class Saver:
-    """Does one piece of work at a time in a thread of its own, so that training goes on."""
+    """Runs one function at a time in a thread, so that training continues."""
 
     def __init__(self, ranks: Ranks, device: torch.device | None = None):
         self.ranks, self.device = ranks, device
@@ -188,13 +187,13 @@ class Saver:
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin once what was begun before has ended (`wait`)."""
+        """Run `work` in the thread, after waiting for the function before."""
         self.wait()
 
         def run() -> None:
             try:
                 if self.device is not None and self.device.type == "cuda":
-                    torch.cuda.set_device(self.device)  # a thread begins with the first one, and would take room there
+                    torch.cuda.set_device(self.device)  # a new thread uses device 0, and would allocate memory there
                 work()
             except BaseException as error:
                 self._error = error
@@ -203,7 +202,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what was begun has ended; raises what it raised."""
+        """Wait for the thread; raises what it raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread, error, self._error = None, self._error, None
@@ -217,8 +216,8 @@ class Saver:
             self.wait()
 
 
-def first_does(ranks: Ranks, work: Callable[[], None]) -> None:
-    """Let the first process do something while the others wait; where it fails, it raises that, the others OSError.
+def run_on_first(ranks: Ranks, work: Callable[[], None]) -> None:
+    """Run `work` on the first process while the others wait; if it fails, it raises its error, the others OSError.
 
     A collective of the thread that saves.
     """

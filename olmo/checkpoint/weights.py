@@ -1,8 +1,8 @@
-"""Checkpoints: OLMo's unsharded folder is our own format; transformers' layouts come in by `transformers_layout.py`.
+"""Weights of a checkpoint folder of any layout: OLMo's, which is also our own, and transformers'.
 
 A folder holds `config.yaml` and `model.safetensors` (or `model.pt`), for a restart `optim.pt` and `train.pt`, and
 `manifest.json`, by which damage is recognised (`manifest.py`). In those that a run writes for its restarts weights
-and optimizer lie in parts (`sharded.py`); whoever reads weights need not care.
+and optimizer are sharded (`sharded.py`); the readers here handle both.
 Weights are mapped from the file onto a model that was built without memory.
 """
 
@@ -87,8 +87,7 @@ def read_config(folder: Path) -> ModelConfig:
 def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
     """The weights of a checkpoint folder of any layout under OLMo's names.
 
-    They are mapped from the file unless `mapped` is false; what has to be stacked, or lies in parts, is copied in any
-    case.
+    They are mapped from the file unless `mapped` is false; what is stacked or sharded is always copied.
     """
     raw = transformers_config(folder)
     if saves.is_sharded(folder):
@@ -102,8 +101,8 @@ def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
 
 
 class StateOnDisk(Mapping[str, Tensor]):
-    """The weights of a folder in OLMo's layout under OLMo's names, each mapped anew whenever it is asked for, and kept
-    by nobody: with its mapping go the pages of it that were read, so memory of one tensor is enough to go through all.
+    """The weights of a folder in OLMo's layout under OLMo's names, each mapped anew at every access and not
+    kept: its pages are released with its mapping, so one pass needs the memory of one tensor.
     `like` has their shapes and dtypes (meta tensors)."""
 
     def __init__(self, folder: Path):
@@ -129,8 +128,8 @@ class Fingerprint:
     any order.
 
     SHA-256 over names, shapes, the first and last 64 values of every tensor and a checksum of all its values (the sum
-    of their float32 bit patterns as integers, at the speed of reading): it tells checkpoints apart, edited ones
-    included, but it is no protection against someone who forges one.
+    of their float32 bit patterns as integers, at the speed of reading): it distinguishes checkpoints, edited ones
+    included, but does not protect against forgery.
     """
 
     def __init__(self) -> None:
@@ -154,7 +153,7 @@ class Fingerprint:
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """`Fingerprint` of a whole OLMo state dict."""
+    """`Fingerprint` of a complete OLMo state dict."""
     found = Fingerprint()
     for name in state:
         found.add(name, state[name])
@@ -194,7 +193,7 @@ def load_model(
     (what a kernel makes of a tensor may depend, in its last bit, on where the tensor begins).
     """
     if config is None:
-        # What a checkpoint's config says of resuscitation was done before the checkpoint was trained and saved.
+        # The resuscitation in a checkpoint's config was applied before that checkpoint was trained and saved.
         config = replace(read_config(folder), resuscitation=None)
     else:
         check_behaviour(config, folder)
@@ -247,7 +246,7 @@ def resuscitated(
 
 
 def resuscitation_file(name: str, folder: Path, key: str) -> Path:
-    """Where a resuscitation file lies: a path, or a name inside the checkpoint folder."""
+    """Path of a resuscitation file: `name` itself, or a file inside the checkpoint folder."""
     path = Path(name) if Path(name).is_file() else folder / name
     if not path.is_file():
         raise FileNotFoundError(f"{key}: {name} is no file, here or in {folder}")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..config.schema import TrainConfig
-from ..distributed import Ranks, full_tensor, is_of_collective
-from ..exceptions import FailedEverywhere, short_message
+from ..distributed import Ranks, full_tensor, is_collective_error
+from ..exceptions import FailedOnAllRanks, short_message
 from ..files.tensors import write_tensors
 from ..memory.temperature import Temperatures
 from ..model import OLMo
@@ -34,15 +34,15 @@ def save(
     ephemeral: bool = False,
     first: bool = True,
 ) -> None:
-    """Write an unsharded checkpoint, whole or not at all; an older one of that name is replaced.
+    """Write an unsharded checkpoint atomically, replacing an older one of that name.
 
-    `temperatures`, those of this moment, are written with it: what is loaded computes what was saved. An `ephemeral`
-    one is marked as such. All of it is on the disk before it gets its name. Raises OSError.
-    What FSDP has cut is gathered, a collective; then only the `first` process writes.
+    The current `temperatures` are part of it, so that the loaded model computes the same. `ephemeral`: marked as such.
+    It is on the disk before it gets its name. Tensors that FSDP has sharded are gathered (a collective); only the
+    `first` process writes. Raises OSError.
     """
 
     def gathered(value: Any) -> Any:
-        """A tensor whole, in main memory where it will be written."""
+        """A full tensor; in main memory on the process that writes it."""
         if not isinstance(value, Tensor):
             return value
         value = full_tensor(value.detach())
@@ -72,17 +72,17 @@ def save_sharded(
     ephemeral: bool,
     ranks: Ranks,
 ) -> None:
-    """Write what `sharded.snapshot` has made on every process, whole or not at all, as `save` does.
+    """Write what `sharded.snapshot` has copied on every process, atomically, as `save` does.
 
     A collective of the thread that saves; OSError on all processes where one fails.
     """
     from . import sharded
 
-    with _failing(folder, FailedEverywhere):
-        sharded.first_does(ranks, partial(_begin, folder, config, trainer, temperatures))
+    with _failing(folder, FailedOnAllRanks):
+        sharded.run_on_first(ranks, partial(_begin, folder, config, trainer, temperatures))
         sharded.write(_partial(folder), tensors, ranks)
-        sharded.first_does(ranks, partial(sharded.check_parts, _partial(folder)))
-        sharded.first_does(ranks, partial(_complete, folder, ephemeral))
+        sharded.run_on_first(ranks, partial(sharded.check_parts, _partial(folder)))
+        sharded.run_on_first(ranks, partial(_complete, folder, ephemeral))
 
 
 def _partial(folder: Path) -> Path:
@@ -91,21 +91,21 @@ def _partial(folder: Path) -> Path:
 
 @contextmanager
 def _failing(folder: Path, kind: type[OSError] = OSError) -> Iterator[None]:
-    """Leave nothing half-written behind where a save fails; raise OSError, of this kind, that says why."""
+    """If a save fails, delete what it has written and raise an OSError of this kind with the reason."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # on a full disk torch speaks of its own streams
-        if is_of_collective(error):
+    except (OSError, RuntimeError) as error:  # torch's errors about a full disk name its own streams
+        if is_collective_error(error):
             raise
         shutil.rmtree(_partial(folder), ignore_errors=True)
-        cause = error.__cause__ or error.__context__ or error  # torch wraps it, write_tensors names a file that is gone
+        cause = error.__cause__ or error.__context__ or error  # torch wraps it
         raise kind(
             f"{folder}: cannot be saved ({short_message(cause)}); the checkpoints before it are intact"
         ) from error
 
 
 def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatures: Temperatures | None) -> None:
-    """Make the folder to write to, with all that is no weight and no optimizer's."""
+    """Create the temporary folder with everything but weights and optimizer state."""
     written = _partial(folder)
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir(parents=True)
@@ -123,17 +123,17 @@ def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatu
                 temperature_decay=False,
             ),
         )
-    elif config.model.temperature_attention or config.model.temperature_MLP:  # they have come down to 1
+    elif config.model.temperature_attention or config.model.temperature_MLP:  # they have decayed to 1
         config = replace(config, model=replace(config.model, temperature_attention=None, temperature_MLP=None))
     config.save(written / "config.yaml")
     _torch_save(trainer, written / "train.pt")
 
 
 def _torch_save(state: Any, path: Path) -> None:
-    with path.open("wb") as target:  # torch does not tell why its own streams fail
+    with path.open("wb") as target:  # errors of torch's own streams give no reason
         torch.save(state, target)
 
 
 def _complete(folder: Path, ephemeral: bool) -> None:
     manifest.write(_partial(folder), ephemeral)
-    saves.remove(folder, successor=_partial(folder))
+    saves.delete(folder, successor=_partial(folder))

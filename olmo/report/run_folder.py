@@ -38,7 +38,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path)
         self._metrics: TextIO | None = None
-        checkpoints.remove_left_over(path)
+        checkpoints.delete_leftovers(path)
 
     def clear(self) -> None:
         """Delete what an older run wrote and saved, for a new run."""
@@ -49,7 +49,7 @@ class RunFolder:
             for name in ("latest", "latest-unsharded"):
                 (self.path / name).unlink(missing_ok=True)
             for step, kind in checkpoints.saved_steps(self.path):
-                checkpoints.remove(self.path / f"step{step}{kind}")
+                checkpoints.delete(self.path / f"step{step}{kind}")
             (self.path / "metrics.jsonl").unlink()
 
     def drop_beyond(self, step: int) -> None:

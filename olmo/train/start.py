@@ -52,7 +52,7 @@ class StartingPoint:
             assert self.folder is not None
             resets = {"optim.pt": config.reset_optimizer_state, "train.pt": config.reset_trainer_state}
             unused = [name for name, reset in resets.items() if reset]
-            ranks.run_on_first(partial(saves.check_whole, self.folder, unused))  # one rank reads all of it
+            ranks.run_on_first(partial(saves.check_complete, self.folder, unused))  # one rank reads all of it
         in_parts = self.folder is not None and saves.is_sharded(self.folder) and not wanted.resuscitation
         model = self._model(wanted, config.seed, in_parts, device, is_sharded(config, ranks))
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from olmo.checkpoint import load_model
 from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
-from olmo.distributed import Ranks, leave, pick_device, process_group
+from olmo.distributed import Ranks, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError
 from olmo.files.tensors import read_training_state
 from olmo.train import Trainer
@@ -283,7 +283,7 @@ def test_leaving_skips_the_shutdown_of_one_of_several(
     monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setattr("olmo.distributed.os._exit", ended)
     with pytest.raises(SystemExit if shut_down else KeyboardInterrupt) as caught:
-        leave(3)
+        exit_process(3)
     assert caught.value.args == (3,)
 
 
@@ -323,4 +323,4 @@ def test_losses_in_parts_and_compiled_layers_on_two_processes(
 
 if __name__ == "__main__":
     two_processes(Path(sys.argv[1]))
-    leave(0)
+    exit_process(0)

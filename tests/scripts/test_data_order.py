@@ -69,7 +69,7 @@ def test_rebuild_from_the_sizes_alone(
     assert len(server.heads) == 3 and not server.asked
     asked = ["--epoch", "2", "--world_size", "64", "--first", "7"]
     assert run(["rebuild", str(config), "--output", str(output), *asked]) == 2
-    assert capsys.readouterr().err == f"error: {output}: exists; remove it or choose another place\n"
+    assert capsys.readouterr().err == f"error: {output}: already exists; delete it or choose another place\n"
     output.unlink()
     assert run(["rebuild", str(config), "--output", str(output), *asked]) == 0
     assert output.read_bytes() == build_order(COUNT, 6198, 2, 64)[:7].tobytes()

@@ -100,7 +100,7 @@ def test_the_published_map_gets_the_names_of_the_published_entries(tmp_path: Pat
         (["--injection=null"], 2, "config.yaml: injects nothing; give injection and its rounds, or inject_indices_map"),
         (["--injection.rounds=0"], 2, "config.yaml: injects nothing; give injection and its rounds, or inject"),
         (["--output", "{tmp}/plan.pkl"], 2, "/plan.pkl: the name of a plan must end in .json or .safetensors"),
-        (["--output", "{tmp}/there.json"], 2, "/there.json: exists; remove it or choose another place"),
+        (["--output", "{tmp}/there.json"], 2, "/there.json: already exists; delete it or choose another place"),
         (["--global_train_batch_size=1"], 1, "injection round 1, row 0: "),
         ([*KEEP, "--inject_indices_map={tmp}/nowhere.json"], 1, "/nowhere.json: no such injection plan"),
         (

@@ -172,7 +172,7 @@ def test_nothing_is_written_over(world: Path, tmp_path: Path, capsys: pytest.Cap
     before = (world / f"a{SHORT}.npy").read_bytes()
     output = str(world / f"a{SHORT}.npy")
     assert exit_status(extract, [str(world / "plain.yaml"), "--steps", "1", "--output", output]) == 2
-    assert capsys.readouterr().err == f"error: {output}: exists; remove it or choose another place\n"
+    assert capsys.readouterr().err == f"error: {output}: already exists; delete it or choose another place\n"
     assert (world / f"a{SHORT}.npy").read_bytes() == before
 
 

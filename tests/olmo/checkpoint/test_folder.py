@@ -83,7 +83,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert checkpoints(run) == {"step2", "step4", "step6", "step7"} and saves.latest(run) == run / "step7"
     caplog.clear()
     for folder in run.glob("step*"):
-        saves.check_whole(folder)
+        saves.check_complete(folder)
 
 
 def test_damaged_ones_are_not_among_those_to_keep(plain: Path, run: Path) -> None:
@@ -97,7 +97,7 @@ def test_where_all_are_damaged_nothing_begins(plain: Path, run: Path) -> None:
         flip_a_bit(run / f"step{step}" / PART)
     before = metrics(run)
     with pytest.raises(
-        ValueError, match=r"step6/model_and_optim/__0_0.distcp: its checksum is .*; no checkpoint in .* is whole"
+        ValueError, match=r"step6/model_and_optim/__0_0.distcp: its checksum is .*; no checkpoint in .* is complete"
     ):
         Trainer(configure(plain, run, *SAVES), CPU, Ranks())
     assert metrics(run) == before and len(checkpoints(run)) == 3
@@ -178,7 +178,7 @@ def test_what_a_kill_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
     saves.link_latest(tmp_path / "step6")
     assert os.readlink(tmp_path / "latest") == "step6"
     shutil.copytree(tmp_path / "step4", tmp_path / ".step4.removed")
-    saves.remove(tmp_path / "step4")
+    saves.delete(tmp_path / "step4")
     assert {path.name for path in tmp_path.iterdir()} == {"latest", "step6"}
 
 
@@ -222,7 +222,7 @@ def test_a_kill_between_two_saves_of_a_step_loses_neither(plain: Path, tmp_path:
         (tmp_path / "latest").unlink()
         train(plain, tmp_path, *both)
         assert {path.name for path in tmp_path.glob("step*")} == whole.keys()
-        saves.check_whole(tmp_path / lost)
+        saves.check_complete(tmp_path / lost)
         links = {name: os.readlink(tmp_path / name) for name in ("latest", "latest-unsharded")}
         assert links == {"latest": "step7", "latest-unsharded": "step7-unsharded"}
     assert read_training_state(tmp_path / "step7-unsharded", "optim")["param_groups"][0]["lr"] == rate

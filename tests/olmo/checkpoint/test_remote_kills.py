@@ -104,7 +104,7 @@ def test_a_killed_fetch_is_done_anew(remote: RemoteSaves, relay: Relay) -> None:
     assert other.latest() == other.folder / "step2"
     assert contents(other.folder) == contents(remote.folder)
     (other.folder / ".step2.partial").mkdir()
-    saves.remove_left_over(other.folder)  # as a run does when it begins
+    saves.delete_leftovers(other.folder)  # as a run does when it begins
     assert contents(other.folder) == contents(remote.folder)
 
 

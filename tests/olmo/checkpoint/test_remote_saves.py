@@ -177,7 +177,7 @@ DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
     "half": ("train/rank0.pt", bytes(450), "train/rank0.pt: 450 bytes of 900"),
     "missing": ("model_and_optim/.metadata", None, "model_and_optim/.metadata: missing"),
     "no manifest": ("manifest.json", b"{", "manifest.json: no manifest of a checkpoint"),
-    "outside": ("manifest.json", OUTSIDE, r"manifest.json: names \.\./\.\./evil, which would lie outside"),
+    "outside": ("manifest.json", OUTSIDE, r"manifest.json: names \.\./\.\./evil, a path outside"),
 }
 
 
@@ -201,7 +201,7 @@ def test_the_one_before_a_damaged_one_is_used(
     assert contents(other.folder / "step1") == contents(remote.folder / "step1")
     remote.place.write("step1/train/rank0.pt", bytes(900))
     third = RemoteSaves(remote.place.url, remote.folder.with_name("third"))
-    with pytest.raises(ValueError, match=rf"step2/{said}.*; no checkpoint in {remote.place.url} is whole"):
+    with pytest.raises(ValueError, match=rf"step2/{said}.*; no checkpoint in {remote.place.url} is complete"):
         third.latest()
     assert not list(third.folder.glob("*step*"))
     assert other.latest() == other.folder / "step1"  # which is whole here

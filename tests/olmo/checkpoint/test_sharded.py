@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from olmo import checkpoint
-from olmo.checkpoint import manifest, sharded
-from olmo.checkpoint import weights as weights_module
+from olmo.checkpoint import manifest, sharded, writing
 from olmo.config import TrainConfig
 from olmo.distributed import Ranks
 from olmo.model import OLMo
@@ -168,7 +167,7 @@ def test_an_index_that_leads_elsewhere_is_refused(folder: Path) -> None:
     for held in index.storage_data.values():
         held.relative_path = "../train.pt"
     index_of(folder).write_bytes(pickle.dumps(index))
-    with pytest.raises(ValueError, match="it leads elsewhere"):
+    with pytest.raises(ValueError, match="it names files elsewhere"):
         checkpoint.read_state(folder)
 
 
@@ -250,7 +249,7 @@ def test_another_process_that_is_gone_is_no_damage(written: Path, monkeypatch: p
 def test_whatever_ends_a_run_of_one_process_a_save_that_has_begun_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    world, real, step = write_world(tmp_path / "world"), weights_module.save_sharded, TrainStep.run
+    world, real, step = write_world(tmp_path / "world"), writing.save_sharded, TrainStep.run
 
     def slow(*arguments: Any) -> None:
         time.sleep(0.5)
@@ -261,7 +260,7 @@ def test_whatever_ends_a_run_of_one_process_a_save_that_has_begun_is_finished(
             raise error
         return step(train_step, batch, number, *rest)
 
-    monkeypatch.setattr(weights_module, "save_sharded", slow)
+    monkeypatch.setattr(writing, "save_sharded", slow)
     monkeypatch.setattr(TrainStep, "run", failing)
     with pytest.raises(type(error)):
         train(world / "plain.yaml", tmp_path / "run", "--save_interval=2")
@@ -299,7 +298,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, trained: Any) -> None:
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the slow disk gets is what was there when the save began."""
-    world, real, seen = write_world(tmp_path / "world"), weights_module.save_sharded, []
+    world, real, seen = write_world(tmp_path / "world"), writing.save_sharded, []
 
     def slow(folder: Path, *rest: Any) -> None:
         if folder.name == "step2":
@@ -309,7 +308,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         real(folder, *rest)
 
     train(world / "plain.yaml", tmp_path / "quick", "--save_interval=2")
-    monkeypatch.setattr(weights_module, "save_sharded", slow)
+    monkeypatch.setattr(writing, "save_sharded", slow)
     train(world / "plain.yaml", tmp_path / "slow", "--save_interval=2")
     assert seen == [4]  # by then; step 4, whose save waits for this one, has been done
     for step in ("step2", "step4", "step7"):

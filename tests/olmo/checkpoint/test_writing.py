@@ -87,7 +87,7 @@ def test_latest_is_the_highest_step_that_can_restart(tmp_path: Path) -> None:
     (tmp_path / "step500").mkdir()  # weights alone cannot restart a run
     (tmp_path / "step600").touch()
     assert saves.latest(tmp_path) == tmp_path / "step100"
-    saves.remove(tmp_path / "step100")
+    saves.delete(tmp_path / "step100")
     assert not list(tmp_path.glob("*step100*"))
     assert saves.latest(tmp_path) == tmp_path / "step10-unsharded"
 

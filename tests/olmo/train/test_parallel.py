@@ -21,7 +21,7 @@ from olmo.config import (
     ShardingStrategy,
     TrainConfig,
 )
-from olmo.distributed import Ranks, leave, process_group
+from olmo.distributed import Ranks, exit_process, process_group
 from olmo.exceptions import ConfigurationError
 from olmo.model import OLMo
 from olmo.train import Trainer
@@ -253,4 +253,4 @@ def test_copies_that_do_not_divide_the_processes_are_refused() -> None:
 
 if __name__ == "__main__":
     processes(Path(sys.argv[1]))
-    leave(0)
+    exit_process(0)

@@ -24,7 +24,7 @@ import torch
 
 from olmo.checkpoint import manifest
 from olmo.config import TrainConfig
-from olmo.distributed import Ranks, leave
+from olmo.distributed import Ranks, exit_process
 from olmo.exceptions import Interrupted, exit_status
 from olmo.report.reporter import Reporter
 from olmo.train import Trainer
@@ -265,7 +265,9 @@ def two(world: Path, name: str, act: Callable[[list[int]], None], *settings: str
             log = os.open(world / f"{name}{rank}.log", os.O_CREAT | os.O_WRONLY)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            leave(exit_status(train_command, [str(world / "plain.yaml"), f"--save_folder={folder}", *LONG, *settings]))
+            exit_process(
+                exit_status(train_command, [str(world / "plain.yaml"), f"--save_folder={folder}", *LONG, *settings])
+            )
         ranks.append(child)
     await_step(folder, 10)
     started = time.monotonic()
@@ -314,7 +316,7 @@ def report(world: Path) -> Iterator[dict[str, dict[str, Any]]]:
         (
             "one is killed",
             [1, -9],
-            "error: another process is gone; its own last lines may say why, --try_load_latest_save goes on ",
+            "error: another process has ended; its own last lines may give the reason; --try_load_latest_save ",
         ),
         ("the first is killed", [-9, 1], ""),
         ("one hangs", [1, -9], "error: another process did not answer for 2 seconds (collective_timeout); "),
