@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
-BAND_RESAMPLES = 1_000  # of intervals of a whole curve, which are looked at rather than read
-# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the last one they hardly fall.
+BAND_RESAMPLES = 1_000  # for the intervals of a curve, which are drawn, not printed
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the last one they change little.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 Values = NDArray[np.float64]
@@ -28,7 +28,7 @@ class Estimate:
     high: float
 
     def as_json(self) -> dict[str, float | None]:
-        """JSON has no infinity and no NaN: what is unbounded or unknown is null."""
+        """JSON has neither infinity nor NaN: unbounded or unknown numbers become null."""
         return {"value": finite(self.value), "low": finite(self.low), "high": finite(self.high)}
 
 
@@ -54,7 +54,7 @@ def _draws(sizes: Sequence[int], resamples: int, seed: int) -> Iterator[Values]:
         yield _block(tuple(sizes), min(block, resamples - start), (seed, start))
 
 
-@functools.lru_cache(maxsize=6)  # the same draws serve many estimates, and take longer than these
+@functools.lru_cache(maxsize=6)  # many estimates use the same draws, which take longer than the estimates
 def _block(sizes: tuple[int, ...], number: int, seed: tuple[int, int]) -> Values:
     generator = np.random.default_rng(seed)
     drawn = [generator.multinomial(size, np.full(size, 1 / size), number) for size in sizes]
@@ -66,12 +66,12 @@ def _block(sizes: tuple[int, ...], number: int, seed: tuple[int, int]) -> Values
 def bootstrap(
     columns: Sequence[Values], statistic: Callable[..., Any], strata: Sequence[int] = (), seed: int = 0
 ) -> Estimate:
-    """Estimate of a statistic of the means of `columns`, resampling what they have in common.
+    """Estimate of a statistic of the means of `columns`, by resampling the entries that they share.
 
     columns: arrays (seeds, n), all of one shape: values of the same n entries (or instances) under several
     conditions. Entries are drawn with replacement, within strata of the given sizes, the same draw for every
-    condition and seed. statistic: takes one mean a column (float64, vectorised); draws of which it makes NaN tell
-    nothing and are left out. With several seeds the interval is widened by what they differ by (`widen`).
+    condition and seed. statistic: takes one mean a column (float64, vectorised); draws for which it is NaN are left
+    out. With several seeds the interval is widened by the differences between them (`widen`).
     """
     stacked = np.stack(columns)  # (conditions, seeds, n)
     over_seeds, count = stacked.mean(axis=1), stacked.shape[2]
@@ -85,14 +85,14 @@ def bootstrap(
 
 def bands(totals: Values, counts: Values, strata: Sequence[int], seed: int = 0) -> list[Values]:
     """[low, high], each (points,): pointwise intervals of the means totals.sum(0) / counts.sum(0), both (n, points):
-    the n entries' sums of values at each point, and how many values they are. Entries are drawn as in `bootstrap`."""
+    the n entries' sums of values at each point, and how many values each sums. Entries are drawn as in `bootstrap`."""
     found = [ratio(drawn @ totals, drawn @ counts) for drawn in _draws(strata, BAND_RESAMPLES, seed)]
     return _ends(np.concatenate(found))
 
 
 def quantiles(values: Values, shares: Sequence[float]) -> list[Values]:
-    """Quantiles (rows,) of each row of values (rows, n), NaN aside, between two values by linear interpolation; NaN
-    where no value is left, or where a quantile lies at infinity."""
+    """Quantiles (rows,) of each row of values (rows, n), ignoring NaN, with linear interpolation; NaN where no value is
+    left, or where a quantile is infinite."""
     ordered = np.sort(values, axis=1)  # NaN comes last
     last = np.maximum((~np.isnan(values)).sum(axis=1, keepdims=True) - 1, 0)
     found = []
@@ -114,7 +114,7 @@ def widen(estimate: Estimate, per_seed: Values) -> Estimate:
     """Add the uncertainty of a mean over few seeds to an interval, in quadrature.
 
     per_seed: the estimate of every seed (seeds,). Its part is Student's t with seeds - 1 degrees of freedom times the
-    standard error of their mean; a single seed tells nothing of it and leaves the interval as it is.
+    standard error of their mean; a single seed leaves the interval as it is.
     """
     seeds = len(per_seed)
     if seeds < 2:

@@ -55,7 +55,7 @@ def save(figure: Figure, stem: Path) -> Path:
 
 @_in_style
 def entropy_over_steps(series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int] = ()) -> Figure:
-    """Knowledge entropy over pretraining, one line a seed, bars of two standard errors; `marked` steps stand out.
+    """Knowledge entropy over pretraining, one line a seed, bars of two standard errors; `marked` steps are larger.
 
     series: per seed the contents of the checkpoints' knowledge_entropy.json, ordered by step.
     """
@@ -65,7 +65,7 @@ def entropy_over_steps(series: Sequence[Sequence[dict[str, Any]]], marked: Seque
 
 
 def _places(axes: Axes, results: Sequence[dict[str, Any]]) -> list[int]:
-    """Where results stand from left to right: at their steps, or, where one is not known, side by side by name."""
+    """Positions of results from left to right: their steps, or side by side, by name, where one is unknown."""
     steps = [r["checkpoint"]["step"] for r in results]
     if min(steps) >= 0:
         axes.set_xlabel("pretraining step")
@@ -112,7 +112,7 @@ def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
 
 @_in_style
 def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
-    """How each layer shares its use out among its memories: shares in order, largest first, a line a checkpoint.
+    """How each layer spreads its coefficients over its memories: shares, largest first, a line a checkpoint.
 
     checkpoints: `name`, `ranks` (0 the most used memory of the layer, 1 the least) and `shares` (layers, ranks).
     """
@@ -137,7 +137,8 @@ def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
 
 
 def save_series(series: dict[str, Any], folder: Path) -> None:
-    """The figures of `knowledge_entropy_series.json` (analysis.series), where its checkpoints have as many layers."""
+    """Save the figures of `knowledge_entropy_series.json` (analysis.series); those of layers where all checkpoints have
+    equally many."""
     rows = series["rows"]
     save(entropy_over_steps([rows]), folder / "knowledge_entropy")
     if len({len(row["layers"]) for row in rows}) == 1:
@@ -146,13 +147,18 @@ def save_series(series: dict[str, Any], folder: Path) -> None:
             save(coefficient_distributions(series["distributions"]), folder / "coefficient_distributions")
 
 
+def _lengths(estimate: dict[str, Any]) -> tuple[float, float, float]:
+    """(value, length of the interval below it, above it); lengths are 0 where an end is unknown, a value NaN."""
+    value = math.nan if estimate["value"] is None else estimate["value"]
+    low, high = (value if estimate[end] is None else estimate[end] for end in ("low", "high"))
+    return value, max(value - low, 0.0), max(high - value, 0.0)
+
+
 def bars(
     axes: Axes, names: Sequence[str], estimates: Sequence[dict[str, float]], colors: Sequence[str], label: str
 ) -> None:
     """Estimates with their intervals as bars."""
-    values = [e["value"] for e in estimates]
-    below = [max(e["value"] - e["low"], 0.0) for e in estimates]
-    above = [max(e["high"] - e["value"], 0.0) for e in estimates]
+    values, below, above = zip(*map(_lengths, estimates))
     axes.bar(range(len(names)), values, yerr=[below, above], color=colors, capsize=4, width=0.7)
     axes.set_xticks(range(len(names)), names)
     axes.axhline(0, color="black", linewidth=0.8)
@@ -197,15 +203,8 @@ def probes_over_steps(
     figure, [[axes]] = _panels(6.4, 3.8)
     _mark(axes, injections, label="injection round")
     for run in curves:
-        points = [p for p in run["curve"] if measure in p]
-        axes.plot(
-            [p["step"] for p in points],
-            [p[measure] for p in points],
-            marker="o",
-            markersize=3.5,
-            color=run["color"],
-            label=run["name"].replace("\n", " "),
-        )
+        label = run["name"].replace("\n", " ")
+        axes.plot(*_points(run, measure), marker="o", markersize=3.5, color=run["color"], label=label)
     axes.set(xlabel="step of continual training", ylabel="log-probability of the target span", title=title)
     axes.legend(fontsize=8, loc="upper right")
     return figure
@@ -224,21 +223,20 @@ def probes_by_part(runs: Sequence[dict[str, Any]], colors: Sequence[Any], parts:
     for axes, measure in zip(panels.flat, (measure for row in parts for measure in row)):
         _mark(axes, injections)
         for run, color in zip(runs, colors):
-            points = [p for p in run["curve"] if measure in p]
-            few = len(points) <= 40
-            axes.plot(
-                [p["step"] for p in points],
-                [p[measure] for p in points],
-                color=color,
-                linewidth=1.2,
-                marker="o" if few else None,
-                markersize=3,
-            )
+            steps, values = _points(run, measure)
+            marker = "o" if len(steps) <= 40 else None
+            axes.plot(steps, values, color=color, linewidth=1.2, marker=marker, markersize=3)
         axes.set_title(measure.removeprefix("K_").replace("_", ", "), fontsize=9)
     figure.supxlabel("step of training (dotted: injection)", fontsize=10)
     figure.supylabel("log-probability of the target span", fontsize=10)
     _legend_of_runs(figure, runs, colors)
     return figure
+
+
+def _points(run: dict[str, Any], measure: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a measure, of the evaluations that have it."""
+    points = [p for p in run["curve"] if measure in p]
+    return [p["step"] for p in points], [p[measure] for p in points]
 
 
 def _mark(axes: Axes, injections: Sequence[int], label: str | None = None) -> None:
@@ -253,8 +251,8 @@ def _legend_of_runs(figure: Figure, runs: Sequence[dict[str, Any]], colors: Sequ
 
 @_in_style
 def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> Figure:
-    """A, F and the rise of the first held-out loss over the pretraining steps from which runs started, as far as there
-    is any; side by side where a step is not known.
+    """A, F and the rise of the first held-out loss, those that any run has, over the pretraining steps from which runs
+    started; side by side where a step is unknown.
 
     runs: `run`, `start`, and the estimates `A`, `downstream`.`F` (or None) and `loss_rise`.
     """
@@ -272,7 +270,9 @@ def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[A
     for axes, (name, estimates) in zip(panels.flat, measures.items()):
         for place, estimate, color in zip(places, estimates, colors):
             if estimate is not None:
-                _error_bar(axes, place, estimate, color)
+                value, below, above = _lengths(estimate)
+                ends = [[below], [above]]
+                axes.errorbar([place], [value], ends, color=color, marker="o", markersize=6, capsize=4)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_title(name)
         axes.margins(x=0.1)
@@ -285,14 +285,6 @@ def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[A
     figure.supylabel("95 % interval", fontsize=10)
     _legend_of_runs(figure, runs, colors)
     return figure
-
-
-def _error_bar(axes: Axes, place: float, estimate: dict[str, Any], color: Any) -> None:
-    """An estimate with its interval, as far as that is known."""
-    value = estimate["value"]
-    ends = [value if estimate[end] is None else estimate[end] for end in ("low", "high")]
-    lengths = [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]
-    axes.errorbar([place], [value], lengths, color=color, marker="o", markersize=6, capsize=4)
 
 
 @_in_style
@@ -335,8 +327,8 @@ def _decay_of(axes: Axes, group: dict[str, Any], kind: str, color: str) -> None:
 
 
 def save_acquisition(result: dict[str, Any], folder: Path) -> None:
-    """The figures of acquisition.json (analysis.acquisition): A and what was forgotten of each run, and over the stage
-    of pretraining; log-probabilities over steps; retainability."""
+    """Save the figures of acquisition.json (analysis.acquisition): A and forgetting of each run, the same over
+    pretraining, log-probabilities over steps, retainability."""
     runs, palette = result["runs"], colormaps["viridis"]
     colors = [palette(0.85 * i / max(len(runs) - 1, 1)) for i in range(len(runs))]
     labels = [label for label in runs[0]["loss_rise"] if all(label in r["loss_rise"] for r in runs)]
