@@ -19,7 +19,7 @@ from ..files.paths import parse_step
 from .check import model_problems, run_problems
 from .model import ModelConfig
 from .schema import EvaluatorConfig, TrainConfig
-from .setting import alternatives, plain, section_of
+from .setting import alternatives, plain, section_of, walk
 
 Config = TypeVar("Config")
 
@@ -159,13 +159,14 @@ def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
+    known = {key: annotation for key, annotation, _ in walk(TrainConfig)}
     for override, following in zip(overrides, (*overrides[1:], "--")):
         if not override.startswith("--"):
             raise ConfigurationError(f"expected --key.sub=value, got {override!r}")
         if override.startswith("--base="):
             raise ConfigurationError(f"{override}: 'base' can only be set in the file")
-        types = _types_of(override.removeprefix("--"))
-        if "=" not in override and types and bool not in types:
+        types = alternatives(known.get(re.sub(r"\.\d+", "", override[2:]), bool))
+        if "=" not in override and bool not in types:
             value = ("N" if int in types else "VALUE") if following.startswith("--") else following
             raise ConfigurationError(f"{override}: has no value; write {override}={value}")
         try:
@@ -173,16 +174,6 @@ def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
         except Exception as error:  # PyYAML's errors and OmegaConf's have no base class in common
             hint = "; quote values with braces: --key=['part-{000..004}.npy']" if ".." in override else ""
             raise ConfigurationError(f"{override}: {str(error).splitlines()[0]}{hint}") from error
-
-
-def _types_of(key: str) -> tuple[Any, ...]:
-    """The types of a key of the run (`data.paths`, `evaluators.0.label`); () if it is unknown."""
-    schema: type | None = TrainConfig
-    annotation: Any = None
-    for part in re.sub(r"\.\d+", "", key).split("."):
-        annotation = typing.get_type_hints(schema).get(part) if schema else None
-        schema = section_of(annotation)
-    return () if annotation is None else alternatives(annotation)
 
 
 def _choose(*paths: str) -> str:

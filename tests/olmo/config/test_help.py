@@ -26,7 +26,7 @@ def test_the_page_of_all_keys_is_up_to_date() -> None:
             "model.attention_dropout",
             "model.attention_dropout: float = 0.1\n    dropout of the attention weights; at least 0 and at most 1",
         ),
-        ("precision", "precision: str or null = null\n    fp32 or null: float32; amp_bf16: bfloat16 autocast; only "),
+        ("precision", "precision: str or null = null\n    null is fp32; amp_bf16 is autocast to bfloat16; only "),
         ("model.activation_type", "model.activation_type: gelu, relu or swiglu = swiglu\n"),
         ("data.paths", "data.paths: list of str or null = null\n"),
         ("data.datasets", "data.datasets: dict of str to list of str or null = null\n"),
