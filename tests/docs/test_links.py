@@ -33,6 +33,13 @@ def test_files_that_are_named_exist(page: str) -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_names_are_in_the_files_that_are_said_to_have_them(page: str) -> None:
+    text = " ".join(outside_blocks(PAGES[page]).split())
+    for name, path in re.findall(rf"`(\w+)` (?:of|in) `((?:{FOLDERS})/[\w/]+\.py)`", text):
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text("utf-8")), f"{path} has no {name}"
+
+
 def test_every_page_is_found_from_the_readme() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     linked = {
