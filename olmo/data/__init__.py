@@ -1,1 +1,1 @@
-"""Token ids: where they lie (`sources`), in which order a run sees them (`order`), who gets what (`loader`)."""
+"""Token ids: where they are stored (`sources`), in which order a run sees them (`order`), and batches (`loader`)."""

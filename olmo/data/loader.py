@@ -1,4 +1,4 @@
-"""What this rank gets now, and where to go on after a restart.
+"""The batches of one rank, from any position of a run on.
 
 A global batch is `global_batch_size` consecutive places of the epoch's order; rank r of W gets its rows r, r + W,
 r + 2 W, ... as OLMo's loader gives them. The position is two numbers, epoch and batch, so a restart replays nothing.
@@ -27,7 +27,7 @@ from .sources import PADDING, TokenSource, open_source
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of a global batch that one rank holds."""
+    """The rows of a global batch that one rank trains on."""
 
     input_ids: Tensor  # (rows, T) int64
     instances: NDArray[np.uint32]  # (rows,) instance numbers in the source
@@ -39,9 +39,8 @@ class Batch:
 class Loader:
     """Batches of a source, epoch after epoch; each epoch is shuffled anew with seed + epoch.
 
-    Places that fill no whole global batch at the end of an epoch are dropped, so that global batches do not depend on
-    the number of ranks. `workers` threads read `ahead` batches before they are asked for; neither changes what comes.
-    For `order_folder` see `EpochOrder`.
+    Places at the end of an epoch that fill no global batch are dropped, so that batches do not depend on the number of
+    ranks. `workers` threads read `ahead` batches in advance, which changes no batch. `order_folder`: see `EpochOrder`.
     """
 
     def __init__(
@@ -64,12 +63,10 @@ class Loader:
             raise ConfigurationError(
                 f"global_train_batch_size: {global_batch_size} is no multiple of the {world_size} processes"
             )
-        self.source, self.global_batch_size, self.seed = source, global_batch_size, seed
-        self.shuffle, self.vocabulary = shuffle, vocabulary
-        self.rank, self.world_size, self.masks = rank, world_size, masks or Masks()
+        self.source, self.global_batch_size, self.seed, self.shuffle = source, global_batch_size, seed, shuffle
+        self.rank, self.world_size, self.vocabulary, self.masks = rank, world_size, vocabulary, masks or Masks()
         self.workers, self.ahead, self.pin_memory, self.order_folder = workers, ahead, pin_memory, order_folder
-        self._orders: dict[int, EpochOrder] = {}
-        self._ordering = threading.Lock()
+        self._orders, self._ordering = dict[int, EpochOrder](), threading.Lock()
         if not self.batches_per_epoch:
             raise ValueError(f"{len(source)} instances are fewer than one global batch of {global_batch_size}")
 
@@ -103,13 +100,12 @@ class Loader:
                     "tokenizer and model disagree"
                 )
             if self.masks.pad_token_id >= known:
-                pad_token_id = self.masks.pad_token_id
-                raise ValueError(f"model.pad_token_id: {pad_token_id} pads short rows, the model knows {known}")
+                raise ValueError(f"model.pad_token_id: {self.masks.pad_token_id} pads rows, the model knows {known}")
         masked = self.masks.apply(tokens, instances)
         return masked.pinned() if self.pin_memory else masked
 
     def batches(self, epoch: int = 0, number: int = 0, count: int | None = None) -> Generator[Batch, None, None]:
-        """`count` batches from a position on, by default without end; the next ones are read while one is used."""
+        """`count` batches from a position on, default: endless; the next ones are read while one is used."""
         first = epoch * self.batches_per_epoch + number
         places = iter(range(first, first + count)) if count is not None else itertools.count(first)
         waiting: deque[Future[Batch]] = deque()
@@ -122,8 +118,7 @@ class Loader:
                     return
                 yield waiting.popleft().result()
         finally:
-            # Not waiting: a server may not answer for minutes.
-            readers.shutdown(wait=False, cancel_futures=True)
+            readers.shutdown(wait=False, cancel_futures=True)  # a server may not respond for minutes
 
 
 def run_loader(
@@ -135,8 +130,7 @@ def run_loader(
     order_folder: Path | None = None,
     keep: bool = True,
 ) -> Loader:
-    """The loader of a run's configuration. Remote data stay on this machine with `keep`. Raises what `open_source`,
-    `open_masks` and `Loader` raise."""
+    """The loader of a run. `keep` caches remote data. Raises what `open_source`, `open_masks` and `Loader` raise."""
     data = config.data
     source = open_source(data, config.model.max_sequence_length, keep)
     workers = max(data.num_workers, 1)

@@ -1,6 +1,6 @@
 """Which tokens count in the loss and which ones later tokens attend to: label and attention masks.
 
-A label mask tells of each token whether predicting it counts; padding never does. Tokens do not attend to padding.
+A label mask marks the tokens whose prediction counts; padding never does. Tokens do not attend to padding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Masked(NamedTuple):
     attention_mask: Tensor | None  # (n, T) bool, whether later tokens see this one; None: they do, or are padding
 
     def pinned(self) -> Masked:
-        """The same in page-locked memory, from which a GPU copies while the program goes on."""
+        """The same in page-locked memory, from which a GPU copies while the program continues."""
         labels, attention = (None if mask is None else mask.pin_memory() for mask in self[1:])
         return Masked(self.input_ids.pin_memory(), labels, attention)
 
@@ -40,10 +40,10 @@ Reader = Callable[[NDArray[np.integer]], NDArray[np.int64]]  # instance numbers 
 
 @dataclass(frozen=True)
 class Masks:
-    """How the masks of a source come about; the defaults: only short rows are masked, where they are padded."""
+    """How the masks of a source are made; by default only the padding of short rows is masked."""
 
-    pad_token_id: int = 0  # stands in padded places
-    pad_tokens: bool = False  # whether this token is padding wherever it stands (data.generate_attention_mask)
+    pad_token_id: int = 0  # the id in padded places
+    pad_tokens: bool = False  # whether every token of this id is padding (data.generate_attention_mask)
     labels: Reader | None = None  # above 0 where the token counts
     attention: Reader | None = None  # above 0 where the token is no padding
     instance_filter: InstanceFilterConfig | None = None  # nothing of an instance that repeats itself counts

@@ -25,9 +25,9 @@ from .sources import TokenFiles
 log = logging.getLogger("olmo")
 
 DTYPE = np.dtype("<u4")
-PIECE = 2**22  # places handled at a time where the whole order would not fit into memory
+PIECE = 2**22  # places at a time if the order does not fit into memory
 LARGEST_PIECE = 2**20  # swaps at a time
-MOST_TRACED = 2**14  # places; more of them cost more than the whole shuffle
+MOST_TRACED = 2**14  # places; tracing more costs more than a full shuffle
 SMALL = 2**20  # instances that are shuffled at once
 LARGE = 2**26  # more instances than these do not stay in memory, 4 bytes each
 LARGEST_WORLD = 4096  # ranks; OLMo cuts or pads an order by fewer places than it has ranks
@@ -60,8 +60,8 @@ def instances_at(
     """`build_order(instances, seed, epoch)[places]`, of any number of instances in little memory; places are few.
 
     numpy's shuffle swaps place i with a random place j <= i, for i from the last to 1. What ends at a place is traced
-    back through these swaps, in reverse: seldom does one move what is traced. The random numbers come twice, forwards
-    to learn where each piece of the swaps begins, and backwards piece by piece: PCG64 can jump.
+    back through these swaps in reverse; few of them move it. The random numbers are drawn twice: forwards, to find
+    where each piece of the swaps begins, and backwards piece by piece, as PCG64 can jump.
     Takes about a minute for a billion instances.
     """
     _check_fits(instances)
@@ -101,9 +101,9 @@ def instances_at(
 
 
 class EpochOrder:
-    """The order of an epoch, asked by place. The whole of a large one is not held in memory.
+    """The order of an epoch, read by place. A large one is not kept in memory.
 
-    It comes from a file in `folder`, made when missing, for all processes and restarts of a run; without a folder,
+    It is read from a file in `folder`, written if missing, for all processes and restarts of a run; without a folder,
     places are traced (`instances_at`), which takes a minute each time.
     """
 
@@ -155,7 +155,7 @@ def write_order(
     needed = (kept if in_memory else places) * DTYPE.itemsize
     if needed > shutil.disk_usage(path.parent).free:
         raise OSError(f"{path.parent}: {needed / 1e9:.1f} GB for the order do not fit on this disk")
-    with atomic_path(path, durable=True) as partial:  # or a machine that goes down leaves zeros of the right size
+    with atomic_path(path, durable=True) as partial:  # else a crash of the machine may leave zeros
         if few:
             instances_at(np.arange(kept), instances, seed, epoch, shuffle).tofile(partial)
         elif in_memory:
@@ -265,7 +265,7 @@ class OrderFile:
                 size = Path(self.place).stat().st_size
                 raise ValueError(f"{self.place}: the file has {size} bytes now, it had {len(self) * DTYPE.itemsize}")
             return places
-        # Read-only, as the bytes are that it came in.
+        # Read-only, as its bytes are.
         width = (stop - start) * DTYPE.itemsize
         return np.frombuffer(self._remote.read([0], [start * DTYPE.itemsize], width, keep), DTYPE)
 
@@ -278,7 +278,7 @@ def most_off(instances: int) -> int:
 
 def check_places(order: OrderFile, start: int, places: NDArray[np.uint32], source: TokenFiles) -> None:
     """Raise ValueError where an order is too long for the files, and for the first of these places, read from `start`
-    on, whose instance the files do not have, or that came before among them."""
+    on, whose instance the files do not have, or that is repeated among them."""
     if len(order) > len(source) + LARGEST_WORLD:
         raise ValueError(
             f"{order.place}: {len(order)} places for {len(source)} instances ({source.extent()}): it is of other "
@@ -291,7 +291,7 @@ def check_places(order: OrderFile, start: int, places: NDArray[np.uint32], sourc
             f"{order.place}: place {start + place} is instance {places[place]}, the data set has {len(source)} "
             f"({source.extent()}): data order and files disagree"
         )
-    within = places[: max(len(source) - start, 0)]  # beyond, the front comes again
+    within = places[: max(len(source) - start, 0)]  # beyond, the front is repeated
     distinct = np.unique(within, return_index=True)[1]
     if len(distinct) < len(within):
         place = int(np.setdiff1d(np.arange(len(within)), distinct)[0])
@@ -329,7 +329,7 @@ def verify_order(
             check_places(order, start, places, source)
             in_place += int((places == np.arange(start, start + len(places))).sum())
             progress.advance(len(places))
-            places = places[: max(instances - start, 0)]  # beyond, the front comes again
+            places = places[: max(instances - start, 0)]  # beyond, the front is repeated
             byte, bit = places >> 3, (1 << (places & 7)).astype(np.uint8)
             again = (seen[byte] & bit) != 0
             if again.any():

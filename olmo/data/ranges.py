@@ -1,8 +1,10 @@
-"""Byte ranges of files on http(s) and S3, many at a time, each verified, and kept so that nothing is asked for twice.
+"""Byte ranges of files on http(s) and S3: many requests at a time, each response verified and cached.
 
-files = RemoteFiles(["https://host/a.npy", "s3://bucket/b.npy"])
-files.sizes                                  # of all files, from one pass of HEAD requests
-files.read([0, 1], [4096, 0], 4096)          # bytes 4096 to 8191 of the first, then 0 to 4095 of the second
+    files = RemoteFiles(["https://host/a.npy", "s3://bucket/b.npy"])
+    files.sizes                                  # of all files, from one pass of HEAD requests
+    files.read([0, 1], [4096, 0], 4096)          # bytes 4096 to 8191 of the first, then 0 to 4095 of the second
+
+`olmo/net.py` has the clients and the retry; here is what a response must state to be accepted.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from ..files.atomic import atomic_path
 from ..files.lock import Lock
 from ..net import Client, HttpClient, Response, S3Client, TransferInterrupted, check_status, retry
 
-LARGEST = 2**23  # bytes a request; what is longer comes in several, so that a broken one costs little
-CACHE_SIZE = 2**32  # bytes of ranges kept; the least recently used ones go first
+LARGEST = 2**23  # bytes a request; longer ranges are divided, so that a broken request costs little
+CACHE_SIZE = 2**32  # bytes of ranges kept; the least recently used ones are deleted first
 DIGEST = hashlib.sha256
 
 log = logging.getLogger("olmo")
@@ -41,10 +43,10 @@ Result = TypeVar("Result")
 
 
 class Changed(ValueError):
-    """A file is no longer the one whose size was asked for."""
+    """A file on the server is no longer the one whose size was requested."""
 
 
-# --- what an answer must say -------------------------------------------------------------------------------------
+# --- what a response must state ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class File:
 
     url: str
     size: int
-    tag: str  # entity tag that vouches for every byte, or else the date of the last change; empty without either
+    tag: str  # strong entity tag, or else the date of the last change; empty without either
 
 
 def _tag(headers: Mapping[str, str]) -> str:
@@ -62,9 +64,9 @@ def _tag(headers: Mapping[str, str]) -> str:
 
 
 def file_of(url: str, response: Response) -> File:
-    """The file that an answer to HEAD describes. Raises OSError, or ValueError where its size is not stated."""
+    """The file that a response to HEAD describes. Raises OSError, or ValueError where its size is not stated."""
     check_status(url, response)
-    if response.headers.get("content-type", "").startswith("text/html"):  # sites that are gone show a page
+    if response.headers.get("content-type", "").startswith("text/html"):  # sites that have closed show a page
         raise FileNotFoundError(f"{url}: no such file, a web page is in its place")
     length = response.headers.get("content-length", "")
     if response.status != 200 or not length.isdigit():
@@ -73,10 +75,10 @@ def file_of(url: str, response: Response) -> File:
 
 
 def bytes_of(file: File, start: int, stop: int, response: Response) -> bytes:
-    """Bytes [start, stop) of a file from the answer to that request.
+    """Bytes [start, stop) of a file from the response to that request.
 
     Raises Changed where the file is no longer the one that `file` describes, ValueError where the server ignores
-    ranges, TransferInterrupted where less or something else came, OSError for a status that brings no file.
+    ranges, TransferInterrupted if something else arrived, OSError for a status that brings no file.
     """
     check_status(file.url, response)
     if response.status == 200:
@@ -87,22 +89,24 @@ def bytes_of(file: File, start: int, stop: int, response: Response) -> bytes:
     stated = response.headers.get("content-range", "")
     if total := re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", stated):
         if int(total[1]) != file.size:
-            raise Changed(f"{file.url}: the file has {total[1]} bytes now, it had {file.size} when its size was asked")
+            raise Changed(
+                f"{file.url}: the file has {total[1]} bytes now, it had {file.size} when its size was requested"
+            )
         if file.tag and (tag := _tag(response.headers)) and tag != file.tag:
             raise Changed(f"{file.url}: the file has changed on the server ({tag}, it was {file.tag})")
     if response.status != 206 or stated != f"bytes {start}-{stop - 1}/{file.size}":
         raise TransferInterrupted(
             f"asked for bytes {start}-{stop - 1} of {file.size}, the server sends {stated or 'no range'}"
         )
-    came = bytearray()
+    received = bytearray()
     for piece in response.body:
-        came += piece
-        if len(came) > stop - start:
+        received += piece
+        if len(received) > stop - start:
             break
-    if len(came) != stop - start:
-        more = "or more " if len(came) > stop - start else ""
-        raise TransferInterrupted(f"{len(came)} {more}of {stop - start} bytes came")
-    return bytes(came)
+    if len(received) != stop - start:
+        more = "or more " if len(received) > stop - start else ""
+        raise TransferInterrupted(f"{len(received)} {more}of {stop - start} bytes came")
+    return bytes(received)
 
 
 # --- files kept on this machine ----------------------------------------------------------------------------------
@@ -121,25 +125,25 @@ def _load(path: Path) -> bytes | None:
         return None
     size = DIGEST().digest_size
     if DIGEST(content[size:]).digest() != content[:size]:
-        log.warning("%s: damaged, it is made anew", path)
+        log.warning("%s: damaged; it is fetched again", path)
         return None
     return content[size:]
 
 
 def _store(path: Path, content: bytes) -> None:
-    """Write content behind its hash, whole or not at all. A cache that cannot be written costs time, not the run."""
+    """Write content behind its hash, atomically. A failure is logged only: it costs time, not correctness."""
     try:
         with atomic_path(path) as partial:
             partial.write_bytes(DIGEST(content).digest() + content)
     except OSError as error:
-        log.warning("not kept: %s", error)
+        log.warning("not cached: %s", error)
 
 
 def _evict(folder: Path) -> None:
-    """Remove the least recently used ranges until the rest fits CACHE_SIZE."""
+    """Delete the least recently used ranges until the rest fits CACHE_SIZE."""
     try:
         found = sorted(((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*.ranges")), reverse=True)
-    except OSError:  # another process removes them too
+    except OSError:  # another process deletes them too
         return
     total = 0
     for _, size, path in found:
@@ -149,7 +153,7 @@ def _evict(folder: Path) -> None:
 
 
 def _lock(path: Path) -> Lock:
-    """Of the processes of this machine that need one file, one makes it; the others wait, and find it."""
+    """One of the processes of this machine that need a file makes it; the others wait for the lock and find it."""
     return Lock(path.with_name(f"{path.name}.lock"), wait=True)
 
 
@@ -162,7 +166,7 @@ def _at_once(
     """Results of work on all items, WORKERS at a time; the first error ends it."""
     results: dict[int, Result] = {}
     stopped = threading.Event()
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one shows how far it is
+    first = os.environ.get("RANK", "0") == "0"  # one of several processes shows the progress
     with ThreadPoolExecutor(net.WORKERS, "remote") as pool, Progress(what, len(items), unit, show=first) as progress:
         try:
             futures = {
@@ -181,7 +185,7 @@ def _at_once(
 
 @dataclass
 class _Run:
-    """Bytes of one file that are wanted without a gap."""
+    """Contiguous bytes of one file."""
 
     file: int
     start: int
@@ -205,8 +209,8 @@ def _runs(files: NDArray[np.int64], starts: NDArray[np.int64], width: int) -> tu
 class RemoteFiles:
     """Remote files of known sizes, read by byte ranges.
 
-    Sizes are asked for once, all at the same time, and kept in `cache` (default: `cache_folder()`). They stay what they
-    are until a read finds that a file has changed: that is an error, and the next start asks anew.
+    Sizes are requested once, all at the same time, and cached in `cache` (default: `cache_folder()`). They are
+    valid until a read finds that a file has changed: that is an error, and the next start requests them again.
     """
 
     def __init__(self, urls: Sequence[str], cache: Path | None = None, fresh: bool = False):
@@ -223,7 +227,7 @@ class RemoteFiles:
 
     def _known(self, urls: Sequence[str]) -> list[File] | None:
         content = _load(self._described)
-        # The cache's name stands for the URLs, which may hold a signature that is nobody else's business.
+        # URLs are not written to the cache, only hashed in its name: they may contain a signature.
         return None if content is None else [File(url, *about) for url, about in zip(urls, json.loads(content))]
 
     def _describe(self, urls: Sequence[str]) -> list[File]:
@@ -247,7 +251,7 @@ class RemoteFiles:
     def read(self, files: ArrayLike, starts: ArrayLike, width: int, keep: bool = True) -> bytes:
         """Records of `width` bytes, end to end: record k begins at byte starts[k] of file number files[k].
 
-        Records that touch are one request. With `keep`, the same records are not asked for again. Raises ValueError for
+        Adjacent records are one request. `keep` caches them. Raises ValueError for
         a record beyond its file, OSError after several interrupted attempts, and what else `bytes_of` raises.
         """
         numbers, begins = np.asarray(files, dtype=np.int64), np.asarray(starts, dtype=np.int64)
@@ -290,10 +294,10 @@ class RemoteFiles:
                 return bytes_of(file, start, stop, response)
 
         try:
-            came = iter(_at_once(fetch, pieces, [file.url for file, _, _ in pieces], "reading", "ranges"))
+            parts = iter(_at_once(fetch, pieces, [file.url for file, _, _ in pieces], "reading", "ranges"))
         except Changed:
             self._described.unlink(missing_ok=True)
             raise
-        content = [b"".join(next(came) for _ in range(run.start, run.stop, LARGEST)) for run in runs]
+        content = [b"".join(next(parts) for _ in range(run.start, run.stop, LARGEST)) for run in runs]
         places = starts - np.array([run.start for run in runs])[belongs]
         return b"".join(content[run][place : place + width] for run, place in zip(belongs.tolist(), places.tolist()))

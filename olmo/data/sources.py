@@ -1,8 +1,8 @@
 """Token ids by instance number: headerless token files (Dolma's format) and `datasets` folders.
 
-Both kinds answer `len(source)` and `source.read(indices)`; masks lie in sources of these kinds, too. Local files are
-memory-mapped, so opening costs nothing and only the pages of the instances that are read come from disk; of remote
-ones, only their bytes come (`remote`).
+Both have `len(source)` and `source.read(indices)`; masks are stored in the same two formats. Local files are
+memory-mapped, so opening costs nothing and only the pages of the instances that are read are loaded; of remote files
+only their byte ranges (`ranges.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TokenSource(Protocol):
 
 
 def check_range(indices: NDArray[np.integer], size: int, where: str) -> None:
-    """Raise ValueError for the first index that lies outside [0, size)."""
+    """Raise ValueError for the first index outside [0, size)."""
     outside = (indices < 0) | (indices >= size)
     if outside.any():
         bad = int(indices[outside][0])
@@ -47,7 +47,7 @@ def check_range(indices: NDArray[np.integer], size: int, where: str) -> None:
 
 
 def expand_ranges(pattern: str) -> list[str]:
-    """The names that a pattern with brace ranges stands for, in the order in which a shell expands them.
+    """The names that a pattern with brace ranges expands to, in the order of a shell.
 
     `part-{000..001}-{0..1}.npy` is part-000-0.npy, part-000-1.npy, part-001-0.npy, part-001-1.npy. Numbers are
     padded as the first one is. Raises ValueError for a range that runs backwards.
@@ -66,9 +66,9 @@ class TokenFiles:
     """Headerless little-endian token files, cut into instances of `sequence_length`.
 
     The rest of each file that fills no instance is dropped; instances are numbered through the files in order
-    (formats section 3). Paths may hold brace ranges, see `expand_ranges`, and may be URLs: http(s)://, s3:// or r2://;
-    what is read of those stays on this machine with `keep`, and their sizes are asked for again with `fresh`. `key` is
-    the configuration's name for the paths.
+    (formats section 3). Paths may have brace ranges, see `expand_ranges`, and may be URLs: http(s)://, s3:// or r2://.
+    `keep` caches what is read of those, `fresh` requests their sizes again. `key` is the configuration's name for the
+    paths.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class TokenFiles:
 class TokenDataset:
     """A Hugging Face `datasets` folder on disk with a column `input_ids` of rows of token ids; short ones are padded.
 
-    `columns` are those of its columns that say something of every token, see `read_column`.
+    `columns` are those of its columns with a number for every token, see `read_column`.
     """
 
     def __init__(self, path: str | Path, sequence_length: int, pad_direction: PaddingDirection = "right"):

@@ -229,7 +229,7 @@ def test_an_order_that_is_not_held_in_memory(tmp_path: Path, monkeypatch: pytest
         batches = Loader(Counting(50), 6, seed=3, order_folder=folder).batches()
         assert all(same(batch, other) for batch, other in zip(expected, batches, strict=False))
         batches.close()  # type: ignore[attr-defined]
-    names = sorted(path.name for path in (tmp_path / "run").glob("*.npy"))
+    names = sorted(path.name for path in (tmp_path / "run").glob("global*.npy"))
     assert names[:2] == ["global_indices_50_seed3.npy", "global_indices_50_seed4.npy"]
 
 
@@ -251,7 +251,7 @@ def test_a_batch_has_the_masks_of_its_rows() -> None:
     even = Loader(Padded(8), 4, seed=0, shuffle=False, rank=0, world_size=2).batch(0, 0)
     assert even.label_mask is None and even.attention_mask is None
     loader.masks = Masks(pad_token_id=100)
-    with pytest.raises(ValueError, match=r"model\.pad_token_id: 100 pads short rows, the model knows 100"):
+    with pytest.raises(ValueError, match=r"model\.pad_token_id: 100 pads rows, the model knows 100"):
         loader.batch(0, 0)
 
 
@@ -313,7 +313,7 @@ def test_a_run_reads_nothing_beyond_its_end(tmp_path: Path, monkeypatch: pytest.
     source = Counting(12)
     taken = list(Loader(source, 4, seed=3, workers=2, ahead=5, order_folder=tmp_path).batches(count=3))
     assert len(taken) == source.reads == 3
-    assert [path.name for path in tmp_path.glob("*.npy")] == ["global_indices_12_seed3.npy"]  # of one epoch
+    assert [path.name for path in tmp_path.glob("global*.npy")] == ["global_indices_12_seed3.npy"]  # of one epoch
 
 
 def test_an_order_that_cannot_be_made_is_an_error_of_its_own_batch(monkeypatch: pytest.MonkeyPatch) -> None:

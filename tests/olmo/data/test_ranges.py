@@ -151,7 +151,7 @@ def no_range_stated(server: Server) -> str:
 
 def grown(server: Server) -> str:
     server.files[NAMES[2]].content += b"more"
-    return r"part-2\.npy: the file has 488 bytes now, it had 484 when its size was asked"
+    return r"part-2\.npy: the file has 488 bytes now, it had 484 when its size was requested"
 
 
 def shrunk(server: Server) -> str:
