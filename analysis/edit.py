@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path
 from olmo.files.tensors import save_tensors, write_torch_file
-from olmo.memory.rescaling import Multipliers, check_shapes, rescale, rescale_model, up_projection_name
+from olmo.memory.rescaling import Multipliers, check_shapes, rescale_model, rescaled, up_projection_name
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
 
@@ -57,26 +57,36 @@ class Edit:
 
 
 @dataclass
-class Weights:
-    """The weights of a checkpoint folder, edited or to be edited, their type, and the identity of those on the disk."""
+class EditedWeights:
+    """The edited weights of a checkpoint, their type, and the identity of the weights before the edit."""
 
     state: dict[str, Tensor]
     dtype: torch.dtype
     identity: str
 
 
-def read_weights(folder: Path, multipliers: Tensor) -> Weights:
-    """The weights that multipliers (L, M) are for: of an OLMo model as they are, of other families rescaled already.
+def edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights:
+    """Rescale the weights of a checkpoint folder by multipliers (L, M).
 
-    Raises ValueError where the multipliers do not fit: when an edit is written, not when training starts.
+    Those of an OLMo model are read one by one, and none is kept unless `keep`; then only edited ones are copied, the
+    others mapped. Raises ValueError where the multipliers do not fit: when an edit is written, not in training.
     """
-    if checkpoint.is_olmo(folder):
-        state = checkpoint.read_state(folder)  # mapped from the file where its layout allows
-        check_shapes({name: tensor.shape for name, tensor in state.items()}, multipliers)
-        return Weights(state, state[up_projection_name(0)].dtype, checkpoint.fingerprint(state))
-    model = open_model(folder, torch.device("cpu"), "auto")
-    rescale_model(model, multipliers)
-    return Weights(model.state_dict(), next(model.parameters()).dtype, identity_of(folder))
+    if not checkpoint.is_olmo(folder):
+        model = open_model(folder, torch.device("cpu"), "auto")
+        rescale_model(model, multipliers)
+        return EditedWeights(model.state_dict(), next(model.parameters()).dtype, identity_of(folder))
+    weights: Mapping[str, Tensor] = checkpoint.read_state(folder)
+    check_shapes({name: tensor.shape for name, tensor in weights.items()}, multipliers)
+    dtype = weights[up_projection_name(0)].dtype
+    if checkpoint.transformers_config(folder) is None:
+        weights = checkpoint.StateOnDisk(folder)
+    before, state = checkpoint.Fingerprint(), {}
+    for name in weights:
+        tensor = weights[name]
+        before.add(name, tensor)
+        if keep:
+            state[name] = rescaled(name, tensor, multipliers)
+    return EditedWeights(state, dtype, str(before))
 
 
 def write_edit(
@@ -94,16 +104,15 @@ def write_edit(
     weights; if it raises an error, nothing is kept.
     Raises ValueError where the coefficients do not fit the checkpoint, OSError where a file cannot be read or written.
     """
-    weights, is_olmo = read_weights(folder, chosen.multipliers), checkpoint.is_olmo(folder)
-    if form == "temperature" and not is_olmo:
+    weights = edit_weights(folder, chosen.multipliers, keep=form == "full")
+    if form == "temperature" and not checkpoint.is_olmo(folder):
         raise ConfigurationError(f"--format temperature: is for the trainer, which knows OLMo models; {folder} is none")
     if coefficients.checkpoint not in (None, weights.identity):
         raise ValueError(f"{coefficients.path}: measured on another checkpoint than {folder}")
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(output) as partial:
         if form == "full":
-            # Of mapped weights only the edited ones are copied.
-            write_torch_file(partial, rescale(weights.state, chosen.multipliers) if is_olmo else weights.state)
+            write_torch_file(partial, weights.state)
         elif form == "temperature":
             metadata = {"checkpoint_fingerprint": weights.identity}
             save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, metadata)

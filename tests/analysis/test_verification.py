@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from analysis import verification
-from analysis.edit import read_weights
+from analysis.edit import edit_weights
 from olmo import checkpoint
 from olmo.files.tensors import read_tensors, write_tensors
 from tests.analysis.editing import LENGTH, change, coefficients, measure, uneven_model, write
@@ -114,7 +114,7 @@ def test_weights_of_half_precision(
         folder = tmp_path / "llama"
         built("Llama").bfloat16().save_pretrained(folder)
     measure(folder, tokens, "--sequence_length", LENGTH)
-    assert read_weights(folder, torch.ones(2, 48)).dtype == torch.bfloat16
+    assert edit_weights(folder, torch.ones(2, 48), keep=False).dtype == torch.bfloat16
     off = verified(folder, capsys, "--format", form)[2]
     assert off < 1e-2
     assert (off > 1e-4) == (family == "OLMo" or form == "full")

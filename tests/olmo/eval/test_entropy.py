@@ -79,7 +79,7 @@ def test_two_processes_measure_the_same(plain: Path, tmp_path: Path) -> None:
 
 
 def test_data_that_it_cannot_use(plain: Path, tmp_path: Path) -> None:
-    told = "evaluators.memories: takes data.paths, data.dataset_path, or neither for the run's own"
+    told = "evaluators.memories: accepts data.paths, data.dataset_path, or neither for the run's own"
     for data in ({"datasets": {"a": ["b"]}}, {"paths": ["a"], "dataset_path": "b"}):
         with pytest.raises(ConfigurationError, match=told):
             configure(plain, tmp_path, evaluator(data=data))
