@@ -161,8 +161,8 @@ def test_the_console_tells_k_of_a_window_and_no_more(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["--injection=null"], "probing: is about injections, and nothing is injected; leave it out"),
-        (["--injection.rounds=0"], "probing: is about injections, and nothing is injected; leave it out"),
+        (["--injection=null"], "probing: probes injections, and nothing is injected; leave it out"),
+        (["--injection.rounds=0"], "probing: probes injections, and nothing is injected; leave it out"),
         (["--evaluators=[]"], "probing: no evaluator has probes; add one of type lm with data.dataset_path"),
         (
             ["--evaluators=[{label: a, data: {paths: [b]}}, {label: c, type: knowledge_entropy}]"],
