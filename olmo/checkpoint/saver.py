@@ -93,21 +93,16 @@ class CheckpointSaver:
     def due(self, step: int, *, final: bool, cancelled: bool = False) -> list[str]:
         """The kinds of checkpoint to save after a step; a cancelled run saves one in any case."""
 
-        def ends(interval: int | None) -> bool:
+        def ends(interval: int | None, final: bool) -> bool:
             return interval is not None and (final or step % interval == 0)
 
-        config = self.config
-        kinds = []
-        if (
-            ends(config.save_interval_unsharded)
-            or step in (config.save_steps_unsharded or ())
-            or (final and config.force_save_unsharded)
-        ):
+        config, kinds = self.config, []
+        forced = step in (config.save_steps_unsharded or ()) or (final and config.force_save_unsharded)
+        if forced or ends(config.save_interval_unsharded, final):
             kinds.append(UNSHARDED)
-        if ends(config.save_interval):  # last: training continues while it is written, and `latest` links to it
+        if ends(config.save_interval, final):  # last: a thread writes it while training continues
             kinds.append(SHARDED)
-        interval = config.save_interval_ephemeral
-        if not kinds and (cancelled or (interval is not None and step % interval == 0)):
+        if not kinds and (cancelled or ends(config.save_interval_ephemeral, final=False)):
             kinds.append(EPHEMERAL)
         return kinds
 

@@ -136,7 +136,7 @@ def test_divisors_beside_the_starting_point_serve_a_restart(
     assert not [message for message in caplog.messages if "last started with another" in message]
     train(plain, tmp_path / "parts", "--max_duration=8", "--try_load_latest_save")
     warned = (
-        r"load_path, reset_optimizer_state, reset_trainer_state, model\.temperature_MLP, max_duration; it continues"
+        r"model\.temperature_MLP, load_path, reset_optimizer_state, reset_trainer_state, max_duration; it continues"
     )
     assert len([message for message in caplog.messages if re.search(warned, message)]) == 1
 
