@@ -1,10 +1,10 @@
-# make demo | test | checks | bench | crash | golden; each sets up what it needs and does no finished work twice.
+# make demo | test | checks | bench | crash | golden; each sets up what it needs and repeats no finished work.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 SEEDS ?= 1
 READY = $(VENV)/.ready
-# ai2-olmo is named olmo too, so it gets an environment of its own; -I keeps this folder out of its sight.
+# ai2-olmo is named olmo too, so it has an environment of its own; -I keeps this folder off its path.
 GOLDEN = .venv-golden
 PEERS = .venv-peers
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
@@ -12,20 +12,20 @@ GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 .PHONY: help setup demo demo-contrast test test-gpu checks bench bench-against crash golden
 
 help:
-	@echo "make demo           the study, small and whole: about a quarter of an hour on two processor cores"
+	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
 	@echo "make demo SEEDS=3   the same with three seeds;  make demo-contrast: the setting in which entropy rises"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
-	@echo "make crash          training killed 50 times, and compared with runs that were not: five minutes, or thirty on a busy machine"
-	@echo "make golden         the numbers of ai2-olmo 0.6.0 that the tests compare with, anew (tests/golden/README.md)"
+	@echo "make crash          training killed 50 times, compared with uninterrupted runs: five minutes, or thirty on a busy machine"
+	@echo "make golden         regenerate the numbers of ai2-olmo 0.6.0 that the tests compare with (tests/golden/README.md)"
 	@echo "make setup          only the virtual environment, in $(VENV)"
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or later is needed; say make PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or later is needed: make PYTHON=python3.12")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -12,13 +12,13 @@
 #     bash scripts/resuscitation.sh STEP RATIO FACTOR CONFIG [--key.sub=value ...]
 #     bash scripts/resuscitation.sh 738020 0.5 2 configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml
 #
-# Stops at the first failure. Again, it skips what is done and goes on where training stopped; a run that ended before
-# its first checkpoint begins anew with --save_overwrite behind CONFIG. Variables change the rest:
+# Stops at the first failure. The same command skips finished stages and resumes training; a run that ended before its
+# first checkpoint starts over with --save_overwrite after CONFIG. Environment variables:
 #     MODEL_SIZE     1B (default) or 7B, of STEP
 #     ENTROPY_FLAGS  of analysis.entropy (default: --data_size 2048 --batch_size 4)
 #     CHANGE_FLAGS   of analysis.change_parameters, such as --select random, --verify or --format temperature
 #     PROCESSES      of training (default: the GPUs here, or 1)
-# The run's name and its folder, checkpoints/resuscitated/MODEL_SIZE/NAME, say STEP, RATIO, FACTOR and CHANGE_FLAGS.
+# STEP, RATIO, FACTOR and CHANGE_FLAGS name the run and its folder, checkpoints/resuscitated/MODEL_SIZE/NAME.
 set -euo pipefail
 if [ $# -lt 4 ]; then
     echo "usage: bash scripts/resuscitation.sh STEP RATIO FACTOR CONFIG [--key.sub=value ...]" >&2
@@ -38,7 +38,7 @@ for needed in analysis "$config"; do
 done
 python=$PWD/.venv/bin/python
 [ -x "$python" ] || python=python3
-# Of all lines; read ends with a status of 1 where no delimiter comes.
+# All lines; read exits with status 1 without a delimiter.
 read -rd '' -a entropy_flags <<<"${ENTROPY_FLAGS---data_size 2048 --batch_size 4}" || true
 read -rd '' -a change_flags <<<"${CHANGE_FLAGS-}" || true
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
@@ -63,7 +63,7 @@ folder=$folder/$step-unsharded
 if [ -s "$edit" ] && [ "$edit" -ot "$folder/mlp_average_coefficients.safetensors" ]; then
     echo "error: $edit: older than the coefficients of $folder; remove it, and the run $name if there is one" >&2
     exit 1
-elif [ -s "$edit" ]; then # it gets its name when it is whole, and verified where that was asked for
+elif [ -s "$edit" ]; then # it is renamed once complete and, with --verify, verified
     echo "$edit: done before"
 else
     "$python" -m analysis.change_parameters --step "$step" --model_size "$model_size" --resuscitation_ratio "$ratio" \

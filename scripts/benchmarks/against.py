@@ -4,9 +4,9 @@
 
 Both run in turn with this interpreter, on the same inputs, through commands whose flags and files are stable:
 
-entropy: `analysis.entropy` on a made checkpoint; H of each layer. Times include the start of the program, as everywhere
-but in training.
-training: `scripts.train`; the loss of each step. Its time is the mean of its steps.
+entropy: `analysis.entropy` on a random checkpoint; H of each layer.
+training: `scripts.train`; the loss of each step. Its time is the mean of its steps; other times include the start of
+the program.
 loader: `scripts.extract_data`; a checksum of the tokens.
 probes: `scripts.train` with `eval_on_load` that stops before the first step; the probes' metrics.
 """
@@ -113,7 +113,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "checkpoint").mkdir()
     save_model_config(folder / "checkpoint/config.yaml", model)
     write_tensors(folder / "checkpoint/model.safetensors", OLMo(model).state_dict())
-    drawn = np.random.default_rng(0).zipf(1.2, TOKENS)  # few tokens often, most seldom, as in text
+    drawn = np.random.default_rng(0).zipf(1.2, TOKENS)  # frequencies as in text
     (2 + drawn % (model.vocab_size - 2)).astype("<u2").tofile(folder / "tokens.npy")
     write_entries({folder / "entries.json": make_entries(ENTRIES, paraphrases=0)})
     config = {

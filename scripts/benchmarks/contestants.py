@@ -185,7 +185,7 @@ def main() -> NoReturn:
     name, folder = sys.argv[1], Path(sys.argv[2])
     settings = json.loads((folder / "settings.json").read_text())
     CONTESTANTS[name](folder, settings, Pace())
-    sys.exit(f"{name}: training ended by itself")
+    sys.exit(f"{name}: training ended unexpectedly")
 
 
 if __name__ == "__main__":

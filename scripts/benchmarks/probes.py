@@ -1,9 +1,8 @@
-"""1,950 probes of 130 entries of our own in one packed pass, against the published way: one evaluator after the other,
-its probes in file order, padded batches, logits of all positions.
+"""1,950 probes of 130 entries of our own in one packed pass, against the published way: one evaluator at a time, its
+probes in file order, padded batches, logits of all positions.
 
-Both must find the same diluted losses. The model is small, its vocabulary OLMo's. The wider and deeper a model, the
-less the vocabulary counts, and where batches of any size are equally fast the ratio comes near to that of the padded
-tokens, which is printed, too.
+Both must find the same diluted losses. The model is small, its vocabulary OLMo's. In wider and deeper models the
+vocabulary matters less, and the ratio approaches that of the padded tokens, which is also printed.
 """
 
 from __future__ import annotations

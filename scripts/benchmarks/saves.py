@@ -70,7 +70,7 @@ def bench_saves(folder: Path, saves: int, interval: int = INTERVAL) -> None:
     (asynchronous, beside), (blocking, between), (_, without) = results.values()
     usual = statistics.median(without)
     print(
-        f"saving {weights / 1e6:.0f} M weights and their optimizer, asynchronous / blocking: training stands still "
+        f"saving {weights / 1e6:.0f} M weights and their optimizer, asynchronous / blocking: training is delayed "
         f"{statistics.median(asynchronous) / statistics.median(blocking):.3f} x as long ({_seconds(asynchronous)}, "
         f"{_seconds(blocking)}, {saves} saves each); from one save to the next it takes longer than without by "
         f"{statistics.median(beside) - usual:.2f} s and {statistics.median(between) - usual:.2f} s",

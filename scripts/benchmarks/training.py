@@ -48,7 +48,7 @@ ENVIRONMENTS = {"transformers": ".venv-peers", "ai2-olmo": ".venv-golden"}
 
 
 class Contestant:
-    """A process that trains on request; `answers` holds its answer to each."""
+    """A process that trains on request; `answers` holds its answers."""
 
     def __init__(self, name: str, folder: Path, threads: int):
         self.name, self.log = name, folder / f"{name}.log"
@@ -72,7 +72,7 @@ class Contestant:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{WHAT[self.name]}: ended by itself:\n{self.log.read_text('utf-8')[-2000:]}")
+            raise RuntimeError(f"{WHAT[self.name]}: ended unexpectedly:\n{self.log.read_text('utf-8')[-2000:]}")
         self.answers.append(json.loads(line))
 
     def train(self, steps: int) -> None:
@@ -120,7 +120,7 @@ def prepare(folder: Path) -> int:
     state = OLMo(config).state_dict()
     write_checkpoints(folder, config, state)
     torch.save(state, folder / "weights.pt")
-    # Few tokens often, most seldom, as in text; not 1: to transformers it is padding, which has no gradient.
+    # Frequencies as in text; without token 1, which transformers takes for padding, without a gradient.
     drawn = np.random.default_rng(0).zipf(1.2, STEPS * ROWS * config.max_sequence_length)
     (2 + drawn % (config.vocab_size - 2)).astype("<u2").tofile(folder / "tokens")
     settings = {

@@ -18,7 +18,7 @@ def test_both_kinds_of_saves_hold_up_training(tmp_path, monkeypatch: pytest.Monk
     )  # short steps: enough of them that no save waits for the one before
     line = capsys.readouterr().out
     ratio, asynchronous, blocking = map(
-        float, re.findall(r"still ([\d.]+) x as long \(([\d.]+) s.*?, ([\d.]+) s,", line)[0]
+        float, re.findall(r"delayed ([\d.]+) x as long \(([\d.]+) s.*?, ([\d.]+) s,", line)[0]
     )
     assert 0 <= asynchronous < blocking, line
     assert ratio == pytest.approx(asynchronous / blocking, abs=0.1)
