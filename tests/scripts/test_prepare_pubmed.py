@@ -128,7 +128,7 @@ def test_no_document_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--output", "o", "--corpus", "c4"], "--corpus c4 needs --input"),
         (["--output", "o", "--input", "a", "--files", "3"], "are for downloading"),
         (["--output", "o", "--input", "a", "--tokenizer", "no.json"], "no.json: no such tokenizer file"),
-        (["--output", "o", "--input", "a", "--tokenizer", "bare.json"], "Say it with --eos_token_id"),
+        (["--output", "o", "--input", "a", "--tokenizer", "bare.json"], "give its id with --eos_token_id"),
         (["--output", "o", "--input", "no*.gz"], "--input no*.gz: no such file"),
     ],
 )
