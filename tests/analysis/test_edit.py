@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from analysis import change_parameters
 from olmo import checkpoint
+from olmo.config import save_model_config
 from olmo.files.tensors import read_tensors, write_tensors
 from olmo.memory.rescaling import load_multipliers
+from olmo.model import OLMo
+from scripts.benchmarks.processes import forget_peak, peak_bytes, run_in_subprocess
 from tests.analysis.editing import LENGTH, MEMORIES, change, coefficients, measure, uneven_model, write
 from tests.reference import tiny_config, to_transformers
 from tests.running import CPU
@@ -294,3 +298,23 @@ def test_several_layers_in_any_order_are_one_edit(folder: Path) -> None:
     [path] = folder.glob("resuscitation*")
     assert path.name == "resuscitation_ratio0.5_amplifying2.0_layers0-1.safetensors"
     assert load_multipliers(path).about["layers"] == [0, 1]
+
+
+def _peak_of_multipliers(folder: Path, queue: Any) -> None:
+    before = forget_peak()
+    change(folder, 0.5, 2.0)
+    queue.put(peak_bytes() - before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="only Linux forgets a peak of memory")
+def test_multipliers_take_little_memory(tmp_path: Path) -> None:
+    """At most 0.35 of the weights, whose fingerprint is computed tensor by tensor."""
+    config = tiny_config(n_layers=16, d_model=128, mlp_hidden_size=16384)
+    save_model_config(tmp_path / "config.yaml", config)
+    state = OLMo.empty(config).to_empty(device="cpu").state_dict()
+    for tensor in state.values():
+        tensor.fill_(0.5)
+    torch.save(state, tmp_path / "model.pt")
+    size = (tmp_path / "model.pt").stat().st_size
+    torch.save(torch.rand(16, 8192) + 0.01, tmp_path / "mlp_average_coefficients.pt")
+    assert size > 200e6 and run_in_subprocess(_peak_of_multipliers, tmp_path) < 0.35 * size
