@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import importlib
+import logging
 import os
 import re
 import shlex
@@ -155,6 +156,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
         world = build(tmp_path_factory.mktemp("world"))
         patch.chdir(world)
         patch.setenv("XDG_CACHE_HOME", str(world / "cache"))
+        patch.setattr(logging.root, "handlers", list(logging.root.handlers))  # scripts.train adds one
         runner = Runner(world, server.url)
         for command in commands(ROOT / "README.md"):
             runner.run(command)
