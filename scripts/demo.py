@@ -24,6 +24,7 @@ from typing import Any
 
 from olmo.console import clock
 from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.files.atomic import write_text
 from olmo.report.environment import environment
 
 EARLY, MIDDLE, LAST = 90, 450, 720  # of the eleven steps that configs/tiny/pretrain.yaml saves
@@ -90,9 +91,7 @@ class Stages:
         self.save()
 
     def save(self) -> None:
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.manifest, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.file)
+        write_text(self.file, json.dumps(self.manifest, indent=1) + "\n")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -52,7 +52,7 @@ NORM_TABLE = {  # OLMo 2 alone has norms with weights
 EMBEDDING, FINAL_NORM, HEAD = "transformer.wte.weight", "transformer.ln_f.weight", "transformer.ff_out.weight"
 TOP_TABLE = {EMBEDDING: "model.embed_tokens.weight", FINAL_NORM: "model.norm.weight", HEAD: "lm_head.weight"}
 
-# Where transformers' two classes stand fast; a model of ours that differs cannot be written in their layout.
+# What transformers' two classes fix; a model that differs cannot be written in their layout.
 _COMMON = {
     "rope": True,
     "include_bias": False,
@@ -86,7 +86,7 @@ _CLASSES = {"olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM"}
 
 def has_original_keys(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of allenai/OLMo-1B and its like: OLMo's own keys and names. Early revisions call
-    this model type `olmo`, later ones `hf_olmo`, so only the keys can tell it from transformers' own OLMo."""
+    this model type `olmo`, later ones `hf_olmo`, so only the keys distinguish it from transformers' own OLMo."""
     return "d_model" in raw and "mlp_ratio" in raw
 
 
@@ -144,14 +144,14 @@ def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
         return config
     if not isinstance(raw["olmo_config"], dict):
         raise ConfigurationError(f"{where}: olmo_config: expected keys and values")
-    told = make_model_config(raw["olmo_config"], f"{where}: olmo_config")
+    saved = make_model_config(raw["olmo_config"], f"{where}: olmo_config")
     same = (*BEHAVIOUR, "d_model", "n_layers", "projection_size", "weight_tying", "max_sequence_length")
     for key in same:
-        if getattr(told, key) != getattr(config, key):
+        if getattr(saved, key) != getattr(config, key):
             raise ConfigurationError(
-                f"{where}: olmo_config.{key} is {getattr(told, key)}, beside {getattr(config, key)}"
+                f"{where}: olmo_config.{key} is {getattr(saved, key)}, beside {getattr(config, key)}"
             )
-    return told
+    return saved
 
 
 def _whole(number: Any) -> Any:
@@ -160,7 +160,7 @@ def _whole(number: Any) -> Any:
 
 
 def _unsupported_keys(raw: Mapping[str, Any]) -> Iterator[str]:
-    """What transformers' OLMo can be told and ours cannot do."""
+    """Settings of transformers' OLMo that this program does not support."""
     for key, accepted in (("attention_bias", (None, False)), ("hidden_act", (None, "silu"))):
         if raw.get(key) not in accepted:
             yield f"{key}: {raw[key]} is not supported"
@@ -230,7 +230,7 @@ def from_transformers_state(state: Mapping[str, Tensor], raw: Mapping[str, Any],
     foreign = [n for n in state if n not in known and not n.endswith("self_attn.rotary_emb.inv_freq")]
     if foreign:
         raise ValueError(
-            f"{where}: the weights hold {min(foreign)}, which {'OLMo' if kind == 'olmo' else 'OLMo 2'} has not"
+            f"{where}: the weights hold {min(foreign)}, which {'OLMo' if kind == 'olmo' else 'OLMo 2'} does not have"
         )
     try:
         parts = {ours: [state[name] for name in theirs] for ours, theirs in wanted.items()}

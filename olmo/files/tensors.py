@@ -1,7 +1,7 @@
-"""Files of tensors, read without running anything they hold: safetensors with OLMo's spelling of keys, and torch's.
+"""Files of tensors, read without running code in them: safetensors with OLMo's spelling of keys, and torch's.
 
-OLMo's safetensors spell each key as base64 of a pickled (path, flag); they are read by an unpickler that can make
-nothing but strings, booleans, numbers and tuples.
+OLMo's safetensors spell each key as base64 of a pickled (path, flag), from which only strings, booleans, numbers and
+tuples can be created.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from .paths import check_readable
 from .unpickling import ForbiddenName, unpickle
 
-_multiarray = getattr(np, "_core", None) or np.core  # numpy 2 has moved it
+_multiarray = getattr(np, "_core", None) or np.core  # moved in numpy 2
 # Beside torch's own list: what train.pt of OLMo's trainer holds, the state of numpy's generator and paths of
 # checkpoints. All of it is data: arrays, dtypes and names.
 _SAFE_IN_TRAINING_STATE: list[Any] = [
@@ -46,9 +46,9 @@ def encode_key(*path: str) -> str:
 
 
 def decode_path(key: str) -> tuple[str | int, ...] | None:
-    """The path behind a key of a safetensors file, OLMo's or plain; None where it leads to a pickled value.
+    """The path behind a key of a safetensors file, OLMo's or plain; None where its value is pickled.
 
-    Makes nothing but strings, numbers and tuples. Raises ValueError for a key that would make more.
+    Creates strings, numbers and tuples only. Raises ValueError for a key that names anything else.
     """
     if "." in key:
         return (key,)  # base64 has no '.', but its decoder would skip it and the unpickler read on in what is left
@@ -92,7 +92,7 @@ def _torch_load(path: Path, mapped: bool = True) -> Any:
 def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file by name; ValueError where it holds anything else.
 
-    They are mapped from the file, or, where `mapped` is false, lie in memory of their own.
+    They are mapped from the file; if `mapped` is false, they have memory of their own.
     """
     check_readable(path)
     try:
@@ -113,7 +113,7 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
 
 
 def _copied(path: Path, key: str) -> Tensor:
-    """A tensor in memory of its own; with the file closed, none of it counts twice."""
+    """A tensor in memory of its own; closing the file each time keeps its pages from counting twice."""
     with safe_open(path, "pt") as file:
         return file.get_tensor(key).clone()
 
@@ -134,7 +134,7 @@ def read_tensor(path: Path) -> Tensor:
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous, none a second name for another's memory: so safetensors wants them."""
+    """The same tensors, contiguous, none sharing memory with another, as safetensors requires."""
     result: dict[str, Tensor] = {}
     places = set()
     for name, tensor in tensors.items():
@@ -147,7 +147,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file under these very names, with the permissions of any new file; OSError where it cannot.
 
-    safetensors lets nobody but the owner read what it writes, whatever the umask says.
+    safetensors makes its files readable by the owner only, whatever the umask is.
     """
     with path.open("wb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -178,7 +178,7 @@ def read_training_state(folder: Path, *stems: str, mapped: bool = False) -> dict
     """Optimizer or trainer state: the first of `{stem}.safetensors` and `{stem}.pt` that a checkpoint folder has, its
     tensors in memory or, if they can be, `mapped` from the file.
 
-    Nothing but numbers, strings, containers, arrays and tensors is made of it. Values that OLMo pickled into a
+    Only numbers, strings, containers, arrays and tensors are created. Values that OLMo pickled into a
     safetensors file are left out (they repeat the optimizer's settings). Raises FileNotFoundError or ValueError.
     """
     candidates = [folder / f"{stem}.{suffix}" for stem in stems for suffix in ("safetensors", "pt")]
