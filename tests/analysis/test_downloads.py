@@ -160,7 +160,9 @@ def test_without_the_hub_an_earlier_download_will_do(
         capsys.readouterr()
         assert run(*argv, tmp_path / keep, "--keep", keep) == 1
         errors = capsys.readouterr().err.splitlines()
-        assert len(errors) == 2 and errors[0].startswith(f"{hub_id(20)}: no such folder, and not to be had")
+        assert len(errors) == 2 and errors[0].startswith(
+            f"{hub_id(20)}: no such folder, and the hub does not provide it"
+        )
         assert [row["checkpoint"]["step"] for row in read(tmp_path / keep / SERIES)["rows"]] == [10]
         assert content(tmp_path / "hub") == before
 
