@@ -62,9 +62,7 @@ def fit_range(text: str) -> tuple[int, float]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m analysis.acquisition", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m analysis.acquisition", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"save_folder of a run, or one {RESULT}")
     parser.add_argument("--output", type=Path, help=f"folder for {RESULT}, acquisition.csv and the figures")
     parser.add_argument(

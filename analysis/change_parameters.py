@@ -69,11 +69,7 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m analysis.change_parameters",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m analysis.change_parameters", description=__doc__)
     add_checkpoint_flags(parser, several=False)
     parser.add_argument(
         "--coefficients", type=Path, help="file of average coefficients; default: the one beside the checkpoint"

@@ -111,9 +111,7 @@ def _measures(text: str) -> tuple[str, ...]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m analysis.entropy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m analysis.entropy", description=__doc__)
     add_checkpoint_flags(parser, several=True)
     parser.add_argument(
         "--data",

@@ -8,7 +8,6 @@ or several, as `python -m analysis.entropy` wrote them. Checkpoints are not need
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +29,7 @@ def result_files(place: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m analysis.entropy_series",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m analysis.entropy_series", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="folders or knowledge_entropy.json")
     parser.add_argument("--output", type=Path, required=True, help=f"folder for {SERIES} and the figures")
     args = parser.parse_args(argv)

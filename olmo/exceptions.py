@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # What torchrun has time for between the end of one process and that of the others.
 _PATIENCE = 10.0  # seconds
@@ -49,7 +49,11 @@ def short_message(error: BaseException) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ConfigurationErrors, so that they too are one line."""
+    """An argument parser whose errors are ConfigurationErrors, so that they too are one line; its help shows the
+    description as it is written."""
+
+    def __init__(self, prog: str, formatter_class: Any = argparse.RawDescriptionHelpFormatter, **options: Any):
+        super().__init__(prog, formatter_class=formatter_class, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{self.prog}: {message}")

@@ -16,7 +16,6 @@ in turn on the same inputs (entropy, training, loader, probes): times, peak memo
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -45,9 +44,7 @@ BENCHMARKS: dict[str, Callable[[Path, int], None]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m scripts.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m scripts.bench", description=__doc__)
     parser.add_argument("--only", metavar="NAMES", help="separated by commas (default: all)")
     parser.add_argument("--rounds", type=int, help="repetitions of each comparison (default: 5; 3 with --against)")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of this project")

@@ -9,7 +9,6 @@ applies what `python -m analysis.change_parameters` wrote, so that other program
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -108,9 +107,7 @@ def convert(
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m scripts.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m scripts.convert", description=__doc__)
     parser.add_argument("source", metavar="SRC", help="checkpoint folder or hub id")
     parser.add_argument("target", metavar="DST", type=Path, help="new folder")
     parser.add_argument("--to", choices=("olmo", "hf"), required=True)

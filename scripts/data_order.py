@@ -13,11 +13,9 @@ more; `verify` wants every instance once, shuffled.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from olmo.config import TrainConfig, load
 from olmo.console import Progress
@@ -61,11 +59,10 @@ def verify(order: OrderFile, source: TokenFiles, config: TrainConfig, world_size
 
 
 def main(argv: Sequence[str]) -> None:
-    described: dict[str, Any] = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = Parser(prog="python -m scripts.data_order", allow_abbrev=False, **described)
+    parser = Parser(prog="python -m scripts.data_order", description=__doc__, allow_abbrev=False)
     modes = parser.add_subparsers(dest="mode", required=True, metavar="{rebuild,slice,verify}")
     for mode in ("rebuild", "slice", "verify"):
-        flags = modes.add_parser(mode, allow_abbrev=False, **described)
+        flags = modes.add_parser(mode, description=__doc__, allow_abbrev=False)
         flags.add_argument("config", metavar="CONFIG")
         if mode != "verify":
             flags.add_argument("--output", type=Path, required=True, metavar="FILE")

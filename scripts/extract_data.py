@@ -8,7 +8,6 @@ Rows are in the order in which the run sees them, before injection: a run over t
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,12 +23,7 @@ from scripts.prepare.batches import batches_of_run, numbers
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m scripts.extract_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m scripts.extract_data", description=__doc__, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--steps", type=numbers, metavar="A-B", required=True, help="from 1, both included")
     parser.add_argument("--output", type=Path, metavar="FILE", required=True)

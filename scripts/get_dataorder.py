@@ -9,7 +9,6 @@ rebuilt from configs/official: shuffled as OLMo does, from the sizes of the toke
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -60,7 +59,7 @@ def published(url: str, config: Path, output: Path) -> str | None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(prog="get_dataorder.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="get_dataorder.sh", description=__doc__)
     parser.add_argument("--model_size", choices=("1B", "7B"), default="1B")
     parser.add_argument("--rebuild", action="store_true", help="do not look for the published file")
     parser.add_argument("--output", type=Path, metavar="FILE")

@@ -9,7 +9,6 @@ same command continues an interrupted download; existing files are kept. Some 5 
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import sys
@@ -114,9 +113,7 @@ def get(source: str, folder: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="get_fictional_knowledge.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="get_fictional_knowledge.sh", description=__doc__)
     parser.add_argument("--from", dest="source", default=SOURCE, metavar="URL_OR_DIR", help="a folder with copies")
     parser.add_argument("--output", type=Path, default=Path("data/fictional_knowledge"), metavar="DIR")
     arguments = parser.parse_args(argv)

@@ -12,7 +12,6 @@ stated hash or, where none is stated, the same size and modification time.
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import functools
 import os
@@ -159,7 +158,7 @@ def get(address: str, folder: Path, with_optimizer: bool = False) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(prog="get_model.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="get_model.sh", description=__doc__)
     parser.add_argument("checkpoint", nargs="?", help="https://.../stepN-unsharded/, or owner/name@revision")
     parser.add_argument(
         "--list", action="store_true", help="show the known steps of 1B and 7B, and what names they have"

@@ -10,7 +10,6 @@ format is described in olmo/knowledge/plan_files.py.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -24,12 +23,7 @@ from olmo.tokenizer import encode, run_tokenizer
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m scripts.injection_plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m scripts.injection_plan", description=__doc__, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--output", type=Path, metavar="FILE", required=True, help=f"ends in {' or '.join(SUFFIXES)}")
     args, overrides = parser.parse_known_args(argv)

@@ -9,7 +9,6 @@ there are any, `label_mask` and `attention_mask` (0 where a token does not count
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -27,12 +26,7 @@ from scripts.prepare.batches import batches_of_run, numbers
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        prog="python -m scripts.inspect_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m scripts.inspect_data", description=__doc__, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--step", type=int, required=True, help="from 1")
     parser.add_argument("--rows", type=numbers, metavar="A-B", help="default: all")

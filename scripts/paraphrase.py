@@ -33,7 +33,7 @@ from scripts.prepare.paraphrase import AGAIN, MANNERS, PROMPT, demanded, targets
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, checked."""
-    parser = Parser(prog="paraphrase", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="paraphrase", description=__doc__)
     add = parser.add_argument
     add("entries", type=Path, metavar="ENTRIES.json")
     add("--output", type=Path, required=True, metavar="OUT.json")

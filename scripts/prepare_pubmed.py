@@ -62,7 +62,7 @@ def eos_of(identifier: str) -> int:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, checked."""
-    parser = Parser("prepare_pubmed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("prepare_pubmed", description=__doc__)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     add("--input", nargs="+", metavar="FILES", help="files or quoted patterns (default: download the baseline)")
