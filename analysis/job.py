@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from analysis.results import COEFFICIENTS_FILE, RESULT, save_result
 from olmo import checkpoint
 from olmo.distributed import Ranks
 from olmo.files.digests import file_digest
+from olmo.files.paths import read_json
 from olmo.memory.locate import describe
 from olmo.model import OLMo
 
@@ -161,7 +161,7 @@ class Job:
         """The result in `output` if it is of this identity and has all measures."""
         if not all((self.output / name).is_file() for name in (RESULT, COEFFICIENTS_FILE)):
             return None
-        result = json.loads((self.output / RESULT).read_text(encoding="utf-8"))
+        result = read_json(self.output / RESULT)
         has_all = set(self.settings.measures) <= set(result.get("measures", ("knowledge",)))
         return result if has_all and _contains(result, identity) else None
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from analysis.locations import Location, check_writable
 from analysis.results import COEFFICIENTS_FILE, RESULT
 from olmo.files.atomic import write_text
+from olmo.files.paths import read_json
 from olmo.files.tensors import read_tensor
 from olmo.memory import jackknife_error
 
@@ -79,10 +80,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float |
 
 def read_result(path: Path) -> dict[str, Any]:
     """One result; raises OSError if it cannot be read, ValueError if it is something else."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    result = read_json(path)
     missing = {*_KEPT, "leave_one_group_out"} - (result.keys() if isinstance(result, dict) else set())
     if missing:
         raise ValueError(f"{path}: no result of analysis.entropy, it has no {sorted(missing)[0]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from analysis.directions import directions
 from analysis.outcomes import acquired, acquired_in_parts, forgotten, loss_rise, strata
 from analysis.results import RESULT
 from analysis.runs import TASKS, Run, read_run
+from olmo.files.paths import read_json
 from olmo.knowledge.entries import SETTINGS
 
 CONDITIONS = ("early", "middle", "last", "last_q1", "last_q2", "last_control")
@@ -26,7 +26,7 @@ def gather(folder: Path) -> dict[str, Any]:
     path = folder / "demo.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; run make demo first")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_json(path)
     if not set(CONDITIONS) <= manifest.get("conditions", {}).keys() or "environment" not in manifest:
         raise ValueError(f"{path}: the demo has not finished; run it again, it continues where it stopped")
     entropies = [read_entropies(folder / pretraining) for pretraining in manifest["pretraining"]]
@@ -57,7 +57,7 @@ def gather(folder: Path) -> dict[str, Any]:
 
 def read_entropies(pretraining: Path) -> list[dict[str, Any]]:
     """knowledge_entropy.json of every checkpoint of a run, by step."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in pretraining.glob(f"step*/{RESULT}")]
+    found = [read_json(path) for path in pretraining.glob(f"step*/{RESULT}")]
     return sorted(found, key=lambda result: result["checkpoint"]["step"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from analysis.outcomes import (
     loss_rise,
 )
 from analysis.runs import Run, read_run
+from olmo.files.paths import read_json
 
 
 def summarise(folders: Sequence[Path], options: dynamics.Options) -> dict[str, Any]:
@@ -39,10 +39,7 @@ def summarise(folders: Sequence[Path], options: dynamics.Options) -> dict[str, A
 
 def read(path: Path) -> dict[str, Any]:
     """What `summarise` returned, from its file; raises ValueError for another file."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    result = read_json(path)
     if not isinstance(result, dict) or not {"runs", "comparisons"} <= result.keys():
         raise ValueError(f"{path}: not written by analysis.acquisition")
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from analysis.models import PRECISIONS, open_model
 from analysis.results import RESULT, Coefficients
 from analysis.resuscitation import Resuscitation
 from olmo.distributed import Ranks, disable_malloc_trim, pick_device
+from olmo.files.paths import read_json
 from olmo.memory import jackknife_error, layer_entropy
 from olmo.memory.locate import find_memories
 
@@ -47,7 +47,7 @@ def measured_before(coefficients: Coefficients, folder: Path) -> Before:
     if not result_file.is_file():
         raise FileNotFoundError(f"{result_file}: missing; --verify measures on the instances that it names")
     try:
-        result = json.loads(result_file.read_text(encoding="utf-8"))
+        result = read_json(result_file)
         data, count, layers = result["data"], result["number_of_instances"], np.array(result["layers"])
         # A measurement with a tolerance may have ended before the last instance that it asked for.
         asked, length = data.get("instances", count), result["sequence_length"]

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config.load import load_model_config
 from ..config.model import ModelConfig
 from ..exceptions import ConfigurationError
+from ..files.paths import read_json
 from ..files.tensors import read_tensors
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
@@ -61,10 +62,7 @@ def transformers_config(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
     if not path.is_file() or (folder / "config.yaml").is_file():
         return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    raw = read_json(path)
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected keys and values")
     return raw

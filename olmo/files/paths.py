@@ -1,9 +1,11 @@
-"""Paths: can a file be read, and which step does the name of a checkpoint folder state."""
+"""Paths: can a file be read, is it JSON, and which step does the name of a checkpoint folder state."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 
 def check_readable(path: Path) -> None:
@@ -15,6 +17,14 @@ def check_readable(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as error:
         raise type(error)(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError, or ValueError that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
 
 
 def parse_step(name: str) -> tuple[int, str] | None:

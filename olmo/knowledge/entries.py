@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from ..files.paths import read_json
 from ..tokenizer import encode
 
 # The kind of a probe -> the prefix of its two fields in the published JSON.
@@ -43,10 +43,7 @@ def load_entries(path: str | Path) -> list[Entry]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of fictional knowledge")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    raw = read_json(path)
     if not isinstance(raw, list) or not raw:
         raise ValueError(f"{path}: expected a list of entries, at least one")
     return [_entry(item, f"{path}: entry {number}") for number, item in enumerate(raw)]

@@ -26,6 +26,7 @@ from safetensors import safe_open
 
 from ..exceptions import ConfigurationError
 from ..files.atomic import atomic_path
+from ..files.paths import read_json
 from ..files.tensors import save_tensors
 from .plan import Rounds, Text, is_token
 from .published_map import read_published_map
@@ -54,7 +55,7 @@ def read_plan(path: str | Path) -> PlanFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such injection plan (inject_indices_map)")
     if path.suffix == ".json":
-        return _read_json(path)
+        return _plan_of(read_json(path), path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else PlanFile(*read_published_map(path))
 
 
@@ -94,14 +95,6 @@ def _as_json(header: dict[str, Any], rounds: Rounds) -> str:
     written = ",\n".join("    [\n      " + ",\n      ".join(map(line, texts)) + "\n    ]" for texts in rounds)
     keys = "".join(f"  {dump(key)}: {dump(value)},\n" for key, value in header.items())
     return f'{{\n{keys}  "rounds": [\n{written}\n  ]\n}}\n'
-
-
-def _read_json(path: Path) -> PlanFile:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    return _plan_of(raw, path)
 
 
 def _read_safetensors(path: Path) -> PlanFile:
