@@ -116,20 +116,16 @@ def up_projection(model: nn.Module, parts: Sequence[Memory | Experts]) -> tuple[
     block = model.get_submodule(memory.name.rpartition(".")[0])
     place = next(memory.down.parameters())
     tokens = torch.randn(1, 8, sizes(memory.into[0])[0], generator=torch.Generator().manual_seed(0)).to(place)
-    plain = _coefficients(block, memory, tokens)
-    doubling = [
-        (module, half)
-        for module, half in halves
-        if torch.equal(_coefficients(block, memory, tokens, (module, half)), 2 * plain)  # exact, a power of two
+    plain = _coefficients(block, memory, tokens, memory.into[0], slice(0))
+    doubling = [  # exact, a power of two
+        half for half in halves if torch.equal(_coefficients(block, memory, tokens, *half), 2 * plain)
     ]
     if len(doubling) != 1:
         raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate")
     return doubling[0]
 
 
-def _coefficients(
-    block: nn.Module, memory: Memory, tokens: Tensor, doubled: tuple[nn.Module, slice] | None = None
-) -> Tensor:
+def _coefficients(block: nn.Module, memory: Memory, tokens: Tensor, first: nn.Module, doubled: slice) -> Tensor:
     """The input of a layer's down projection, with some outputs of a first projection doubled."""
     seen: list[Tensor] = []
 
@@ -138,19 +134,14 @@ def _coefficients(
 
     def double(module: nn.Module, args: object, output: Tensor) -> Tensor:
         output = output.clone()
-        output[..., doubled[1]] *= 2  # type: ignore[index]
+        output[..., doubled] *= 2
         return output
 
-    handles = [memory.down.register_forward_pre_hook(keep)]
-    if doubled is not None:
-        handles.append(doubled[0].register_forward_hook(double))
     try:
-        block(tokens)
+        with memory.down.register_forward_pre_hook(keep), first.register_forward_hook(double):
+            block(tokens)
     except TypeError as error:  # it needs more than tokens
         raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen[0]
 
 
@@ -158,8 +149,7 @@ def _ours(model: OLMo, number: int) -> Memory:
     block = model.blocks[number]
     count = sizes(block.ff_out)[0]
     gated = sizes(block.ff_proj)[1] == 2 * count
-    name = f"transformer.blocks.{number}.ff_out"
-    return Memory(name, block.ff_out, (block.ff_proj,), count, gated)
+    return Memory(f"transformer.blocks.{number}.ff_out", block.ff_out, (block.ff_proj,), count, gated)
 
 
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -270,31 +260,25 @@ def _shared(layer: nn.Module, experts: str, maps: Mapping[str, nn.Module], where
 @torch.no_grad()
 def _adds_up(layer: nn.Module, block: str, experts: str, shared: str, weight: nn.Module | None, width: int) -> bool:
     """Whether the output of a block for a few random tokens is routed + [sigmoid of the weight] * shared."""
-    outputs: dict[str, Tensor] = {}
-    place = next(layer.get_submodule(experts).parameters())
+    modules = [layer.get_submodule(name) for name in (experts, shared)]
+    outputs: dict[nn.Module, Tensor] = {}
+    place = next(modules[0].parameters())
     tokens = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(place)
 
-    def keep_output(name: str) -> None:
-        def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            outputs[name] = output.reshape(8, width).cpu().double()
+    def keep(module: nn.Module, args: object, output: Tensor) -> None:
+        outputs[module] = output.reshape(8, width).cpu().double()
 
-        handles.append(layer.get_submodule(name).register_forward_hook(hook))
-
-    handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
-        keep_output(experts)
-        keep_output(shared)
-        written = layer.get_submodule(block)(tokens)
+        with modules[0].register_forward_hook(keep), modules[1].register_forward_hook(keep):
+            written = layer.get_submodule(block)(tokens)
     except TypeError:  # it needs more than tokens
         return False
-    finally:
-        for handle in handles:
-            handle.remove()
+    routed, added = (outputs[module] for module in modules)
     if weight is not None:
-        outputs[shared] = outputs[shared] * weight(tokens)[0].cpu().double().sigmoid()
+        added = added * weight(tokens)[0].cpu().double().sigmoid()
     found = (written[0] if isinstance(written, tuple) else written).reshape(8, width).cpu().double()
-    rounding = 4 * torch.finfo(place.dtype).eps * (outputs[experts].norm() + outputs[shared].norm())
-    return bool((found - outputs[experts] - outputs[shared]).norm() <= rounding)
+    rounding = 4 * torch.finfo(place.dtype).eps * (routed.norm() + added.norm())
+    return bool((found - routed - added).norm() <= rounding)
 
 
 def _listed(names: Sequence[str]) -> str:

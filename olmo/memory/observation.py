@@ -7,7 +7,7 @@ M memories of a layer, E experts of a layer, N tokens of one expert.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -101,21 +101,15 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     layers = find_memories(model)
     observation = Observation(len(layers), len(layers[0]), coefficient)
     blocks = model.blocks if isinstance(model, OLMo) else []
-    handles: list[Any] = []
-    try:
+    with ExitStack() as hooks:
         for part, block in enumerate(blocks):
             block.tap = partial(_tap, observation, part, block)
+            hooks.callback(setattr, block, "tap", None)
         for part, memory in enumerate(memory for layer in layers for memory in layer if not blocks):
-            if isinstance(memory, Experts):
-                handles.extend(_experts_hooks(memory, part, observation))
-            else:
-                handles.extend(_hooks(memory, part, observation))
+            at = (part, observation)
+            for handle in _experts_hooks(memory, *at) if isinstance(memory, Experts) else _hooks(memory, *at):
+                hooks.enter_context(handle)
         yield observation
-    finally:
-        for handle in handles:
-            handle.remove()
-        for block in blocks:
-            block.tap = None
 
 
 def _tap(observation: Observation, part: int, block: Block, projected: Tensor, signed: Tensor) -> None:
