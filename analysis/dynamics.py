@@ -75,9 +75,9 @@ def measure(probes: ProbeSeries, encounters: Mapping[Entry, Sequence[int]], opti
         for number, step in enumerate(schedule):
             previous = schedule[number - 1] if number else -1
             following = schedule[number + 1] if number + 1 < len(schedule) else step + window
-            before_step, before = _newest(steps, values, columns, max(step - window, previous), step)
+            before_step, before, _ = _best(steps, values, columns, max(step - window, previous), step, newest=True)
             end = min(step + window, following)
-            maximum_step, maximum, tables = _highest(steps, values, columns, step, end)
+            maximum_step, maximum, tables = _best(steps, values, columns, step, end, newest=False)
             effectivity[number, columns] = maximum - before
             if number == 0:
                 base[columns] = before
@@ -104,27 +104,20 @@ def measure(probes: ProbeSeries, encounters: Mapping[Entry, Sequence[int]], opti
     return Dynamics(probes, options, effectivity, times, retainability, injected, acquired, coverage)
 
 
-def _newest(steps: Integers, values: Values, columns: list[int], start: int, end: int) -> tuple[Integers, Values]:
-    """(step, value) of each probe in its newest table with start <= step < end; -1 and NaN where there is none."""
-    rows = slice(*np.searchsorted(steps, (start, end)))
-    part = values[rows][:, columns]
-    if not len(part):
-        return np.full(len(columns), -1), np.full(len(columns), np.nan)
-    place = len(part) - 1 - (~np.isnan(part))[::-1].argmax(axis=0)
-    found = part[place, np.arange(len(columns))]
-    return np.where(np.isnan(found), -1, steps[rows][place]), found
-
-
-def _highest(steps: Integers, values: Values, columns: list[int], start: int, end: int) -> tuple[Integers, Values, int]:
-    """(step, value) of each probe's first maximum in the tables with start <= step < end, NaN where there is none; and
-    the number of values looked at."""
+def _best(
+    steps: Integers, values: Values, columns: list[int], start: int, end: int, newest: bool
+) -> tuple[Integers, Values, int]:
+    """(step, value) of each probe in its newest table with start <= step < end, or in that of its first maximum; -1 and
+    NaN where there is none; and the number of values looked at."""
     rows = slice(*np.searchsorted(steps, (start, end)))
     part = values[rows][:, columns]
     if not len(part):
         return np.full(len(columns), -1), np.full(len(columns), np.nan), 0
     known = ~np.isnan(part)
-    place = np.where(known, part, -np.inf).argmax(axis=0)
-    return steps[rows][place], part[place, np.arange(len(columns))], int(known.sum())
+    rank = steps[rows, None] if newest else part
+    place = np.where(known, rank, -np.inf).argmax(axis=0)
+    found = part[place, np.arange(len(columns))]
+    return np.where(np.isnan(found), -1, steps[rows][place]), found, int(known.sum())
 
 
 # --- outliers ---
