@@ -32,15 +32,13 @@ def groups(probes: ProbeSeries) -> dict[str, Group]:
     settings = [s for s in SETTINGS if s in probes.settings]
     asked = [(None, None), *((s, None) for s in settings), *((s, k) for s in settings for k in KINDS)]
     found = {}
+    entries = list(zip(probes.settings.tolist(), probes.entries.tolist()))  # of each probe
     for setting, kind in asked:
-        of_setting = (probes.settings == setting) if setting else np.ones(len(probes.settings), dtype=bool)
-        names = list(dict.fromkeys(zip(probes.settings[of_setting].tolist(), probes.entries[of_setting].tolist())))
-        [columns] = np.nonzero(of_setting & (probes.kinds == kind) if kind else of_setting)
+        names = list(dict.fromkeys(entry for entry in entries if setting in (None, entry[0])))
+        place = {name: number for number, name in enumerate(names)}
+        [columns] = np.nonzero([e in place and kind in (None, k) for e, k in zip(entries, probes.kinds.tolist())])
         if len(columns):
-            place = {name: number for number, name in enumerate(names)}
-            member = np.zeros((len(columns), len(names)))
-            for row, column in enumerate(columns):
-                member[row, place[str(probes.settings[column]), int(probes.entries[column])]] = 1
+            member = np.eye(len(names))[[place[entries[column]] for column in columns]]
             strata = [sum(name[0] == s for name in names) for s in ([setting] if setting else settings)]
             found["_".join(filter(None, (setting, kind))) or "all"] = Group(columns, member, strata)
     return found
@@ -193,18 +191,15 @@ def _curve(values: Values, group: Group, at: Integers) -> dict[str, list]:
 
 def compare(one: Dynamics, other: Dynamics) -> dict[str, dict[str, Any]]:
     """`other` minus `one`, paired over their entries: mean E, and a, of each group for which both are known."""
-    first, second, found = clean(one), clean(other), {}
-    of_other = groups(other.probes)
-    for name, group in groups(one.probes).items():
-        pairs = [
-            (columns(first, group), columns(second, of_other[name]))
-            for columns in (_effectivity_columns, _decay_columns)
-        ]
-        found[name] = {
-            key: _difference(*pair, statistic, group.strata)
-            for key, pair, statistic in zip(("effectivity", "a"), pairs, (_mean, _decay))
+    first, second, of_other = clean(one), clean(other), groups(other.probes)
+    measures = {"effectivity": (_effectivity_columns, _mean), "a": (_decay_columns, _decay)}
+    return {
+        name: {
+            key: _difference(columns(first, group), columns(second, of_other[name]), statistic, group.strata)
+            for key, (columns, statistic) in measures.items()
         }
-    return found
+        for name, group in groups(one.probes).items()
+    }
 
 
 def _difference(one: list[Values], other: list[Values], statistic: Any, strata: Sequence[int]) -> Any:
