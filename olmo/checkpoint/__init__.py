@@ -1,5 +1,6 @@
 """Checkpoints: read, write and restart from them."""
 
+# ruff: noqa: F401 (what is imported here is what the package exports)
 from .hub import download, downloaded, is_hub_id, resolve
 from .optimizer import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state
 from .weights import (
@@ -19,30 +20,3 @@ from .weights import (
     transformers_config,
 )
 from .writing import save, save_sharded
-
-__all__ = [
-    "Fingerprint",
-    "StateOnDisk",
-    "check_behaviour",
-    "check_fit",
-    "download",
-    "downloaded",
-    "fingerprint",
-    "is_hub_id",
-    "is_olmo",
-    "load_model",
-    "load_optimizer_state",
-    "model_files",
-    "multipliers_for",
-    "named_weights",
-    "optimizer_state",
-    "read_config",
-    "read_optimizer_state",
-    "read_state",
-    "resolve",
-    "resuscitated",
-    "resuscitation_file",
-    "save",
-    "save_sharded",
-    "transformers_config",
-]

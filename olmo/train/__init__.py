@@ -1,6 +1,5 @@
 """The trainer and its parts."""
 
+# ruff: noqa: F401 (what is imported here is what the package exports)
 from .state import TrainState
 from .trainer import Trainer
-
-__all__ = ["TrainState", "Trainer"]
