@@ -31,10 +31,6 @@ class StepResult:
     gradient_norm: Tensor  # of all ranks, before clipping
     learning_rate: float
 
-    def mean_loss(self, ranks: Ranks) -> Tensor:
-        """The mean over the ranks of `loss`, on the device. A collective."""
-        return ranks.sum_tensor(self.loss.clone()) / ranks.world_size
-
     def read(self, ranks: Ranks) -> tuple[float, float, float]:
         """Loss and z-loss, means over the ranks, and gradient norm; waits for the device. A collective.
 
