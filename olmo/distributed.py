@@ -54,53 +54,58 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
-    def largest(self, value: int) -> int:
-        """The largest of the values of all ranks, on every rank; waits for the other processes, not for a device."""
+    def largest(self, value: int, group: dist.ProcessGroup | None = None) -> int:
+        """The largest of the values of all ranks, on every rank; waits for the other processes, not for a device.
+
+        group: `saving` in the thread that saves; `host` by default.
+        """
         if self.world_size == 1:
             return value
         highest = torch.tensor(value, dtype=torch.int64)
-        dist.all_reduce(highest, dist.ReduceOp.MAX, self.host)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group or self.host)
         return int(highest)
 
     def broadcast_int(self, value: int) -> int:
         """The value of the first rank, at least 0, on every rank."""
         return self.largest(value if self.is_first else 0)
 
-    def run_on_first(self, work: Callable[[], Result]) -> Result | None:
-        """What `work` returns on the first rank, None on the others, which wait for it. Where it raises something, they
-        raise ConfigurationError: the first rank reports the error, and all end."""
-        if not self.is_first:
-            if self.broadcast_int(0):
-                raise ConfigurationError("the first process could not begin; its last lines give the reason")
-            return None
-        try:
-            result = work()
-        except Exception:
-            self.broadcast_int(1)
-            raise
-        self.broadcast_int(0)
+    def run_on_first(self, work: Callable[[], Result], *, saving: bool = False) -> Result | None:
+        """What `work` returns on the first rank, None on the others, which wait for it. A collective.
+
+        If it raises, the others raise ConfigurationError (OSError with `saving`, for the thread that saves): the first
+        rank reports the error, and all end.
+        """
+        result, failure = None, None
+        if self.is_first:
+            try:
+                result = work()
+            except Exception as error:  # of any type, as the others wait
+                failure = error
+        failed = self.largest(failure is not None, self.saving if saving else None)
+        if failure is not None:
+            raise failure
+        if failed:
+            if saving:
+                raise OSError("the first process could not write")
+            raise ConfigurationError("the first process could not begin; its last lines give the reason")
         return result
 
     def share_from_first(self, work: Callable[[], Result], heartbeat: float) -> Result:
-        """What `work` returns on the first rank, on every rank. A collective.
+        """What `work` returns on the first rank, on every rank; errors as in `run_on_first`. A collective.
 
-        The others never wait for longer than `heartbeat` seconds at a time, however long the work takes. If it raises,
-        they raise ConfigurationError: the first rank reports the error, and all end.
+        The others never wait for longer than `heartbeat` seconds at a time, however long the work takes.
         """
-        working, done, failed = range(3)
         if self.is_first:
             with ThreadPoolExecutor(1) as pool:
                 future = pool.submit(work)
                 while wait([future], heartbeat).not_done:
-                    self.broadcast_int(working)
-            self.broadcast_int(done if future.exception() is None else failed)
-            shared: list[Any] = [future.result()]
+                    self.broadcast_int(False)
+            self.broadcast_int(True)
+            work = future.result
         else:
-            while (outcome := self.broadcast_int(working)) == working:
+            while not self.broadcast_int(False):
                 pass
-            if outcome == failed:
-                raise ConfigurationError("the first process could not begin; its last lines give the reason")
-            shared = [None]
+        shared: list[Any] = [self.run_on_first(work)]
         if self.world_size > 1:
             dist.broadcast_object_list(shared, src=0, group=self.host)
         return shared[0]

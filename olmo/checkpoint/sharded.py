@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter, filesystem, metadata
@@ -214,23 +213,3 @@ class Saver:
         processes that have begun and waited for the same."""
         if self._thread is not None and self.ranks.largest(self._thread.is_alive()) == 0:
             self.wait()
-
-
-def run_on_first(ranks: Ranks, work: Callable[[], None]) -> None:
-    """Run `work` on the first process while the others wait; if it fails, it raises its error, the others OSError.
-
-    A collective of the thread that saves.
-    """
-    failure: Exception | None = None
-    if ranks.is_first:
-        try:
-            work()
-        except Exception as error:  # whatever it is: the others wait
-            failure = error
-    if ranks.saving is not None:
-        failed = torch.tensor(failure is not None, dtype=torch.int64)
-        dist.all_reduce(failed, dist.ReduceOp.MAX, ranks.saving)
-        if failed and failure is None:
-            raise OSError("the first process could not write")
-    if failure is not None:
-        raise failure

@@ -79,10 +79,10 @@ def save_sharded(
     from . import sharded
 
     with _failing(folder, FailedOnAllRanks):
-        sharded.run_on_first(ranks, partial(_begin, folder, config, trainer, temperatures))
+        ranks.run_on_first(partial(_begin, folder, config, trainer, temperatures), saving=True)
         sharded.write(_partial(folder), tensors, ranks)
-        sharded.run_on_first(ranks, partial(sharded.check_parts, _partial(folder)))
-        sharded.run_on_first(ranks, partial(_complete, folder, ephemeral))
+        ranks.run_on_first(partial(sharded.check_parts, _partial(folder)), saving=True)
+        ranks.run_on_first(partial(_complete, folder, ephemeral), saving=True)
 
 
 def _partial(folder: Path) -> Path:

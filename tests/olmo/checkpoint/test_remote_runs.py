@@ -147,9 +147,9 @@ def test_a_fetch_may_take_longer_than_others_wait(
     shared: list[int] = []
     largest = Ranks.largest
 
-    def seen(self: Ranks, value: int) -> int:
+    def seen(self: Ranks, value: int, group: Any = None) -> int:
         shared.append(value)
-        return largest(self, value)
+        return largest(self, value, group)
 
     monkeypatch.setattr(Ranks, "largest", seen)
     relay.before = lambda method, path: time.sleep(0.3) if key(path) == "step2/train.pt" else None
