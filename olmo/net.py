@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import requests
 
@@ -104,16 +104,6 @@ class Response:
     body: Iterator[bytes]
 
 
-class Client(Protocol):
-    """Requests a file or, with `byte_range` (a Range header's value), a part of it.
-
-    Raises TransferInterrupted where no complete response arrived; every status counts as a response.
-    """
-
-    def request(self, url: str, byte_range: str | None) -> Any:
-        """A context manager that gives a Response; without `byte_range` it has no body (HEAD)."""
-
-
 def http_session(connections: int = WORKERS) -> requests.Session:
     """A session for files: requests nothing compressed, which has neither a file's size nor its byte ranges."""
     session = requests.Session()
@@ -124,6 +114,11 @@ def http_session(connections: int = WORKERS) -> requests.Session:
 
 
 class HttpClient:
+    """Requests a file or, with `byte_range` (a Range header's value), a part of it; without one, no body (HEAD).
+
+    Raises TransferInterrupted where no complete response arrived; every status counts as a response.
+    """
+
     def __init__(self) -> None:
         self.session = http_session()
 
@@ -186,6 +181,8 @@ def s3_client(scheme: str, attempts: int = 1, writes: bool = False) -> Any:
 
 
 class S3Client:
+    """As `HttpClient`, for `s3://` or `r2://`."""
+
     def __init__(self, scheme: str) -> None:
         self.client = s3_client(scheme)
 

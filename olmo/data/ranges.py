@@ -31,7 +31,7 @@ from ..console import Progress
 from ..exceptions import ConfigurationError
 from ..files.atomic import atomic_path
 from ..files.lock import Lock
-from ..net import Client, HttpClient, Response, S3Client, TransferInterrupted, check_status, retry
+from ..net import HttpClient, Response, S3Client, TransferInterrupted, check_status, retry
 
 LARGEST = 2**23  # bytes a request; longer ranges are divided, so that a broken request costs little
 CACHE_SIZE = 2**32  # bytes of ranges kept; the least recently used ones are deleted first
@@ -183,27 +183,15 @@ def _at_once(
     return [results[number] for number in range(len(items))]
 
 
-@dataclass
-class _Run:
-    """Contiguous bytes of one file."""
-
-    file: int
-    start: int
-    stop: int
-
-
-def _runs(files: NDArray[np.int64], starts: NDArray[np.int64], width: int) -> tuple[list[_Run], NDArray[np.int64]]:
-    """The fewest runs that hold all records of `width` bytes, and the run (n,) of each record."""
-    runs: list[_Run] = []
-    belongs = np.empty(len(files), dtype=np.int64)
-    for record in np.lexsort((starts, files)).tolist():
-        file, start = int(files[record]), int(starts[record])
-        if runs and runs[-1].file == file and start <= runs[-1].stop:
-            runs[-1].stop = start + width  # starts are sorted, so no earlier record ends later
-        else:
-            runs.append(_Run(file, start, start + width))
-        belongs[record] = len(runs) - 1
-    return runs, belongs
+def _runs(files: NDArray[np.int64], starts: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], ...]:
+    """The fewest contiguous runs that hold all records of `width` bytes: file, first byte and end (r,) of each run,
+    and the run (n,) of each record."""
+    order = np.lexsort((starts, files))
+    sorted_files, sorted_starts = files[order], starts[order]
+    begins = np.r_[True, (np.diff(sorted_files) != 0) | (np.diff(sorted_starts) > width)]
+    belongs = np.empty_like(files)
+    belongs[order] = np.cumsum(begins) - 1
+    return sorted_files[begins], sorted_starts[begins], sorted_starts[np.r_[begins[1:], True]] + width, belongs
 
 
 class RemoteFiles:
@@ -218,7 +206,7 @@ class RemoteFiles:
             if not re.match(r"https?://[^/]+/.|(s3|r2)://[^/]+/.", url):
                 raise ConfigurationError(f"{url}: neither http(s)://HOST/PATH nor s3:// or r2://BUCKET/KEY")
         self.cache = cache_folder() if cache is None else cache
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, HttpClient | S3Client] = {}
         self._making = threading.Lock()
         self._described = self.cache / f"{DIGEST(json.dumps(list(urls)).encode()).hexdigest()[:32]}.sizes"
         with _lock(self._described):
@@ -241,7 +229,7 @@ class RemoteFiles:
         _store(self._described, json.dumps([(file.size, file.tag) for file in files]).encode())
         return files
 
-    def _client(self, url: str) -> Client:
+    def _client(self, url: str) -> HttpClient | S3Client:
         scheme = url.partition("://")[0].replace("https", "http")
         with self._making:
             if scheme not in self._clients:
@@ -281,11 +269,12 @@ class RemoteFiles:
         return content
 
     def _fetch(self, files: NDArray[np.int64], starts: NDArray[np.int64], width: int) -> bytes:
-        runs, belongs = _runs(files, starts, width)
+        *columns, belongs = _runs(files, starts, width)
+        runs = list(zip(*(column.tolist() for column in columns)))
         pieces = [
-            (self.files[run.file], start, min(start + LARGEST, run.stop))
-            for run in runs
-            for start in range(run.start, run.stop, LARGEST)
+            (self.files[file], start, min(start + LARGEST, end))
+            for file, begin, end in runs
+            for start in range(begin, end, LARGEST)
         ]
 
         def fetch(piece: tuple[File, int, int]) -> bytes:
@@ -298,6 +287,6 @@ class RemoteFiles:
         except Changed:
             self._described.unlink(missing_ok=True)
             raise
-        content = [b"".join(next(parts) for _ in range(run.start, run.stop, LARGEST)) for run in runs]
-        places = starts - np.array([run.start for run in runs])[belongs]
+        content = [b"".join(next(parts) for _ in range(begin, end, LARGEST)) for _, begin, end in runs]
+        places = starts - columns[1][belongs]
         return b"".join(content[run][place : place + width] for run, place in zip(belongs.tolist(), places.tolist()))
