@@ -164,23 +164,19 @@ def _at_once(
     work: Callable[[Item], Result], items: Sequence[Item], urls: Sequence[str], what: str, unit: str
 ) -> list[Result]:
     """Results of work on all items, WORKERS at a time; the first error ends it."""
-    results: dict[int, Result] = {}
     stopped = threading.Event()
     first = os.environ.get("RANK", "0") == "0"  # one of several processes shows the progress
     with ThreadPoolExecutor(net.WORKERS, "remote") as pool, Progress(what, len(items), unit, show=first) as progress:
         try:
-            futures = {
-                pool.submit(retry, partial(work, item), url, stopped=stopped): number
-                for number, (item, url) in enumerate(zip(items, urls))
-            }
+            futures = [pool.submit(retry, partial(work, item), url, stopped=stopped) for item, url in zip(items, urls)]
             for future in as_completed(futures):
-                results[futures[future]] = future.result()
+                future.result()
                 progress.advance()
         except BaseException:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [results[number] for number in range(len(items))]
+    return [future.result() for future in futures]
 
 
 def _runs(files: NDArray[np.int64], starts: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], ...]:
