@@ -295,10 +295,11 @@ def check_places(order: OrderFile, start: int, places: NDArray[np.uint32], sourc
     distinct = np.unique(within, return_index=True)[1]
     if len(distinct) < len(within):
         place = int(np.setdiff1d(np.arange(len(within)), distinct)[0])
-        raise ValueError(
-            f"{order.place}: place {start + place} is instance {within[place]}, which came before: each should come "
-            "once"
-        )
+        raise _repeated(order, start + place, within[place])
+
+
+def _repeated(order: OrderFile, place: int, instance: np.integer) -> ValueError:
+    return ValueError(f"{order.place}: place {place} is instance {instance}, which came before: each should come once")
 
 
 def verify_order(
@@ -315,7 +316,9 @@ def verify_order(
     off = expected - length if drop_last else length - expected
     if not 0 <= off <= most:
         wrong = "is incomplete" if length < expected else "is of more or larger files"
-        _first_outside(order, source)
+        # The first place beyond the files says more than lengths do; a remote order is not read for it.
+        for start in range(0, 0 if "://" in order.place else length, PIECE):
+            check_places(order, start, order.read(start, min(start + PIECE, length)), source)
         raise ValueError(
             f"{order.place}: {length} places, expected {'' if world_size else 'about '}{expected} for {instances} "
             f"instances ({source.extent()}): the order {wrong}"
@@ -334,10 +337,7 @@ def verify_order(
             again = (seen[byte] & bit) != 0
             if again.any():
                 place = int(again.argmax())
-                raise ValueError(
-                    f"{order.place}: place {start + place} is instance {places[place]}, which came before: each "
-                    "should come once"
-                )
+                raise _repeated(order, start + place, places[place])
             np.bitwise_or.at(seen, byte, bit)
     if length > instances:
         front = np.resize(order.read(0, min(instances, length - instances), keep=False), length - instances)
@@ -348,9 +348,3 @@ def verify_order(
         raise ValueError(
             f"{order.place}: not shuffled; {in_place} of {length} instances stand where the files have them"
         )
-
-
-def _first_outside(order: OrderFile, source: TokenFiles) -> None:
-    """Raise for the first place beyond the files, which says more than lengths do; not through a whole remote order."""
-    for start in range(0, 0 if "://" in order.place else len(order), PIECE):
-        check_places(order, start, order.read(start, min(start + PIECE, len(order))), source)
