@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +22,6 @@ from .ranges import RemoteFiles
 
 NUMPY_HEADER = b"\x93NUMPY"
 PADDING = -1  # in place of a token id where a row of a `datasets` folder is shorter than the sequence
-
-
-class TokenSource(Protocol):
-    """Instances of `sequence_length` token ids each, numbered from 0."""
-
-    sequence_length: int
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-        """Token ids or PADDING (n, sequence_length), int64, of the instances with these numbers, in this order."""
-        ...
 
 
 def check_range(indices: NDArray[np.integer], size: int, where: str) -> None:
@@ -126,6 +114,7 @@ class TokenFiles:
         return f"{len(self.paths)} files, {sum(self.sizes)} bytes, the last {self.paths[-1]} of {self.sizes[-1]} bytes"
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        """Token ids (n, sequence_length), int64, of the instances with these numbers, in this order."""
         wanted = np.asarray(indices, dtype=np.int64)
         check_range(wanted, len(self), self.extent())
         rows = np.empty((len(wanted), self.sequence_length), dtype=self.dtype)
@@ -183,6 +172,7 @@ class TokenDataset:
         return len(self._rows)
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        """As `TokenFiles.read`, with PADDING."""
         return self.read_column("input_ids", indices)
 
     def read_column(self, name: str, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
@@ -210,6 +200,9 @@ class TokenDataset:
             if len(row) and place[start : start + len(row)].min() < 0:
                 raise ValueError(f"{where}: {place[start : start + len(row)].min()} is no token")
         return padded
+
+
+TokenSource: TypeAlias = TokenFiles | TokenDataset  # `sequence_length` ids an instance, numbered from 0
 
 
 def open_source(data: DataConfig, sequence_length: int, keep: bool = True) -> TokenSource:
