@@ -47,22 +47,12 @@ def git_state() -> str:
 
 
 def record_start(path: Path, config: TrainConfig, resume_step: int | None) -> None:
-    """Write environment.json: this start of the run, and under `earlier` the starts that it continues, oldest first."""
-    start = _start(config, resume_step)
-    earlier: list[dict[str, Any]] = []
-    if resume_step is not None and path.is_file():
-        with suppress(ValueError):  # an older version may have been killed while writing it
-            before = json.loads(path.read_text(encoding="utf-8"))
-            earlier = [*before.pop("earlier", []), before]
-    write_text(path, json.dumps({**start, "earlier": earlier}, indent=2) + "\n")
-
-
-def _start(config: TrainConfig, resume_step: int | None) -> dict[str, Any]:
-    """One start of a run, on rank 0: what config.yaml does not record."""
+    """Write environment.json on rank 0: what config.yaml does not record of this start of the run, and under `earlier`
+    the starts that it continues, oldest first."""
     import torch  # `environment` alone, as scripts.demo uses it, does not need torch
     import torch.distributed as dist
 
-    return {
+    start = {
         **environment(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
@@ -75,3 +65,9 @@ def _start(config: TrainConfig, resume_step: int | None) -> dict[str, Any]:
         "seed": config.seed,
         "data_seed": config.data_seed,
     }
+    earlier: list[dict[str, Any]] = []
+    if resume_step is not None and path.is_file():
+        with suppress(ValueError):  # an older version may have been killed while writing it
+            before = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*before.pop("earlier", []), before]
+    write_text(path, json.dumps({**start, "earlier": earlier}, indent=2) + "\n")

@@ -67,7 +67,10 @@ class Reporter:
             self._board = event_writer(
                 str(self._files.tensorboard), purge_step=purge_step, flush_secs=_SECONDS_TO_EVENTS
             )
-        changed = _changed(self.folder / "config.yaml", config) if resume_step is not None else []
+        changed: list[str] = []
+        if resume_step is not None:
+            with suppress(ConfigurationError):  # the file is missing, or of another version
+                changed = changed_keys(load(self.folder / "config.yaml"), config)
         config.save(self.folder / "config.yaml")
         record_start(self.folder / "environment.json", config, resume_step)
         self._logfile = _LogFile(self.folder / "train.log")
@@ -175,13 +178,6 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
-
-
-def _changed(saved: Path, config: TrainConfig) -> list[str]:
-    """The keys that define a run and differ from those of its last start."""
-    with suppress(ConfigurationError):  # the file is missing, or of another version
-        return changed_keys(load(saved), config)
-    return []
 
 
 def _is_shown(name: str, metrics: Mapping[str, float]) -> bool:
