@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..net import ATTEMPTS, WORKERS, describe_failure, s3_client
 
 FILES = 4  # at a time, each in WORKERS / FILES parts at a time
-
-Item = TypeVar("Item")
 
 
 class Refused(OSError):
@@ -126,11 +124,11 @@ def _in_parts() -> Any:
     return TransferConfig(max_concurrency=WORKERS // FILES)
 
 
-def _each(work: Callable[[Item], None], items: Iterable[Item], workers: int = FILES) -> None:
-    """Run `work` on all items, several at a time; the first error ends it."""
+def _each(work: Callable[[str], None], names: Iterable[str], workers: int = FILES) -> None:
+    """Run `work` on all names, several at a time; the first error ends it."""
     pool = ThreadPoolExecutor(workers, "remote saves")
     try:
-        for future in [pool.submit(work, item) for item in items]:
+        for future in [pool.submit(work, name) for name in names]:
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)
