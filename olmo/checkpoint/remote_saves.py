@@ -1,20 +1,11 @@
 """Checkpoints and reports of a run, copied to S3 (`remote_save_folder`) and fetched on another machine.
 
-    remote = RemoteSaves("s3://bucket/run", Path("runs/run"))
-    remote.check()                       # raises unless objects can be listed, read, written and deleted there
-    newest = remote.latest()             # the newest complete checkpoint of both places, fetched if it is on S3 only
-    remote.begin(step)                   # of the checkpoint from which the run continues, None for a new run
-    remote.saved(Path("runs/run/step10"))   # a thread does these two, in this order
-    remote.removed("step5")
-    remote.finish()                      # waits; OSError if a checkpoint is not uploaded
-
 A checkpoint's `manifest.json` is uploaded last and deleted first: without it, no checkpoint counts. `config.yaml`,
 by which OLMo recognises complete ones, is next to it in both orders, so that a folder with neither is what a killed
 upload or deletion left, and is deleted. Reports are uploaded before the manifest: beside the checkpoint of step s are
 the metrics of all steps up to s.
 
-If S3 is unreachable, training continues: the log names what could not be uploaded, the next checkpoint's upload tries
-again, and until then nothing is deleted there. What is still missing at the end is an error.
+While an upload is missing, nothing is deleted on S3 (docs/checkpoints.md: what a run does if S3 is unreachable).
 
 OLMo 0.6.0 differs in two points: its `try_load_latest_save` looks into one of the two folders only, and it deletes no
 checkpoints on S3.
@@ -29,7 +20,6 @@ from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from queue import Empty, Queue
 
 from ..exceptions import ConfigurationError
 from ..files.atomic import fsync
@@ -66,7 +56,7 @@ class RemoteSaves:
     def __init__(self, remote: str, save_folder: Path):
         self.folder, self.place = save_folder, RemoteFolder(remote)
         self._thread = ThreadPoolExecutor(1, "remote saves")
-        self._begun: Queue[Future[None]] = Queue()
+        self._begun: list[Future[None]] = []
         self._missing: list[str] = []  # checkpoints to upload, oldest first
         self._doomed: list[str] = []  # checkpoints to delete on S3
         self._tables: dict[str, int] = {}  # sizes of tables that this process has uploaded
@@ -199,23 +189,23 @@ class RemoteSaves:
         Checkpoints that have been deleted locally when their turn comes are skipped. A failed upload is logged, and
         the next call tries again.
         """
-        self._begun.put(self._thread.submit(self._saved, folder))
+        self._begun.append(self._thread.submit(self._saved, folder))
 
     def removed(self, name: str) -> None:
         """Delete a checkpoint on S3, in the thread; while a newer one is not uploaded, later."""
-        self._begun.put(self._thread.submit(self._removed, name))
+        self._begun.append(self._thread.submit(self._removed, name))
 
     def wait(self) -> None:
         """Wait until all that was requested has been done or has failed."""
-        with suppress(Empty):
-            while True:
-                self._begun.get_nowait().result()
+        while self._begun:
+            self._begun.pop(0).result()
 
     def finish(self) -> None:
         """Upload what is still missing, and the last reports; OSError if that fails."""
         self.wait()
-        error = self._thread.submit(self._catch_up).result()
-        if error is not None:
+        try:
+            self._thread.submit(self._catch_up).result()
+        except OSError as error:
             missing = ", ".join(self._missing) or "the last reports"
             raise OSError(
                 f"remote_save_folder: not uploaded: {missing} ({error}); the checkpoints in {self.folder} are intact"
@@ -225,8 +215,9 @@ class RemoteSaves:
 
     def _saved(self, folder: Path) -> None:
         self._missing = [name for name in self._missing if name != folder.name] + [folder.name]
-        error = self._catch_up()
-        if error is not None:
+        try:
+            self._catch_up()
+        except OSError as error:
             missing = ", ".join(self._missing)
             _log.warning("not uploaded: %s (%s); to be tried again with the next checkpoint", missing, error)
 
@@ -236,25 +227,21 @@ class RemoteSaves:
         if not self._missing:
             self._remove_doomed()
 
-    def _catch_up(self) -> OSError | None:
-        """Upload reports and missing checkpoints, the newest first, then delete; returns the error that stopped it."""
-        try:
-            self._upload_reports()
-            for name in reversed(self._missing.copy()):
-                folder, problem = self.folder / name, None
-                try:
-                    if (problem := manifest.problem(folder)) is None:
-                        self._upload(folder)
-                except OSError:
-                    if folder.is_dir():  # else it was deleted meanwhile
-                        raise
-                if problem is not None and folder.is_dir():
+    def _catch_up(self) -> None:
+        """Upload reports and missing checkpoints, the newest first, then delete. Raises OSError if an upload fails."""
+        self._upload_reports()
+        for name in reversed(self._missing.copy()):
+            folder = self.folder / name
+            try:
+                if (problem := manifest.problem(folder)) is None:
+                    self._upload(folder)
+                elif folder.is_dir():
                     _log.warning("damaged checkpoint, not uploaded: %s", problem)
-                self._missing.remove(name)
-        except OSError as error:
-            return error
+            except OSError:
+                if folder.is_dir():  # else it was deleted meanwhile
+                    raise
+            self._missing.remove(name)
         self._remove_doomed()
-        return None
 
     def _upload(self, folder: Path) -> None:
         name, files = folder.name, list(manifest.sizes(folder))
