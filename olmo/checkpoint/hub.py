@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from .weights import model_files
 
@@ -33,16 +32,15 @@ def download(hub_id: str, cache: Path | None = None, weights: bool = True) -> Pa
     Without `weights` it holds the JSON files: configuration and tokenizer. If the hub is unreachable, an earlier
     complete download is used. Raises FileNotFoundError if there is none.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     name, _, revision = hub_id.partition("@")
-    place: dict[str, Any] = {"revision": revision or None, "cache_dir": cache}
     patterns = ["*.json"]
     try:
         if weights:
             files = HfApi().list_repo_files(name, revision=revision or None)
             patterns.append("*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin")
-        return Path(snapshot_download(name, **place, allow_patterns=patterns))
+        return _snapshot(hub_id, cache, patterns)
     except Exception as error:  # the hub's client lets the errors of its HTTP library through
         folder = downloaded(hub_id, cache, weights)
         if folder is not None:
@@ -53,19 +51,20 @@ def download(hub_id: str, cache: Path | None = None, weights: bool = True) -> Pa
 
 def downloaded(hub_id: str, cache: Path | None = None, weights: bool = True) -> Path | None:
     """The folder of a complete earlier `download` in `cache` or the hub's own; None if there is none."""
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = hub_id.partition("@")
     # Newer clients check that a snapshot has all files of the patterns, older ones do not.
     for weight_files in ("*.safetensors", "*.bin"):
-        place: dict[str, Any] = {
-            "cache_dir": cache,
-            "allow_patterns": ["*.json", weight_files if weights else "*.json"],
-        }
         try:
-            folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True, **place))
+            folder = _snapshot(hub_id, cache, ["*.json", *([weight_files] if weights else [])], local_files_only=True)
             if not weights or all(path.is_file() for path in model_files(folder)):
                 return folder
         except (OSError, ValueError):  # not there, a part of it missing, or an index that is none
             continue
     return None
+
+
+def _snapshot(hub_id: str, cache: Path | None, patterns: list[str], local_files_only: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = hub_id.partition("@")
+    place = {"cache_dir": cache, "local_files_only": local_files_only}
+    return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, **place))
