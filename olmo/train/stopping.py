@@ -1,16 +1,9 @@
 """How a run ends before its last step: signals, the time limit, a tag on Weights & Biases, early stopping.
 
-SIGTERM, SIGINT (control-C) and SIGUSR1 (SLURM's warning that a job ends) let the run finish its step, save and end with
-exit status 75. Another signal, or the same one at least a second later, ends the process at once, with 128 + its
-number. (Within a second it may be the same one: torchrun passes on what a job manager sends to all.)
-
-`time_limit` (seconds since the first step), `early_stopping_factor` and the tags of the run on Weights & Biases
-(`cancel`, `canceled`, `cancelled`) are checked every `canceled_check_interval` steps, as in OLMo 0.6.0
-(`Trainer.check_if_cancelled` and `Trainer.fit`). After the time limit or a tag the run saves, and does
-`extra_steps_after_cancel` more steps without evaluating or saving. Early stopping ends it after the warm-up, at a step
-whose loss is more than `early_stopping_factor` times the lowest so far.
-Unlike in OLMo, the lowest loss survives a restart; early stopping is a failure (status 1, there 0), so that no script
-takes the run for a finished one; and tags are requested in the background, with any login, not only WANDB_API_KEY.
+docs/training.md and docs/checkpoints.md describe the effects and exit statuses. Conditions are checked as in OLMo 0.6.0
+(`Trainer.check_if_cancelled` and `Trainer.fit`); early stopping begins after the warm-up. Unlike in OLMo, the lowest
+loss survives a restart; early stopping is a failure (status 1, there 0), so that no script takes the run for a finished
+one; and tags are requested in the background, with any login, not only WANDB_API_KEY.
 """
 
 from __future__ import annotations
@@ -39,7 +32,7 @@ from ..exceptions import Interrupted
 log = logging.getLogger("olmo")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_SAME_SIGNAL = 1.0  # seconds
+_SAME_SIGNAL = 1.0  # seconds in which torchrun passes on what a job manager sends to all
 _TIME_LIMIT, _TAG = 1000, 1001  # larger than the numbers of signals
 _TAGS = {"cancel", "canceled", "cancelled"}
 _PATIENCE = 20  # seconds for each request to Weights & Biases
