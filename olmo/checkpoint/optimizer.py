@@ -74,14 +74,14 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
                 f"{', '.join(kept)}; set reset_optimizer_state"
             )
         for entry, value in found[name].items():
-            shape = weights[name].shape if entry.startswith("exp_avg") else torch.Size()
+            is_moment = entry.startswith("exp_avg")
+            shape = weights[name].shape if is_moment else torch.Size()
             if value.shape != shape or not value.is_floating_point():
                 raise ValueError(
                     f"{where}: {entry} of {name} has shape {tuple(value.shape)} and {value.dtype}, "
                     f"not {tuple(shape)} and floating point; set reset_optimizer_state"
                 )
-        for entry, value in found[name].items():
-            if entry.startswith("exp_avg"):
+            if is_moment:
                 found[name][entry] = shard_like(value, weights[name])
     state["state"] = dict(enumerate(found[name] for name in weights))
     optimizer.load_state_dict(state)

@@ -111,7 +111,7 @@ def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
     if problems:
         raise ConfigurationError(f"{where}: {problems}")
     eos = raw.get("eos_token_id")
-    rope = raw.get("rope_parameters") or {}
+    theta = (raw.get("rope_parameters") or {}).get("rope_theta", raw.get("rope_theta", 10000))
     inner = raw.get("intermediate_size")
     keys = {key: value for key, value in _FIXED[kind].items() if value is not None}
     try:
@@ -121,7 +121,7 @@ def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
             "n_kv_heads": raw.get("num_key_value_heads"),
             "n_layers": raw["num_hidden_layers"],
             "mlp_hidden_size": 2 * inner if isinstance(inner, int) else inner,
-            "rope_theta": _whole(rope.get("rope_theta", raw.get("rope_theta", 10000))),
+            "rope_theta": int(theta) if isinstance(theta, float) and theta.is_integer() else theta,
             "max_sequence_length": raw["max_position_embeddings"],
             "vocab_size": raw["vocab_size"],
             "embedding_size": raw["vocab_size"],
@@ -152,11 +152,6 @@ def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
                 f"{where}: olmo_config.{key} is {getattr(saved, key)}, beside {getattr(config, key)}"
             )
     return saved
-
-
-def _whole(number: Any) -> Any:
-    """A whole number that JSON spells with a fraction of 0; anything else as it is, for the config to judge."""
-    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def _unsupported_keys(raw: Mapping[str, Any]) -> Iterator[str]:

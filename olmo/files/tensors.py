@@ -103,19 +103,17 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
                     raise ValueError("two keys name the same tensor")
                 if mapped:
                     return {name: file.get_tensor(key) for key, name in names.items()}
-            return {name: _copied(path, key) for key, name in names.items()}
+            state = {}
+            for key, name in names.items():
+                with safe_open(path, "pt") as file:  # closed each time, so that its pages do not count twice
+                    state[name] = file.get_tensor(key).clone()
+            return state
         state = _torch_load(path, mapped)
     except Exception as error:  # each library has its own errors for damaged and hostile files
         raise ValueError(f"{path}: damaged or no file of tensors: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path}: expected a flat dictionary of tensors")
     return state
-
-
-def _copied(path: Path, key: str) -> Tensor:
-    """A tensor in memory of its own; closing the file each time keeps its pages from counting twice."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(key).clone()
 
 
 def read_tensor(path: Path) -> Tensor:

@@ -36,7 +36,10 @@ class RunFolder:
         self.path = path
         self.injections, self.tensorboard = path / "injections.jsonl", path / "tensorboard"
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path)
+        try:
+            self._lock = Lock(path / ".lock")
+        except Locked as error:
+            raise ConfigurationError(f"save_folder: another run is writing to {path}") from error
         self._metrics: TextIO | None = None
         checkpoints.delete_leftovers(path)
 
@@ -128,13 +131,6 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror}); checkpoints are intact") from error
-
-
-def _lock(folder: Path) -> Lock:
-    try:
-        return Lock(folder / ".lock")
-    except Locked as error:
-        raise ConfigurationError(f"save_folder: another run is writing to {folder}") from error
 
 
 def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
