@@ -1,14 +1,6 @@
 """The files that a run writes into its `save_folder`, beside checkpoints.
 
-    config.yaml, environment.json, train.log
-    metrics.jsonl           an object a line: `step` and metric names
-    injections.jsonl        an object an injection round: which texts entered which rows
-    probes/step*.parquet    the probes' log-probabilities, a table an evaluation
-    losses/step*.parquet    the loss of each held-out instance, a table an evaluation
-    data-indices/rank*.tsv  the instances of each step, a file a rank
-    tensorboard/            the metrics as events
-
-metrics.jsonl marks a folder that holds a run: no other file is proof of one.
+docs/results.md describes them. metrics.jsonl marks a folder that holds a run: no other file is proof of one.
 """
 
 from __future__ import annotations
