@@ -35,13 +35,16 @@ def distribution_entropy(scores: Tensor) -> Tensor:
 def attention_entropy(
     query: Tensor,
     key: Tensor,
+    value: Tensor,
     attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """- sum_i A_ji log A_ji of every position j (appendix A.3), float32 (B, H, T), in blocks of queries.
 
-    query (B, H, T, C), key (B, K, T, C) and the other arguments as in scaled_dot_product_attention.
+    The arguments are those of scaled_dot_product_attention: query (B, H, T, C), key (B, K, T, C).
     """
     batch, heads, length, size = query.shape
     groups = heads // key.shape[1]
@@ -72,21 +75,8 @@ class AttentionWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            self.calls.append(_entropy_of_call(*args, **(kwargs or {})))
+            self.calls.append(attention_entropy(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
-
-
-def _entropy_of_call(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    return attention_entropy(query, key, attn_mask, is_causal, scale)
 
 
 def next_token_entropy(model: nn.Module, output: Tensor) -> Tensor:

@@ -104,12 +104,11 @@ def test_attention_entropy_in_blocks(monkeypatch: pytest.MonkeyPatch, at_once: i
     scores = query.double() @ key.repeat_interleave(2, 1).double().transpose(-1, -2) * 0.3
     expected = entropy_of((scores + added.double()).softmax(-1))
     mask = {"bool": seen, "float": added}.get(given)
-    found = attention_entropy(query, key, mask, given == "causal", 0.3)
+    found = attention_entropy(query, key, key, mask, is_causal=given == "causal", scale=0.3)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        attention_entropy(query, key, is_causal=True), attention_entropy(query, key, is_causal=True, scale=0.5)
-    )
+    plain, scaled = (attention_entropy(query, key, key, is_causal=True, **how) for how in ({}, {"scale": 0.5}))
+    torch.testing.assert_close(plain, scaled)
 
 
 # --- in models ---------------------------------------------------------------------------------------------------
