@@ -27,16 +27,13 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser, several: bool) -> None
     which = parser.add_mutually_exclusive_group(required=True)
     many: dict[str, Any] = {"nargs": "+"} if several else {}
     steps = "steps of the official run, or `all`" if several else "a step of the official run"
-    which.add_argument("--step", type=_step if several else int, **many, help=f"{steps}, in checkpoints/pretrained_1B/")
+    which.add_argument("--step", type=step if several else int, **many, help=f"{steps}, in checkpoints/pretrained_1B/")
     which.add_argument("--checkpoint", **many, help="folder, glob, or hub id with @revision")
     parser.add_argument("--model_size", choices=sorted(FOLDERS), default="1B", help="of --step")
 
 
-def _step(text: str) -> int | str:
+def step(text: str) -> int | str:  # argparse names it in its error
     return text if text == "all" else int(text)
-
-
-_step.__name__ = "step"  # argparse names it in its error
 
 
 def checkpoint_folders(step: int | None, model_size: str, named: Sequence[str]) -> list[Path]:
