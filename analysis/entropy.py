@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     for folder in locations:
         if isinstance(folder, Path):
             instances.check_tokenizer(folder)
-    series = Series.of(locations, args.output) if len(locations) > 1 else None
+    series = Series(locations, args.output) if len(locations) > 1 else None
     disable_malloc_trim()
     device = pick_device(args.device)
     how = (args.coefficient, args.precision, args.measures, args.tolerance, args.batch_size)

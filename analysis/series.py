@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,39 +93,37 @@ def gather(files: Sequence[Path]) -> dict[str, Any]:
     A row has H and its parts, `name`, `tokens` (or None), and the paired differences of H `from_previous`,
     `from_first` and `from_last`: `value` and `standard_error`, or None if there is no such pair.
     """
-    results = [(file, read_result(file)) for file in files]
-    if all(result["checkpoint"]["step"] >= 0 for _, result in results):
-        results.sort(key=lambda pair: pair[1]["checkpoint"]["step"])
-    names = [Path(result["checkpoint"]["path"]).name for _, result in results]
+    read = [(read_result(file), file) for file in files]
+    if all(result["checkpoint"]["step"] >= 0 for result, _ in read):
+        read.sort(key=lambda pair: pair[0]["checkpoint"]["step"])
+    results, files = zip(*read)
+    names = [Path(result["checkpoint"]["path"]).name for result in results]
     if len(set(names)) < len(names):
-        names = [result["checkpoint"]["path"] for _, result in results]
-    (_, first), (_, last) = results[0], results[-1]
-    rows, refused = [], []
-    for number, (name, (_, result)) in enumerate(zip(names, results)):
-        previous = results[max(number - 1, 0)][1]
-        rows.append(
-            {
-                "name": name,
-                "tokens": result["checkpoint"].get("tokens"),
-                **{key: result[key] for key in _KEPT},
-                "precision": result.get("precision"),
-                "from_previous": _difference(previous, result),
-                "from_first": _difference(first, result),
-                "from_last": _difference(last, result),
-            }
-        )
-        if (reason := why_not_paired(first, result)) is not None:
-            refused.append(f"{name}: {reason}")
+        names = [result["checkpoint"]["path"] for result in results]
+    rows = [
+        {
+            "name": name,
+            "tokens": result["checkpoint"].get("tokens"),
+            **{key: result[key] for key in _KEPT},
+            "precision": result.get("precision"),
+            "from_previous": _difference(previous, result),
+            "from_first": _difference(results[0], result),
+            "from_last": _difference(results[-1], result),
+        }
+        for name, result, previous in zip(names, results, (results[0], *results))
+    ]
+    reasons = [(name, why_not_paired(results[0], result)) for name, result in zip(names, results)]
+    refused = "; ".join(f"{name}: {reason}" for name, reason in reasons if reason)
+    chosen = sorted({0, len(files) // 2, len(files) - 1})
     return {
         "rows": rows,
-        "not_paired": f"not paired with {names[0]}: {'; '.join(refused)}" if refused else None,
-        "distributions": _distributions([(name, file) for name, (file, _) in zip(names, results)]),
+        "not_paired": f"not paired with {names[0]}: {refused}" if refused else None,
+        "distributions": _distributions([(names[i], files[i].with_name(COEFFICIENTS_FILE)) for i in chosen]),
     }
 
 
-def _distributions(named: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
-    chosen = sorted({0, len(named) // 2, len(named) - 1})
-    files = [(named[i][0], named[i][1].with_name(COEFFICIENTS_FILE)) for i in chosen]
+def _distributions(files: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
+    """Sorted shares of the coefficients, with the names of the checkpoints; none where a file is missing."""
     if not all(file.is_file() for _, file in files):
         return []
     ranks = np.linspace(0, 1, POINTS)
@@ -185,21 +182,16 @@ def draw(series: dict[str, Any], folder: Path) -> None:
     figures.save_series(series, folder)
 
 
-@dataclass
 class Series:
-    """The results of one command, written again with each new one; `folder` is None if they have none in common."""
+    """The results of one command, written again with each new one: to `output`, or to the folder that contains all
+    checkpoints, if there is one. Raises OSError if that cannot be written."""
 
-    folder: Path | None
-    files: list[Path] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, locations: Sequence[Location], output: Path | None) -> Series:
-        """In `output`, or in the folder that contains all checkpoints. Raises OSError if that cannot be written."""
+    def __init__(self, locations: Sequence[Location], output: Path | None):
         parents = {Path(location).absolute().parent for location in locations}
-        folder = output or (parents.pop() if len(parents) == 1 else None)
-        if folder is not None:
-            check_writable(folder)
-        return cls(folder)
+        self.files: list[Path] = []
+        self.folder = output or (parents.pop() if len(parents) == 1 else None)
+        if self.folder is not None:
+            check_writable(self.folder)
 
     def add(self, result_folder: Path, new: bool) -> None:
         """Add a result; a `new` one is written to the series at once, in case the command is killed."""
