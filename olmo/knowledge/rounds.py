@@ -37,13 +37,13 @@ def build_rounds(settings: Mapping[str, Sequence[Entry]], rounds: int, encode: E
         raise ConfigurationError(f"injection.rounds: {len(once)} once entries do not divide into {rounds} rounds")
     for number, entry in enumerate(once):
         wordings[number * rounds // len(once)].append((f"once/{number}", entry.train_context))
-    return tuple(
-        tuple(
-            Text(name, (*ids, eos_token_id), wording)
-            for (name, wording), ids in zip(texts, encode([wording for _, wording in texts]))
-        )
-        for texts in wordings
-    )
+    return tuple(_texts(named, encode, eos_token_id) for named in wordings)
+
+
+def _texts(named: Sequence[tuple[str, str]], encode: Encode, eos_token_id: int) -> tuple[Text, ...]:
+    """The texts of (name, wording) pairs."""
+    ids = encode([wording for _, wording in named])
+    return tuple(Text(name, (*tokens, eos_token_id), wording) for (name, wording), tokens in zip(named, ids))
 
 
 def with_names(rounds: Rounds, settings: Mapping[str, Sequence[Entry]], encode: Encode, eos_token_id: int) -> Rounds:
@@ -52,20 +52,16 @@ def with_names(rounds: Rounds, settings: Mapping[str, Sequence[Entry]], encode: 
     A text is recognized by its tokens, EOS included; a text of two entries gets the name of the first, a text of none
     keeps its name.
     """
-    known: dict[tuple[int, ...], tuple[str, str]] = {}
-    for setting, entries in settings.items():
-        wordings = [
-            (f"{setting}/{number}", wording)
-            for number, entry in enumerate(entries)
-            for wording in (entry.train_context, *entry.paraphrases)
-        ]
-        for named, ids in zip(wordings, encode([wording for _, wording in wordings])):
-            known.setdefault((*ids, eos_token_id), named)
-
-    def renamed(text: Text) -> Text:
-        if not text.entry.startswith("map/") or text.input_ids not in known:
-            return text
-        name, wording = known[text.input_ids]
-        return Text(name, text.input_ids, wording)
-
-    return tuple(tuple(map(renamed, texts)) for texts in rounds)
+    named = [
+        (f"{setting}/{number}", wording)
+        for setting, entries in settings.items()
+        for number, entry in enumerate(entries)
+        for wording in (entry.train_context, *entry.paraphrases)
+    ]
+    known: dict[tuple[int, ...], Text] = {}
+    for text in _texts(named, encode, eos_token_id):
+        known.setdefault(text.input_ids, text)
+    return tuple(
+        tuple(known.get(text.input_ids, text) if text.entry.startswith("map/") else text for text in texts)
+        for texts in rounds
+    )
