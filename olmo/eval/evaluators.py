@@ -48,7 +48,11 @@ class Evaluators:
 
     def _prepare(self, evaluator: EvaluatorConfig, tokenizer: Tokenizer | None) -> None:
         if evaluator.type == "downstream":
-            self.tasks.append((evaluator, self._task(evaluator)))
+            task = DownstreamTask(evaluator.label, self.config)
+            if (limit := self._limit(evaluator)) is not None:
+                task.limit(limit)
+            task.check()
+            self.tasks.append((evaluator, task))
         elif evaluator.type == "knowledge_entropy":
             self.entropies.append((evaluator, EntropyBatch(evaluator, self.config, self._limit(evaluator))))
         elif evaluator.data.dataset_path:
@@ -58,13 +62,6 @@ class Evaluators:
             for label, paths in _token_files(evaluator).items():
                 source = TokenFiles(paths, self.length, evaluator.data.memmap_dtype)
                 self.sources.append((evaluator, label, source))
-
-    def _task(self, evaluator: EvaluatorConfig) -> DownstreamTask:
-        task, limit = DownstreamTask(evaluator.label, self.config), self._limit(evaluator)
-        if limit is not None:
-            task.limit(limit)
-        task.check()
-        return task
 
     def _batch_size(self, evaluator: EvaluatorConfig) -> int:
         return evaluator.device_eval_batch_size or self.config.device_eval_batch_size
