@@ -3,16 +3,10 @@
     python -m analysis.acquisition RUN [RUN ...] [--output DIR]
     python -m analysis.acquisition DIR/acquisition.json [--output DIR]      table and figures anew
 
-K(theta): mean over entries of the mean over their probes of the target's log-probability. A and F in percent:
-A = (K(after) - K(before)) / |K(before)|, positive when knowledge was acquired; F = -(P(after) - P(before)) / P(before),
-positive when downstream accuracy was lost. P: mean accuracy over six tasks. Beside F: the rise of held-out losses. A
-run that started from resuscitated weights gets A against these and against the original weights; only K(after)
-compares end states. From probes scored around injections (probing windows) also Chang et al.'s effectivity,
-retainability and decay constant a, positive when knowledge decays: analysis/dynamics.py.
-
-Intervals are 95 % percentile bootstrap intervals over entries (K, A, effectivity, a), instances (losses) and tasks (P,
-F); further runs are compared with the first one on the same draws. An interval over six tasks is rough, and covers
-another choice of tasks, not of questions.
+Prints K, A, P, F, the rise of held-out losses and, from probes scored around injections, effectivity and the decay
+constant a, each with a 95 % interval: docs/results.md defines them. Further runs are compared with the first one on the
+same draws. A run that started from resuscitated weights gets A against these and against the original weights; only
+K(after) compares end states.
 
 Also reads a run in progress: `after` is then its newest evaluation of all probes, and losses and accuracies are the
 newest ones up to it.

@@ -49,10 +49,7 @@ class ProbeTable:
     def columns(self) -> dict[str, Any]:
         """As columns of a Parquet table."""
         return {
-            "setting": [p.setting for p in self.probes],
-            "entry": [p.entry for p in self.probes],
-            "kind": [p.kind for p in self.probes],
-            "index": [p.index for p in self.probes],
+            **{name: [getattr(p, name) for p in self.probes] for name in ("setting", "entry", "kind", "index")},
             "tokens": self.tokens,
             "sum_log_prob": self.sum_log_prob,
             "mean_log_prob": self.mean_log_prob,
@@ -173,11 +170,9 @@ def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str
     eval/{label}/exact_match: share of probes whose whole target greedy decoding gives.
     eval/K, eval/K_{setting}: K(theta), the mean over entries of the mean over their probes.
 
-    The published trainer (kaistAI/Knowledge-Entropy, `eval_batch` of olmo/train.py) takes the cross-entropy of all
-    T - 1 predictions of a padded batch, 0 where the target is masked, and passes the mean of each row to a torchmetrics
-    `MeanMetric` (olmo/eval/evaluator.py): every probe has the same weight, also in a smaller last batch. The value here
-    is that of its single process. With W processes its sampler gives probes r, r + W, ... to rank r and repeats the
-    first ones if they do not divide, so that its value depends on W; ours does not.
+    The published variant (kaistAI/Knowledge-Entropy, `eval_batch` of olmo/train.py) weights every probe alike, also in
+    a smaller last batch. The value here is that of its single process (docs/differences.md): with several, its sampler
+    repeats the first probes if they do not divide.
     """
     labels = np.array([f"{p.setting}_{p.kind}" for p in table.probes])
     settings = np.array([p.setting if p.kind != PARAGRAPH else "" for p in table.probes])

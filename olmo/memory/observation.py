@@ -88,10 +88,9 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     coefficient "relu": relu(gate) * up with negatives set to 0 (appendix A.2); of a plain MLP the input of the
     second projection with negatives set to 0.
 
-    A mixture of experts writes sum_e w_e * V_e c_e. Its memories are those of all experts, in the experts' order,
-    then those of a shared expert. A memory's coefficient is w_e * c_e, the router's weight times the expert's own
-    coefficient; it is 0 for a token that is not routed to expert e. A shared expert's w_e is 1 or its sigmoid. c_e of
-    routed experts is computed a second time, because transformers' fused implementations do not expose it.
+    The memories of a mixture of experts (docs/entropy.md) are those of all experts, in the experts' order, then those
+    of a shared expert, whose w_e is 1 or its sigmoid. c_e of routed experts is computed a second time, because
+    transformers' fused implementations do not expose it.
 
     Raises ValueError where the memories cannot be found (`find_memories`) and, for relu, where they are no product of a
     gate's activation and another factor.
