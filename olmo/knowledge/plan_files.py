@@ -125,12 +125,9 @@ def _check_header(raw: Any, path: Path) -> None:
         raise ValueError(f"{path}: not an injection plan; its 'format' is not {FORMAT!r}")
     if raw.get("version") != VERSION:
         raise ValueError(f"{path}: version {raw.get('version')!r} of the format, this program reads version {VERSION}")
-    for key in _KEYS:
-        if key not in raw:
-            raise ValueError(f"{path}: '{key}' is missing")
-    for key in raw:
-        if key not in _KEYS:
-            raise ValueError(f"{path}: unknown key '{key}'")
+    for key in (*_KEYS, *raw):
+        if key not in raw or key not in _KEYS:
+            raise ValueError(f"{path}: '{key}' is missing" if key not in raw else f"{path}: unknown key '{key}'")
 
 
 def _plan_of(raw: Any, path: Path) -> PlanFile:

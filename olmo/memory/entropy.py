@@ -85,9 +85,6 @@ class GroupedMeans:
 class CoefficientAverages(GroupedMeans):
     """Average coefficients Cbar (L, M), whose statistic is H^l (L,), a function of the mean."""
 
-    def __init__(self, layers: int, memories: int):
-        super().__init__(layers, memories)
-
     def leave_one_out(self) -> NDArray[np.float64]:
         """H^l without group g, (G, L)."""
         return np.array([layer_entropy(average) for average in self._without_each()]).reshape(-1, self.sums.shape[1])

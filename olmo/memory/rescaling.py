@@ -44,12 +44,10 @@ def load_multipliers(path: Path) -> Multipliers:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("resuscitation", "null"))
             values, selected = file.get_tensor("multipliers"), file.get_tensor("selected")
+        if not isinstance(about, dict):
+            raise ValueError("no 'resuscitation' in its header")
     except Exception as error:  # safetensors raises its own error type for files it cannot read
         raise ValueError(f"{path}: not a multiplier file of analysis.change_parameters: {error}") from error
-    if not isinstance(about, dict):
-        raise ValueError(
-            f"{path}: not a multiplier file of analysis.change_parameters: no 'resuscitation' in its header"
-        )
     if values.ndim != 2 or values.shape != selected.shape or not torch.isfinite(values).all():
         raise ValueError(f"{path}: multipliers must be finite, one row a layer")
     return Multipliers(values.float(), selected.bool(), about)

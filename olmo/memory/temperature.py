@@ -48,7 +48,8 @@ class Temperatures:
                     f"model.temperature_MLP: {path} must hold positive numbers of shape {wanted}, "
                     f"found shape {tuple(memories.shape)}"
                 )
-        return cls(attention, memories, config.temperature_decay is not False)._without_ones()
+            memories = None if (memories == 1.0).all() else memories
+        return cls(None if attention == 1.0 else attention, memories, config.temperature_decay is not False)
 
     def at(self, done: float) -> Temperatures:
         """The temperatures after a fraction `done` of the run."""
@@ -64,11 +65,6 @@ class Temperatures:
     def to(self, device: torch.device) -> Temperatures:
         """The same with the divisors on a device, where `at` then computes."""
         return self if self.memories is None else replace(self, memories=self.memories.to(device))
-
-    def _without_ones(self) -> Temperatures:
-        attention = None if self.attention == 1.0 else self.attention
-        memories = None if self.memories is None or (self.memories == 1.0).all() else self.memories
-        return replace(self, attention=attention, memories=memories)
 
     def __bool__(self) -> bool:
         return self.attention is not None or self.memories is not None
