@@ -44,10 +44,6 @@ def _accuracies(runs: Sequence[Run]) -> list[Values] | None:
 # --- statistics of their means ---
 
 
-def _itself(mean: Any) -> Any:
-    return mean
-
-
 def _lost(before: Any, after: Any) -> Any:
     return -percent_change(before, after)
 
@@ -56,16 +52,12 @@ def _difference_of_changes(before: Any, after: Any, other_before: Any, other_aft
     return percent_change(other_before, other_after) - percent_change(before, after)
 
 
-def _difference_of_ends(before: Any, after: Any, other_before: Any, other_after: Any) -> Any:
-    return other_after - after
-
-
 # --- runs ---
 
 
 def knowledge(run: Run, which: str, setting: str | None = None, kind: str | None = None) -> Estimate:
     """K `before` or `after`."""
-    return bootstrap([getattr(run, which).entries(setting, kind)[None]], _itself, strata(run, setting, kind))
+    return bootstrap([getattr(run, which).entries(setting, kind)[None]], lambda mean: mean, strata(run, setting, kind))
 
 
 def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Estimate:
@@ -105,8 +97,8 @@ def forgotten(runs: Sequence[Run]) -> dict[str, Any] | None:
         return None
     known = all(t in run.chance for run in runs for t in TASKS)
     return {
-        "P_before": bootstrap(columns[:1], _itself).as_json(),
-        "P_after": bootstrap(columns[1:], _itself).as_json(),
+        "P_before": bootstrap(columns[:1], lambda mean: mean).as_json(),
+        "P_after": bootstrap(columns[1:], lambda mean: mean).as_json(),
         "P_chance": float(np.mean([run.chance[t] for run in runs for t in TASKS])) if known else None,
         "F": bootstrap(columns, _lost).as_json(),
     }
@@ -125,7 +117,7 @@ def compare(
     columns, sizes = [*_entries(one, setting, kind), *_entries(other, setting, kind)], strata(one[0], setting, kind)
     return {
         "A": bootstrap(columns, _difference_of_changes, sizes),
-        "K_after": bootstrap(columns, _difference_of_ends, sizes),
+        "K_after": bootstrap(columns, lambda before, after, other_before, other_after: other_after - after, sizes),
     }
 
 

@@ -81,18 +81,12 @@ def _summary(runs: Sequence[Run]) -> dict[str, Any]:
             for task in TASKS
             if task in first.accuracy_before
         },
-        "curve": mean_curve(runs),
+        "curve": [
+            {"step": step, **{name: _mean(run.curve[place][1][name] for run in runs) for name in metrics}}
+            for place, (step, metrics) in enumerate(first.curve)
+        ],
         "injections": first.injections,
     }
-
-
-def mean_curve(runs: Sequence[Run]) -> list[dict[str, float]]:
-    """The K metrics at every evaluation, mean over seeds."""
-    points = []
-    for position, (step, first) in enumerate(runs[0].curve):
-        at_step = [run.curve[position][1] for run in runs]
-        points.append({"step": step, **{name: _mean(metrics[name] for metrics in at_step) for name in first}})
-    return points
 
 
 def _mean(values: Iterable[float]) -> float:
