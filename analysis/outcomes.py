@@ -30,7 +30,7 @@ def _entries(runs: Sequence[Run], setting: str | None, kind: str | None) -> list
 
 
 def _losses(runs: Sequence[Run], label: str) -> list[Values]:
-    return [np.stack([getattr(run, n)[label] for run in runs]) for n in ("losses_before", "losses_after")]
+    return [np.stack([run.losses[label][place][1] for run in runs]) for place in (0, 1)]
 
 
 def _accuracies(runs: Sequence[Run]) -> list[Values] | None:

@@ -36,9 +36,7 @@ class Run:
     before: Knowledge
     after: Knowledge
     original: Knowledge | None  # the weights before resuscitation
-    losses_before: dict[str, Values]  # label -> loss of each held-out instance
-    losses_after: dict[str, Values]
-    loss_steps: dict[str, tuple[int, int]]  # label -> steps before and after
+    losses: dict[str, list[tuple[int, Values]]]  # label -> step and loss of each held-out instance, before and after
     accuracy_before: dict[str, float]  # task -> accuracy
     accuracy_after: dict[str, float]
     accuracy_steps: tuple[int, int] | None  # steps before and after
@@ -151,7 +149,6 @@ def read_run(folder: Path) -> Run:
     if last is None:
         raise ValueError(f"{folder}: no evaluation after step {probes.steps[first]} has the same probes")
     first_step, step = int(probes.steps[first]), int(probes.steps[last])
-    losses = _losses(folder, step)
     accuracy, chance = _downstream(lines, step)
     accuracy_before = accuracy[min(accuracy)] if accuracy else {}
     comparable = [s for s in accuracy if s > min(accuracy) and accuracy_before.keys() <= accuracy[s].keys()]
@@ -164,9 +161,7 @@ def read_run(folder: Path) -> Run:
         probes.knowledge(first),
         probes.knowledge(last),
         read_knowledge(original) if original.is_file() else None,
-        {label: before for label, ((_, before), _) in losses.items()},
-        {label: after for label, (_, (_, after)) in losses.items()},
-        {label: (pair[0][0], pair[1][0]) for label, pair in losses.items()},
+        _losses(folder, step),
         accuracy_before,
         accuracy[max(comparable)] if comparable else {},
         (min(accuracy), max(comparable)) if comparable else None,

@@ -70,7 +70,7 @@ def _summary(runs: Sequence[Run]) -> dict[str, Any]:
         "A": acquired(runs).as_json(),
         "A_per_seed": [acquired([run]).value for run in runs],
         **acquired_in_parts(runs),
-        "loss_rise": {label: loss_rise(runs, label).as_json() for label in first.losses_before},
+        "loss_rise": {label: loss_rise(runs, label).as_json() for label in first.losses},
         "downstream": forgotten(runs),
         "accuracy": {
             task: {

@@ -71,8 +71,8 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
             }
             for s, k in run.before.sums
         },
-        "loss_rise": {label: loss_rise([run], label).as_json() for label in run.losses_before},
-        "loss_steps": {label: list(steps) for label, steps in run.loss_steps.items()},
+        "loss_rise": {label: loss_rise([run], label).as_json() for label in run.losses},
+        "loss_steps": {label: [step for step, _ in pair] for label, pair in run.losses.items()},
         "downstream": forgotten([run]),
         "downstream_steps": None if run.accuracy_steps is None else list(run.accuracy_steps),
         "accuracy_before": run.accuracy_before,
@@ -88,7 +88,7 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
 def _comparison(one: Run, first: Dynamics | None, other: Run, second: Dynamics | None) -> dict[str, Any]:
     """Paired differences, `other` minus `one`, of everything that both have."""
     f = compare_forgotten([one], [other])
-    labels = [k for k in one.losses_before if len(other.losses_before.get(k, ())) == len(one.losses_before[k])]
+    labels = [k for k in one.losses if k in other.losses and len(other.losses[k][0][1]) == len(one.losses[k][0][1])]
     same_probes = first is not None and second is not None and first.probes.same(second.probes)
     return {
         "from": one.name,

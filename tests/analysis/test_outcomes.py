@@ -187,7 +187,7 @@ def test_loss_rise_equals_a_direct_computation(tmp_path):
     run = read_run(write_run(tmp_path / "run", tables, losses))
     assert loss_rise([run], "general").value == pytest.approx(10.0)  # 0.5 of 5
     assert loss_rise([run], "science").value == pytest.approx(-100 / 6)
-    assert set(run.losses_before) == {"general", "science"}
+    assert set(run.losses) == {"general", "science"}
 
 
 # --- differences --------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_reads_what_the_trainer_writes(tmp_path):
     reporter.close()
     run = read_run(tmp_path / "run")
     assert [k.entries().tolist() for k in (run.original, run.before, run.after)] == [[-4.0] * 4, [-5.0] * 4, [-3.0] * 4]
-    assert [run.losses_before["general"].tolist(), run.losses_after["general"].tolist()] == [[3.5, 4.5], [3.7, 4.7]]
+    assert [(step, losses.tolist()) for step, losses in run.losses["general"]] == [(0, [3.5, 4.5]), (20, [3.7, 4.7])]
     assert run.injections == [10] and run.encounters is None
     assert [(step, values["K"]) for step, values in run.curve] == [(0, -5.0), (20, -3.0)]
     assert (run.accuracy_before, run.accuracy_after, run.chance) == ({"sciq": 0.5}, {"sciq": 0.5}, {"sciq": 0.25})
@@ -74,7 +74,7 @@ def test_an_evaluation_of_some_probes_is_not_compared_with_one_of_all(tmp_path):
 def test_losses_that_the_newest_evaluation_lacks_are_left_out(tmp_path):
     tables = {0: probe_table(BEFORE), 20: probe_table(AFTER)}
     losses = {0: {"general": [4.0, 5.0], "rare": [1.0]}, 20: {"general": [4.5, 5.5]}}
-    assert set(read_run(write_run(tmp_path / "run", tables, losses)).losses_after) == {"general"}
+    assert set(read_run(write_run(tmp_path / "run", tables, losses)).losses) == {"general"}
 
 
 def test_tables_of_pandas_are_tables_of_the_trainer(tmp_path):
@@ -100,8 +100,11 @@ def test_losses_and_accuracies_are_the_newest_up_to_the_newest_probes(tmp_path):
     run = read_run(folder)
     assert (run.first_step, run.step) == (0, 22)
     assert run.after.entries()[0] == pytest.approx(-6.8)
-    assert run.loss_steps == {"general": (0, 10), "rare": (0, 5)}
-    assert run.losses_after["general"].tolist() == [14.0, 15.0] and run.losses_after["rare"].tolist() == [1.0]
+    assert {label: [step for step, _ in pair] for label, pair in run.losses.items()} == {
+        "general": [0, 10],
+        "rare": [0, 5],
+    }
+    assert run.losses["general"][1][1].tolist() == [14.0, 15.0] and run.losses["rare"][1][1].tolist() == [1.0]
     assert run.accuracy_steps == (0, 10)
     assert run.accuracy_after == dict.fromkeys(TASKS, 0.4)
     assert [step for step, _ in run.curve] == [0, 10, 19, 20, 21, 22]
@@ -110,7 +113,8 @@ def test_losses_and_accuracies_are_the_newest_up_to_the_newest_probes(tmp_path):
 def test_losses_of_other_instances_are_not_compared(tmp_path):
     tables = {0: probe_table(BEFORE), 20: probe_table(AFTER)}
     losses = {0: {"general": [4.0, 5.0]}, 10: {"general": [4.5, 5.5]}, 20: {"general": [4.0]}}
-    assert read_run(write_run(tmp_path / "run", tables, losses)).loss_steps == {"general": (0, 10)}
+    [(label, pair)] = read_run(write_run(tmp_path / "run", tables, losses)).losses.items()
+    assert label == "general" and [step for step, _ in pair] == [0, 10]
 
 
 def test_all_probes_of_all_tables_by_step(tmp_path):
