@@ -6,7 +6,7 @@ M memories of a layer, E experts of a layer, N tokens of one expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -39,13 +39,13 @@ class Observation:
         self.shape: torch.Size | None = None
         self.ends_early = True  # the forward pass of a model that is not ours, at the last coefficient
         self.compiled = False  # the layers of our own model, for `abs`; worth its minute on a GPU
-        self._means: list[Tensor | None] = [None] * (layers * parts)  # float32 (B, M)
+        self.of_parts: list[Tensor | None] = [None] * (layers * parts)  # float32 (B, M)
 
     def record(self, part: int, coefficients: Tensor) -> None:
         """Reduce C (B, T, M) or (B T, M), non-negative or signed-for-abs, to its mean over tokens, float32 (B, M)."""
         if coefficients.ndim == 2 and self.shape is not None:
             coefficients = coefficients.unflatten(0, self.shape)
-        self._means[part] = token_means(coefficients, self.mask)
+        self.of_parts[part] = token_means(coefficients, self.mask)
 
     def record_routed(self, part: int, coefficients: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Reduce, expert by expert, the positions in the flattened batch of its tokens (N,) and their C (N, M) to means
@@ -61,22 +61,18 @@ class Observation:
             # A product of matrices, unlike index_add_, gives the same sum every time on a GPU too.
             owner = torch.arange(instances, device=tokens.device)[:, None] == tokens // length
             means.append(owner.float() @ values)
-        self._means[part] = torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True))
-
-    def take(self, means: Sequence[Tensor]) -> None:
-        """The means of all layers, float32 (B, M) each, from `olmo/memory/forward.py`."""
-        self._means = list(means)
+        self.of_parts[part] = torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True))
 
     def stop_after(self, part: int) -> None:
         """End the forward pass after the last part; if layers have several parts, their order is not known."""
-        if self.ends_early and self.parts == 1 and part == len(self._means) - 1:
+        if self.ends_early and self.parts == 1 and part == len(self.of_parts) - 1:
             raise _LastCoefficientSeen
 
     @property
     def means(self) -> Tensor:
         """1/T_n sum_j C[n, j, i] of every layer, float32 (B, L, M)."""
-        assert all(m is not None for m in self._means), "no forward pass yet"
-        means = [m for m in self._means if m is not None]
+        means = [m for m in self.of_parts if m is not None]
+        assert len(means) == len(self.of_parts), "no forward pass yet"
         return torch.stack([torch.cat(means[i : i + self.parts], 1) for i in range(0, len(means), self.parts)], dim=1)
 
 
@@ -197,9 +193,9 @@ def instance_means(model: nn.Module, observation: Observation, input_ids: Tensor
     observation.mask, observation.shape = mask, input_ids.shape
     if isinstance(model, OLMo):
         if observation.compiled and observation.coefficient == "abs":
-            observation.take(compiled_means(model, input_ids, mask))
+            observation.of_parts[:] = compiled_means(model, input_ids, mask)
         else:
-            observation.take(means_in_pieces(model, input_ids, mask, observation.coefficient))
+            observation.of_parts[:] = means_in_pieces(model, input_ids, mask, observation.coefficient)
     else:
         with suppress(_LastCoefficientSeen):
             model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
