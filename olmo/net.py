@@ -17,7 +17,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -200,19 +200,15 @@ class S3Client:
         try:
             try:
                 if byte_range is None:
-                    answer, body = self.client.head_object(Bucket=bucket, Key=key), None
+                    answer = self.client.head_object(Bucket=bucket, Key=key)
                 else:
                     answer = self.client.get_object(Bucket=bucket, Key=key, Range=byte_range)
-                    body = answer["Body"]
             except ClientError as error:
-                answer, body = error.response, None
+                answer = error.response
             about = answer["ResponseMetadata"]
-            try:
-                headers = {name.lower(): value for name, value in about.get("HTTPHeaders", {}).items()}
+            headers = {name.lower(): value for name, value in about.get("HTTPHeaders", {}).items()}
+            with closing(answer["Body"]) if "Body" in answer else nullcontext() as body:
                 yield Response(about["HTTPStatusCode"], headers, body.iter_chunks(2**20) if body else iter(()))
-            finally:
-                if body is not None:
-                    body.close()
         except (ConnectionError, HTTPClientError, IncompleteReadError) as error:
             raise TransferInterrupted(describe_failure(error)) from error
         except BotoCoreError as error:
