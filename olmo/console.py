@@ -98,11 +98,8 @@ class _Bars:
 
     def __init__(self) -> None:
         self._display: Display | None = None
-        self._tasks: dict[Progress, TaskID] = {}
+        self.tasks: dict[Progress, TaskID] = {}
         self._lock = threading.RLock()
-
-    def __len__(self) -> int:
-        return len(self._tasks)
 
     def draw(self, progress: Progress) -> None:
         """Show a bar, or draw it anew."""
@@ -110,21 +107,19 @@ class _Bars:
         with self._lock, suppress(OSError):
             if self._display is None:
                 self._display = _start_display()
-            if progress not in self._tasks:
-                self._tasks[progress] = self._display.add_task("", total=progress.total)
-            self._display.update(
-                self._tasks[progress], completed=progress.done, description=str(progress), refresh=True
-            )
+            if progress not in self.tasks:
+                self.tasks[progress] = self._display.add_task("", total=progress.total)
+            self._display.update(self.tasks[progress], completed=progress.done, description=str(progress), refresh=True)
 
     def remove(self, progress: Progress) -> None:
         with self._lock, suppress(OSError):
-            display, is_last = self._display, list(self._tasks) == [progress]
+            display, is_last = self._display, list(self.tasks) == [progress]
             try:
                 if display is not None and is_last:  # stop() draws the bar once more, then erases it
                     self._display = None
                     display.stop()
             finally:
-                task = self._tasks.pop(progress, None)
+                task = self.tasks.pop(progress, None)
             if task is not None and self._display is not None:
                 self._display.remove_task(task)
                 self._display.refresh()
@@ -167,5 +162,5 @@ def above_bars(message: str) -> str:
 
     Rich moves the cursor up by as many lines as there are bars, and erases from there.
     """
-    bars = len(_bars)
+    bars = len(_bars.tasks)
     return ("\n" if bars else "") + message + "\n" * max(bars, 1)
