@@ -206,13 +206,11 @@ class RemoteFiles:
         self._making = threading.Lock()
         self._described = self.cache / f"{DIGEST(json.dumps(list(urls)).encode()).hexdigest()[:32]}.sizes"
         with _lock(self._described):
-            self.files = (None if fresh else self._known(urls)) or self._describe(urls)
+            known = None if fresh else _load(self._described)
+            # URLs are not written to the cache, only hashed in its name: they may contain a signature.
+            kept = [] if known is None else [File(url, *about) for url, about in zip(urls, json.loads(known))]
+            self.files = kept or self._describe(urls)
         self.sizes = [file.size for file in self.files]
-
-    def _known(self, urls: Sequence[str]) -> list[File] | None:
-        content = _load(self._described)
-        # URLs are not written to the cache, only hashed in its name: they may contain a signature.
-        return None if content is None else [File(url, *about) for url, about in zip(urls, json.loads(content))]
 
     def _describe(self, urls: Sequence[str]) -> list[File]:
         def describe(url: str) -> File:
