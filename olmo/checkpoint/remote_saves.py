@@ -132,10 +132,7 @@ class RemoteSaves:
         partial.mkdir(parents=True)
         try:
             self.place.download({f"{name}/{manifest.NAME}": partial / manifest.NAME})
-            try:
-                expected = manifest.sizes(partial)
-            except ValueError as error:
-                raise ValueError(str(error).replace(str(partial), url)) from error
+            expected = manifest.sizes(partial)
             there = self.place.sizes(f"{name}/")
             for file, size in expected.items():
                 if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
@@ -145,11 +142,13 @@ class RemoteSaves:
             _log.info("fetching %s, %.1f GB", url, sum(expected.values()) / 1e9)
             self.place.download({f"{name}/{file}": partial / file for file in expected})
             if (problem := manifest.problem(partial)) is not None:
-                raise ValueError(problem.replace(str(partial), url))
+                raise ValueError(problem)
             self._fetch_reports(partial / ".reports")
             saves.delete(folder, successor=partial)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, ValueError):
+                raise ValueError(str(error).replace(str(partial), url)) from error
             raise
         return folder
 
