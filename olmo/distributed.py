@@ -44,9 +44,7 @@ class Ranks:
         if self.world_size == 1:
             return values
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        total = torch.from_numpy(np.array(values, dtype=np.float64)).to(device)  # a copy: all_reduce works in place
-        dist.all_reduce(total)
-        return total.cpu().numpy()
+        return self.sum_tensor(torch.tensor(values, dtype=torch.float64, device=device)).cpu().numpy()
 
     def sum_tensor(self, value: Tensor) -> Tensor:
         """The sum over all ranks, in place, without waiting for the device."""
