@@ -104,12 +104,12 @@ class Response:
     body: Iterator[bytes]
 
 
-def http_session(connections: int = WORKERS) -> requests.Session:
+def http_session() -> requests.Session:
     """A session for files: requests nothing compressed, which has neither a file's size nor its byte ranges."""
     session = requests.Session()
     session.headers["Accept-Encoding"] = "identity"
     for scheme in ("http://", "https://"):
-        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=connections))
+        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=WORKERS))
     return session
 
 

@@ -31,12 +31,11 @@ def save(
     optimizer: torch.optim.Optimizer,
     trainer: dict[str, Any],
     temperatures: Temperatures | None = None,
-    ephemeral: bool = False,
     first: bool = True,
 ) -> None:
     """Write an unsharded checkpoint atomically, replacing an older one of that name.
 
-    The current `temperatures` are part of it, so that the loaded model computes the same. `ephemeral`: marked as such.
+    The current `temperatures` are part of it, so that the loaded model computes the same.
     It is on the disk before it gets its name. Tensors that FSDP has sharded are gathered (a collective); only the
     `first` process writes. Raises OSError.
     """
@@ -60,7 +59,7 @@ def save(
             limits = {"max_grad_norm": config.max_grad_norm, "max_grad_norm_ratio": config.max_grad_norm_ratio}
             group.update(sharded=False, **limits)
         _torch_save(saved, _partial(folder) / "optim.pt")
-        _complete(folder, ephemeral)
+        _complete(folder)
 
 
 def save_sharded(
@@ -134,6 +133,6 @@ def _torch_save(state: Any, path: Path) -> None:
         torch.save(state, target)
 
 
-def _complete(folder: Path, ephemeral: bool) -> None:
+def _complete(folder: Path, ephemeral: bool = False) -> None:
     manifest.write(_partial(folder), ephemeral)
     saves.delete(folder, successor=_partial(folder))
