@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
                     prepared = together(ranks, preparation)
                     result = job.measure(prepared, device, ranks)
                     if ranks.is_first:
-                        print(f"{job}: {_line(result)}", flush=True)
+                        edited = f", edited by {args.resuscitation}" if args.resuscitation else ""
+                        print(f"{job}{edited}: {_line(result)}", flush=True)
                     if ranks.is_first and series is not None:
                         series.add(job.output, new=prepared is not None and prepared.earlier is None)
             failures.check()

@@ -64,7 +64,8 @@ class Instances:
         shape = checkpoint.read_config(folder) if checkpoint.is_olmo(folder) else None
         if shape is None or (shape.embedding_size or shape.vocab_size) != load(self.data).model.embedding_size:
             raise ConfigurationError(
-                f"--data is missing: {folder} does not have the tokenizer of the default, OLMo's Dolma"
+                f"--data is missing: {folder} does not have the tokenizer of the default, OLMo's Dolma; give --data, "
+                "text for this model's tokenizer"
             )
 
     def length_for(self, folder: Path) -> int:
@@ -87,7 +88,11 @@ class Instances:
         ids = encode(load_tokenizer(self.tokenizer or _tokenizer_of(folder)), texts)
         rows_of_text = [np.array(row[:length], dtype=np.int64) for row in ids if row]
         if len(rows_of_text) < self.count:
-            raise ValueError(f"{path}: {len(rows_of_text)} texts, --data_size asks for {self.count}")
+            found = len(rows_of_text)
+            raise ValueError(
+                f"{path}: {found} {'text' if found == 1 else 'texts'}, --data_size asks for {self.count}; texts are "
+                f"separated by blank lines, or JSON objects; use --data_size {max(found, 1)} or more text"
+            )
         return rows_of_text
 
     def _first_of_run(self, length: int) -> list[NDArray[np.int64]]:

@@ -136,7 +136,7 @@ def pick_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name if name is not None else "cuda" if torch.cuda.is_available() else default)
     except RuntimeError as error:
-        raise ConfigurationError(f"no such device: {name}") from error
+        raise ConfigurationError(f"no such device: {name}; use cpu, cuda, cuda:1 or mps") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"{name}: torch sees no CUDA device here")
     if device.type == "mps" and not torch.backends.mps.is_available():

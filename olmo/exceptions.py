@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +39,12 @@ def check_new(output: Path) -> None:
     """Raise ConfigurationError if an output already exists; it may be what the command reads."""
     if output.exists() or output.is_symlink():
         raise ConfigurationError(f"{output}: already exists; delete it or choose another place")
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of an error about an unknown name: the most similar known one, or nothing if none is similar."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean '{prefix}{nearest[0]}'?" if nearest else ""
 
 
 def short_message(error: BaseException) -> str:

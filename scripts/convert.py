@@ -74,7 +74,10 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigurationError(f"{target}: already exists; name a new folder")
     if not checkpoint.is_olmo(source):
-        raise ConfigurationError(f"{source}: no OLMo model")
+        raise ConfigurationError(
+            f"{source}: not an OLMo model; to write edited weights of another family, use analysis.change_parameters "
+            "--format full"
+        )
     config = replace(checkpoint.read_config(source), resuscitation=None)
     state = checkpoint.read_state(source)
     if resuscitation is not None:

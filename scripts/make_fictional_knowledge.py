@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
             args.paraphrase + args.once, args.paraphrases, args.seed, args.max_words, args.max_tokens, tokenizer
         )
     except ValueError as error:
-        raise ConfigurationError(f"make_fictional_knowledge: {error}") from error
+        limit = "--max_words" if args.max_tokens is None else "--max_tokens or --max_words"
+        raise ConfigurationError(f"make_fictional_knowledge: {error}; raise {limit}, or lower --paraphrases") from error
     write_entries(
         {
             args.output / "fictional_knowledge_paraphrase.json": entries[: args.paraphrase],

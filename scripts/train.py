@@ -22,7 +22,7 @@ import logging
 from collections.abc import Sequence
 
 from olmo.config import load
-from olmo.config.help import describe
+from olmo.config.help import LEGEND, describe
 from olmo.console import Lines
 from olmo.distributed import disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Interrupted, exit_status
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if argv[0] == "--help-config":
         if len(argv) > 2:
             raise ConfigurationError(f"--help-config: expected one key, got {' '.join(argv[1:])}")
-        print(describe(*argv[1:]))
+        print(f"{describe(*argv[1:])}\n({LEGEND})")
         return
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
     config = load(argv[0], [flag for flag in argv[1:] if flag not in named])

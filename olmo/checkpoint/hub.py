@@ -15,14 +15,15 @@ def is_hub_id(checkpoint: str) -> bool:
     return bool(_HUB_ID.match(checkpoint)) and not Path(checkpoint).exists() and not Path(checkpoint).parent.is_dir()
 
 
-def resolve(checkpoint: str) -> Path:
-    """The folder of a checkpoint: a path, or `owner/name[@revision]` downloaded from the Hugging Face hub."""
+def resolve(checkpoint: str, key: str = "") -> Path:
+    """The folder of a checkpoint: a path, or `owner/name[@revision]` downloaded from the Hugging Face hub. `key` is the
+    configuration's name for it, for errors."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     if "://" in checkpoint:
         raise FileNotFoundError(f"{checkpoint}: a checkpoint is a folder here or on the hub; fetch it first")
     if not is_hub_id(checkpoint):
-        raise FileNotFoundError(f"{checkpoint}: no such checkpoint folder")
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint folder{key and f' ({key})'}")
     return download(checkpoint)
 
 

@@ -256,6 +256,7 @@ def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> Ten
     multipliers = load_multipliers(path)
     if multipliers.about.get("checkpoint_fingerprint") != identity and not force:
         raise ValueError(
-            f"{path}: made for another checkpoint than {folder}; resuscitation_force applies it all the same"
+            f"{path}: made for a different checkpoint than {folder}; set resuscitation_force (--resuscitation_force) "
+            "to apply it anyway"
         )
     return multipliers.values

@@ -46,6 +46,8 @@ def run_problems(config: TrainConfig) -> Iterator[str]:
     for key, lowest in (("scheduler", config.scheduler.warmup_min_lr), ("optimizer", config.optimizer.warmup_min_lr)):
         if lowest is not None and lowest >= peak > 0:
             yield f"{key}.warmup_min_lr: {lowest} must be less than optimizer.learning_rate: {peak}"
+    if config.data.datasets is not None:
+        yield "data.datasets: is for evaluators only; name the files in data.paths"
     if config.data.label_mask_paths is not None and not config.data.paths:
         yield "data.label_mask_paths: needs data.paths; a datasets folder has a column label_mask"
     if config.data.paths and config.data.dataset_path:
@@ -86,8 +88,7 @@ def _evaluator_problems(evaluators: list[EvaluatorConfig]) -> Iterator[str]:
     for evaluator in evaluators:
         data, key = evaluator.data, f"evaluators.{evaluator.label}"
         given = [name for name in ("paths", "datasets", "dataset_path") if getattr(data, name)]
-        alone = dataclasses.replace(evaluator, data=dataclasses.replace(data, datasets=None))
-        yield from _setting_problems(alone, f"{key}.")
+        yield from _setting_problems(evaluator, f"{key}.")
         for name, value in (("label_mask_paths", None), ("generate_attention_mask", False)):
             if getattr(data, name) != value:
                 yield f"{key}.data.{name}: only training data has masks; leave it out"

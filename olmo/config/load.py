@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import re
 import typing
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, did_you_mean
 from ..files.paths import parse_step
 from .check import model_problems, run_problems
 from .model import ModelConfig
@@ -49,6 +48,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 def load_model_config(path: str | Path) -> ModelConfig:
     """Read the `model` section of a checkpoint's config.yaml; the rest may be of any trainer."""
+    if not Path(path).is_file():
+        raise ConfigurationError(f"{Path(path).parent}: neither config.yaml nor config.json")
     section = _read_yaml(Path(path)).get("model")
     if not isinstance(section, DictConfig):
         raise ConfigurationError(f"{path}: no section 'model'")
@@ -137,8 +138,8 @@ def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
     types = typing.get_type_hints(schema)
     for key in raw:
         if key not in types:
-            nearest = difflib.get_close_matches(str(key), list(types), n=1, cutoff=0)[0]
-            yield f"unknown key '{prefix}{key}', did you mean '{prefix}{nearest}'?"
+            meant = did_you_mean(str(key), types, prefix)
+            yield f"unknown key '{prefix}{key}'{meant or '; scripts.train --help-config prints all keys'}"
             continue
         section, value = section_of(types[key]), raw._get_node(key)
         if value is None or value._is_none() or value._is_interpolation():
@@ -146,6 +147,7 @@ def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
         is_list = any(typing.get_origin(kind) is list for kind in alternatives(types[key]))
         if is_list and not OmegaConf.is_list(value):
             item = str(value) if re.fullmatch(r"[\w./-]+", str(value)) else f"'{value}'"
+            item = f"{{label: {item}, type: ...}}" if section else item
             yield f"{prefix}{key}: expected a list" + ("" if OmegaConf.is_dict(value) else f"; write [{item}]")
             continue
         if section is None:

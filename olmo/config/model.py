@@ -28,7 +28,7 @@ class ModelConfig:
     )
     activation_type: ActivationType = setting("swiglu", "activation of the feed-forward layer")
     block_type: BlockType = setting(
-        "sequential", only=("sequential",), instead="use sequential with q, k, v in att_proj"
+        "sequential", only=("sequential",), instead="stack q, k and v of llama blocks in att_proj"
     )
     block_group_size: int = setting(1, "blocks per group for fsdp.wrapping_strategy by_block_group", at_least=1)
     alibi: bool = setting(False, only=(False,), instead="use rope or learned positions")
@@ -65,7 +65,7 @@ class ModelConfig:
     )
     init_fn: InitFnType = setting("normal", "how new weights are drawn")
     init_std: float = setting(0.02, "standard deviation of new weights, for normal and full_megatron", more_than=0)
-    init_cutoff_factor: float | None = setting(None, "cut new weights at so many standard deviations", more_than=0)
+    init_cutoff_factor: float | None = setting(None, "cut new weights at this many standard deviations", more_than=0)
     precision: str | None = setting(None, no_effect="the run's precision applies")
     scale_emb_init: bool = setting(False, "full_megatron: scale new embeddings by sqrt(d_model)", newer=True)
     emb_init_std: float | None = setting(None, "standard deviation of new embeddings", more_than=0, newer=True)

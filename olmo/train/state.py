@@ -57,7 +57,7 @@ class TrainState:
         """The state in which a run of this configuration begins, ignoring checkpoints of its own."""
         if config.load_path is None or config.reset_trainer_state:
             return cls(epoch=config.epoch or 0)
-        return cls.read(resolve(config.load_path), config)
+        return cls.read(resolve(config.load_path, "load_path"), config)
 
     def advance(self, tokens: int, batches_per_epoch: int) -> None:
         """Count a step that has trained on `tokens` tokens of all ranks."""

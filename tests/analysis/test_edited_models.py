@@ -76,7 +76,9 @@ def test_verify_wants_the_same_instances(folder: Path, tmp_path: Path, capsys: p
     assert f"{result_file}: missing" in capsys.readouterr().err
 
 
-def test_the_command_measures_an_edited_model(folder: Path, tmp_path: Path, tokens: Path) -> None:
+def test_the_command_measures_an_edited_model(
+    folder: Path, tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`analysis.entropy --resuscitation` of either format gives what a folder of edited weights gives."""
     change(folder, 0.5, 2.0)
     change(folder, 0.5, 2.0, "--format", "full")
@@ -90,6 +92,7 @@ def test_the_command_measures_an_edited_model(folder: Path, tmp_path: Path, toke
     for suffix in (".safetensors", ".pt"):
         output = tmp_path / suffix
         measure(folder, tokens, "--resuscitation", folder / (name + suffix), "--output", output)
+        assert f"{folder}, edited by {folder / (name + suffix)}: H = " in capsys.readouterr().out
         result = json.loads((output / "knowledge_entropy.json").read_text())
         assert result["knowledge_entropy"] == wanted
         assert result["resuscitation"] == hashlib.sha256((folder / (name + suffix)).read_bytes()).hexdigest()
@@ -107,13 +110,14 @@ def test_another_checkpoints_multipliers_are_refused_unless_forced(folder: Path,
     other = write(tmp_path / "other", uneven_model(1))
     argv = ["--resuscitation", folder / name, "--output", tmp_path / "result"]
     with pytest.raises(
-        ValueError, match=r"made for another checkpoint than .*; resuscitation_force applies it all the same"
+        ValueError,
+        match=r"made for a different checkpoint than .*; set resuscitation_force \(--\w+\) to apply it anyway",
     ):
         measure(other, tokens, *argv)
     forced = measure_to(other, tokens, tmp_path / "result", *argv[:2], "--resuscitation_force")
     assert forced != measure_to(other, tokens, tmp_path / "plain")
     config = tiny_config(max_sequence_length=LENGTH, resuscitation=str(folder / name))
-    with pytest.raises(ValueError, match="; resuscitation_force applies it all the same"):
+    with pytest.raises(ValueError, match="; set resuscitation_force "):
         checkpoint.load_model(other, CPU, config=config)
     config.resuscitation_force = True
     checkpoint.load_model(other, CPU, config=config)
@@ -156,7 +160,7 @@ def test_another_model_of_another_family_is_recognised(
     measure(one, tokens, *size)
     change(one, 0.5, 2.0)
     edit = one / "resuscitation_ratio0.5_amplifying2.0.safetensors"
-    with pytest.raises(ValueError, match=f"{edit}: made for another checkpoint than {other}"):
+    with pytest.raises(ValueError, match=f"{edit}: made for a different checkpoint than {other}"):
         measure_to(other, tokens, tmp_path / "out", *size, "--resuscitation", edit)
     assert not (tmp_path / "out").exists()
     forced = measure_to(other, tokens, tmp_path / "out", *size, "--resuscitation", edit, "--resuscitation_force")
@@ -219,7 +223,7 @@ def test_a_measurement_of_edits_that_makes_no_sense(
     argv = ["--data", tokens, "--data_size", 40, "--output", output, "--resuscitation", edit]
     argv += ["--checkpoint", folder, other]
     assert exit_status(entropy.main, [str(a) for a in argv]) == 1
-    assert f"{edit}: made for another checkpoint than {other}" in capsys.readouterr().err
+    assert f"{edit}: made for a different checkpoint than {other}" in capsys.readouterr().err
     assert exit_status(entropy.main, [str(a) for a in (*argv, "--resuscitation_force")]) == 0
     results = [json.loads((output / f.name / "knowledge_entropy.json").read_text()) for f in (folder, other)]
     assert results[0]["knowledge_entropy"] != results[1]["knowledge_entropy"]

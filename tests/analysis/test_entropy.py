@@ -200,7 +200,10 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
             ["--data", "tokens.bin"],
             "tokens.bin: no text in UTF-8; --data is a token file named .npy, a datasets folder",
         ),
-        (["--data", "short.txt", "--tokenizer", "tokenizer.json"], "short.txt: 1 texts, --data_size asks for 2048"),
+        (
+            ["--data", "short.txt", "--tokenizer", "tokenizer.json"],
+            "short.txt: 1 text, --data_size asks for 2048; texts are",
+        ),
         (["--data", "large.npy", "--data_size", "2"], "token 60000 in the data, the model knows 128"),
     ],
 )

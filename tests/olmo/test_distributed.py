@@ -78,7 +78,7 @@ def test_several_processes_need_a_strategy() -> None:
 
 def test_device_by_name() -> None:
     assert pick_device("cpu") == CPU
-    with pytest.raises(ConfigurationError, match="no such device: gpu"):
+    with pytest.raises(ConfigurationError, match="no such device: gpu; use cpu, cuda, cuda:1 or mps"):
         pick_device("gpu")
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from analysis.change_parameters import main as change_parameters
 from olmo import checkpoint
 from olmo.config import ModelConfig, TokenizerConfig, TrainConfig, save_model_config
-from olmo.exceptions import exit_status
+from olmo.exceptions import ConfigurationError, exit_status
 from olmo.files.tensors import write_tensors
 from olmo.memory.rescaling import rescale
 from olmo.model import OLMo
@@ -126,7 +126,7 @@ def test_a_resuscitation_of_another_checkpoint_must_be_forced(
     argv = [str(tmp_path / "other"), str(tmp_path / "new"), "--to", "olmo"]
     capsys.readouterr()
     assert exit_status(main, [*argv, "--resuscitation", str(edit)]) == 1
-    assert f"{edit}: made for another checkpoint than {tmp_path / 'other'}; " in capsys.readouterr().err
+    assert f"{edit}: made for a different checkpoint than {tmp_path / 'other'}; " in capsys.readouterr().err
     assert exit_status(main, [*argv, "--resuscitation_force"]) == 2
     assert capsys.readouterr().err == "error: --resuscitation_force: needs --resuscitation\n"
     assert exit_status(main, [*argv, "--resuscitation", "none.pt"]) == 1
@@ -182,6 +182,12 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     saved(tmp_path / "ours", tiny_config())
     assert exit_status(main, [str(tmp_path / "ours"), str(tmp_path / "ours"), "--to", "hf"]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'ours'}: already exists; name a new folder\n"
+
+
+def test_another_family_is_refused_and_what_writes_its_edits_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ConfigurationError, match=f"^{tmp_path}: not an OLMo model; .*change_parameters --format full$"):
+        main([str(tmp_path), str(tmp_path / "new"), "--to", "olmo"])
 
 
 def test_nothing_half_written_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,7 @@ def test_same_seed_same_bytes_and_one_setting_may_be_empty(tmp_path):
         (["--tokenizer", "t.json"], "give --max_tokens as well"),
         (["--max_tokens", "0"], "--max_tokens must be positive"),
         (["--max_tokens", "40"], "of at most 80 words and 40 tokens"),
+        (["--max_tokens", "40"], "; raise --max_tokens or --max_words, or lower --paraphrases"),
         (["--paraphrases", "100000"], "needs 100001 wordings"),
         (["--once", "many"], "invalid int value"),
         (["--colour", "red"], "unrecognized arguments"),

@@ -147,7 +147,7 @@ def test_a_multiplier_file_of_another_checkpoint_is_refused(
     if about.get("checkpoint_fingerprint") == "other":
         about = {"checkpoint_fingerprint": fingerprint(made_model(1).state_dict())}
     Multipliers(multipliers, multipliers != 1, about).save(tmp_path / "edit.safetensors")
-    with pytest.raises(ValueError, match=r"edit\.safetensors: made for another checkpoint than .*checkpoint"):
+    with pytest.raises(ValueError, match=r"edit\.safetensors: made for a different checkpoint than .*checkpoint"):
         checkpoint.load_model(folder, CPU, config=with_resuscitation(model.config, tmp_path / "edit.safetensors"))
 
 

@@ -22,7 +22,6 @@ BAD = {
     "model.save_grad_": "true",
     "optimizer.selective_updates": "true",
     "optimizer.record_update_metrics": "true",
-    "data.datasets": "{a: [b]}",
     "data.label_mask_paths": "[a]",
     "data.pad_direction": "left",
     "data.generate_attention_mask": "true",
@@ -74,6 +73,11 @@ def test_unsupported_data_key_of_an_evaluator(tmp_path: Path) -> None:
     text = MINIMAL + "data: {dataset_path: a, label_mask_paths: [b]}"
     assert problem(tmp_path, text).startswith("data.label_mask_paths: needs data.paths")
     load(write(tmp_path, MINIMAL + "evaluators: [{label: held, data: {datasets: {a: [b]}}}]"))
+
+
+def test_datasets_are_for_evaluators(tmp_path: Path) -> None:
+    message = problem(tmp_path, MINIMAL, "--data.datasets={a: [b]}")
+    assert message == "data.datasets: is for evaluators only; name the files in data.paths"
 
 
 @pytest.mark.parametrize("key", sorted(WITHOUT_EFFECT))

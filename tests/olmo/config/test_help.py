@@ -20,7 +20,7 @@ def test_the_page_of_all_keys_is_up_to_date() -> None:
     "key, expected",
     [
         ("model.d_model", "model.d_model: int = 768\n    width of the residual stream; at least 1"),
-        ("model.alibi", "model.alibi: bool = false\n    only false: use rope or learned positions"),
+        ("model.alibi", "model.alibi: bool = false\n    only false; use rope or learned positions"),
         ("gen1_gc_interval", "gen1_gc_interval: int or null = 1\n    no effect: Python collects its own garbage"),
         (
             "model.attention_dropout",
@@ -59,4 +59,10 @@ def test_without_a_key_all_are_described() -> None:
 @pytest.mark.parametrize("key, nearest", [("model.dmodel", "model.d_model"), ("sed", "seed"), ("moddel", "model")])
 def test_an_unknown_key_suggests_the_nearest(key: str, nearest: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^unknown key '{key}', did you mean '{nearest}'"):
+        describe(key)
+
+
+@pytest.mark.parametrize("key", ["data.nope", "zzz"])
+def test_nothing_is_suggested_for_a_key_like_no_other(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^unknown key '{key}'; without a key, all are printed$"):
         describe(key)

@@ -45,7 +45,7 @@ def test_override_of_a_missing_section_makes_it(tmp_path: Path) -> None:
             "--data.paths=[a-{0..3}.npy]",
             "--data.paths=[a-{0..3}.npy]: while parsing a flow sequence; quote values with braces: --key=['",
         ),
-        ("--evaluators=piqa", "command line: evaluators: expected a list; write [piqa]"),
+        ("--evaluators=piqa", "command line: evaluators: expected a list; write [{label: piqa, type: ...}]"),
         ("--max_duration", "--max_duration: has no value; write --max_duration=N"),
         ("--save_folder", "--save_folder: has no value; write --save_folder=VALUE"),
         ("--model.n_layers", "--model.n_layers: has no value; write --model.n_layers=N"),
@@ -129,6 +129,7 @@ def test_wrong_base(tmp_path: Path, base: str, expected: str) -> None:
     [
         ("sed: 3", "unknown key 'sed', did you mean 'seed'?"),
         ("model: {n_head: 3}", "unknown key 'model.n_head', did you mean 'model.n_heads'?"),
+        ("zzz: 3", "unknown key 'zzz'; scripts.train --help-config prints all keys"),
         ("fsdp: {precison: mixed}", "unknown key 'fsdp.precison', did you mean 'fsdp.precision'?"),
         ("injection: {onec: a}", "unknown key 'injection.onec', did you mean 'injection.once'?"),
         (

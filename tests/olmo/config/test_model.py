@@ -44,6 +44,11 @@ def test_wrong_model_section(tmp_path: Path, text: str, expected: str) -> None:
     assert str(caught.value).removeprefix(f"{path}: ").startswith(expected)
 
 
+def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{tmp_path}: neither config.yaml nor config.json$"):
+        load_model_config(tmp_path / "config.yaml")
+
+
 def test_model_problems_are_reported_together(tmp_path: Path) -> None:
     path = write(tmp_path, "model: {alibi: true, n_heads: 5, n_kv_heads: 2}")
     with pytest.raises(ConfigurationError, match=r"model\.alibi: .*; model\.d_model: .*; model\.n_kv_heads: "):

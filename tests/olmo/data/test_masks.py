@@ -136,7 +136,7 @@ def test_label_masks_that_are_not_there(tmp_path: Path) -> None:
     source = TokenFiles([tmp_path / "tokens.npy"], 4)
     with pytest.raises(ValueError, match=r"^no label masks given \(data\.label_mask_paths is empty\)$"):
         open_masks(DataConfig(label_mask_paths=[]), 1, source)
-    with pytest.raises(FileNotFoundError, match=r"^nowhere\.npy: no such label mask$"):
+    with pytest.raises(FileNotFoundError, match=r"^nowhere\.npy: no such label mask \(data\.label_mask_paths\)$"):
         open_masks(DataConfig(label_mask_paths=["nowhere.npy"]), 1, source)
 
 

