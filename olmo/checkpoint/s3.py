@@ -36,11 +36,7 @@ class RemoteFolder:
 
     def sizes(self, beginning: str = "") -> dict[str, int]:
         """Names that begin so, and their sizes in bytes."""
-        with self._naming_errors():
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + beginning
-            )
-            found = [item for page in pages for item in page.get("Contents", ())]
+        found = self._listed("list_objects_v2", beginning, "Contents")
         return {item["Key"].removeprefix(self._prefix): item["Size"] for item in found}
 
     def read(self, name: str) -> bytes:
@@ -53,40 +49,46 @@ class RemoteFolder:
 
     def upload(self, paths: Mapping[str, Path]) -> None:
         """Upload files under these names."""
-
-        def work(name: str) -> None:
-            with self._naming_errors(name):
-                self._client.upload_file(str(paths[name]), *self._place(name).values(), Config=_in_parts())
-
-        _each(work, paths)
+        upload, parts = self._client.upload_file, _in_parts()
+        self._each(lambda name: upload(str(paths[name]), **self._place(name), Config=parts), paths)
 
     def download(self, paths: Mapping[str, Path]) -> None:
         """Download these names to files, in folders that are made."""
-
-        def work(name: str) -> None:
-            paths[name].parent.mkdir(parents=True, exist_ok=True)
-            with self._naming_errors(name):
-                self._client.download_file(*self._place(name).values(), str(paths[name]), Config=_in_parts())
-
-        _each(work, paths)
+        for folder in {path.parent for path in paths.values()}:
+            folder.mkdir(parents=True, exist_ok=True)
+        download, parts = self._client.download_file, _in_parts()
+        self._each(lambda name: download(**self._place(name), Filename=str(paths[name]), Config=parts), paths)
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete one by one: not every store deletes several at once."""
-
-        def work(name: str) -> None:
-            with self._naming_errors(name):
-                self._client.delete_object(**self._place(name))
-
-        _each(work, names, WORKERS)
+        self._each(lambda name: self._client.delete_object(**self._place(name)), names, WORKERS)
 
     def abort_uploads(self, beginning: str) -> None:
         """Discard the parts of large files whose upload was killed; no listing shows them, but they are paid for."""
+        uploads = self._listed("list_multipart_uploads", beginning, "Uploads")
         with self._naming_errors():
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + beginning
-            )
-            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+            for upload in uploads:
                 self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+    def _listed(self, operation: str, beginning: str, kind: str) -> list[dict[str, Any]]:
+        """What S3 lists of names that begin so: all items of one kind, of as many answers as they take."""
+        with self._naming_errors():
+            pages = self._client.get_paginator(operation).paginate(Bucket=self._bucket, Prefix=self._prefix + beginning)
+            return [item for page in pages for item in page.get(kind, ())]
+
+    def _each(self, work: Callable[[str], object], names: Iterable[str], workers: int = FILES) -> None:
+        """Run `work` on all names, several at a time; the first error, which names its object, ends it."""
+
+        def named(name: str) -> None:
+            with self._naming_errors(name):
+                work(name)
+
+        pool = ThreadPoolExecutor(workers, "remote saves")
+        try:
+            for future in [pool.submit(named, name) for name in names]:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _place(self, name: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + name}
@@ -122,13 +124,3 @@ def _in_parts() -> Any:
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(max_concurrency=WORKERS // FILES)
-
-
-def _each(work: Callable[[str], None], names: Iterable[str], workers: int = FILES) -> None:
-    """Run `work` on all names, several at a time; the first error ends it."""
-    pool = ThreadPoolExecutor(workers, "remote saves")
-    try:
-        for future in [pool.submit(work, name) for name in names]:
-            future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
