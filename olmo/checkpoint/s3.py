@@ -105,10 +105,9 @@ class RemoteFolder:
             yield
         except (Boto3Error, BotoCoreError, ClientError) as error:
             first: BaseException = error  # what boto3 wraps
-            while first.__cause__ or first.__context__:
-                if isinstance(first, (ClientError, HTTPClientError, NotConnected)):
-                    break
-                first = first.__cause__ or first.__context__  # type: ignore[assignment]
+            reasons = (ClientError, HTTPClientError, NotConnected)
+            while not isinstance(first, reasons) and (cause := first.__cause__ or first.__context__):
+                first = cause
             if isinstance(first, ClientError):
                 status = first.response["ResponseMetadata"]["HTTPStatusCode"]
                 code = first.response["Error"].get("Code", "")  # of an answer to HEAD the status again
