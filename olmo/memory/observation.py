@@ -6,7 +6,7 @@ M memories of a layer, E experts of a layer, N tokens of one expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -112,31 +112,28 @@ def _tap(observation: Observation, part: int, block: Block, projected: Tensor, s
 
 
 def _hooks(memory: Memory, part: int, observation: Observation) -> Iterator[Any]:
-    kept: dict[str, Tensor] = {}
+    inputs: dict[nn.Module, Tensor] = {}  # of first projections
+    outputs: dict[nn.Module, Tensor] = {}
 
     def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept["input"] = args[0]
+        inputs[module] = args[0]
 
-    def keep_output(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            kept[name] = output
-
-        return hook
+    def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
+        outputs[module] = output
 
     def before_down(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         signed = args[0]
-        if "first" in kept:
-            first = kept.pop("first")
-            halves = (first, kept.pop("second")) if "second" in kept else first.chunk(2, dim=-1)
-            signed = _rectified(halves, signed, memory.name)
+        if outputs:
+            halves = tuple(outputs.pop(first) for first in memory.into)
+            signed = _rectified(halves if len(halves) == 2 else halves[0].chunk(2, dim=-1), signed, memory.name)
         if memory.weight is not None:
-            signed = signed * memory.weight(kept.pop("input")).sigmoid()
+            signed = signed * memory.weight(inputs.pop(memory.into[0])).sigmoid()
         observation.record(part, signed.relu() if observation.coefficient == "relu" else signed)
         observation.stop_after(part)
 
     if observation.coefficient == "relu" and memory.gated:
-        for name, module in zip(("first", "second"), memory.into):
-            yield module.register_forward_hook(keep_output(name))
+        for module in memory.into:
+            yield module.register_forward_hook(keep_output)
     if memory.weight is not None:
         yield memory.into[0].register_forward_pre_hook(keep_input)
     yield memory.down.register_forward_pre_hook(before_down)
