@@ -70,10 +70,8 @@ def means_in_pieces(model: OLMo, input_ids: Tensor, mask: Tensor | None, coeffic
         mean = torch.zeros(instances, model.config.inner_size, device=stream.device)
         for row, tokens in pieces:
             signed, seen = _coefficients(block, stream[row, tokens], coefficient)
-            if mask is None:
-                mean[row] += token_means(seen, None, length)
-            else:
-                mean[row] += token_means(seen, mask[row, tokens], mask[row].sum(1, keepdim=True))
+            here = (None, length) if mask is None else (mask[row, tokens], mask[row].sum(1, keepdim=True))
+            mean[row] += token_means(seen, *here)
             if number < len(model.blocks) - 1:
                 stream[row, tokens].add_(block.memory_update(signed))
         means.append(mean)
