@@ -83,10 +83,10 @@ def bootstrap(
     return widen(estimate, np.array([statistic(*stacked[:, s].mean(axis=1)) for s in range(stacked.shape[1])]))
 
 
-def bands(totals: Values, counts: Values, strata: Sequence[int], seed: int = 0) -> list[Values]:
+def bands(totals: Values, counts: Values, strata: Sequence[int]) -> list[Values]:
     """[low, high], each (points,): pointwise intervals of the means totals.sum(0) / counts.sum(0), both (n, points):
     the n entries' sums of values at each point, and how many values each sums. Entries are drawn as in `bootstrap`."""
-    found = [ratio(drawn @ totals, drawn @ counts) for drawn in _draws(strata, BAND_RESAMPLES, seed)]
+    found = [ratio(drawn @ totals, drawn @ counts) for drawn in _draws(strata, BAND_RESAMPLES, 0)]
     return _ends(np.concatenate(found))
 
 

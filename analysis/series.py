@@ -7,7 +7,6 @@ A result is what `python -m analysis.entropy` wrote for one checkpoint: `knowled
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.estimates import finite
 from analysis.locations import Location, check_writable
 from analysis.results import COEFFICIENTS_FILE, RESULT
 from olmo.files.atomic import write_text
@@ -70,8 +70,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float |
     if one is other or why_not_paired(one, other) is not None:
         return None
     value, left_out = paired_difference(one, other)
-    error = float(jackknife_error(left_out))
-    return {"value": value, "standard_error": None if math.isnan(error) else error}
+    return {"value": value, "standard_error": finite(float(jackknife_error(left_out)))}
 
 
 # --- all together ------------------------------------------------------------------------------------------------
