@@ -38,7 +38,16 @@ class Edit:
     def of(self, average: Tensor) -> Resuscitation:
         """The edit for average coefficients (L, M). Raises ConfigurationError where a setting is out of range."""
         try:
-            return resuscitate(average, *vars(self).values())
+            return resuscitate(
+                average,
+                self.resuscitation_ratio,
+                self.amplifying_factor,
+                select=self.select,
+                seed=self.seed,
+                threshold=self.threshold,
+                layers=self.layers,
+                cap=self.cap,
+            )
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
 
@@ -75,11 +84,14 @@ def edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights
         model = open_model(folder, torch.device("cpu"), "auto")
         rescale_model(model, multipliers)
         return EditedWeights(model.state_dict(), next(model.parameters()).dtype, identity_of(folder))
-    weights: Mapping[str, Tensor] = checkpoint.read_state(folder)
-    check_shapes({name: tensor.shape for name, tensor in weights.items()}, multipliers)
-    dtype = weights[up_projection_name(0)].dtype
+    weights: Mapping[str, Tensor]
     if checkpoint.transformers_config(folder) is None:
         weights = checkpoint.StateOnDisk(folder)
+        like = weights.like
+    else:
+        weights = like = checkpoint.read_state(folder)
+    check_shapes({name: tensor.shape for name, tensor in like.items()}, multipliers)
+    dtype = like[up_projection_name(0)].dtype
     before, state = checkpoint.Fingerprint(), {}
     for name in weights:
         tensor = weights[name]
@@ -104,9 +116,11 @@ def write_edit(
     weights; if it raises an error, nothing is kept.
     Raises ValueError where the coefficients do not fit the checkpoint, OSError where a file cannot be read or written.
     """
-    weights = edit_weights(folder, chosen.multipliers, keep=form == "full")
     if form == "temperature" and not checkpoint.is_olmo(folder):
-        raise ConfigurationError(f"--format temperature: is for the trainer, which knows OLMo models; {folder} is none")
+        raise ConfigurationError(
+            f"--format temperature: works in the trainer, for OLMo models; {folder} is another one"
+        )
+    weights = edit_weights(folder, chosen.multipliers, keep=form == "full")
     if coefficients.checkpoint not in (None, weights.identity):
         raise ValueError(f"{coefficients.path}: measured on another checkpoint than {folder}")
     output.parent.mkdir(parents=True, exist_ok=True)

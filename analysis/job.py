@@ -56,6 +56,7 @@ class Prepared:
 
     folder: Path
     rows: list[NDArray[np.int64]]
+    length: int  # tokens per instance at most
     identity: dict[str, Any]  # {} on all but the first process of a machine
     earlier: dict[str, Any] | None  # the result, if it exists already
 
@@ -96,7 +97,7 @@ class Job:
             identity["checkpoint"]["fingerprint"] = identity_of(folder)
             earlier = None if on_hub else self._earlier(identity)
             identity["checkpoint"]["tokens"] = tokens_of(self.location, folder)
-        return Prepared(folder, rows, identity, earlier)
+        return Prepared(folder, rows, self.settings.instances.length_for(folder), identity, earlier)
 
     def measure(self, prepared: Prepared | None, device: torch.device, ranks: Ranks) -> dict[str, Any]:
         """Measure the checkpoint and write its results, a collective; an earlier result is returned as it is.
@@ -116,7 +117,8 @@ class Job:
             here = prepared
             if here is None:  # the first process of this machine has downloaded it
                 folder = self.downloads.fetched(self.location)
-                here = Prepared(folder, settings.instances.read(folder), {}, None)
+                rows, length = settings.instances.read(folder), settings.instances.length_for(folder)
+                here = Prepared(folder, rows, length, {}, None)
             edit = (settings.edit_of(here.folder), settings.resuscitation_force)
             model = open_model(here.folder, device, PRECISIONS[settings.precision], *edit)
             return here, model, describe(model)
@@ -133,7 +135,7 @@ class Job:
         result = {
             **numbers,
             "number_of_tokens": int(sum(len(row) for row in here.rows[: numbers["number_of_instances"]])),
-            "sequence_length": settings.instances.length_for(here.folder),
+            "sequence_length": here.length,
             "memories": memories,
             **here.identity,
         }

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -63,18 +63,31 @@ def prefetch(
 ) -> Iterator[tuple[Item, Callable[[], Ready]]]:
     """Each item in order, once prepare(item) has ended on all ranks, and a call for its result; meanwhile that of the
     next item runs in the background."""
-    # `exit_process` ends the process without waiting for a thread of this name.
-    executor = ThreadPoolExecutor(1, initializer=lambda: setattr(threading.current_thread(), "name", READER))
-    following = executor.submit(prepare, items[0])
+    following = _in_background(prepare, items[0])
     for position, item in enumerate(items, start=1):
         current = following
         _wait(current, ranks)
         if position < len(items):
-            following = executor.submit(prepare, items[position])
+            following = _in_background(prepare, items[position])
         yield item, current.result
         del current
         if position < len(items):  # reference cycles keep models alive, and there is no room for a third
             gc.collect()
+
+
+def _in_background(call: Callable[[Item], Ready], item: Item) -> Future[Ready]:
+    """call(item) in a daemon thread: unlike an executor's, a download in it does not keep a failed process alive."""
+    future: Future[Ready] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(item))
+        except BaseException as error:
+            future.set_exception(error)
+
+    # `exit_process` ends the process without waiting for a thread of this name.
+    threading.Thread(target=run, name=READER, daemon=True).start()
+    return future
 
 
 def _wait(future: Future[Ready], ranks: Ranks) -> None:

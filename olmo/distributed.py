@@ -230,7 +230,7 @@ def exit_process(status: int) -> NoReturn:
     torch 2.13), and a gloo thread that lets go of a tensor during the shutdown aborts the process: one finished run
     in fourteen. So does one in which a thread is still reading, and would be inside torch when that is taken down.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or any(t.name == READER for t in threading.enumerate()):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or any(t.name.startswith(READER) for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -129,13 +129,21 @@ def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[
     return {name: entries for name, entries in found.items() if entries}
 
 
-def read_all(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it, in full and in memory, for one process by itself."""
+def read_shapes(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """Meta tensors of the shapes and dtypes of the tensors whose names begin with `prefix`, without it."""
     index = read_index(folder).state_dict_metadata
     held = {n: h for n, h in index.items() if n.startswith(prefix) and isinstance(h, TensorStorageMetadata)}
-    tensors = {name: torch.empty(h.size, dtype=h.properties.dtype) for name, h in held.items()}
-    _read_into(folder, tensors, alone=True)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {
+        name.removeprefix(prefix): torch.empty(h.size, dtype=h.properties.dtype, device="meta")
+        for name, h in held.items()
+    }
+
+
+def read_all(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it, in full and in memory, for one process by itself."""
+    tensors = {name: torch.empty_like(like, device="cpu") for name, like in read_shapes(folder, prefix).items()}
+    _read_into(folder, {f"{prefix}{name}": tensor for name, tensor in tensors.items()}, alone=True)
+    return tensors
 
 
 def _flat(moments: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

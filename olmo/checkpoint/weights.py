@@ -105,7 +105,12 @@ class StateOnDisk(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.like = {name: tensor.to("meta") for name, tensor in read_state(folder).items()}
+        if saves.is_sharded(folder):
+            from . import sharded
+
+            self.like = sharded.read_shapes(folder, sharded.WEIGHTS)
+        else:
+            self.like = {name: tensor.to("meta") for name, tensor in read_state(folder).items()}
 
     def __getitem__(self, name: str) -> Tensor:
         if saves.is_sharded(self.folder):

@@ -28,7 +28,7 @@ class EntropyBatch:
         source = open_source(data, config.model.max_sequence_length)
         count = min(limit or (len(source) if own else config.global_train_batch_size), len(source))
         shuffle = not own and config.data_shuffling
-        places = instances_at(np.arange(count), len(source), config.data_seed, 0, shuffle)
+        places = instances_at(np.arange(count), len(source), config.data_seed, config.epoch or 0, shuffle)
         self.label = evaluator.label
         masks = open_masks(data, config.model.pad_token_id, source)
         self.rows: list[NDArray[np.int64]] = masks.rows(source, places, f"evaluators.{evaluator.label}")

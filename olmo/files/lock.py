@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems that have none
 
 
 class Locked(OSError):
@@ -16,8 +19,8 @@ class Locked(OSError):
 class Lock:
     """Holds an exclusive lock on the file `path`, which exists for nothing else, until `release` or the end of `with`.
 
-    wait: until another process has released it; otherwise Locked is raised. On a file system without locks, or where
-    the lock file cannot be made, nothing is locked.
+    wait: until another process has released it; otherwise Locked is raised. A file system without locks locks nothing.
+    If the lock file cannot be made, OSError is raised, unless `wait`: who waits only spares work that was done already.
     """
 
     def __init__(self, path: Path, wait: bool = False):
@@ -28,8 +31,9 @@ class Lock:
             self._lock.acquire()
         except Timeout:
             raise Locked(f"{path}: another process holds this lock") from None
-        except OSError:
-            pass
+        except (OSError, NotImplementedError) as error:
+            if not wait and getattr(error, "errno", errno.ENOSYS) not in _WITHOUT_LOCKS:
+                raise
 
     def release(self) -> None:
         """Release the lock and delete its file; a process that waits for it makes a new one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,19 +158,24 @@ class Reporter:
                 self._logfile.handle(log.makeRecord("olmo", logging.ERROR, "", 0, f"{name}: {error}", (), None))
 
     def close(self) -> None:
-        """Remove the bar, and close every file and tracker."""
+        """Remove the bar, and close every file and tracker, also those after one that cannot be closed."""
         if self._bar is not None:
             self._bar.close()
-        if self.active:
+        if not self.active:
+            return
+        with ExitStack() as last_first:
+            if self.wandb is not None:
+                last_first.callback(self.wandb.finish)
+            last_first.callback(self._close_log)
+            last_first.callback(self._files.close)
             if self._board is not None:
                 with naming(self._files.tensorboard):
                     self._board.close()
-            self._files.close()
-            log.removeHandler(self._logfile)
-            with suppress(OSError):  # the disk may be full
-                self._logfile.close()
-            if self.wandb is not None:
-                self.wandb.finish()
+
+    def _close_log(self) -> None:
+        log.removeHandler(self._logfile)
+        with suppress(OSError):  # the disk may be full
+            self._logfile.close()
 
 
 class _LogFile(logging.FileHandler):

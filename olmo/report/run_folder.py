@@ -102,10 +102,12 @@ class RunFolder:
 
     def close(self) -> None:
         """Close metrics.jsonl and release the lock."""
-        if self._metrics is not None:
-            with naming(self.path / "metrics.jsonl"):
-                self._metrics.close()
-        self._lock.release()
+        try:
+            if self._metrics is not None:
+                with naming(self.path / "metrics.jsonl"):
+                    self._metrics.close()
+        finally:
+            self._lock.release()
 
 
 def append_indices(folder: Path, rank: int, step: int, instances: Iterable[int]) -> None:

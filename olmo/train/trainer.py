@@ -53,10 +53,9 @@ class Trainer:
         self.train_step = TrainStep(config, self.model, module, self.optimizer, device, ranks.rank)
         temperatures = Temperatures.from_config(config.model).to(device)
         self.schedule = Schedule(config, self.state, self.loader.batches_per_epoch, temperatures)
-        resumed_at = self.state.step if self.start.kind == "resumed" else None
-        self.reporter = self._open_reporter(resumed_at)
         self.saver = CheckpointSaver(config, self.model, self.optimizer, ranks, remote)
-        self.saver.begin(resumed_at)
+        self.resumed_at = self.state.step if self.start.kind == "resumed" else None
+        self.reporter = self._open_reporter()
 
     def fit(self) -> None:
         """Train to the last step.
@@ -69,6 +68,7 @@ class Trainer:
             if self.config.dry_run:
                 return
             try:
+                self.saver.begin(self.resumed_at)
                 self.schedule.at(self.state.step).temperatures.apply(self.model)
                 if self.start.kind == "resumed":
                     self._complete_save()
@@ -151,11 +151,11 @@ class Trainer:
 
     # --- before the first step ---
 
-    def _open_reporter(self, resumed_at: int | None) -> Reporter:
+    def _open_reporter(self) -> Reporter:
         """The reporter of this rank. On the first one it deletes an older run, before any rank writes."""
         if self.start.replaces_run and self.state.step < self.schedule.last_step:
             self.loader.batch(self.state.epoch, self.state.batch)  # if the data are unreadable, the older run stays
-        reporter = partial(Reporter, self.config, resume_step=resumed_at)
+        reporter = partial(Reporter, self.config, resume_step=self.resumed_at)
         return self.ranks.run_on_first(partial(reporter, active=True)) or reporter(active=False)
 
     def _announce(self) -> None:
