@@ -134,7 +134,7 @@ def _texts(path: Path) -> list[str]:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: no text in UTF-8; --data is a token file named .npy, a datasets folder, JSON with 'text', "
+            f"{path}: not UTF-8 text; --data is a token file named .npy, a datasets folder, JSON with 'text', "
             "or plain text"
         ) from error
     if path.suffix not in (".json", ".jsonl"):

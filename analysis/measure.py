@@ -120,7 +120,7 @@ def measure(
                 chosen = [rows[i] for i in mine.tolist()]
                 largest = max(int(row.max()) for row in chosen)
                 if largest >= vocabulary:
-                    raise ValueError(f"token {largest} in the data, the model knows {vocabulary}")
+                    raise ValueError(f"token {largest} in the data, the model's vocabulary has {vocabulary}")
                 ids, mask = padded(chosen, device)
                 values_of = instance_entropies(model, observation, ids, mask, measures)
                 if not averages:

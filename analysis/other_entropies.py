@@ -1,7 +1,7 @@
 """The paper's other entropies, of attention and of the next token, and memory coefficients, in one forward pass.
 
 Method section 1 (paper, appendix A.3 and A.4). Shapes: B instances, T tokens, L layers, H heads, K key-value heads,
-C numbers a head, V tokens in the vocabulary.
+C numbers per head, V tokens in the vocabulary.
 """
 
 from __future__ import annotations

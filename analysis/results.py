@@ -68,4 +68,4 @@ def read_coefficients(path: Path) -> Coefficients:
             checkpoint = (file.metadata() or {}).get("checkpoint_fingerprint")
             return Coefficients(path, file.get_tensor("mlp_average_coefficients").float(), checkpoint)
     except Exception as error:  # safetensors raises its own error type
-        raise ValueError(f"{path}: no file of average coefficients: {error}") from error
+        raise ValueError(f"{path}: not a file of average coefficients: {error}") from error

@@ -55,7 +55,7 @@ def resuscitate(
             raise ValueError(f"{name} {word!r} is none of {', '.join(known)}")
     # The mean, because that of huge values overflows, which would make every memory look dead.
     if average.ndim != 2 or not torch.isfinite(average.mean(-1)).all() or (average < 0).any():
-        raise ValueError("average coefficients must be finite and not negative, one row a layer")
+        raise ValueError("average coefficients must be finite and not negative, one row per layer")
     chosen = sorted(set(range(len(average)) if layers is None else layers))
     unknown = [layer for layer in chosen if not 0 <= layer < len(average)]
     if unknown or not chosen:

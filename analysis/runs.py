@@ -56,7 +56,7 @@ def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
             if not isinstance(found, dict) or not isinstance(found.get("step"), int):
-                raise ValueError(f"{path}: line {number} is no object with a step")
+                raise ValueError(f"{path}: line {number} is not an object with a step")
             yield found
 
 

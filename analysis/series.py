@@ -81,7 +81,7 @@ def read_result(path: Path) -> dict[str, Any]:
     result = read_json(path)
     missing = {*_KEPT, "leave_one_group_out"} - (result.keys() if isinstance(result, dict) else set())
     if missing:
-        raise ValueError(f"{path}: no result of analysis.entropy, it has no {sorted(missing)[0]}")
+        raise ValueError(f"{path}: not a result of analysis.entropy, it has no {sorted(missing)[0]}")
     return result
 
 

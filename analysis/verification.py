@@ -55,7 +55,7 @@ def measured_before(coefficients: Coefficients, folder: Path) -> Before:
         digest, left_out = data["sha256"], np.array(result["leave_one_group_out"]).reshape(-1, len(layers))
         how = (float(result["knowledge_entropy"]), left_out, result["coefficient"], PRECISIONS[result["precision"]])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{result_file}: no result of analysis.entropy: {error!r}") from error
+        raise ValueError(f"{result_file}: not a result of analysis.entropy: {error!r}") from error
     entropies = layer_entropy(coefficients.average.double().numpy())
     # Coefficients are saved in float32.
     if entropies.shape != layers.shape or not np.allclose(entropies, layers, rtol=0, atol=1e-4):

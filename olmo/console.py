@@ -1,8 +1,8 @@
 """Progress of a command on the console: bars, and log lines above them.
 
 On a terminal rich draws the bars, and prints above them whatever Python writes to stdout or stderr. It is imported for
-the first bar, which is drawn once work has taken a second. Where stderr is no terminal, or one that cannot rewrite its
-lines (TERM=dumb), progress is printed as plain lines without control characters.
+the first bar, which is drawn once work has taken a second. Where stderr is not a terminal, or is one that cannot
+rewrite its lines (TERM=dumb), progress is printed as plain lines without control characters.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Items a second, without those done before."""
+        """Items per second, without those done before."""
         return (self.done - self._before) / max(time.monotonic() - self.started, 1e-9)
 
     @property

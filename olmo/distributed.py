@@ -32,8 +32,8 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    host: dist.ProcessGroup | None = None  # of the same processes, for numbers that never see a GPU; None: the default
-    saving: dist.ProcessGroup | None = None  # again the same, for the thread that saves; None: there is one process
+    host: dist.ProcessGroup | None = None  # gloo group for CPU integers; None: the default group
+    saving: dist.ProcessGroup | None = None  # gloo group of the saving thread; None: there is one process
 
     @property
     def is_first(self) -> bool:
@@ -227,8 +227,8 @@ def exit_process(status: int) -> NoReturn:
     """End the process with this status.
 
     One of several processes ends without the interpreter's shutdown. DDP keeps the process group for good (seen in
-    torch 2.13), and a gloo thread that lets go of a tensor during the shutdown aborts the process: one finished run
-    in fourteen. So does one in which a thread is still reading, and would be inside torch when that is taken down.
+    torch 2.13), and a gloo thread that frees a tensor during the shutdown aborts the process: one finished run
+    in fourteen. So does one in which a thread is still reading, and would be inside torch during shutdown.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or any(t.name.startswith(READER) for t in threading.enumerate()):
         sys.stdout.flush()

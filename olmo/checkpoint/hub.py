@@ -11,7 +11,7 @@ _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
 
 def is_hub_id(checkpoint: str) -> bool:
-    """Whether a name that is no folder here can be `owner/name[@revision]` on the Hugging Face hub."""
+    """Whether a name that is not a folder here can be `owner/name[@revision]` on the Hugging Face hub."""
     return bool(_HUB_ID.match(checkpoint)) and not Path(checkpoint).exists() and not Path(checkpoint).parent.is_dir()
 
 

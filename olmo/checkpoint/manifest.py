@@ -2,7 +2,7 @@
 
     {"ephemeral": false, "files": {"model.safetensors": {"size": 1234, "crc32": "89abcdef"}, ...}}
 
-CRC-32 finds errors of disks and copies (1 to 3 GB a second on one core); it is no protection against someone
+CRC-32 finds errors of disks and copies (1 to 3 GB per second on one core); it does not protect against someone
 who forges one. Folders without a manifest, older ones and those of OLMo, cannot be checked and pass. Files that the
 manifest does not name, such as what the analysis writes beside a checkpoint, are not looked at.
 """
@@ -44,7 +44,7 @@ def _read(folder: Path) -> dict[str, Any]:
         saved = json.loads((folder / NAME).read_text(encoding="utf-8"))
         {name: (entry["size"], entry["crc32"]) for name, entry in saved["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / NAME}: no manifest of a checkpoint: {error!r}") from error
+        raise ValueError(f"{folder / NAME}: not a checkpoint manifest: {error!r}") from error
     return saved
 
 

@@ -30,7 +30,7 @@ def read_optimizer_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict
 
 
 def named_weights(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The weights that an optimizer moves."""
+    """The weights that an optimizer trains, by name."""
     return {n: w for group in optimizer.param_groups for n, w in zip(group["param_names"], group["params"])}
 
 

@@ -62,7 +62,7 @@ def read_index(folder: Path) -> Metadata:
         if not isinstance(index, Metadata) or any(name != Path(name).name for name in names):
             raise ValueError("it names files elsewhere")
     except Exception as error:  # a damaged pickle raises anything
-        raise ValueError(f"{path}: damaged, or no index of a checkpoint: {error}") from error
+        raise ValueError(f"{path}: damaged, or not an index of a checkpoint: {error}") from error
     return index
 
 

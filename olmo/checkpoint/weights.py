@@ -46,7 +46,7 @@ def model_files(folder: Path) -> list[Path]:
                 named = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
                 return [folder / Path(name).name for name in sorted(set(named))]
             except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{folder / index}: no index of weights: {error!r}") from error
+                raise ValueError(f"{folder / index}: not an index of weights: {error!r}") from error
         files = sorted(folder.glob(pattern))
         if files:
             return files
@@ -252,7 +252,7 @@ def resuscitation_file(name: str, folder: Path, key: str) -> Path:
     """Path of a resuscitation file: `name` itself, or a file inside the checkpoint folder."""
     path = Path(name) if Path(name).is_file() else folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"{key}: {name} is no file, here or in {folder}")
+        raise FileNotFoundError(f"{key}: {name} is not a file, here or in {folder}")
     return path
 
 

@@ -62,7 +62,8 @@ class Loader:
     ):
         if global_batch_size % world_size:
             raise ConfigurationError(
-                f"global_train_batch_size: {global_batch_size} is no multiple of the {world_size} processes"
+                f"global_train_batch_size: {global_batch_size} is not a multiple of the number of processes, "
+                f"{world_size}"
             )
         self.source, self.global_batch_size, self.seed, self.shuffle = source, global_batch_size, seed, shuffle
         self.rank, self.world_size, self.vocabulary, self.masks = rank, world_size, vocabulary, masks or Masks()
@@ -97,11 +98,13 @@ class Loader:
             if foreign.any():
                 row = int(foreign.any(axis=1).argmax())
                 raise ValueError(
-                    f"instance {instances[row]} holds token {tokens[row][foreign[row]][0]}, the model knows {known}: "
-                    "tokenizer and model disagree"
+                    f"instance {instances[row]} holds token {tokens[row][foreign[row]][0]}, "
+                    f"the model's vocabulary has {known}: tokenizer and model disagree"
                 )
             if self.masks.pad_token_id >= known:
-                raise ValueError(f"model.pad_token_id: {self.masks.pad_token_id} pads rows, the model knows {known}")
+                raise ValueError(
+                    f"model.pad_token_id: {self.masks.pad_token_id} pads rows, the model's vocabulary has {known}"
+                )
         masked = self.masks.apply(tokens, instances)
         return masked.pinned() if self.pin_memory else masked
 

@@ -45,7 +45,7 @@ class Masks:
     pad_token_id: int = 0  # the id in padded places
     pad_tokens: bool = False  # whether every token of this id is padding (data.generate_attention_mask)
     labels: Reader | None = None  # above 0 where the token counts
-    attention: Reader | None = None  # above 0 where the token is no padding
+    attention: Reader | None = None  # above 0 where the token is not padding
     instance_filter: InstanceFilterConfig | None = None  # nothing of an instance that repeats itself counts
 
     def _absent(self, tokens: NDArray[np.int64], instances: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -69,7 +69,7 @@ class Masks:
         attention_mask = None
         if padding.any():
             tokens = np.where(tokens == PADDING, self.pad_token_id, tokens)
-            # From padding alone nothing can be predicted: the first token of a row that is none does not count either.
+            # The first real token of a row has only padding before it, so it does not count.
             predicted = ~padding & (np.cumsum(~padding, axis=1) > 1)
             predicted[:, 0] = ~padding[:, 0]  # as where there is no padding; the loss never counts it
             label_mask = predicted if label_mask is None else label_mask & predicted

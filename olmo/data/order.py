@@ -141,7 +141,7 @@ def write_order(
     """Write what `build_order` gives, or its `first` places, to a file.
 
     Few first places need neither memory nor disk (`instances_at`). The whole is shuffled in memory where four bytes an
-    instance fit, and otherwise, far slower, in a file beside `path` whose pages the system may put out of memory at any
+    instance fit, and otherwise, far slower, in a file beside `path` whose pages the system may evict at any
     time. Raises OSError where the disk cannot hold it, ValueError for too many instances.
     """
     _check_fits(instances)
@@ -151,7 +151,7 @@ def write_order(
     few = kept <= min(MOST_TRACED, instances)
     in_memory = few or places * DTYPE.itemsize < _free_memory() * 0.8
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A mapped file on a full disk is no OSError, but the end of the process.
+    # Writing to a mapped file on a full disk raises no OSError: it ends the process.
     needed = (kept if in_memory else places) * DTYPE.itemsize
     if needed > shutil.disk_usage(path.parent).free:
         raise OSError(f"{path.parent}: {needed / 1e9:.1f} GB for the order do not fit on this disk")
@@ -236,7 +236,7 @@ def _fill(order: NDArray[np.uint32], instances: int, seed: int, shuffle: bool) -
 class OrderFile:
     """An order file, on disk or at a URL, read in slices.
 
-    Raises FileNotFoundError where there is none, ValueError where its size is no whole number of places.
+    Raises FileNotFoundError where there is none, ValueError where its size is not a whole number of places.
     """
 
     def __init__(self, place: str | Path):

@@ -123,7 +123,7 @@ class TokenFiles:
         is_remote = np.array([mapped is None for mapped in self._files])
         far = is_remote[files]
         for file in np.unique(files[~far]):
-            # Reading a mapped file beyond its end is no error, but the end of the process.
+            # Reading a mapped file beyond its end raises no error: it ends the process.
             if (now := os.stat(self.paths[file]).st_size) != self.sizes[file]:
                 raise ValueError(f"{self.paths[file]}: the file has {now} bytes now, it had {self.sizes[file]}")
         for row, (file, place) in enumerate(zip(files.tolist(), places.tolist())):
@@ -198,7 +198,7 @@ class TokenDataset:
             start = self.sequence_length - len(row) if self.pad_direction == "left" else 0
             place[start : start + len(row)] = row
             if len(row) and place[start : start + len(row)].min() < 0:
-                raise ValueError(f"{where}: {place[start : start + len(row)].min()} is no token")
+                raise ValueError(f"{where}: {place[start : start + len(row)].min()} is not a token")
         return padded
 
 

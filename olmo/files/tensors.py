@@ -56,7 +56,7 @@ def decode_path(key: str) -> tuple[str | int, ...] | None:
         path, pickled_value = unpickle(io.BytesIO(base64.urlsafe_b64decode(key)), allowed={})
     except ForbiddenName as error:
         raise ValueError(f"hostile key in a safetensors file: {error}") from error
-    except (ValueError, TypeError):  # not base64, no pickle, no pair: a plain name
+    except (ValueError, TypeError):  # not base64, not a pickle, not a pair: a plain name
         return (key,)
     if not isinstance(path, tuple) or not all(isinstance(part, (str, int)) for part in path):
         raise ValueError("a key of this safetensors file does not name a tensor")
@@ -75,7 +75,7 @@ def _first_line(error: Exception) -> str:
     """The first line of an error; torch's own advice to unpickle what it refuses is not passed on."""
     text = str(error)
     if "weights_only" in text.lower() or "weightsunpickler" in text.lower():
-        return "it is no torch file, or holds more than tensors, numbers and strings"
+        return "not a torch file, or it holds more than tensors, numbers and strings"
     return re.sub(r"\x1b\[\d*m", "", text.splitlines()[0]) if text else type(error).__name__
 
 
@@ -110,7 +110,7 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
             return state
         state = _torch_load(path, mapped)
     except Exception as error:  # each library has its own errors for damaged and hostile files
-        raise ValueError(f"{path}: damaged or no file of tensors: {_first_line(error)}") from error
+        raise ValueError(f"{path}: damaged or not a file of tensors: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path}: expected a flat dictionary of tensors")
     return state
@@ -125,7 +125,7 @@ def read_tensor(path: Path) -> Tensor:
         try:
             tensors = [_torch_load(path)]
         except Exception as error:
-            raise ValueError(f"{path}: damaged or no file of tensors: {_first_line(error)}") from error
+            raise ValueError(f"{path}: damaged or not a file of tensors: {_first_line(error)}") from error
     if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
         raise ValueError(f"{path}: expected one tensor")
     return tensors[0]
@@ -196,7 +196,7 @@ def read_training_state(folder: Path, *stems: str, mapped: bool = False) -> dict
         key = "reset_optimizer_state" if "optim" in stems else "reset_trainer_state"
         raise ValueError(
             f"{path}: damaged, or cannot be read safely ({_first_line(error)}); "
-            f"a run with load_path: {folder} and {key} goes on without it"
+            f"to start without it, set load_path: {folder} and {key}"
         ) from error
 
 

@@ -35,4 +35,4 @@ def unpickle(file: BinaryIO, allowed: Mapping[str, Any]) -> Any:
     except ForbiddenName:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
-        raise ValueError(f"damaged, or no pickle: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ValueError(f"damaged, or not a pickle: {' '.join(str(error).split()) or type(error).__name__}") from error

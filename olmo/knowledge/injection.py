@@ -19,8 +19,8 @@ def _place(row: Tensor, counts: Tensor | None, length: int, boundary: int | None
     """Where in a row (T,) `length` tokens of knowledge are inserted: at the front, or behind the first boundary token
     if the row has room for them there.
 
-    A token that does not count (`counts`, the row's label mask), such as padding, is no boundary. The mask is None if
-    all tokens of a rank's rows count, so the place depends on this row alone, not on the other rows of the rank.
+    A token that does not count (`counts`, the row's label mask), such as padding, is not a boundary. The mask is None
+    if all tokens of a rank's rows count, so the place depends on this row alone, not on the other rows of the rank.
     """
     if boundary is None:
         return 0

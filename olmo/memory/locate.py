@@ -196,7 +196,7 @@ def _parts(layer: nn.Module, where: str, width: int) -> list[Memory | Experts]:
         module = layer.get_submodule(name.rpartition(".")[0])
         if not (name.endswith(".weight") and (isinstance(module, nn.Linear) or is_conv1d(module))):
             raise ValueError(
-                f"{where}: cannot tell what {name} {tuple(matrices[name].shape)} does, which is no linear map"
+                f"{where}: cannot tell what {name} {tuple(matrices[name].shape)} does, which is not a linear map"
             )
         maps[name.removesuffix(".weight")] = module
     if routed is None:

@@ -49,7 +49,7 @@ def load_multipliers(path: Path) -> Multipliers:
     except Exception as error:  # safetensors raises its own error type for files it cannot read
         raise ValueError(f"{path}: not a multiplier file of analysis.change_parameters: {error}") from error
     if values.ndim != 2 or values.shape != selected.shape or not torch.isfinite(values).all():
-        raise ValueError(f"{path}: multipliers must be finite, one row a layer")
+        raise ValueError(f"{path}: multipliers must be finite, one row per layer")
     return Multipliers(values.float(), selected.bool(), about)
 
 

@@ -9,7 +9,7 @@ optimizer state on each, and gathers the weights of a group of layers when they 
   norm; without a strategy, everything) is gathered for the whole step, so `..._and_size` changes nothing.
 * `fsdp.sharding_strategy`: FULL_SHARD frees gathered weights after the forward pass, SHARD_GRAD_OP keeps them for the
   backward pass; HYBRID_SHARD and _HYBRID_SHARD_ZERO2 do the same within each of
-  `fsdp.hybrid_sharding_num_model_replicas` copies of the model (by default one a node); NO_SHARD: every process has a
+  `fsdp.hybrid_sharding_num_model_replicas` copies of the model (by default one per node); NO_SHARD: every process has a
   copy.
 * `fsdp.precision`, with `amp_bf16`: `pure` gathers weights and averages gradients in bfloat16, `mixed` averages
   gradients in float32, null does both in float32. Weights and optimizer state are always float32.

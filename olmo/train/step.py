@@ -26,7 +26,7 @@ class StepResult:
     """What a step has computed, as float32 scalars on the device; the losses are those of this rank's rows."""
 
     step: int
-    loss: Tensor  # cross-entropy a token
+    loss: Tensor  # cross-entropy per token
     z_loss: Tensor  # 0 without softmax_auxiliary_loss
     gradient_norm: Tensor  # of all ranks, before clipping
     learning_rate: float
@@ -58,7 +58,7 @@ class TrainStep:
     def run(self, batch: Batch, step: int, settings: StepSettings) -> StepResult:
         """Train on this rank's rows (n, T). A collective.
 
-        As in OLMo the loss is the sum over the predictions that count, of T - 1 a row, divided by n * T.
+        As in OLMo the loss is the sum over the predictions that count, T - 1 per row, divided by n * T.
         """
         config, module = self.config, self.module
         torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self.rank) % 2**63)  # for dropout

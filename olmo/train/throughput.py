@@ -15,8 +15,8 @@ from torch import nn
 from ..config.schema import TrainConfig
 from ..model import OLMo
 
-# Dense operations a second with bfloat16 and float32 (without TF32), from the manufacturers' data sheets, by a part of
-# torch's name of the device; the first match counts.
+# Dense operations per second with bfloat16 and float32 (without TF32), from the manufacturers' data sheets, by a part
+# of torch's name of the device; the first match counts.
 PEAKS = {
     "B200": (2.25e15, 75e12),
     "H200": (989.4e12, 66.9e12),
@@ -44,7 +44,7 @@ def training_operations(model: OLMo, length: int) -> float:
 
 
 def peak_operations(config: TrainConfig, device: torch.device) -> float | None:
-    """The device's peak of operations a second in the run's precision; None if unknown.
+    """The device's peak of operations per second in the run's precision; None if unknown.
 
     `speed_monitor.gpu_flops_available`, or else a table of GPUs.
     """

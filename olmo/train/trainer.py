@@ -164,7 +164,7 @@ class Trainer:
             return
         config, schedule, first_step = self.config, self.schedule, self.state.step + 1
         log.info(
-            "%s: %s parameters on %s, %d process(es), steps %d to %d, %s tokens a step",
+            "%s: %s parameters on %s, %d process(es), steps %d to %d, %s tokens per step",
             config.run_name or config.save_folder,
             f"{sum(p.numel() for p in self.model.parameters()):,}",
             self.device,

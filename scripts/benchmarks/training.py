@@ -162,7 +162,7 @@ def bench_training(folder: Path, rounds: int) -> None:
     differ = np.ptp(losses, 0)
     print(
         f"training, OLMo-1B with {SHAPE['n_layers']} layers of width {SHAPE['d_model']} ({weights / 1e6:.0f} M), fp32, "
-        f"{tokens} tokens a step, {threads} threads, {rounds} rounds; rates as ratios to the first; losses of "
+        f"{tokens} tokens per step, {threads} threads, {rounds} rounds; rates as ratios to the first; losses of "
         f"{COMPARED} steps agree to {differ.max():.1e}",
         flush=True,
     )

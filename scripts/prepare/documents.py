@@ -154,7 +154,7 @@ def text_records(stream: IO[bytes], seed: int, limit: int, as_json: bool, counts
             text = json.loads(line)["text"] if as_json else line.decode("utf-8")
             priority = hash_of(text.encode("utf-8"), seed)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            what = f"line {number} is no JSON object with a string 'text'" if as_json else "not text in UTF-8"
+            what = f"line {number} is not a JSON object with a string 'text'" if as_json else "not UTF-8 text"
             raise ValueError(what) from error
         counts["records"] += 1
         if priority <= limit:

@@ -198,13 +198,13 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
         (["--data", "bad.json", "--tokenizer", "tokenizer.json"], "bad.json: expected objects with 'text'"),
         (
             ["--data", "tokens.bin"],
-            "tokens.bin: no text in UTF-8; --data is a token file named .npy, a datasets folder",
+            "tokens.bin: not UTF-8 text; --data is a token file named .npy, a datasets folder",
         ),
         (
             ["--data", "short.txt", "--tokenizer", "tokenizer.json"],
             "short.txt: 1 text, --data_size asks for 2048; texts are",
         ),
-        (["--data", "large.npy", "--data_size", "2"], "token 60000 in the data, the model knows 128"),
+        (["--data", "large.npy", "--data_size", "2"], "token 60000 in the data, the model's vocabulary has 128"),
     ],
 )
 def test_a_failure_is_one_line_and_status_1(

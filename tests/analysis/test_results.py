@@ -105,7 +105,7 @@ def test_hostile_coefficients_are_refused_and_run_nothing(
         torch.save([coefficients(folder), Bomb(touched)], path)
     argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, "--coefficients", path]
     status, said = failing(capsys, *argv)
-    assert status == 1 and "given.pt: damaged or no file of tensors" in said
+    assert status == 1 and "given.pt: damaged or not a file of tensors" in said
     assert not touched.exists()
 
 
@@ -113,4 +113,4 @@ def test_a_safetensors_file_of_something_else_is_named(folder: Path, capsys: pyt
     save_file({"else": torch.ones(2, 48)}, folder / "given.safetensors")
     argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
     status, said = failing(capsys, *argv, "--coefficients", folder / "given.safetensors")
-    assert status == 1 and "given.safetensors: no file of average coefficients" in said
+    assert status == 1 and "given.safetensors: not a file of average coefficients" in said

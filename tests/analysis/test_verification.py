@@ -197,7 +197,7 @@ def test_a_result_of_something_else_is_refused_before_anything_is_written(
         change(unmeasured, 0.5, 1.0, "--verify", "--coefficients", given)
     for content in ("{", "{}", "[]", '{"data": null}', '{"data": {"path": "a"}, "number_of_instances": 1}'):
         (given.parent / RESULT).write_text(content)
-        with pytest.raises(ValueError, match=rf"{given.parent / RESULT}: no result of analysis\.entropy"):
+        with pytest.raises(ValueError, match=rf"{given.parent / RESULT}: not a result of analysis\.entropy"):
             change(unmeasured, 0.5, 1.0, "--verify", "--coefficients", given)
     (given.parent / RESULT).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{given.parent / RESULT}: missing"):

@@ -215,9 +215,9 @@ def test_a_bad_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     path = tmp_path / "a.json"
     path.write_bytes(b'{"text": "fine"}\n\n' + line)
     assert run("--output", tmp_path / "out", "--corpus", "c4", "--input", path) == 1
-    assert f"{path}: line 3 is no JSON object with a string 'text'" in capsys.readouterr().err
+    assert f"{path}: line 3 is not a JSON object with a string 'text'" in capsys.readouterr().err
     assert next(text_records(BytesIO(b" "), 0, 2**64, False, Counter())).kind == NO_TEXT
     path = path.rename(tmp_path / "a.txt")
     path.write_bytes(b"\xff")
     assert run("--output", tmp_path / "out", "--corpus", "text", "--input", path) == 1
-    assert f"{path}: not text in UTF-8" in capsys.readouterr().err
+    assert f"{path}: not UTF-8 text" in capsys.readouterr().err

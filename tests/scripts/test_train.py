@@ -383,7 +383,9 @@ def test_what_several_processes_cannot_do_is_one_line(
     monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 4)))
     arguments = [str(folder / "plain.yaml"), f"--save_folder={tmp_path / 'run'}"]
     assert exit_status(main, arguments) == 2
-    assert "global_train_batch_size: 6 is no multiple of the 4 processes" in one_line(capsys.readouterr().err)
+    assert "global_train_batch_size: 6 is not a multiple of the number of processes, 4" in one_line(
+        capsys.readouterr().err
+    )
     monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 2)))
     assert exit_status(main, [*arguments, "--distributed_strategy=null"]) == 2
     assert "null runs on one process; use ddp or fsdp" in one_line(capsys.readouterr().err)

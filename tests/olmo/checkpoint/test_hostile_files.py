@@ -96,7 +96,7 @@ def test_a_hostile_model_pt_is_refused_and_runs_nothing(tmp_path: Path, place: s
     if place == "beside":
         state["extra"] = Bomb(touched)
     torch.save(state, folder / "model.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"model\.pt: damaged or no file of tensors"):
+    with pytest.raises(ValueError, match=r"model\.pt: damaged or not a file of tensors"):
         checkpoint.load_model(folder, CPU)
     assert not touched.exists()
 
@@ -112,7 +112,9 @@ def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["optim.pt", "train.pt"])
 def test_a_hostile_training_state_is_refused_and_runs_nothing(tmp_path: Path, name: str) -> None:
     torch.save({"step": 1, "extra": Bomb(tmp_path / "touched")}, tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{name}: damaged, or cannot be read safely \(.*\); a run with load"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: damaged, or cannot be read safely \(.*\); to start without it, set load_path"
+    ):
         read_training_state(tmp_path, Path(name).stem)
     assert not (tmp_path / "touched").exists()
 
@@ -126,7 +128,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, weights: str, kept: int) -> N
     with pytest.raises(ValueError) as caught:
         checkpoint.load_model(folder, CPU)
     said = str(caught.value)
-    assert said.startswith(f"{folder / weights}: damaged or no file of tensors: ") and "\n" not in said
+    assert said.startswith(f"{folder / weights}: damaged or not a file of tensors: ") and "\n" not in said
 
 
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"a": {"b": torch.ones(2)}}, {"a": 3}, torch.ones(2)], ids=repr)
@@ -149,6 +151,6 @@ def test_nobody_is_told_to_unpickle(tmp_path: Path) -> None:
     folder = write_olmo(tmp_path / "checkpoint", made_model(), "model.pt")
     for content in (b"x", pickle.dumps(made_model())):
         (folder / "model.pt").write_bytes(content)
-        with pytest.raises(ValueError, match="it is no torch file, or holds more than tensors") as caught:
+        with pytest.raises(ValueError, match="not a torch file, or it holds more than tensors") as caught:
             checkpoint.load_model(folder, CPU)
         assert "weights_only" not in str(caught.value) and "\x1b" not in str(caught.value)

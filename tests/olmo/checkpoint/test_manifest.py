@@ -86,7 +86,7 @@ def test_a_changed_byte_is_named(folder: Path) -> None:
 def test_a_manifest_that_is_none_is_named(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
     problem = manifest.problem(folder)
-    assert problem is not None and problem.startswith(f"{folder / 'manifest.json'}: no manifest of a checkpoint")
+    assert problem is not None and problem.startswith(f"{folder / 'manifest.json'}: not a checkpoint manifest")
     assert not manifest.is_ephemeral(folder)
 
 

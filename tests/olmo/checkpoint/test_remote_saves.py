@@ -176,7 +176,7 @@ DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
     "bytes": ("train/rank0.pt", bytes(900), "train/rank0.pt: its checksum is .*, and was .* when it was written"),
     "half": ("train/rank0.pt", bytes(450), "train/rank0.pt: 450 bytes of 900"),
     "missing": ("model_and_optim/.metadata", None, "model_and_optim/.metadata: missing"),
-    "no manifest": ("manifest.json", b"{", "manifest.json: no manifest of a checkpoint"),
+    "no manifest": ("manifest.json", b"{", "manifest.json: not a checkpoint manifest"),
     "outside": ("manifest.json", OUTSIDE, r"manifest.json: names \.\./\.\./evil, a path outside"),
 }
 

@@ -119,7 +119,7 @@ def test_a_hostile_index_runs_nothing(folder: Path, kind: str) -> None:
     index = sharded.read_index(folder)
     index.planner_data = hostile(kind, touched)
     index_of(folder).write_bytes(pickle.dumps(index))
-    with pytest.raises(ValueError, match=r"\.metadata: damaged, or no index of a checkpoint") as caught:
+    with pytest.raises(ValueError, match=r"\.metadata: damaged, or not an index of a checkpoint") as caught:
         checkpoint.read_state(folder)
     assert "\n" not in str(caught.value) and not touched.exists()
 
@@ -176,9 +176,9 @@ def cut(path: Path) -> None:
 
 
 DAMAGE: dict[str, Any] = {
-    "half an index": (lambda folder: cut(index_of(folder)), "no index of a checkpoint"),
-    "an empty index": (lambda folder: os.truncate(index_of(folder), 0), "no index of a checkpoint"),
-    "another pickle": (lambda folder: index_of(folder).write_bytes(pickle.dumps([1])), "no index of a checkpoint"),
+    "half an index": (lambda folder: cut(index_of(folder)), "not an index of a checkpoint"),
+    "an empty index": (lambda folder: os.truncate(index_of(folder), 0), "not an index of a checkpoint"),
+    "another pickle": (lambda folder: index_of(folder).write_bytes(pickle.dumps([1])), "not an index of a checkpoint"),
     "half a part": (lambda folder: cut(folder / "model_and_optim/__0_0.distcp"), "damaged: "),
     "no part": (lambda folder: (folder / "model_and_optim/__0_0.distcp").unlink(), "No such file"),
 }

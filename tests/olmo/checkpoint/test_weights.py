@@ -163,7 +163,7 @@ def test_a_full_state_dict_replaces_the_weights(tmp_path: Path) -> None:
 def test_a_resuscitation_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     model = made_model()
     folder = write_olmo(tmp_path / "checkpoint", model)
-    with pytest.raises(FileNotFoundError, match=r"model\.resuscitation: nowhere\.pt is no file"):
+    with pytest.raises(FileNotFoundError, match=r"model\.resuscitation: nowhere\.pt is not a file"):
         checkpoint.load_model(folder, CPU, config=with_resuscitation(model.config, "nowhere.pt"))
 
 
@@ -224,7 +224,7 @@ def test_an_index_says_which_files_count(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], again[name]) for name in state)
     same_weights(checkpoint.load_model(tmp_path, CPU), made_model())
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"index\.json: no index of weights"):
+    with pytest.raises(ValueError, match=r"index\.json: not an index of weights"):
         checkpoint.read_state(tmp_path)
 
 

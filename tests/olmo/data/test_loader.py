@@ -251,7 +251,7 @@ def test_a_batch_has_the_masks_of_its_rows() -> None:
     even = Loader(Padded(8), 4, seed=0, shuffle=False, rank=0, world_size=2).batch(0, 0)
     assert even.label_mask is None and even.attention_mask is None
     loader.masks = Masks(pad_token_id=100)
-    with pytest.raises(ValueError, match=r"model\.pad_token_id: 100 pads rows, the model knows 100"):
+    with pytest.raises(ValueError, match=r"model\.pad_token_id: 100 pads rows, the model's vocabulary has 100"):
         loader.batch(0, 0)
 
 
@@ -263,7 +263,7 @@ def test_tokens_that_the_model_does_not_know(foreign: int) -> None:
             rows[np.asarray(indices) == 2, 1] = foreign
             return rows
 
-    told = f"instance 2 holds token {foreign}, the model knows 100: tokenizer and model disagree"
+    told = f"instance 2 holds token {foreign}, the model's vocabulary has 100: tokenizer and model disagree"
     with pytest.raises(ValueError, match=told):
         Loader(Foreign(4), 4, seed=0, vocabulary=100).batch(0, 0)
 
@@ -370,11 +370,11 @@ def test_token_beyond_the_vocabulary_names_the_instance() -> None:
     assert short.batch(0, 0).input_ids.max() == 5
     with pytest.raises(ValueError) as caught:
         short.batch(0, 1)
-    assert str(caught.value) == "instance 7 holds token 9, the model knows 9: tokenizer and model disagree"
+    assert str(caught.value) == "instance 7 holds token 9, the model's vocabulary has 9: tokenizer and model disagree"
 
 
 def test_batch_that_the_ranks_cannot_share() -> None:
-    with pytest.raises(ValueError, match="global_train_batch_size: 6 is no multiple of the 4 processes"):
+    with pytest.raises(ValueError, match="global_train_batch_size: 6 is not a multiple of the number of processes, 4"):
         Loader(Counting(20), 6, seed=0, world_size=4)
 
 

@@ -178,7 +178,7 @@ def test_dataset_rows_that_are_too_long(tmp_path: Path) -> None:
         (["a b", "c"], "column 'input_ids' holds Value\\('string'\\), not lists"),
         ([[5], None], "instance 1, column 'input_ids': a value is missing"),
         ([[5], [6, None]], "instance 1, column 'input_ids': a value is missing"),
-        ([[5], [6, -1]], "instance 1, column 'input_ids': -1 is no token"),
+        ([[5], [6, -1]], "instance 1, column 'input_ids': -1 is not a token"),
     ],
 )
 def test_dataset_rows_that_are_no_tokens(tmp_path: Path, column: list, told: str) -> None:

@@ -93,7 +93,7 @@ def test_a_single_tensor(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected one tensor"):
             read_tensor(tmp_path / name)
     torch.save(Bomb(tmp_path / "touched"), tmp_path / "bomb.pt")
-    with pytest.raises(ValueError, match=r"bomb\.pt: damaged or no file of tensors"):
+    with pytest.raises(ValueError, match=r"bomb\.pt: damaged or not a file of tensors"):
         read_tensor(tmp_path / "bomb.pt")
     assert not (tmp_path / "touched").exists()
 

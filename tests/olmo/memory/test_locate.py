@@ -210,7 +210,7 @@ def test_a_matrix_that_is_no_linear_map_is_refused() -> None:
     layer["mixer"] = nn.Module()
     layer["mixer"].A = nn.Parameter(torch.zeros(3, 5))
     assert refusal(Handmade(layer)) == (
-        "Handmade: layers.0: cannot tell what mixer.A (3, 5) does, which is no linear map"
+        "Handmade: layers.0: cannot tell what mixer.A (3, 5) does, which is not a linear map"
     )
 
 

@@ -95,7 +95,7 @@ def test_a_damaged_state_names_the_key_that_does_without_it(plain: Path, tmp_pat
         train(plain, tmp_path / "b", f"--load_path={broken}")
     (broken / "manifest.json").unlink()  # as OLMo saves
     with pytest.raises(
-        ValueError, match=rf"{name}: damaged, or .* a run with load_path: .*/step3-unsharded and {key} goes on"
+        ValueError, match=rf"{name}: damaged, or .* to start without it, set load_path: .*/step3-unsharded and {key}"
     ):
         Trainer(configure(plain, tmp_path / "a", "--try_load_latest_save"), CPU, Ranks())
     train(plain, tmp_path / "b", f"--load_path={broken}", f"--{key}", "--stop_at=4")

@@ -59,7 +59,7 @@ def test_metrics_are_one_object_a_line(world: Path, tmp_path: Path) -> None:
             assert speed == pytest.approx(line["throughput/device/batches_per_second"] * BATCH * LENGTH)
     assert json.loads((tmp_path / "environment.json").read_text())["versions"]["torch"] == torch.__version__
     log = (tmp_path / "train.log").read_text()
-    assert "step 2/3: loss" in log and "steps 1 to 3, 1,536 tokens a step" in log
+    assert "step 2/3: loss" in log and "steps 1 to 3, 1,536 tokens per step" in log
     assert "step 3/3: loss" in log and "eval/K = -" in log
 
 

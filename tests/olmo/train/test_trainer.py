@@ -218,7 +218,9 @@ def test_the_configuration_of_a_run_is_saved_and_repeats_it(plain: Path, tmp_pat
 
 
 def test_tokens_beyond_the_vocabulary_are_named(plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"instance \d+ holds token 1\d\d, the model knows 100: tokenizer and model"):
+    with pytest.raises(
+        ValueError, match=r"instance \d+ holds token 1\d\d, the model's vocabulary has 100: tokenizer and model"
+    ):
         train(plain, tmp_path, "--model.vocab_size=100", "--model.embedding_size=100")
 
 

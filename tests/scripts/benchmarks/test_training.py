@@ -18,7 +18,7 @@ def test_ours_and_a_torch_loop_train_the_same_model(tmp_path, monkeypatch: pytes
     assert without.endswith("; make no-such-folder/.ready")
     assert all(bench_training.WHAT[name] in without for name in bench_training.ENVIRONMENTS)
     assert float(head.rpartition(" ")[2]) < 1e-4, head  # how far the losses of three steps are apart
-    assert "64 tokens a step" in head and "2 rounds" in head
+    assert "64 tokens per step" in head and "2 rounds" in head
     assert first.startswith(f"  {bench_training.WHAT['torch']}: 1.00 x (1.00 to 1.00) (")
     assert ours.startswith("  ours: ")
     for line in (first, ours):
