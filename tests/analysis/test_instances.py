@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
 from analysis import entropy
+from analysis.instances import Instances
 from olmo.data.order import build_order
 from olmo.exceptions import ConfigurationError, exit_status
 from scripts import data_order
@@ -139,6 +140,13 @@ def dolma(tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield server
 
 
+def test_a_model_of_another_family_needs_data(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    instances = Instances("configs/official/OLMo-1B.yaml", 1, of_official_run=True)
+    with pytest.raises(ConfigurationError, match=f"{tmp_path} .*; give --data, text for this model's tokenizer$"):
+        instances.check_tokenizer(tmp_path)
+
+
 def in_order(tokens: Path, count: int) -> np.ndarray:
     numbers = np.arange(INSTANCES)
     np.random.Generator(np.random.PCG64(6198)).shuffle(numbers)
@@ -156,7 +164,7 @@ def test_the_first_batch_of_the_official_run_by_default(
         "error: data/global_indices/1B/global_indices.npy: no such data order, whose first instances are the default "
         "of --data; get it with: bash scripts/get_dataorder.sh --model_size 1B, or rebuild only as much as is needed "
         "with: python -m scripts.data_order rebuild configs/official/OLMo-1B.yaml --first 20 --output "
-        "data/global_indices/1B/global_indices.npy\n"
+        "data/global_indices/1B/global_indices.npy; a model with another tokenizer than OLMo's needs --data\n"
     )
     data_order.main(
         ["rebuild", "configs/official/OLMo-1B.yaml", "--output", "data/global_indices/1B/global_indices.npy"]
