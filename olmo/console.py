@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _LARGEST_BAR = 40  # columns
 
+log = logging.getLogger("olmo")
+
 
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from ..console import log
 from ..files.atomic import fsync
 from ..files.paths import parse_step
 from . import manifest
 
 SHARDS = "model_and_optim"  # folder in a checkpoint, as in OLMo
-_log = logging.getLogger("olmo")
 
 
 def saved_steps(save_folder: Path) -> list[tuple[int, str]]:
@@ -46,7 +45,7 @@ def latest(save_folder: Path) -> Path | None:
         problem = manifest.problem(folder)
         if problem is None:
             return folder
-        _log.warning("damaged checkpoint: %s", problem)
+        log.warning("damaged checkpoint: %s", problem)
         damaged.append(problem)
     if damaged:
         raise ValueError(f"{damaged[0]}; no checkpoint in {save_folder} is complete, delete them to start anew")
@@ -79,7 +78,7 @@ def link_latest(folder: Path) -> None:
             partial.symlink_to(target.name, target_is_directory=True)
             partial.replace(folder.with_name(name))
         except OSError as error:  # a file system without links; this program needs none
-            _log.warning("%s: no link to %s (%s)", folder.with_name(name), target.name, error.strerror)
+            log.warning("%s: no link to %s (%s)", folder.with_name(name), target.name, error.strerror)
 
 
 def delete(folder: Path, successor: Path | None = None) -> None:

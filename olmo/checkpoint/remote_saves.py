@@ -14,13 +14,13 @@ checkpoints on S3.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from ..console import log
 from ..exceptions import ConfigurationError
 from ..files.atomic import fsync
 from ..files.paths import parse_step
@@ -38,8 +38,6 @@ REPORTS = (
     "data-indices/*.tsv",
 )
 TABLES = ("probes/*.parquet", "losses/*.parquet")  # each written once
-
-_log = logging.getLogger("olmo")
 
 
 def _is_half(files: Collection[str]) -> bool:
@@ -112,7 +110,7 @@ class RemoteSaves:
             try:
                 return self.fetch(f"step{step}{kind}")
             except ValueError as error:
-                _log.warning("damaged checkpoint: %s", error)
+                log.warning("damaged checkpoint: %s", error)
                 damaged = damaged or ValueError(
                     f"{error}; no checkpoint in {self.place.url} is complete, delete them to start anew"
                 )
@@ -139,7 +137,7 @@ class RemoteSaves:
                     raise ValueError(f"{url}/{manifest.NAME}: names {file}, a path outside of the checkpoint")
                 if (found := there.get(f"{name}/{file}")) != size:
                     raise ValueError(f"{url}/{file}: " + ("missing" if found is None else f"{found} bytes of {size}"))
-            _log.info("fetching %s, %.1f GB", url, sum(expected.values()) / 1e9)
+            log.info("fetching %s, %.1f GB", url, sum(expected.values()) / 1e9)
             self.place.download({f"{name}/{file}": partial / file for file in expected})
             if (problem := manifest.problem(partial)) is not None:
                 raise ValueError(problem)
@@ -218,7 +216,7 @@ class RemoteSaves:
             self._catch_up()
         except OSError as error:
             missing = ", ".join(self._missing)
-            _log.warning("not uploaded: %s (%s); to be tried again with the next checkpoint", missing, error)
+            log.warning("not uploaded: %s (%s); to be tried again with the next checkpoint", missing, error)
 
     def _removed(self, name: str) -> None:
         self._missing = [missing for missing in self._missing if missing != name]
@@ -235,7 +233,7 @@ class RemoteSaves:
                 if (problem := manifest.problem(folder)) is None:
                     self._upload(folder)
                 elif folder.is_dir():
-                    _log.warning("damaged checkpoint, not uploaded: %s", problem)
+                    log.warning("damaged checkpoint, not uploaded: %s", problem)
             except OSError:
                 if folder.is_dir():  # else it was deleted meanwhile
                     raise
@@ -248,7 +246,7 @@ class RemoteSaves:
         last = [file for file in files if file == "config.yaml"]
         for together in ([file for file in files if file not in last], last, [manifest.NAME]):
             self.place.upload({f"{name}/{file}": folder / file for file in together})
-        _log.info("uploaded %s to %s", folder, self.place.url)
+        log.info("uploaded %s to %s", folder, self.place.url)
 
     def _upload_reports(self) -> None:
         paths = {
@@ -267,7 +265,7 @@ class RemoteSaves:
             try:
                 self._remove(self._doomed[0])
             except OSError as error:
-                _log.warning("not removed: %s (%s); to be tried again with the next checkpoint", self._doomed[0], error)
+                log.warning("not removed: %s (%s); to be tried again with the next checkpoint", self._doomed[0], error)
                 return
             del self._doomed[0]
 

@@ -10,7 +10,6 @@ A save goes in this order, so that a process killed at any moment leaves a run t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ..config.schema import TrainConfig
+from ..console import log
 from ..distributed import Ranks
 from ..memory.temperature import Temperatures
 from ..model import OLMo
@@ -31,8 +31,6 @@ from .remote_saves import RemoteSaves
 
 # Kinds of checkpoint: the first two by the end of their names. An ephemeral one is named as the first.
 SHARDED, UNSHARDED, EPHEMERAL = "", "-unsharded", "ephemeral"
-
-_log = logging.getLogger("olmo")
 
 
 def open_remote(config: TrainConfig, ranks: Ranks) -> RemoteSaves | None:
@@ -68,15 +66,17 @@ class CheckpointSaver:
 
     def begin(self, resumed_at: int | None) -> None:
         """Count the checkpoints of a run that resumes at a step; None: the run is new, and replaces an older one."""
-        if resumed_at is not None:
-            for step, kind in saves.saved_steps(self.folder):
-                if step <= resumed_at:  # later ones are damaged, and will be saved again
-                    self._kept[EPHEMERAL if is_ephemeral(self._path(step, kind)) else kind].append(step)
         if self.remote is not None:
             self.remote.begin(resumed_at)
+        if resumed_at is None:
+            return
+        for step, kind in saves.saved_steps(self.folder):
+            if step <= resumed_at:  # later ones are damaged, and will be saved again
+                self._kept[EPHEMERAL if is_ephemeral(self._path(step, kind)) else kind].append(step)
+        if self.remote is not None:
             for step, kind in self.remote.steps():
                 path = self._path(step, kind)
-                if resumed_at is not None and step < resumed_at and not path.is_dir():  # deleted here only
+                if step < resumed_at and not path.is_dir():  # deleted here only
                     self._kept[EPHEMERAL if self.remote.is_ephemeral(path.name) else kind].append(step)
         for steps in self._kept.values():
             steps.sort()
@@ -166,7 +166,7 @@ class CheckpointSaver:
             except OSError as error:
                 if completes_run:
                     raise
-                _log.warning("%s", error)
+                log.warning("%s", error)
 
     def _write(self, write: Callable[[], None], path: Path, expired: list[Path]) -> None:
         """What the thread does."""
@@ -177,7 +177,7 @@ class CheckpointSaver:
         """Link and upload a complete checkpoint; then delete others."""
         if self.ranks.is_first:
             saves.link_latest(path)
-            _log.info("saved %s", path)
+            log.info("saved %s", path)
         if self.remote is not None:
             self.remote.saved(path)
         for other in expired:

@@ -5,7 +5,6 @@ An order file is headerless little-endian uint32: place k of the run is instance
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -16,13 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..console import Progress
+from ..console import Progress, log
 from ..files.atomic import atomic_path, delete_partial_files
 from ..files.lock import Lock
 from .ranges import RemoteFiles
 from .sources import TokenFiles
-
-log = logging.getLogger("olmo")
 
 DTYPE = np.dtype("<u4")
 PIECE = 2**22  # places at a time if the order does not fit into memory

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import threading
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import net
-from ..console import Progress
+from ..console import Progress, log
 from ..exceptions import ConfigurationError
 from ..files.atomic import atomic_path
 from ..files.lock import Lock
@@ -37,7 +36,6 @@ LARGEST = 2**23  # bytes a request; longer ranges are divided, so that a broken 
 CACHE_SIZE = 2**32  # bytes of ranges kept; the least recently used ones are deleted first
 DIGEST = hashlib.sha256
 
-log = logging.getLogger("olmo")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.load import load
 from ..config.schema import TrainConfig
 from ..config.setting import changed_keys
-from ..console import Progress, on_terminal
+from ..console import Progress, log, on_terminal
 from ..exceptions import ConfigurationError, Interrupted
 from . import trackers
 from .environment import record_start
@@ -20,8 +20,6 @@ from .run_folder import RunFolder, naming
 if TYPE_CHECKING:
     from ..eval.evaluators import Evaluation
     from ..knowledge.plan import Text
-
-log = logging.getLogger("olmo")
 
 _SECONDS_TO_EVENTS = 10  # until TensorBoard can read a metric
 

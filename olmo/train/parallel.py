@@ -51,9 +51,8 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
     """The module whose forward pass trains: the objective itself, DDP around it, or the objective sharded by FSDP.
 
     Every process calls it with the same weights, or (FSDP) with a model on the meta device; those weights are then on
-    `device` and undefined.
+    `device` and undefined. `check_strategy` has accepted the configuration.
     """
-    check_strategy(config, ranks)
     if ranks.world_size == 1:
         return objective
     if is_sharded(config, ranks):

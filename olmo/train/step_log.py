@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from ..config.schema import TrainConfig
-from ..console import clock
+from ..console import clock, log
 from ..data.loader import Batch
 from ..distributed import Ranks
 from ..knowledge.plan import Plan, Text
 from ..model import OLMo
-from ..report.reporter import Reporter, Steps, log
+from ..report.reporter import Reporter, Steps
 from ..report.run_folder import append_indices
 from .schedule import Schedule
 from .step import StepResult

@@ -8,7 +8,6 @@ one; and tags are requested in the background, with any login, not only WANDB_AP
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
@@ -25,11 +24,9 @@ import torch
 from torch import Tensor
 
 from ..config.schema import TrainConfig
-from ..console import above_bars
+from ..console import above_bars, log
 from ..distributed import READER, Ranks
 from ..exceptions import Interrupted
-
-log = logging.getLogger("olmo")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SAME_SIGNAL = 1.0  # seconds in which torchrun passes on what a job manager sends to all

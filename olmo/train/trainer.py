@@ -13,13 +13,14 @@ import torch
 from ..checkpoint import weights
 from ..checkpoint.saver import CheckpointSaver, open_remote
 from ..config.schema import EvaluatorConfig, TrainConfig
+from ..console import log
 from ..data.loader import run_loader
 from ..distributed import Ranks
 from ..eval.evaluators import Evaluators
-from ..knowledge.build import plan_from_config
+from ..knowledge.build import needs_tokenizer, plan_from_config
 from ..knowledge.injection import inject
 from ..memory.temperature import Temperatures
-from ..report.reporter import Reporter, log
+from ..report.reporter import Reporter
 from ..tokenizer import encode, run_tokenizer
 from . import start
 from .parallel import gathered_model
@@ -211,5 +212,5 @@ class Trainer:
 
 def _needs_tokenizer(config: TrainConfig) -> bool:
     """Whether a run encodes text; a downstream task has a tokenizer of its own, but the run's is checked for it."""
-    asks = (e.type == "downstream" or (e.type == "lm" and e.data.dataset_path) for e in config.evaluators)
-    return config.injection is not None or any(asks)
+    encodes = (e.type == "downstream" or (e.type == "lm" and e.data.dataset_path) for e in config.evaluators)
+    return needs_tokenizer(config) or any(encodes)

@@ -23,7 +23,7 @@ from olmo.distributed import Ranks, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError
 from olmo.files.tensors import read_training_state
 from olmo.train import Trainer
-from olmo.train.parallel import distribute, gradient_sync
+from olmo.train.parallel import check_strategy, distribute, gradient_sync
 from olmo.train.stopping import Signals, Watch
 from tests.running import BATCH, CPU, LENGTH, command, configure, metrics, train, write_world
 
@@ -73,7 +73,7 @@ def test_alone_the_model_trains_as_it_is_whatever_the_strategy() -> None:
 def test_several_processes_need_a_strategy() -> None:
     for strategy, name in ((None, "null"), ("single", "single")):
         with pytest.raises(ConfigurationError, match=rf"distributed_strategy: {name} runs on one process; use ddp or"):
-            distribute(nn.Linear(2, 2), TrainConfig(distributed_strategy=strategy), Ranks(0, 2), CPU)
+            check_strategy(TrainConfig(distributed_strategy=strategy), Ranks(0, 2))
 
 
 def test_device_by_name() -> None:

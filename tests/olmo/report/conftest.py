@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from olmo.config import OptimizerConfig, TrainConfig
-from olmo.report.reporter import log
+from olmo.console import log
 from tests.reference import tiny_config
 
 

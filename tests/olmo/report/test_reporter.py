@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from olmo.config import TrainConfig, load
+from olmo.console import log
 from olmo.knowledge.plan import Text
 from olmo.report.environment import environment
-from olmo.report.reporter import Reporter, log
+from olmo.report.reporter import Reporter
 from tests.reporting import an_evaluation, metrics
 
 
