@@ -88,9 +88,9 @@ def verify(
     Raises ValueError if the law does not hold within rounding.
     """
     disable_malloc_trim()
-    place = pick_device(device)
-    model = open_model(folder, place, before.precision, edit)
-    after = measure(model, before.rows, batch_size, before.coefficient, place, Ranks(), description="verifying")
+    torch_device = pick_device(device)
+    model = open_model(folder, torch_device, before.precision, edit)
+    after = measure(model, before.rows, batch_size, before.coefficient, torch_device, Ranks(), description="verifying")
     change = after.knowledge_entropy - before.entropy
     error = float(jackknife_error(after.left_out.sum(1) - before.left_out.sum(1)))
     yield (

@@ -177,10 +177,10 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def process_group(device: torch.device, patience: float = 1800.0) -> Iterator[Ranks]:
+def process_group(device: torch.device, timeout: float = 1800.0) -> Iterator[Ranks]:
     """Join the processes of torchrun (nccl on GPUs, gloo on CPUs), or be alone; leaves the group at the end.
 
-    `patience`: seconds after which a process that waits for the others gives up. Raises RuntimeError where another
+    `timeout`: seconds after which a process that waits for the others gives up. Raises RuntimeError where another
     process has ended or hangs.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -189,17 +189,17 @@ def process_group(device: torch.device, patience: float = 1800.0) -> Iterator[Ra
     if world_size == 1:
         yield Ranks()
         return
-    timeout = timedelta(seconds=patience)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    host = dist.new_group(backend="gloo", timeout=timeout) if device.type == "cuda" else None
-    saving = dist.new_group(backend="gloo", timeout=timeout)
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
+    host = dist.new_group(backend="gloo", timeout=limit) if device.type == "cuda" else None
+    saving = dist.new_group(backend="gloo", timeout=limit)
     try:
         yield Ranks(dist.get_rank(), world_size, host, saving)
     except RuntimeError as error:
         # The group is not destroyed: that needs the other processes.
         if is_collective_error(error):
             raise RuntimeError(
-                f"{_describe_collective_error(str(error), patience)}; its own last lines may give the reason; "
+                f"{_describe_collective_error(str(error), timeout)}; its own last lines may give the reason; "
                 "--try_load_latest_save continues from the newest checkpoint"
             ) from error
         raise
@@ -214,10 +214,10 @@ def is_collective_error(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or bool(collective) or any(map(is_collective_error, gathered))
 
 
-def _describe_collective_error(message: str, patience: float) -> str:
+def _describe_collective_error(message: str, timeout: float) -> str:
     """What a failed collective means for the other processes, in few words."""
     if re.search(r"timed? ?out", message, re.IGNORECASE):
-        return f"another process did not answer for {patience:g} seconds (collective_timeout)"
+        return f"another process did not answer for {timeout:g} seconds (collective_timeout)"
     if re.search(r"connection (closed|reset)|broken pipe|connection refused", message, re.IGNORECASE):
         return "another process has ended"
     return f"another process failed ({message.splitlines()[0]})"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # What torchrun has time for between the end of one process and that of the others.
-_PATIENCE = 10.0  # seconds
+_TORCHRUN_DELAY = 10.0  # seconds
 
 
 # What a user's files, settings or machine can cause; anything else is a programming error.
@@ -91,7 +91,7 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     except FAILURES as error:
         if isinstance(error, (ConfigurationError, FailedOnAllRanks)) and _is_another_rank():
             # torchrun ends this process as soon as the first has ended. One that lives on is alone with its error.
-            time.sleep(_PATIENCE)
+            time.sleep(_TORCHRUN_DELAY)
         if debug:
             traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__

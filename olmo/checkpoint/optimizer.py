@@ -18,12 +18,12 @@ from .transformers_layout import plain_names
 def read_optimizer_state(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What an optimizer like this one kept when a run wrote a checkpoint folder, for `load_optimizer_state`.
 
-    Of weights that FSDP has cut, from a checkpoint in parts, only what belongs to this process; of other checkpoints
+    Of weights that FSDP has sharded, from a sharded checkpoint, only what belongs to this process; of other checkpoints
     what is mapped from the file. A collective.
     """
     if not is_sharded(folder):
-        cut = any(hasattr(weight, "full_tensor") for weight in named_weights(optimizer).values())
-        return read_training_state(folder, "optim", mapped=cut)
+        sharded_weights = any(hasattr(weight, "full_tensor") for weight in named_weights(optimizer).values())
+        return read_training_state(folder, "optim", mapped=sharded_weights)
     from . import sharded
 
     return {"state": sharded.read_moments(folder, named_weights(optimizer))}

@@ -120,28 +120,30 @@ class CheckpointSaver:
             self._kept[kind].append(state["global_step"])
             if kind == UNSHARDED:
                 writing.save(path, self.model, self._written, self.optimizer, state, temperatures, first=ranks.is_first)
-                self._completed(path, self._expired())
+                self._completed(path, self._take_expired())
                 ranks.barrier()
                 continue
             moments = optimizer_state(self.optimizer)["state"]
             tensors = sharded.snapshot(self.model, moments, ranks)
             ephemeral = kind == EPHEMERAL
             write = partial(writing.save_sharded, path, tensors, self._written, state, temperatures, ephemeral, ranks)
-            self._thread.start(partial(self._write, write, path, self._expired()))
+            self._thread.start(partial(self._write, write, path, self._take_expired()))
         return path
 
     def unfinished(self, step: int, *, final: bool) -> list[str]:
-        """The kinds of checkpoint of a step that a killed process has left to save; links to the others."""
-        kinds = (UNSHARDED, SHARDED)
-        exists = {kind: self.ranks.broadcast_int(self._path(step, kind).is_dir()) for kind in kinds}
-        for kind in kinds:
-            if exists[kind] and self.ranks.is_first:
-                saves.link_latest(self._path(step, kind))
+        """The kinds of checkpoint of a step that a killed process has left to save. A collective."""
+        exists = {kind: self.ranks.broadcast_int(self._path(step, kind).is_dir()) for kind in (UNSHARDED, SHARDED)}
         return [kind for kind in self.due(step, final=final) if kind != EPHEMERAL and not exists[kind]]
+
+    def link_existing(self, step: int) -> None:
+        """Set the links to the checkpoints of a step, which a killed process may not have set."""
+        for path in (self._path(step, UNSHARDED), self._path(step, SHARDED)):
+            if self.ranks.is_first and path.is_dir():
+                saves.link_latest(path)
 
     def prune(self) -> None:
         """Delete checkpoints that are no longer to be kept, as every save does."""
-        for path in self._expired():
+        for path in self._take_expired():
             self._delete(path)
 
     def raise_error(self) -> None:
@@ -188,8 +190,8 @@ class CheckpointSaver:
     def _path(self, step: int, kind: str) -> Path:
         return self.folder / f"step{step}{kind.removeprefix(EPHEMERAL)}"
 
-    def _expired(self) -> list[Path]:
-        """Checkpoints beyond the numbers to keep, and ephemeral ones older than the newest; no longer counted."""
+    def _take_expired(self) -> list[Path]:
+        """Checkpoints beyond the numbers to keep, and ephemeral ones older than the newest; stops counting them."""
         config, kept = self.config, self._kept
         newest = max((step for steps in kept.values() for step in steps), default=0)
         expired = {EPHEMERAL: [step for step in kept[EPHEMERAL] if step < newest]}

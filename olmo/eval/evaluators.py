@@ -101,8 +101,8 @@ class Evaluators:
         share = -(-items // ranks.world_size)
         with Progress(description, share, "items", show=ranks.is_first) as progress, autocast:
             if probes:
-                room = config.device_eval_batch_size * self.length
-                result.probes = score_probes(model, probes, room, device, ranks, progress.advance)
+                tokens_per_batch = config.device_eval_batch_size * self.length
+                result.probes = score_probes(model, probes, tokens_per_batch, device, ranks, progress.advance)
                 sizes = {evaluator.label: self._batch_size(evaluator) for evaluator, _ in self.probes}
                 result.metrics.update(probe_metrics(result.probes, sizes))
             for evaluator, label, source in sources:
@@ -112,8 +112,8 @@ class Evaluators:
                 result.metrics[f"eval/{label}/CrossEntropyLoss"] = float(losses.mean())
                 result.metrics[f"eval/{label}/Perplexity"] = float(np.exp(losses.mean()))
             for evaluator, task in tasks:
-                room = self._batch_size(evaluator) * self.length
-                result.metrics.update(task.evaluate(model, room, device, ranks, progress.advance))
+                tokens_per_batch = self._batch_size(evaluator) * self.length
+                result.metrics.update(task.evaluate(model, tokens_per_batch, device, ranks, progress.advance))
             for evaluator, batch in entropies:
                 size = self._batch_size(evaluator)
                 result.metrics.update(batch.evaluate(model, size, device, ranks, progress.advance))

@@ -67,12 +67,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cross_entropy, z_loss = hidden.new_zeros((), dtype=exact), hidden.new_zeros((), dtype=exact)
         size = min(TOKENS.get(kind, TOKENS_ELSEWHERE), max(len(places), 1))
         # All parts share these buffers: blocks of this size, allocated anew for each, fragment the heap.
-        room = tuple(hidden.new_empty(size, len(weight), dtype=kept) for kept in (dtype, exact))
+        buffers = tuple(hidden.new_empty(size, len(weight), dtype=kept) for kept in (dtype, exact))
         with torch.autocast(kind, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             for chosen, wanted in zip(places.split(size), targets.unsqueeze(1).split(size)):
                 states = hidden.index_select(0, chosen).to(dtype)
-                logits, probabilities = (block[: len(chosen)] for block in room)
+                logits, probabilities = (block[: len(chosen)] for block in buffers)
                 if offset is None:
                     torch.mm(states, matrix.t(), out=logits)
                 else:

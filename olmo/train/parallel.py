@@ -35,7 +35,7 @@ from ..model import Block, OLMo
 from .loss import Objective
 
 
-def is_sharded(config: TrainConfig, ranks: Ranks) -> bool:
+def shards_model(config: TrainConfig, ranks: Ranks) -> bool:
     """Whether each process keeps only a shard of the model."""
     return ranks.world_size > 1 and config.distributed_strategy == "fsdp"
 
@@ -55,7 +55,7 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
     """
     if ranks.world_size == 1:
         return objective
-    if is_sharded(config, ranks):
+    if shards_model(config, ranks):
         return _shard(objective, config, ranks, device)
     unused = config.ddp.find_unused_params if config.ddp else False
     return DistributedDataParallel(

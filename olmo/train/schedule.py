@@ -28,7 +28,7 @@ class Schedule:
     """The schedule of a run that is in `state` when this process starts.
 
     `tokens_per_batch` are those of all ranks; `max_steps` are the steps of the whole run; at `last_step` this process
-    stops; `length` is the whole run in `scheduler.units`. Raises ConfigurationError for a run of no steps.
+    stops; `total` is the whole run in `scheduler.units`. Raises ConfigurationError for a run of no steps.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Schedule:
     ):
         self.config, self.temperatures = config, temperatures or Temperatures()
         self.tokens_per_batch = config.global_train_batch_size * config.model.max_sequence_length
-        self.first_step, self._first_tokens, self._restarted_at = state.step, state.tokens, state.restarted_at
+        self.steps_before, self._first_tokens, self._restarted_at = state.step, state.tokens, state.restarted_at
         duration = str(config.max_duration)  # in steps, epochs ("1ep") or tokens ("2e9T")
         in_tokens = int(float(duration[:-1])) if duration.endswith("T") else None
         if in_tokens is not None:
@@ -48,9 +48,9 @@ class Schedule:
         if self.max_steps < 1:
             raise ConfigurationError(f"max_duration: {config.max_duration} is less than one step")
         if not self._by_tokens:
-            self.length = self.max_steps
+            self.total = self.max_steps
         else:
-            self.length = self.done(self.max_steps) if in_tokens is None else in_tokens
+            self.total = self.elapsed(self.max_steps) if in_tokens is None else in_tokens
         self.last_step = self.max_steps if config.stop_at is None else min(self.max_steps, config.stop_at)
         if config.stop_after is not None:
             self.last_step = min(self.last_step, state.step + config.stop_after)
@@ -59,18 +59,18 @@ class Schedule:
     def _by_tokens(self) -> bool:
         return self.config.scheduler.units == "tokens"
 
-    def done(self, step: int) -> int:
+    def elapsed(self, step: int) -> int:
         """Steps or tokens done after a step (1-based), by `scheduler.units`."""
-        return self._first_tokens + (step - self.first_step) * self.tokens_per_batch if self._by_tokens else step
+        return self._first_tokens + (step - self.steps_before) * self.tokens_per_batch if self._by_tokens else step
 
     def at(self, step: int) -> StepSettings:
         """The settings of a step (1-based)."""
-        config, before = self.config, self.done(step - 1)
+        config, before = self.config, self.elapsed(step - 1)
         norm, ratio = config.max_grad_norm, config.max_grad_norm_ratio
         # OLMo sets the limits at the end of the step before, so an optimizer's first step has the plain ones.
         if before not in (0, self._restarted_at):
             norm, ratio = clip_limit(config, norm, before), clip_limit(config, ratio, before)
-        rate = learning_rate(config, self.done(step), self.length, self._restarted_at)
+        rate = learning_rate(config, self.elapsed(step), self.total, self._restarted_at)
         return StepSettings(rate, norm, ratio, self.temperatures.at(step / self.max_steps))
 
 

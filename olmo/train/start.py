@@ -25,7 +25,7 @@ from .fused_loss import loss_function
 from .layer_runner import layer_runner
 from .loss import Objective
 from .optim import build_optimizer
-from .parallel import check_strategy, distribute, is_sharded
+from .parallel import check_strategy, distribute, shards_model
 from .schedule import Schedule
 from .state import TrainState
 
@@ -53,35 +53,35 @@ class StartingPoint:
             resets = {"optim.pt": config.reset_optimizer_state, "train.pt": config.reset_trainer_state}
             unused = [name for name, reset in resets.items() if reset]
             ranks.run_on_first(partial(saves.check_complete, self.folder, unused))  # one rank reads all of it
-        in_parts = self.folder is not None and saves.is_sharded(self.folder) and not wanted.resuscitation
-        model = self._model(wanted, config.seed, in_parts, device, is_sharded(config, ranks))
+        sharded_checkpoint = self.folder is not None and saves.is_sharded(self.folder) and not wanted.resuscitation
+        model = self._model(wanted, config.seed, sharded_checkpoint, device, shards_model(config, ranks))
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         loss = loss_function(config.fused_loss, device)
         objective = Objective(model, z_multiplier, layer_runner(config, device), loss)
         module = distribute(objective, config, ranks, device)
         optimizer = build_optimizer(config.optimizer, model)
-        if in_parts:
+        if sharded_checkpoint:
             assert self.folder is not None
             sharded.read_weights(self.folder, model)
         return model, module, optimizer, self._restore(config, optimizer)
 
     def _model(
-        self, wanted: ModelConfig, seed: int, in_parts: bool, device: torch.device, will_be_sharded: bool
+        self, wanted: ModelConfig, seed: int, sharded_checkpoint: bool, device: torch.device, sharded_model: bool
     ) -> OLMo:
-        """The model, with its weights unless they are `in_parts`: then of that shape, to be read when it is sharded."""
-        place = torch.device("cpu") if will_be_sharded else device
+        """The model, with its weights; a `sharded_checkpoint` is read later, when FSDP has sharded the model."""
+        load_device = torch.device("cpu") if sharded_model else device
         if self.folder is not None:
-            if in_parts:
+            if sharded_checkpoint:
                 weights.check_behaviour(wanted, self.folder)
                 model = OLMo.empty(wanted)
-                return model if will_be_sharded else model.to_empty(device=device)
+                return model if sharded_model else model.to_empty(device=device)
             # Ranks that will keep a shard each read the same mapped pages, and copy what they keep.
-            return weights.load_model(self.folder, place, config=wanted, mapped=will_be_sharded)
+            return weights.load_model(self.folder, load_device, config=wanted, mapped=sharded_model)
         if wanted.resuscitation:
             raise ConfigurationError("model.resuscitation: needs load_path, the checkpoint that it edits")
         torch.manual_seed(seed)
         if wanted.init_device != "meta":
-            return OLMo(wanted).to(place)
+            return OLMo(wanted).to(load_device)
         model = OLMo.empty(wanted).to_empty(device=device)
         model.reset_parameters()
         return model

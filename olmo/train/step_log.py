@@ -33,7 +33,7 @@ class StepLog:
         self.config, self.plan, self.ranks, self.reporter = config, plan, ranks, reporter
         self.timer = StepTimer(config)
         self._device = next(model.parameters()).device
-        self._bar: Steps = reporter.bar(schedule.first_step, schedule.last_step)
+        self._bar: Steps = reporter.bar(schedule.steps_before, schedule.last_step)
         self._tokens_per_batch = schedule.tokens_per_batch
         self._operations = training_operations(model, config.model.max_sequence_length)
         self._peak_operations = peak_operations(config, self._device)

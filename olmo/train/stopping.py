@@ -32,7 +32,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SAME_SIGNAL = 1.0  # seconds in which torchrun passes on what a job manager sends to all
 _TIME_LIMIT, _TAG = 1000, 1001  # larger than the numbers of signals
 _TAGS = {"cancel", "canceled", "cancelled"}
-_PATIENCE = 20  # seconds for each request to Weights & Biases
+_REQUEST_TIMEOUT = 20  # seconds, of each request to Weights & Biases
 _PAUSE = 10.0  # seconds between requests, whose rate the server limits
 
 
@@ -111,7 +111,7 @@ class Tags:
 
         try:
             # The run object itself knows only the tags it began with.
-            tags = wandb.Api(timeout=_PATIENCE).run(self._run.path).tags
+            tags = wandb.Api(timeout=_REQUEST_TIMEOUT).run(self._run.path).tags
         except Exception as error:  # the client lets those of its HTTP library through; training must not end
             if not self._has_warned:
                 reason = textwrap.shorten(str(error), 200) or type(error).__name__

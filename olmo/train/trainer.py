@@ -112,7 +112,7 @@ class Trainer:
 
                 # Now and then: save. After logging and evaluating, so that a restart from here has all metrics.
                 if step < last_step:
-                    cancelled = watch.asked(step) or watch.diverged(step, schedule.done(step))
+                    cancelled = watch.asked(step) or watch.diverged(step, schedule.elapsed(step))
                 kinds = saver.due(step, final=step == last_step, cancelled=cancelled is not None)
                 if kinds:
                     result.read(ranks)  # weights that are not finite are never saved
@@ -206,6 +206,7 @@ class Trainer:
         step = self.state.step
         if step > 0:  # an unsharded checkpoint holds the rate of its step
             self.train_step.set_learning_rate(self.schedule.at(step))
+        self.saver.link_existing(step)
         self._save(self.saver.unfinished(step, final=step == self.schedule.last_step))
         self.saver.prune()
 

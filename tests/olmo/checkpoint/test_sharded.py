@@ -1,4 +1,4 @@
-"""Checkpoints in parts: what is written is read again, nothing else is; damage and failures have one line."""
+"""Sharded checkpoints: what is written is read again, nothing else is; damage and failures have one line."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def run(world: Path, server: Tracker, name: str, processes: int, answer: str, *s
             said = os.open(world / f"{name}{rank}.log", os.O_CREAT | os.O_WRONLY)
             os.dup2(said, 1)
             os.dup2(said, 2)
-            interruption._PAUSE, interruption._PATIENCE = 0.0, 60  # type: ignore[assignment]
+            interruption._PAUSE, interruption._REQUEST_TIMEOUT = 0.0, 60  # type: ignore[assignment]
             arguments = [str(world / "plain.yaml"), f"--save_folder={world / name}", *SETTINGS, *settings]
             os._exit(exit_status(train_command, arguments))
         ranks.append(child)
@@ -67,7 +67,7 @@ def run(world: Path, server: Tracker, name: str, processes: int, answer: str, *s
 def questions(server: Tracker, home: Path) -> dict[str, Any]:
     """What single questions find: whether the run is cancelled, and what was warned of, the second time none."""
     os.environ.update(server.environment(home))
-    interruption._PATIENCE = 1
+    interruption._REQUEST_TIMEOUT = 1
     told: list[str] = []
     logging.getLogger("olmo").addFilter(lambda record: told.append(record.getMessage()) or False)  # type: ignore[func-returns-value]
     found = {}
