@@ -17,7 +17,7 @@ from analysis.resuscitation import Resuscitation, resuscitate
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path
-from olmo.files.tensors import save_tensors, write_torch_file
+from olmo.files.tensors import write_safetensors, write_torch_file
 from olmo.memory.rescaling import Multipliers, check_shapes, rescale_model, rescaled, up_projection_name
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
@@ -129,7 +129,7 @@ def write_edit(
             write_torch_file(partial, weights.state)
         elif form == "temperature":
             metadata = {"checkpoint_fingerprint": weights.identity}
-            save_tensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, metadata)
+            write_safetensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, metadata)
         else:
             about = {
                 **asdict(edit),

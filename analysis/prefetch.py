@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from olmo.distributed import READER, Ranks
+from olmo.distributed import ABANDONABLE, Ranks
 from olmo.exceptions import FAILURES, ConfigurationError
 
 Item = TypeVar("Item")
@@ -86,7 +86,7 @@ def _in_background(call: Callable[[Item], Ready], item: Item) -> Future[Ready]:
             future.set_exception(error)
 
     # `exit_process` ends the process without waiting for a thread of this name.
-    threading.Thread(target=run, name=READER, daemon=True).start()
+    threading.Thread(target=run, name=ABANDONABLE, daemon=True).start()
     return future
 
 

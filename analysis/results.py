@@ -14,7 +14,7 @@ from torch import Tensor
 from analysis.measure import Measurement
 from olmo.files.atomic import atomic_path, write_text
 from olmo.files.paths import check_readable
-from olmo.files.tensors import read_tensor, save_tensors
+from olmo.files.tensors import read_tensor, write_safetensors
 
 RESULT = "knowledge_entropy.json"
 COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"
@@ -31,7 +31,7 @@ def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) 
     }
     average = torch.from_numpy(measurement.coefficients).float()
     with atomic_path(folder / COEFFICIENTS_FILE) as partial:
-        save_tensors(partial, {"mlp_average_coefficients": average}, metadata)
+        write_safetensors(partial, {"mlp_average_coefficients": average}, metadata)
     write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
 
 

@@ -151,7 +151,7 @@ def _start_display() -> Display:
 _bars = _Bars()
 
 
-class Lines(logging.StreamHandler):
+class StdoutHandler(logging.StreamHandler):
     """Log lines on stdout, or on the stream that replaces it while there are bars."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from .exceptions import ConfigurationError
 
 Result = TypeVar("Result")
-READER = "reads ahead"  # name of threads for which a process need not wait at its end
+ABANDONABLE = "reads ahead"  # prefix of the names of threads that a process may leave running at its exit
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def exit_process(status: int) -> NoReturn:
     torch 2.13), and a gloo thread that frees a tensor during the shutdown aborts the process: one finished run
     in fourteen. So does one in which a thread is still reading, and would be inside torch during shutdown.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or any(t.name.startswith(READER) for t in threading.enumerate()):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or any(t.name.startswith(ABANDONABLE) for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -22,7 +22,7 @@ from olmo import checkpoint
 from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
 from olmo.config import ModelConfig, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.files.tensors import save_tensors, write_tensors
+from olmo.files.tensors import write_olmo_safetensors, write_safetensors
 from olmo.memory.temperature import Temperatures
 from olmo.model import OLMo
 from olmo.tokenizer import load_tokenizer
@@ -91,14 +91,14 @@ def convert(
             described = to_transformers_config(config, state["transformer.wte.weight"].dtype)
             (partial / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
             weights = to_transformers_state(state, config)
-            save_tensors(partial / "model.safetensors", weights, {"format": "pt"})
+            write_safetensors(partial / "model.safetensors", weights, {"format": "pt"})
         else:
             divisors = Temperatures.from_config(config, source).memories
             if divisors is not None:
                 config = replace(config, temperature_MLP="temperature_MLP.safetensors")
-                write_tensors(partial / "temperature_MLP.safetensors", {"temperature_MLP": divisors})
+                write_olmo_safetensors(partial / "temperature_MLP.safetensors", {"temperature_MLP": divisors})
             save_model_config(partial / "config.yaml", config)
-            write_tensors(partial / "model.safetensors", state)
+            write_olmo_safetensors(partial / "model.safetensors", state)
         tokenizer = write_tokenizer(source, partial, identifier, config)
         if target.is_dir():
             target.rmdir()

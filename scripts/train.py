@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from olmo.config import load
 from olmo.config.help import LEGEND, describe
-from olmo.console import Lines
+from olmo.console import StdoutHandler
 from olmo.distributed import disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Interrupted, exit_status
 from olmo.train import Trainer
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         return
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
     config = load(argv[0], [flag for flag in argv[1:] if flag not in named])
-    logging.basicConfig(format="%(message)s", handlers=[Lines()])
+    logging.basicConfig(format="%(message)s", handlers=[StdoutHandler()])
     disable_malloc_trim()
     device = pick_device(named[-1].partition("=")[2] if named else None)
     # Signals are handled only after all processes have joined: until then they end a process that waits for another.

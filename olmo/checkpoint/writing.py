@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config.schema import TrainConfig
 from ..distributed import Ranks, full_tensor, is_collective_error
 from ..exceptions import FailedOnAllRanks, short_message
-from ..files.tensors import write_tensors
+from ..files.tensors import write_olmo_safetensors
 from ..memory.temperature import Temperatures
 from ..model import OLMo
 from . import folder as saves
@@ -54,7 +54,7 @@ def save(
         return
     with _failing(folder):
         _begin(folder, config, trainer, temperatures)
-        write_tensors(_partial(folder) / "model.safetensors", weights)
+        write_olmo_safetensors(_partial(folder) / "model.safetensors", weights)
         for group in saved["param_groups"]:  # what OLMo's optimizer clips by
             limits = {"max_grad_norm": config.max_grad_norm, "max_grad_norm_ratio": config.max_grad_norm_ratio}
             group.update(sharded=False, **limits)
@@ -112,7 +112,7 @@ def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatu
         file = None
         if temperatures.memories is not None:
             file = "temperature_MLP.safetensors"
-            write_tensors(written / file, {"temperature_MLP": temperatures.memories.cpu()})
+            write_olmo_safetensors(written / file, {"temperature_MLP": temperatures.memories.cpu()})
         config = replace(
             config,
             model=replace(

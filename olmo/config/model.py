@@ -35,14 +35,14 @@ class ModelConfig:
     alibi_bias_max: float = setting(8.0, no_effect="only used with alibi")
     rope: bool = setting(False, "rotary position embeddings; false is learned position embeddings")
     rope_full_precision: bool = setting(True, "rotate queries and keys in float32")
-    rope_theta: int = setting(10000, "base of the rotary frequencies", at_least=1, newer=True)
+    rope_theta: int = setting(10000, "base of the rotary frequencies", at_least=1, unknown_to_olmo=True)
     flash_attention: bool = setting(False, no_effect="scaled_dot_product_attention selects the kernel")
     attention_dropout: float = setting(0.1, "dropout of the attention weights", at_least=0, at_most=1)
     multi_query_attention: bool | None = setting(None, "true is n_kv_heads: 1, false is n_kv_heads: n_heads")
     attention_layer_norm: bool = setting(False, "normalize queries and keys")
     residual_dropout: float = setting(0.1, "dropout of the output of each layer", at_least=0, at_most=1)
     embedding_dropout: float = setting(0.1, "dropout of the embeddings", at_least=0, at_most=1)
-    embedding_layer_norm: bool = setting(False, "normalize the embeddings", newer=True)
+    embedding_layer_norm: bool = setting(False, "normalize the embeddings", unknown_to_olmo=True)
     layer_norm_type: LayerNormType = setting("default", "low_precision: in the precision of autocast; rms: no mean")
     layer_norm_with_affine: bool = setting(True, "norms have a weight")
     layer_norm_eps: float = setting(1e-05, "added to the variance in norms", more_than=0)
@@ -67,15 +67,25 @@ class ModelConfig:
     init_std: float = setting(0.02, "standard deviation of new weights, for normal and full_megatron", more_than=0)
     init_cutoff_factor: float | None = setting(None, "cut new weights at this many standard deviations", more_than=0)
     precision: str | None = setting(None, no_effect="the run's precision applies")
-    scale_emb_init: bool = setting(False, "full_megatron: scale new embeddings by sqrt(d_model)", newer=True)
-    emb_init_std: float | None = setting(None, "standard deviation of new embeddings", more_than=0, newer=True)
-    norm_after: bool = setting(False, "OLMo 2: normalize outputs of layers instead of inputs", newer=True)
-    temperature_attention: float | None = setting(None, "divides the attention scores", more_than=0, newer=True)
-    temperature_MLP: str | None = setting(None, "file of divisors of the coefficients, (n_layers, m)", newer=True)
-    temperature_decay: bool | None = setting(True, "both temperatures reach 1 linearly over the run", newer=True)
-    resuscitation: str | None = setting(None, "file of multipliers, or state dict, to apply on loading", newer=True)
-    resuscitation_force: bool = setting(False, "apply multipliers of another checkpoint, too", newer=True)
-    save_grad_: bool | None = setting(False, only=(None, False), instead="leave it out", newer=True)
+    scale_emb_init: bool = setting(False, "full_megatron: scale new embeddings by sqrt(d_model)", unknown_to_olmo=True)
+    emb_init_std: float | None = setting(
+        None, "standard deviation of new embeddings", more_than=0, unknown_to_olmo=True
+    )
+    norm_after: bool = setting(False, "OLMo 2: normalize outputs of layers instead of inputs", unknown_to_olmo=True)
+    temperature_attention: float | None = setting(
+        None, "divides the attention scores", more_than=0, unknown_to_olmo=True
+    )
+    temperature_MLP: str | None = setting(
+        None, "file of divisors of the coefficients, (n_layers, m)", unknown_to_olmo=True
+    )
+    temperature_decay: bool | None = setting(
+        True, "both temperatures reach 1 linearly over the run", unknown_to_olmo=True
+    )
+    resuscitation: str | None = setting(
+        None, "file of multipliers, or state dict, to apply on loading", unknown_to_olmo=True
+    )
+    resuscitation_force: bool = setting(False, "apply multipliers of another checkpoint, too", unknown_to_olmo=True)
+    save_grad_: bool | None = setting(False, only=(None, False), instead="leave it out", unknown_to_olmo=True)
 
     @property
     def effective_n_kv_heads(self) -> int:

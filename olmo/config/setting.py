@@ -27,8 +27,8 @@ class Setting:
         only: The supported values, if not all; any other is an error.
         instead: What to do instead of giving an unsupported value.
         no_effect: Why the key changes neither numbers nor memory; for keys that OLMo's configurations have.
-        newer: ai2-olmo 0.6.0, or the published trainer (a fork of 0.4), refuses the key. It is left out of a saved
-            configuration if it has its default.
+        unknown_to_olmo: ai2-olmo 0.6.0, or the published trainer (a fork of 0.4), refuses the key. It is left out of a
+            saved configuration if it has its default.
         defines_run: Whether the key decides what a run learns; None for the answer of its section.
     """
 
@@ -39,7 +39,7 @@ class Setting:
     only: tuple[Any, ...] = ()
     instead: str = ""
     no_effect: str = ""
-    newer: bool = False
+    unknown_to_olmo: bool = False
     defines_run: bool | None = None
 
     @property
@@ -111,10 +111,10 @@ def spelled(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A configuration as the mappings, lists and scalars of its YAML, without newer keys at their defaults."""
+    """A configuration as the mappings, lists and scalars of its YAML, without defaults of keys unknown to OLMo."""
     if dataclasses.is_dataclass(value):
         items = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {f.name: plain(item) for f, item in items if not (setting_of(f).newer and item == f.default)}
+        return {f.name: plain(item) for f, item in items if not (setting_of(f).unknown_to_olmo and item == f.default)}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config.schema import TrainConfig
-from ..distributed import READER
+from ..distributed import ABANDONABLE
 from ..exceptions import ConfigurationError
 from .masks import Masked, Masks, open_masks
 from .order import EpochOrder
@@ -113,7 +113,9 @@ class Loader:
         first = epoch * self.batches_per_epoch + number
         places = iter(range(first, first + count)) if count is not None else itertools.count(first)
         waiting: deque[Future[Batch]] = deque()
-        readers = ThreadPoolExecutor(self.workers, thread_name_prefix=READER)  # `exit_process` does not wait for these
+        readers = ThreadPoolExecutor(
+            self.workers, thread_name_prefix=ABANDONABLE
+        )  # `exit_process` does not wait for these
         try:
             while True:
                 for place in itertools.islice(places, self.ahead + 1 - len(waiting)):

@@ -142,7 +142,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file under these very names, with the permissions of any new file; OSError where it cannot.
 
     safetensors makes its files readable by the owner only, whatever the umask is.
@@ -157,9 +157,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     path.chmod(mode)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_olmo_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file with OLMo's spelling of names, as ai2-olmo and the published code read it."""
-    save_tensors(path, {encode_key(name): tensor for name, tensor in tensors.items()}, {"format": "pt"})
+    write_safetensors(path, {encode_key(name): tensor for name, tensor in tensors.items()}, {"format": "pt"})
 
 
 def write_torch_file(path: Path, tensors: Mapping[str, Tensor]) -> None:

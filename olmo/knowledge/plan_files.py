@@ -27,7 +27,7 @@ from safetensors import safe_open
 from ..exceptions import ConfigurationError
 from ..files.atomic import atomic_path
 from ..files.paths import read_json
-from ..files.tensors import save_tensors
+from ..files.tensors import write_safetensors
 from .plan import Rounds, Text, is_token
 from .published_map import read_published_map
 
@@ -81,7 +81,9 @@ def write_plan(path: Path, plan: PlanFile) -> None:
                 "lengths": torch.tensor([len(ids) for ids in texts], dtype=torch.int32),
             }
             names = [[text.entry for text in round_texts] for round_texts in plan.rounds]
-            save_tensors(partial, tensors, {"injection_plan": json.dumps({**header, "rounds": names}), "format": "pt"})
+            write_safetensors(
+                partial, tensors, {"injection_plan": json.dumps({**header, "rounds": names}), "format": "pt"}
+            )
 
 
 def _as_json(header: dict[str, Any], rounds: Rounds) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..files.atomic import atomic_path
 from ..files.paths import check_readable
-from ..files.tensors import save_tensors
+from ..files.tensors import write_safetensors
 from .locate import find_memories, is_conv1d, up_projection
 
 
@@ -34,7 +34,7 @@ class Multipliers:
         """Write as safetensors, atomically."""
         metadata = {"resuscitation": json.dumps(self.about, sort_keys=True)}
         with atomic_path(path) as partial:
-            save_tensors(partial, {"multipliers": self.values, "selected": self.selected}, metadata)
+            write_safetensors(partial, {"multipliers": self.values, "selected": self.selected}, metadata)
 
 
 def load_multipliers(path: Path) -> Multipliers:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SECONDS_TO_EVENTS = 10  # until TensorBoard can read a metric
 
 
-class Steps(Progress):
+class StepBar(Progress):
     """The bar of a run's steps. Without a terminal nothing is printed: the log lines have the same numbers."""
 
     def __init__(self, done: int, last: int, show: bool):
@@ -47,7 +47,7 @@ class Reporter:
         self.folder = Path(config.save_folder)
         self.wandb: Any = None  # the run, as wandb.init returns it
         self._board: Any = None
-        self._bar: Steps | None = None
+        self._bar: StepBar | None = None
         if active:
             log.setLevel(logging.INFO)
         if not self.active:
@@ -96,9 +96,9 @@ class Reporter:
         if self.active:
             self._files.begin()
 
-    def bar(self, done: int, last: int) -> Steps:
+    def bar(self, done: int, last: int) -> StepBar:
         """The bar of the run's steps, which `close` removes."""
-        self._bar = Steps(done, last, show=self.active)
+        self._bar = StepBar(done, last, show=self.active)
         return self._bar
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

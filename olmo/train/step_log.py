@@ -14,7 +14,7 @@ from ..data.loader import Batch
 from ..distributed import Ranks
 from ..knowledge.plan import Plan, Text
 from ..model import OLMo
-from ..report.reporter import Reporter, Steps
+from ..report.reporter import Reporter, StepBar
 from ..report.run_folder import append_indices
 from .schedule import Schedule
 from .step import StepResult
@@ -33,7 +33,7 @@ class StepLog:
         self.config, self.plan, self.ranks, self.reporter = config, plan, ranks, reporter
         self.timer = StepTimer(config)
         self._device = next(model.parameters()).device
-        self._bar: Steps = reporter.bar(schedule.steps_before, schedule.last_step)
+        self._bar: StepBar = reporter.bar(schedule.steps_before, schedule.last_step)
         self._tokens_per_batch = schedule.tokens_per_batch
         self._operations = training_operations(model, config.model.max_sequence_length)
         self._peak_operations = peak_operations(config, self._device)

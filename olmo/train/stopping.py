@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..config.schema import TrainConfig
 from ..console import above_bars, log
-from ..distributed import READER, Ranks
+from ..distributed import ABANDONABLE, Ranks
 from ..exceptions import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -103,7 +103,7 @@ class Tags:
             return
         if time.monotonic() >= self._next and (self._request is None or not self._request.is_alive()):
             self._next = time.monotonic() + _PAUSE
-            self._request = threading.Thread(target=self._read, name=READER, daemon=True)
+            self._request = threading.Thread(target=self._read, name=ABANDONABLE, daemon=True)
             self._request.start()
 
     def _read(self) -> None:

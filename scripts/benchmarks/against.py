@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 
 from olmo.config import load, save_model_config
 from olmo.exceptions import ConfigurationError
-from olmo.files.tensors import write_tensors
+from olmo.files.tensors import write_olmo_safetensors
 from olmo.knowledge.entries import KINDS
 from olmo.model import OLMo
 from scripts.benchmarks.rounds import alternate, spread
@@ -112,7 +112,7 @@ def write_inputs(folder: Path) -> None:
     torch.manual_seed(0)
     (folder / "checkpoint").mkdir()
     save_model_config(folder / "checkpoint/config.yaml", model)
-    write_tensors(folder / "checkpoint/model.safetensors", OLMo(model).state_dict())
+    write_olmo_safetensors(folder / "checkpoint/model.safetensors", OLMo(model).state_dict())
     drawn = np.random.default_rng(0).zipf(1.2, TOKENS)  # frequencies as in text
     (2 + drawn % (model.vocab_size - 2)).astype("<u2").tofile(folder / "tokens.npy")
     write_entries({folder / "entries.json": make_entries(ENTRIES, paraphrases=0)})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
 from olmo.config import ModelConfig, save_model_config
-from olmo.files.tensors import save_tensors, write_tensors
+from olmo.files.tensors import write_olmo_safetensors, write_safetensors
 
 
 def write_checkpoints(folder: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
@@ -18,6 +18,6 @@ def write_checkpoints(folder: Path, config: ModelConfig, state: dict[str, Tensor
     for kind in ("olmo", "hf"):
         (folder / kind).mkdir()
     save_model_config(folder / "olmo/config.yaml", config)
-    write_tensors(folder / "olmo/model.safetensors", state)
+    write_olmo_safetensors(folder / "olmo/model.safetensors", state)
     (folder / "hf/config.json").write_text(json.dumps(to_transformers_config(config, torch.float32)))
-    save_tensors(folder / "hf/model.safetensors", to_transformers_state(state, config), {"format": "pt"})
+    write_safetensors(folder / "hf/model.safetensors", to_transformers_state(state, config), {"format": "pt"})

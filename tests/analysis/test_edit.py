@@ -18,7 +18,7 @@ from torch import Tensor
 from analysis import change_parameters
 from olmo import checkpoint
 from olmo.config import save_model_config
-from olmo.files.tensors import read_tensors, write_tensors
+from olmo.files.tensors import read_tensors, write_olmo_safetensors
 from olmo.memory.rescaling import load_multipliers
 from olmo.model import OLMo
 from scripts.benchmarks.processes import forget_peak, peak_bytes, run_in_subprocess
@@ -256,7 +256,7 @@ def test_temperatures_divide_the_same_coefficients(folder: Path, capsys: pytest.
 
 def test_a_full_state_dict_of_half_precision_is_the_published_one(folder: Path) -> None:
     weights = {name: tensor.bfloat16() for name, tensor in read_tensors(folder / "model.safetensors").items()}
-    write_tensors(folder / "model.safetensors", weights)
+    write_olmo_safetensors(folder / "model.safetensors", weights)
     torch.save(coefficients(folder), folder / "mlp_average_coefficients.pt")
     (folder / "mlp_average_coefficients.safetensors").unlink()
     change(folder, 0.5, 2.0, "--format", "full")

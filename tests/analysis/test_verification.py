@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from analysis import verification
 from analysis.edit import edit_weights
 from olmo import checkpoint
-from olmo.files.tensors import read_tensors, write_tensors
+from olmo.files.tensors import read_tensors, write_olmo_safetensors
 from tests.analysis.editing import LENGTH, change, coefficients, measure, uneven_model, write
 from tests.architectures import built
 from tests.reference import tiny_tokenizer
@@ -109,7 +109,7 @@ def test_weights_of_half_precision(
     folder = unmeasured
     if family == "OLMo":
         weights = {name: tensor.bfloat16() for name, tensor in read_tensors(folder / "model.safetensors").items()}
-        write_tensors(folder / "model.safetensors", weights)
+        write_olmo_safetensors(folder / "model.safetensors", weights)
     else:
         folder = tmp_path / "llama"
         built("Llama").bfloat16().save_pretrained(folder)

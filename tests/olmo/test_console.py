@@ -92,8 +92,8 @@ def test_the_screen_of_the_tests() -> None:
 
 TWO_BARS = """
 import logging, os, sys, threading, time
-from olmo.console import Lines, Progress, above_bars
-logging.basicConfig(format="%(message)s", handlers=[Lines()], level=logging.INFO)
+from olmo.console import StdoutHandler, Progress, above_bars
+logging.basicConfig(format="%(message)s", handlers=[StdoutHandler()], level=logging.INFO)
 
 def inner():
     with Progress("second", 40, "items") as progress:
@@ -140,9 +140,9 @@ def test_bars_of_several_threads_stand_below_what_is_told_and_go() -> None:
 
 ONE_BAR = """
 import logging, sys, time
-from olmo.console import Lines, Progress
+from olmo.console import StdoutHandler, Progress
 sys.{stream} = open({file!r}, "w")
-logging.basicConfig(format="%(message)s", handlers=[Lines()], level=logging.INFO)
+logging.basicConfig(format="%(message)s", handlers=[StdoutHandler()], level=logging.INFO)
 with Progress("measuring", 14, "items") as progress:
     for _ in range(14):
         time.sleep(0.1)

@@ -16,7 +16,7 @@ from analysis.change_parameters import main as change_parameters
 from olmo import checkpoint
 from olmo.config import ModelConfig, TokenizerConfig, TrainConfig, save_model_config
 from olmo.exceptions import ConfigurationError, exit_status
-from olmo.files.tensors import write_tensors
+from olmo.files.tensors import write_olmo_safetensors
 from olmo.memory.rescaling import rescale
 from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
@@ -118,7 +118,7 @@ def test_a_resuscitation_of_another_checkpoint_must_be_forced(
     other = saved(tmp_path / "other", tiny_config())
     with torch.no_grad():
         other.transformer.wte.weight += 1
-    write_tensors(tmp_path / "other/model.safetensors", other.state_dict())
+    write_olmo_safetensors(tmp_path / "other/model.safetensors", other.state_dict())
     torch.save(torch.rand(2, 48), tmp_path / "ours/mlp_average_coefficients.pt")
     flags = ["--resuscitation_ratio", "0.5", "--amplifying_factor", "2"]
     change_parameters(["--checkpoint", str(tmp_path / "ours"), *flags])

@@ -59,7 +59,7 @@ def test_a_folder_is_whole_or_not_there(
     real = torch.save
     broken = {
         "the first file": (TrainConfig, "save", fail),
-        "the weights": (writing, "write_tensors", fail),
+        "the weights": (writing, "write_olmo_safetensors", fail),
         "the last file": (torch, "save", lambda o, p: fail() if Path(p.name).name == "train.pt" else real(o, p)),
         "the rename": (Path, "rename", fail),
     }[fails]

@@ -20,7 +20,7 @@ from olmo.files.digests import file_digest
 from olmo.files.tensors import (
     read_tensor,
     read_training_state,
-    write_tensors,
+    write_olmo_safetensors,
 )
 
 
@@ -84,11 +84,11 @@ def test_a_hostile_nested_key_is_refused(tmp_path: Path, stem: str) -> None:
 
 def test_a_single_tensor(tmp_path: Path) -> None:
     torch.save(torch.arange(3), tmp_path / "one.pt")
-    write_tensors(tmp_path / "one.safetensors", {"one": torch.arange(3)})
+    write_olmo_safetensors(tmp_path / "one.safetensors", {"one": torch.arange(3)})
     for name in ("one.pt", "one.safetensors"):
         assert read_tensor(tmp_path / name).tolist() == [0, 1, 2]
     torch.save({"a": torch.ones(1)}, tmp_path / "more.pt")
-    write_tensors(tmp_path / "more.safetensors", {"a": torch.ones(1), "b": torch.ones(1)})
+    write_olmo_safetensors(tmp_path / "more.safetensors", {"a": torch.ones(1), "b": torch.ones(1)})
     for name in ("more.pt", "more.safetensors"):
         with pytest.raises(ValueError, match="expected one tensor"):
             read_tensor(tmp_path / name)
