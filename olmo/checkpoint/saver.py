@@ -25,6 +25,7 @@ from ..memory.temperature import Temperatures
 from ..model import OLMo
 from . import folder as saves
 from . import sharded, writing
+from .background import BackgroundTask
 from .manifest import is_ephemeral
 from .optimizer import optimizer_state
 from .remote_saves import RemoteSaves
@@ -61,7 +62,7 @@ class CheckpointSaver:
         self.folder = Path(config.save_folder)
         # These weights have been resuscitated and trained since; loading them must not edit them again.
         self._written = replace(config, model=replace(config.model, resuscitation=None, resuscitation_force=False))
-        self._thread = sharded.Saver(ranks, next(model.parameters()).device)
+        self._task = BackgroundTask(ranks, next(model.parameters()).device)
         self._kept: dict[str, list[int]] = {SHARDED: [], UNSHARDED: [], EPHEMERAL: []}  # steps, oldest first
 
     def begin(self, resumed_at: int | None) -> None:
@@ -115,7 +116,7 @@ class CheckpointSaver:
         """
         path, ranks = self.folder, self.ranks
         for kind in kinds:
-            self._thread.wait()
+            self._task.wait()
             path = self._path(state["global_step"], kind)
             self._kept[kind].append(state["global_step"])
             if kind == UNSHARDED:
@@ -127,7 +128,7 @@ class CheckpointSaver:
             tensors = sharded.snapshot(self.model, moments, ranks)
             ephemeral = kind == EPHEMERAL
             write = partial(writing.save_sharded, path, tensors, self._written, state, temperatures, ephemeral, ranks)
-            self._thread.start(partial(self._write, write, path, self._take_expired()))
+            self._task.start(partial(self._write, write, path, self._take_expired()))
         return path
 
     def unfinished(self, step: int, *, final: bool) -> list[str]:
@@ -148,11 +149,11 @@ class CheckpointSaver:
 
     def raise_error(self) -> None:
         """Raise what the thread has raised, if it has ended on all ranks; does not wait for it. A collective."""
-        self._thread.look()
+        self._task.check()
 
     def wait(self) -> None:
         """Wait until the thread has written its checkpoint, and uploads that have begun have ended."""
-        self._thread.wait()
+        self._task.wait()
         if self.remote is not None:
             self.remote.wait()
 
@@ -161,7 +162,7 @@ class CheckpointSaver:
 
         Raises OSError if an upload fails and this process completes the run; else the next process tries again.
         """
-        self._thread.wait()
+        self._task.wait()
         if self.remote is not None:
             try:
                 self.remote.finish()

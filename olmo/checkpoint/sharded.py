@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import pathlib
 import pickle
-import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,41 +182,3 @@ def check_parts(folder: Path) -> None:
         part = folder / SHARDS / info.relative_path
         if not part.is_file() or part.stat().st_size < info.offset + info.length:
             raise OSError(f"{part.name} of another process is not in its folder; save_folder must be one for all nodes")
-
-
-class Saver:
-    """Runs one function at a time in a thread, so that training continues."""
-
-    def __init__(self, ranks: Ranks, device: torch.device | None = None):
-        self.ranks, self.device = ranks, device
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def start(self, work: Callable[[], None]) -> None:
-        """Run `work` in the thread, after waiting for the function before."""
-        self.wait()
-
-        def run() -> None:
-            try:
-                if self.device is not None and self.device.type == "cuda":
-                    torch.cuda.set_device(self.device)  # a new thread uses device 0, and would allocate memory there
-                work()
-            except BaseException as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name="saves", daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Wait for the thread; raises what it raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread, error, self._error = None, self._error, None
-            if error is not None:
-                raise error
-
-    def look(self) -> None:
-        """Raise what was raised by what has ended on all processes by now; does not wait for it. A collective, of
-        processes that have begun and waited for the same."""
-        if self._thread is not None and self.ranks.largest(self._thread.is_alive()) == 0:
-            self.wait()

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import shutil
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -213,19 +212,6 @@ def test_an_optimizer_that_keeps_something_else_says_what(written: Path, trained
 # --- the thread that saves ---
 
 
-def test_one_piece_of_work_at_a_time() -> None:
-    saver, done, go = sharded.Saver(Ranks()), [], threading.Event()
-    saver.start(lambda: (go.wait(), done.append(1))[0] and None)
-    saver.look()  # does not wait
-    assert not done
-    go.set()
-    saver.start(lambda: done.append(2))
-    assert done[0] == 1
-    saver.wait()
-    saver.wait()
-    assert done == [1, 2]
-
-
 def test_parts_that_lie_on_another_node_make_no_checkpoint(folder: Path) -> None:
     sharded.check_parts(folder)
     part = folder / "model_and_optim/__0_0.distcp"
@@ -266,27 +252,6 @@ def test_whatever_ends_a_run_of_one_process_a_save_that_has_begun_is_finished(
         train(world / "plain.yaml", tmp_path / "run", "--save_interval=2")
     assert manifest.problem(tmp_path / "run" / "step2") is None and os.readlink(tmp_path / "run/latest") == "step2"
     assert f"error: {error}" in (tmp_path / "run" / "train.log").read_text()
-
-
-def test_what_went_wrong_is_raised_once(trained: Any, tmp_path: Path) -> None:
-    def fails() -> None:
-        raise OSError("no room")
-
-    saver = sharded.Saver(Ranks())
-    for asked in (saver.wait, lambda: saver.start(lambda: None)):
-        saver.start(fails)
-        with pytest.raises(OSError, match="no room"):
-            asked()
-        saver.wait()
-    saver.start(fails)
-    for _ in range(1000):
-        try:
-            saver.look()
-        except OSError:
-            break
-        time.sleep(0.001)
-    else:
-        raise AssertionError("look has not told")
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path, trained: Any) -> None:

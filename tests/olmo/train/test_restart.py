@@ -22,7 +22,7 @@ import pytest
 
 from olmo import checkpoint
 from olmo.checkpoint import writing
-from olmo.checkpoint.sharded import Saver
+from olmo.checkpoint.background import BackgroundTask
 from olmo.distributed import Ranks
 from olmo.report.reporter import Reporter
 from olmo.train import Trainer
@@ -104,9 +104,9 @@ def kill_and_go_on(world: Path) -> dict[str, list[int]]:
         Trainer(replace(config, **own), CPU, Ranks()).fit()
 
     def killed(moment: str, step: int, interval: int) -> None:
-        begin = Saver.start
+        begin = BackgroundTask.start
         # On a slow machine the thread would still write the checkpoint that the moment is to come after.
-        Saver.start = lambda saver, work: (begin(saver, work), saver.wait())  # type: ignore[assignment,method-assign]
+        BackgroundTask.start = lambda task, work: (begin(task, work), task.wait())  # type: ignore[assignment,method-assign]
         kill_at(moment, step)
         run(name_of((moment, step, interval)), interval)
 
