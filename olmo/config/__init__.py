@@ -1,7 +1,7 @@
 """Every setting of a run, and how configurations are read, checked and saved."""
 
 # ruff: noqa: F401 (what is imported here is what the package exports)
-from .load import load, load_model_config, make_model_config, save_model_config
+from .load import load, load_model_config, make_model_config
 from .model import ActivationType, BlockType, InitFnType, LayerNormType, ModelConfig
 from .schema import (
     WITHOUT_EFFECT,
@@ -33,5 +33,6 @@ from .schema import (
     TrainConfig,
     TruncationDirection,
     WandbConfig,
+    save_model_config,
 )
 from .setting import changed_keys

@@ -18,7 +18,7 @@ from ..files.paths import parse_step
 from .check import model_problems, run_problems
 from .model import ModelConfig
 from .schema import EvaluatorConfig, TrainConfig
-from .setting import alternatives, plain, section_of, walk
+from .setting import alternatives, section_of, walk
 
 Config = TypeVar("Config")
 
@@ -64,11 +64,6 @@ def make_model_config(section: DictConfig | dict[str, Any], where: str) -> Model
     config = _typed(ModelConfig, section, f"{where}: model.")
     _refuse(where, model_problems(config))
     return config
-
-
-def save_model_config(path: Path, model: ModelConfig) -> None:
-    """Write a config.yaml with the section `model` alone."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create({"model": plain(model)})), encoding="utf-8")
 
 
 def _refuse(where: str | Path, problems: Iterable[str]) -> None:

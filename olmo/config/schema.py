@@ -369,6 +369,11 @@ class TrainConfig:
         write_text(path, self.as_yaml())
 
 
+def save_model_config(path: Path, model: ModelConfig) -> None:
+    """Write a config.yaml with the section `model` alone, atomically."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create({"model": plain(model)})))
+
+
 # Key -> why it changes neither numbers nor memory, of the keys that OLMo's configurations have for other reasons.
 WITHOUT_EFFECT = {
     key: setting_of(field).no_effect
