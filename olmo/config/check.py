@@ -57,6 +57,8 @@ def run_problems(config: TrainConfig) -> Iterator[str]:
     strategy = config.fsdp and config.fsdp.wrapping_strategy
     if strategy in ("by_block_group", "by_block_group_and_size") and config.model.block_group_size == 1:
         yield f"fsdp.wrapping_strategy: {strategy} needs model.block_group_size to be more than 1"
+    if config.model.resuscitation and not config.load_path:
+        yield "model.resuscitation: needs load_path, the checkpoint that it edits"
     if config.model.resuscitation_force and not config.model.resuscitation:
         yield "model.resuscitation_force: has no effect without model.resuscitation; leave it out"
     remote = config.remote_save_folder

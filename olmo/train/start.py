@@ -77,8 +77,7 @@ class StartingPoint:
                 return model if sharded_model else model.to_empty(device=device)
             # Ranks that will keep a shard each read the same mapped pages, and copy what they keep.
             return weights.load_model(self.folder, load_device, config=wanted, mapped=sharded_model)
-        if wanted.resuscitation:
-            raise ConfigurationError("model.resuscitation: needs load_path, the checkpoint that it edits")
+        assert not wanted.resuscitation  # it needs load_path (config/check.py)
         torch.manual_seed(seed)
         if wanted.init_device != "meta":
             return OLMo(wanted).to(load_device)

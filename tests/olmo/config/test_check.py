@@ -203,7 +203,8 @@ def test_forced_resuscitation_without_one_is_an_error(tmp_path: Path) -> None:
     assert problem(tmp_path, MINIMAL, "--model.resuscitation_force") == (
         "model.resuscitation_force: has no effect without model.resuscitation; leave it out"
     )
-    assert load(write(tmp_path, MINIMAL), ["--model.resuscitation_force", "--model.resuscitation=a"])
+    resuscitated = ("--model.resuscitation_force", "--model.resuscitation=a", "--load_path=b")
+    assert load(write(tmp_path, MINIMAL), resuscitated)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from olmo import checkpoint
 from olmo.checkpoint import fingerprint
 from olmo.config import load
-from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.memory.rescaling import Multipliers, rescale
 from olmo.model import OLMo
-from olmo.train import Trainer
 from tests.reference import tiny_config
 from tests.running import (
     BATCH,
@@ -136,7 +134,7 @@ def test_what_is_saved_after_resuscitation_is_not_edited_again(
 
 def test_resuscitation_needs_a_checkpoint(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"model\.resuscitation: needs load_path"):
-        Trainer(configure(plain, tmp_path, "--model.resuscitation=edit.pt"), CPU, Ranks())
+        configure(plain, tmp_path, "--model.resuscitation=edit.pt")
 
 
 def test_a_checkpoint_is_not_resuscitated_again_by_its_own_config(plain: Path, tmp_path: Path) -> None:
