@@ -33,7 +33,7 @@ import pyarrow.parquet
 import torch
 
 from olmo.checkpoint import read_state, sharded
-from olmo.checkpoint.folder import is_sharded
+from olmo.checkpoint.saves import is_sharded
 from olmo.distributed import exit_process
 from olmo.exceptions import exit_status
 from olmo.files.tensors import read_training_state

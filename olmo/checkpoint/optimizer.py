@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..distributed import shard_like
 from ..files.tensors import read_training_state
-from .folder import is_sharded
+from .saves import is_sharded
 from .transformers_layout import plain_names
 
 

@@ -24,8 +24,7 @@ from ..console import log
 from ..exceptions import ConfigurationError
 from ..files.atomic import fsync
 from ..files.paths import parse_step
-from . import folder as saves
-from . import manifest
+from . import manifest, saves
 from .s3 import Refused, RemoteFolder
 
 REPORTS = (

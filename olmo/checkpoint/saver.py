@@ -23,8 +23,7 @@ from ..console import log
 from ..distributed import Ranks
 from ..memory.temperature import Temperatures
 from ..model import OLMo
-from . import folder as saves
-from . import sharded, writing
+from . import saves, sharded, writing
 from .background import BackgroundTask
 from .manifest import is_ephemeral
 from .optimizer import optimizer_state

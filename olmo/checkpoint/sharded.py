@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from ..distributed import Ranks, is_collective_error
 from ..exceptions import short_message
 from ..files.unpickling import unpickle
-from .folder import SHARDS
+from .saves import SHARDS
 
 # torch warns whenever a single process reads or writes one.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)

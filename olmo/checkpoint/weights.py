@@ -26,7 +26,7 @@ from ..files.tensors import read_tensors
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
 from ..model import OLMo
-from . import folder as saves
+from . import saves
 from .transformers_layout import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
 
 

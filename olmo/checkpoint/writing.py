@@ -19,8 +19,7 @@ from ..exceptions import FailedOnAllRanks, short_message
 from ..files.tensors import write_olmo_safetensors
 from ..memory.temperature import Temperatures
 from ..model import OLMo
-from . import folder as saves
-from . import manifest
+from . import manifest, saves
 from .optimizer import optimizer_state
 
 

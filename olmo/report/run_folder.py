@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..checkpoint import folder as checkpoints
+from ..checkpoint import saves
 from ..exceptions import ConfigurationError
 from ..files.atomic import atomic_path, fsync
 from ..files.lock import Lock, Locked
@@ -33,7 +33,7 @@ class RunFolder:
         except Locked as error:
             raise ConfigurationError(f"save_folder: another run is writing to {path}") from error
         self._metrics: TextIO | None = None
-        checkpoints.delete_leftovers(path)
+        saves.delete_leftovers(path)
 
     def clear(self) -> None:
         """Delete what an older run wrote and saved, for a new run."""
@@ -43,8 +43,8 @@ class RunFolder:
         if (self.path / "metrics.jsonl").is_file():
             for name in ("latest", "latest-unsharded"):
                 (self.path / name).unlink(missing_ok=True)
-            for step, kind in checkpoints.saved_steps(self.path):
-                checkpoints.delete(self.path / f"step{step}{kind}")
+            for step, kind in saves.saved_steps(self.path):
+                saves.delete(self.path / f"step{step}{kind}")
             (self.path / "metrics.jsonl").unlink()
 
     def drop_beyond(self, step: int) -> None:

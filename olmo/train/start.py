@@ -12,8 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..checkpoint import folder as saves
-from ..checkpoint import hub, sharded, weights
+from ..checkpoint import hub, saves, sharded, weights
 from ..checkpoint.optimizer import load_optimizer_state, read_optimizer_state
 from ..checkpoint.remote_saves import RemoteSaves
 from ..config.model import ModelConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from olmo.checkpoint import folder as saves
+from olmo.checkpoint import saves
 from olmo.checkpoint.remote_saves import RemoteSaves
 from tests.remote_runs import LARGE, contents, elsewhere, flip, key, make, objects, save, warned
 from tests.running import (

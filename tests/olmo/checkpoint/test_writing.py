@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from olmo import checkpoint
-from olmo.checkpoint import folder as saves
-from olmo.checkpoint import writing
+from olmo.checkpoint import saves, writing
 from olmo.config import TrainConfig, load
 from olmo.files.tensors import read_training_state
 from olmo.train.optim import build_optimizer

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from olmo import checkpoint
-from olmo.checkpoint import folder as saves
+from olmo.checkpoint import saves
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.train import Trainer

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from olmo.checkpoint import folder as saves
+from olmo.checkpoint import saves
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.files.tensors import read_training_state
