@@ -32,11 +32,9 @@ class Temperatures:
     def from_config(cls, config: ModelConfig, folder: Path | None = None) -> Temperatures:
         """The temperatures of a configuration; the file may be named relative to the checkpoint's `folder`.
 
-        Raises ConfigurationError for a temperature that is not positive or a file of another shape.
+        Raises ConfigurationError for a file of another shape or of numbers that are not positive.
         """
         attention, memories = config.temperature_attention, None
-        if attention is not None and not attention > 0:
-            raise ConfigurationError(f"model.temperature_attention: {attention} must be positive")
         if config.temperature_MLP is not None:
             path = Path(config.temperature_MLP)
             if not path.is_file() and folder is not None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from olmo import checkpoint
-from olmo.config import TrainConfig
+from olmo.config import TrainConfig, make_model_config
 from olmo.exceptions import ConfigurationError
 from olmo.memory import instance_means, observe
 from olmo.memory.temperature import Temperatures
@@ -93,8 +93,8 @@ def test_what_a_configuration_names(tmp_path: Path) -> None:
             read = Temperatures.from_config(tiny_config(temperature_MLP=path), folder)
             assert read.memories is not None and torch.equal(read.memories, divisors)
     assert not Temperatures.from_config(tiny_config(temperature_attention=1.0))
-    with pytest.raises(ConfigurationError, match=r"model\.temperature_attention: -1.0 must be positive"):
-        Temperatures.from_config(tiny_config(temperature_attention=-1.0))
+    with pytest.raises(ConfigurationError, match=r"model\.temperature_attention: -1.0 must be more than 0"):
+        make_model_config({"temperature_attention": -1.0}, "here")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: no such file"):
         Temperatures.from_config(tiny_config(temperature_MLP="nowhere.pt"))
     for wrong in (torch.ones(2, 47), -divisors):
