@@ -19,6 +19,7 @@ from olmo.data.loader import Batch, Loader, run_loader
 from olmo.data.masks import Masks
 from olmo.data.order import EpochOrder, build_order
 from olmo.data.sources import PADDING
+from olmo.distributed import ABANDONABLE
 from tests.reference import tiny_config
 
 
@@ -272,7 +273,7 @@ def test_tokens_that_the_model_does_not_know(foreign: int) -> None:
 
 
 def loader_threads() -> int:
-    return sum(thread.name.startswith("loader") for thread in threading.enumerate())
+    return sum(thread.name.startswith(ABANDONABLE) for thread in threading.enumerate())
 
 
 def ended() -> bool:
