@@ -220,7 +220,9 @@ def test_control_c_in_a_narrow_terminal_without_colours(world: Path) -> None:
     assert any(line.startswith("SIGINT: finishing") for line in session.lines)
     # What the terminal shows of the key itself stands behind the bar, which stays.
     told = re.sub(rf"\s*{STEP}\s*\^C$", "", before) + after
-    assert told.startswith("".join(logged(world / "narrow"))) and "interrupted: SIGINT at step " in told
+    # A space at the end of a full line is not drawn; where lines end depends on the length of the folder's name.
+    drawn, written = (re.sub(r"\s", "", text) for text in (told, "".join(logged(world / "narrow"))))
+    assert drawn.startswith(written) and "interrupted:SIGINTatstep" in drawn
 
 
 def test_a_run_on_a_terminal_that_cannot_rewrite_lines_is_plain(world: Path) -> None:
