@@ -178,7 +178,7 @@ def test_temperatures_are_for_models_that_the_trainer_knows(
     capsys.readouterr()
     argv = ["--checkpoint", tmp_path / "llama", "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
     assert exit_status(change_parameters.main, [str(a) for a in (*argv, "--format", "temperature")]) == 2
-    assert "error: --format temperature: is for the trainer, which knows OLMo models" in capsys.readouterr().err
+    assert "error: --format temperature: works in the trainer, for OLMo models" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*temperature*"))
 
 

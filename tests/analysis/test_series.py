@@ -173,7 +173,7 @@ def test_checkpoints_of_several_folders_without_steps(
     [
         (None, "no knowledge_entropy.json there"),
         ("{", "not JSON"),
-        ("[]", "no result"),
+        ("[]", "not a result"),
         ('{"layers": []}', "it has no"),
     ],
 )

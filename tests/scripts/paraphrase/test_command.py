@@ -267,7 +267,7 @@ def test_an_output_that_exists_is_not_replaced(
 ) -> None:
     (tmp_path / "out.json").write_text("mine")
     assert run(arguments) == 2
-    assert f"{tmp_path / 'out.json'}: exists" in the_error(capsys)
+    assert f"{tmp_path / 'out.json'}: already exists" in the_error(capsys)
     assert (tmp_path / "out.json").read_text() == "mine" and server.asked == []
 
 
