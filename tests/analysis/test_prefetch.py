@@ -12,7 +12,9 @@ import pytest
 from analysis import job, series
 from analysis.job import Job
 from analysis.locations import step_of
+from analysis.prefetch import prefetch
 from olmo import checkpoint
+from olmo.distributed import Ranks
 from tests.analysis.measuring import made_model, write
 from tests.analysis.series_folders import SERIES, read, run, run_of_three, tokens_file
 from tests.reference import to_transformers
@@ -136,3 +138,9 @@ def test_all_steps_or_several(steps: list[str], tmp_path: Path, tokens: Path, mo
     assert run("--step", *steps, "--data", tokens, "--data_size", 3) == 0
     rows = read(Path("checkpoints/pretrained_1B") / SERIES)["rows"]
     assert [row["checkpoint"]["step"] for row in rows] == [9, 10, 100]
+
+
+def test_preparing_does_not_keep_a_failed_process_alive() -> None:
+    """Python waits at its exit for an executor's threads, and would for one that downloads; not for daemons."""
+    prepared = prefetch([1, 2], lambda _: threading.current_thread().daemon, Ranks())
+    assert [result() for _, result in prepared] == [True, True]
