@@ -106,7 +106,7 @@ def test_a_stage_that_is_killed_has_failed(world):
 def test_an_interrupted_demo_ends_after_its_stage(world):
     """Ctrl-C goes to all processes of a terminal's foreground; what the stage still has to do, it does."""
     (world / "slow.py").write_text(
-        "import time\nopen('began', 'w').close()\ntry:\n    time.sleep(60)\n"
+        "import time\ntry:\n    open('began', 'w').close()\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(1)\n    open('ended', 'w').close()\n"
     )
     (world / "main.py").write_text(
