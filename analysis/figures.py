@@ -22,6 +22,7 @@ from olmo.knowledge.entries import SETTINGS
 BLUES = ("#9ecae1", "#4292c6", "#08306b")  # early, middle, last checkpoint
 ORANGES = ("#fdae6b", "#e6550d")  # resuscitated, q = 1 and q = 2
 GREY = "#7f7f7f"
+KINDS = (BLUES[2], ORANGES[1], "#31a354", "#756bb1", "#e7298a", "#8c6d31", GREY, "#17becf")  # of results, a line each
 KIND_COLORS = {"memorization": "#08306b", "semantic": "#e6550d", "composition": "#31a354"}
 
 _in_style = rc_context(  # a decorator
@@ -57,7 +58,8 @@ def save(figure: Figure, stem: Path) -> Path:
 def entropy_over_steps(series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int] = ()) -> Figure:
     """Knowledge entropy over pretraining, one line a seed, bars of two standard errors; `marked` steps are larger.
 
-    series: per seed the contents of the checkpoints' knowledge_entropy.json, ordered by step.
+    series: per seed the contents of the checkpoints' knowledge_entropy.json, ordered by step; or per kind the rows of
+    a series, whose `kind` is then the line's name in a legend.
     """
     figure, [[axes]] = _panels(6.4, 3.6)
     _entropy(axes, series, marked)
@@ -70,29 +72,53 @@ def _places(axes: Axes, results: Sequence[dict[str, Any]]) -> list[int]:
     if min(steps) >= 0:
         axes.set_xlabel("pretraining step")
         return steps
-    axes.set_xticks(range(len(results)), [r["name"] for r in results], rotation=20, ha="right")
-    return list(range(len(results)))
+    names = list(dict.fromkeys(r["name"] for r in results))
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    return [names.index(r["name"]) for r in results]
+
+
+def _by_kind(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows of a series (analysis.series), a list a kind: only results of one kind are joined in one line."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(row.get("kind", ""), []).append(row)
+    return list(kinds.values())
 
 
 def _entropy(axes: Axes, series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int]) -> None:
+    together, kinds = iter(_places(axes, [r for results in series for r in results])), []
     for number, results in enumerate(series):
-        steps = _places(axes, results)
+        steps = [next(together) for _ in results]
+        kinds.append(results[0].get("kind", ""))
+        color = KINDS[number % len(KINDS)] if kinds[-1] else BLUES[2]
         values = [r["knowledge_entropy"] for r in results]
         errors = [2 * (r["standard_error"] or 0.0) for r in results]
-        alpha = max(1 - 0.25 * number, 0.25)
-        axes.errorbar(steps, values, errors, color=BLUES[2], alpha=alpha, marker="o", markersize=4, capsize=3)
+        alpha = 1.0 if kinds[-1] else max(1 - 0.25 * number, 0.25)
+        line = axes.errorbar(steps, values, errors, color=color, alpha=alpha, marker="o", markersize=4, capsize=3)
+        line.set_label(kinds[-1])
         for color, step in zip(BLUES, marked if number == 0 else ()):
             height = values[steps.index(step)]
             axes.plot(step, height, "o", color=color, markersize=11, zorder=5)
             axes.annotate(f"step {step}", (step, height), textcoords="offset points", xytext=(0, 13), ha="center")
     axes.margins(x=0.08, y=0.2)
     axes.set(ylabel="knowledge entropy H (nats)", title="Knowledge entropy over pretraining")
+    if any(kinds):
+        axes.figure.legend(loc="outside lower center", fontsize=8)
 
 
 @_in_style
 def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
-    """H of every layer over pretraining, bars of two standard errors."""
-    figure, [[axes]] = _panels(6.4, 3.6)
+    """H of every layer over pretraining, bars of two standard errors, a panel for each kind of results."""
+    kinds = _by_kind(results)
+    figure, [panels] = _panels(6.4 * len(kinds), 3.6, columns=len(kinds))
+    for axes, rows in zip(panels, kinds):
+        _layers(axes, rows)
+        if len(kinds) > 1:
+            axes.set_title(rows[0]["kind"], fontsize=9)
+    return figure
+
+
+def _layers(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
     steps = _places(axes, results)
     layers = len(results[0]["layers"])
     for layer in range(layers):
@@ -107,7 +133,6 @@ def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
         axes.legend(ncols=2, loc="upper right")
     else:
         axes.legend(ncols=math.ceil(layers / 16), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
 
 
 @_in_style
@@ -137,14 +162,12 @@ def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
 
 
 def save_series(series: dict[str, Any], folder: Path) -> None:
-    """Save the figures of `knowledge_entropy_series.json` (analysis.series); those of layers where all checkpoints have
-    equally many."""
+    """Save the figures of `knowledge_entropy_series.json` (analysis.series)."""
     rows = series["rows"]
-    save(entropy_over_steps([rows]), folder / "knowledge_entropy")
-    if len({len(row["layers"]) for row in rows}) == 1:
-        save(layer_entropy_over_steps(rows), folder / "knowledge_entropy_layers")
-        if series["distributions"]:
-            save(coefficient_distributions(series["distributions"]), folder / "coefficient_distributions")
+    save(entropy_over_steps(_by_kind(rows)), folder / "knowledge_entropy")
+    save(layer_entropy_over_steps(rows), folder / "knowledge_entropy_layers")
+    if series["distributions"]:
+        save(coefficient_distributions(series["distributions"]), folder / "coefficient_distributions")
 
 
 def _lengths(estimate: dict[str, Any]) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.estimates import finite
+from analysis.kinds import difference, labels
 from analysis.locations import Location, check_writable
 from analysis.results import COEFFICIENTS_FILE, RESULT
 from olmo.files.atomic import write_text
@@ -40,26 +41,12 @@ _KEPT = (
 # --- pairs -------------------------------------------------------------------------------------------------------
 
 
-def why_not_paired(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Why two results were not measured on the same instances in the same way; None if they were."""
-    if one["data"]["sha256"] != other["data"]["sha256"]:
-        return "different data"
-    for key, name in (
-        ("coefficient", "coefficients"),
-        ("precision", "precisions"),
-        ("number_of_instances", "numbers of instances"),
-    ):
-        if one.get(key) != other.get(key):
-            return f"different {name} ({one.get(key)}, {other.get(key)})"
-    return None
-
-
 def paired_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, NDArray[np.float64]]:
     """H(other) - H(one), and the same without one group of instances at a time, float64 (G,), for the jackknife.
 
-    Raises ValueError if the two were not measured on the same instances in the same way.
+    Raises ValueError, naming what differs, if the two were not measured on the same instances in the same way.
     """
-    reason = why_not_paired(one, other)
+    reason = difference(one, other)
     if reason is not None:
         raise ValueError(f"entropies measured with {reason} cannot be compared in pairs")
     first, second = (np.array([sum(h) for h in result["leave_one_group_out"]]) for result in (one, other))
@@ -67,7 +54,7 @@ def paired_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float | None] | None:
-    if one is other or why_not_paired(one, other) is not None:
+    if one is other or difference(one, other) is not None:
         return None
     value, left_out = paired_difference(one, other)
     return {"value": value, "standard_error": finite(float(jackknife_error(left_out)))}
@@ -86,38 +73,53 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def gather(files: Sequence[Path]) -> dict[str, Any]:
-    """All numbers of a series, ready for JSON: `rows`, in order of their steps if all are known; `not_paired`, a line
-    or None; and `distributions` of the first, the middle and the last row, if all have their file of coefficients.
+    """All numbers of a series, ready for JSON: `rows`, those of a kind together, each kind in order of its steps if all
+    are known; `not_paired`, a line or None; and `distributions` of the first, the middle and the last row of the kind
+    that has most, if all have their file of coefficients.
 
-    A row has H and its parts, `name`, `tokens` (or None), and the paired differences of H `from_previous`,
-    `from_first` and `from_last`: `value` and `standard_error`, or None if there is no such pair.
+    A row has H and its parts, `name`, `kind` (`analysis.kinds.labels`), `tokens` (or None), and the paired differences
+    of H `from_previous`, `from_first` and `from_last` of its kind: `value` and `standard_error`, or None if there is no
+    such pair.
     """
     read = [(read_result(file), file) for file in files]
     if all(result["checkpoint"]["step"] >= 0 for result, _ in read):
         read.sort(key=lambda pair: pair[0]["checkpoint"]["step"])
-    results, files = zip(*read)
+    results = [result for result, _ in read]
     names = [Path(result["checkpoint"]["path"]).name for result in results]
     if len(set(names)) < len(names):
         names = [result["checkpoint"]["path"] for result in results]
-    rows = [
-        {
-            "name": name,
-            "tokens": result["checkpoint"].get("tokens"),
-            **{key: result[key] for key in _KEPT},
-            "precision": result.get("precision"),
-            "from_previous": _difference(previous, result),
-            "from_first": _difference(results[0], result),
-            "from_last": _difference(results[-1], result),
-        }
-        for name, result, previous in zip(names, results, (results[0], *results))
-    ]
-    reasons = [(name, why_not_paired(results[0], result)) for name, result in zip(names, results)]
-    refused = "; ".join(f"{name}: {reason}" for name, reason in reasons if reason)
-    chosen = sorted({0, len(files) // 2, len(files) - 1})
+    by_kind: dict[str, list[int]] = {}
+    for place, kind in enumerate(labels(results)):
+        by_kind.setdefault(kind, []).append(place)
+    rows: list[dict[str, Any]] = []
+    reasons: dict[str | None, str] = {}
+    for kind, places in by_kind.items():
+        first, last = results[places[0]], results[places[-1]]
+        for place, previous in zip(places, (places[0], *places)):
+            result, name = results[place], names[place]
+            reason = difference(results[0], result)
+            reasons.setdefault(reason, f"{name}: {reason}")
+            rows.append(
+                {
+                    "name": name,
+                    "kind": kind,
+                    "tokens": result["checkpoint"].get("tokens"),
+                    **{key: result[key] for key in _KEPT},
+                    "precision": result.get("precision"),
+                    "from_previous": _difference(results[previous], result),
+                    "from_first": _difference(first, result),
+                    "from_last": _difference(last, result),
+                }
+            )
+    refused = "; ".join(text for reason, text in reasons.items() if reason)
+    kind_of_most, largest = max(by_kind.items(), key=lambda pair: len(pair[1]))
+    chosen = [largest[place] for place in sorted({0, len(largest) // 2, len(largest) - 1})]
     return {
         "rows": rows,
         "not_paired": f"not paired with {names[0]}: {refused}" if refused else None,
-        "distributions": _distributions([(names[i], files[i].with_name(COEFFICIENTS_FILE)) for i in chosen]),
+        "distributions": _distributions(
+            [(f"{names[i]} {kind_of_most}".rstrip(), read[i][1].with_name(COEFFICIENTS_FILE)) for i in chosen]
+        ),
     }
 
 
@@ -136,12 +138,13 @@ def _distributions(files: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
 
 def table(series: dict[str, Any]) -> str:
     """The rows of a series as text, and below them the line about what could not be paired."""
-    head = ("checkpoint", "step", "tokens", "H", "error", "from the one before", "from the first")
-    lines = [head]
+    several = any(row["kind"] for row in series["rows"])
+    head = ["checkpoint", "step", "tokens", "H", "error", "from the one before", "from the first"]
+    lines = [head + ["kind"] * several]
     for row in series["rows"]:
         step, tokens, error = row["checkpoint"]["step"], row["tokens"], row["standard_error"]
         lines.append(
-            (
+            [
                 row["name"],
                 str(step) if step >= 0 else "",
                 "" if tokens is None else f"{tokens / 1e9:,.0f}B" if tokens >= 10**10 else f"{tokens / 1e6:,.1f}M",
@@ -149,9 +152,10 @@ def table(series: dict[str, Any]) -> str:
                 f"{error:.4f}" if error is not None else "",
                 _shown(row["from_previous"]),
                 _shown(row["from_first"]),
-            )
+                *[row["kind"]] * several,
+            ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
         for line in lines

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from analysis import entropy_series, series
+from analysis import entropy_series, figures, series
 from olmo.exceptions import exit_status
 from tests.analysis.measuring import LENGTH, direct, entropies, made_model, olmo_places, write
 from tests.analysis.series_folders import INSTANCES, SERIES, names, read, run, run_of_three, tokens_file
@@ -133,13 +134,22 @@ def test_figures_are_drawn_from_saved_files_alone(
     [
         (["--coefficient", "relu"], "different coefficients (abs, relu)"),
         (["--precision", "bf16"], "different precisions (fp32, bf16)"),
-        (["--data_size", "6"], "different data"),
-        (["--sequence_length", "8"], "different data"),
+        (["--data_size", "6"], "different numbers of instances (5 instances, 6 instances)"),
+        (["--sequence_length", "8"], "different sequence lengths (16 tokens, 8 tokens)"),
+        (["--data", "other.npy"], "different data (tokens.npy "),
     ],
 )
-def test_what_is_measured_otherwise_is_not_paired_and_said_so(
-    changed: list[str], said: str, tmp_path: Path, run_folder: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+def test_results_of_different_kinds_are_neither_paired_nor_joined_in_one_line(
+    changed: list[str],
+    said: str,
+    tmp_path: Path,
+    run_folder: Path,
+    tokens: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.npy").write_bytes(tokens.read_bytes()[2:])
     argv = ["--data", tokens, "--data_size", 5, "--checkpoint"]
     assert run(*argv, run_folder / "step9-unsharded", run_folder / "step10-unsharded") == 0
     assert run(*argv, run_folder / "step100-unsharded", *changed) == 0
@@ -147,9 +157,18 @@ def test_what_is_measured_otherwise_is_not_paired_and_said_so(
     assert exit_status(entropy_series.main, [str(run_folder), "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[3].startswith("step100-unsharded") and "+-" in lines[2] and "+-" not in lines[3]
-    assert lines[4] == f"not paired with step9-unsharded: step100-unsharded: {said}"
+    assert lines[4].startswith(f"not paired with step9-unsharded: step100-unsharded: {said}")
     rows = read(tmp_path / "out" / SERIES)["rows"]
     assert rows[1]["from_first"] is not None and rows[2]["from_first"] is rows[2]["from_previous"] is None
+    assert rows[0]["kind"] == rows[1]["kind"] != rows[2]["kind"] and lines[3].endswith(rows[2]["kind"])
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(figures, "save", lambda figure, stem: drawn.update({stem.name: figure}))
+    DRAW(read(tmp_path / "out" / SERIES), tmp_path)
+    (axes,) = drawn["knowledge_entropy"].axes
+    joined = [(line.get_label(), line.lines[0].get_xdata().tolist()) for line in axes.containers]
+    assert joined == [(rows[0]["kind"], [9, 10]), (rows[2]["kind"], [100])]
+    shown = [text.get_text() for text in drawn["knowledge_entropy"].legends[0].get_texts()]
+    assert shown == [rows[0]["kind"], rows[2]["kind"]] and len(drawn["knowledge_entropy_layers"].axes) == 2
     with pytest.raises(ValueError, match="measured with different"):
         series.paired_difference(*(read(run_folder / f"step{s}-unsharded/knowledge_entropy.json") for s in (9, 100)))
 

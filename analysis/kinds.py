@@ -1,0 +1,83 @@
+"""The kind of a result: what it must have in common with another one to be compared with it, or joined in one line.
+
+`kind_of` is the one definition. Tables, figures and paired differences of several results use it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_INSTANCES, _LENGTH, _PACKING, _DATA, _EDIT = "numbers of instances", "sequence lengths", "packings", "data", "edits"
+_RUN = "runs"
+
+
+def kind_of(result: dict[str, Any]) -> dict[str, str]:
+    """The settings on which the entropy of a checkpoint depends, each with its value in words: the content of a
+    `knowledge_entropy.json` in, names in the plural out, as errors and legends use them.
+
+    Results that ended at the same tolerance are of one kind, whatever number of instances each needed.
+    """
+    data, layers = result["data"], len(result["layers"])
+    tolerance, instances = result.get("tolerance"), f"{result['number_of_instances']} instances"
+    if tolerance is not None:
+        instances = f"tolerance {tolerance:g}, at most {data.get('instances')} instances"
+    return {
+        "models": f"{layers} layers of {math.exp(result['maximum'] / max(layers, 1)):.0f} memories",
+        "coefficients": str(result.get("coefficient")),
+        "precisions": str(result.get("precision")),
+        _LENGTH: f"{result.get('sequence_length')} tokens",
+        _INSTANCES: instances,
+        _PACKING: "packed texts" if data.get("pack") else "texts or rows as they are",
+        _EDIT: "as trained" if result.get("resuscitation") is None else "edited",
+        _DATA: data["sha256"],
+    }
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Why two results were not measured on the same instances in the same way, such as `different coefficients (abs,
+    relu)`; None if they were. The edit of a checkpoint changes what is measured, not how."""
+    kinds = [kind_of(one), kind_of(other)]
+    if one["number_of_instances"] != other["number_of_instances"]:  # they may have a tolerance in common
+        for kind, result in zip(kinds, (one, other)):
+            kind[_INSTANCES] = f"{result['number_of_instances']} instances"
+    differing = [name for name in _differing(kinds, [one, other]) if name != _EDIT]
+    shown = (f"different {name} ({_words(kinds[0], one, name)}, {_words(kinds[1], other, name)})" for name in differing)
+    return "; ".join(shown) or None
+
+
+def labels(results: Sequence[dict[str, Any]]) -> list[str]:
+    """For each result the name of its kind, made of what differs among them: "" for all if they are of one kind.
+
+    Results of one kind with the same step are of several runs; their folders, or names on the hub, are in the label.
+    """
+    kinds = [kind_of(result) for result in results]
+    places = Counter((*kind.values(), result["checkpoint"]["step"]) for kind, result in zip(kinds, results))
+    if any(count > 1 and place[-1] >= 0 for place, count in places.items()):
+        for kind, result in zip(kinds, results):
+            kind[_RUN] = _run_of(result["checkpoint"]["path"])
+    differing = _differing(kinds, results)
+    return [", ".join(_words(kind, result, name) for name in differing) for kind, result in zip(kinds, results)]
+
+
+def _differing(kinds: Sequence[dict[str, str]], results: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the settings in which kinds differ; without the data where other instances of one file follow from
+    another length, number or packing."""
+    names = [name for name in kinds[0] if len({kind[name] for kind in kinds}) > 1]
+    rest = [name for name in names if name != _DATA]
+    explained = {_LENGTH, _INSTANCES, _PACKING} & set(rest) and len({r["data"]["path"] for r in results}) == 1
+    by_rest, by_all = ({tuple(kind[name] for name in chosen) for kind in kinds} for chosen in (rest, names))
+    return rest if explained and len(by_rest) == len(by_all) else names
+
+
+def _words(kind: dict[str, str], result: dict[str, Any], name: str) -> str:
+    return f"{Path(result['data']['path']).name} {kind[name][:8]}" if name == _DATA else kind[name]
+
+
+def _run_of(path: str) -> str:
+    """The folder of a checkpoint's folder, or the name of its model on the hub."""
+    name, revision, _ = path.partition("@")
+    return name if revision else str(Path(path).parent)
