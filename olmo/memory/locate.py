@@ -8,6 +8,7 @@ Shapes: E experts of a layer, M memories of a layer or an expert, D the width of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,35 +99,48 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-@torch.no_grad()
-def up_projection(model: nn.Module, parts: Sequence[Memory | Experts]) -> tuple[nn.Module, slice]:
-    """The linear map, and which of its outputs, whose rows scale the coefficients of a layer: in a gated layer the up
-    projection, found by doubling the outputs of either projection and comparing coefficients; in a plain one all M.
+def up_projection(model: nn.Module, part: Memory | Experts) -> tuple[nn.Module, slice]:
+    """The module, and which outputs of its first projection scale the coefficients: in a gated layer those of the up
+    projection, found by doubling the outputs of either projection and comparing coefficients; in a plain one all.
 
-    Raises ValueError for a mixture of experts, and if the up projection cannot be told from the gate.
+    `model` may be on the meta device. Raises ValueError if the up projection cannot be told from the gate.
     """
-    memory = parts[0]
-    if isinstance(memory, Experts):
-        raise ValueError(f"{memory.name}: the memories of a mixture of experts cannot be rescaled")
-    halves = [(module, slice(None)) for module in memory.into]
-    if memory.gated and len(memory.into) == 1:
-        halves = [(memory.into[0], half) for half in (slice(memory.count), slice(memory.count, None))]
-    if isinstance(model, OLMo) or not memory.gated:
+    if isinstance(part, Experts):
+        return part.module, _up_half_of_experts(part) if part.gated else slice(None)
+    halves = [(module, slice(None)) for module in part.into]
+    if part.gated and len(part.into) == 1:
+        halves = [(part.into[0], half) for half in (slice(part.count), slice(part.count, None))]
+    if isinstance(model, OLMo) or not part.gated:
         return halves[0]
-    block = model.get_submodule(memory.name.rpartition(".")[0])
-    place = next(memory.down.parameters())
-    tokens = torch.randn(1, 8, sizes(memory.into[0])[0], generator=torch.Generator().manual_seed(0)).to(place)
-    plain = _coefficients(block, memory, tokens, memory.into[0], slice(0))
-    doubling = [  # exact, a power of two
-        half for half in halves if torch.equal(_coefficients(block, memory, tokens, *half), 2 * plain)
-    ]
+    block = model.get_submodule(part.name.rpartition(".")[0])
+    plain = _coefficients(block, part, part.into[0], slice(0))
+    doubling = [half for half in halves if torch.equal(_coefficients(block, part, *half), 2 * plain)]  # exact
     if len(doubling) != 1:
-        raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate")
+        raise ValueError(f"{part.name}: cannot tell the up projection of this layer from its gate")
     return doubling[0]
 
 
-def _coefficients(block: nn.Module, memory: Memory, tokens: Tensor, first: nn.Module, doubled: slice) -> Tensor:
-    """The input of a layer's down projection, with some outputs of a first projection doubled."""
+def _up_half_of_experts(part: Experts) -> slice:
+    """Which outputs of the first projection of each expert are the up projection's: one of two blocks, or every other.
+
+    Raises ValueError unless doubling exactly one of these doubles the coefficients."""
+    count = part.count // part.experts
+    projected = torch.randn(8, 2 * count, generator=torch.Generator().manual_seed(0))
+    gate: Any = part.module._apply_gate
+    doubling = []
+    for half in (slice(count), slice(count, None), slice(0, None, 2), slice(1, None, 2)):
+        changed = projected.clone()
+        changed[:, half] *= 2
+        if torch.equal(gate(changed), 2 * gate(projected)) and count > 1:
+            doubling.append(half)
+    if len(doubling) != 1:
+        raise ValueError(f"{part.name}: cannot tell the up projection of these experts from their gate")
+    return doubling[0]
+
+
+@torch.no_grad()
+def _coefficients(block: nn.Module, memory: Memory, first: nn.Module, doubled: slice) -> Tensor:
+    """The input of a layer's down projection for random tokens, with some outputs of a first projection doubled."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -137,12 +151,32 @@ def _coefficients(block: nn.Module, memory: Memory, tokens: Tensor, first: nn.Mo
         output[..., doubled] *= 2
         return output
 
+    block, down, first = _with_weights(block, memory.down, first)
     try:
-        with memory.down.register_forward_pre_hook(keep), first.register_forward_hook(double):
-            block(tokens)
+        with down.register_forward_pre_hook(keep), first.register_forward_hook(double):
+            block(_tokens(block, sizes(first)[0]))
     except TypeError as error:  # it needs more than tokens
         raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate") from error
     return seen[0]
+
+
+def _with_weights(block: nn.Module, *inside: nn.Module) -> tuple[nn.Module, ...]:
+    """A module and modules in it; for those on the meta device, copies on the CPU with the same random weights."""
+    if not any(parameter.is_meta for parameter in block.parameters()):
+        return block, *inside
+    modules = copy.deepcopy((block, *inside))
+    modules[0].to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for parameter in modules[0].parameters():
+        parameter.normal_(generator=generator).mul_(parameter.shape[-1] ** -0.5)
+    for buffer in modules[0].buffers():
+        buffer.zero_()
+    return modules
+
+
+def _tokens(block: nn.Module, width: int) -> Tensor:
+    """Random tokens (1, 8, D) of the type and on the device of a module's weights."""
+    return torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(next(block.parameters()))
 
 
 def _ours(model: OLMo, number: int) -> Memory:
@@ -260,24 +294,24 @@ def _shared(layer: nn.Module, experts: str, maps: Mapping[str, nn.Module], where
 @torch.no_grad()
 def _adds_up(layer: nn.Module, block: str, experts: str, shared: str, weight: nn.Module | None, width: int) -> bool:
     """Whether the output of a block for a few random tokens is routed + [sigmoid of the weight] * shared."""
-    modules = [layer.get_submodule(name) for name in (experts, shared)]
+    inside = [layer.get_submodule(name) for name in (experts, shared)] + ([] if weight is None else [weight])
+    whole, *modules = _with_weights(layer.get_submodule(block), *inside)
     outputs: dict[nn.Module, Tensor] = {}
-    place = next(modules[0].parameters())
-    tokens = torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(place)
+    tokens = _tokens(whole, width)
 
     def keep(module: nn.Module, args: object, output: Tensor) -> None:
         outputs[module] = output.reshape(8, width).cpu().double()
 
     try:
         with modules[0].register_forward_hook(keep), modules[1].register_forward_hook(keep):
-            written = layer.get_submodule(block)(tokens)
+            written = whole(tokens)
     except TypeError:  # it needs more than tokens
         return False
-    routed, added = (outputs[module] for module in modules)
+    routed, added = (outputs[module] for module in modules[:2])
     if weight is not None:
-        added = added * weight(tokens)[0].cpu().double().sigmoid()
+        added = added * modules[2](tokens)[0].cpu().double().sigmoid()
     found = (written[0] if isinstance(written, tuple) else written).reshape(8, width).cpu().double()
-    rounding = 4 * torch.finfo(place.dtype).eps * (routed.norm() + added.norm())
+    rounding = 4 * torch.finfo(tokens.dtype).eps * (routed.norm() + added.norm())
     return bool((found - routed - added).norm() <= rounding)
 
 

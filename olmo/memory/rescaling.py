@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..files.atomic import atomic_path
 from ..files.paths import check_readable
 from ..files.tensors import write_safetensors
-from .locate import find_memories, is_conv1d, up_projection
+from .locate import Experts, Memory, find_memories, is_conv1d, up_projection
 
 
 @dataclass(frozen=True)
@@ -89,30 +89,62 @@ def rescaled(name: str, tensor: Tensor, multipliers: Tensor) -> Tensor:
     if match is None or (multipliers[int(match[1])] == 1).all():
         return tensor
     edited = tensor.clone()
-    multiply_rows(edited[: multipliers.shape[1]], multipliers[int(match[1])])
+    rows = edited[: multipliers.shape[1]]
+    multiply(rows, multipliers[int(match[1])].view(-1, *[1] * (rows.ndim - 1)))
     return edited
 
 
-def multiply_rows(rows: Tensor, factors: Tensor) -> None:
-    """Multiply rows (M, ...) in place, only those whose factor (M,) float32 is not 1; rounded once, to their dtype."""
-    changed = factors != 1
-    factor = factors[changed].to(rows.device)
-    rows[changed] = (rows[changed] * factor.view(-1, *[1] * (rows.ndim - 1))).to(rows.dtype)
+def multiply(tensor: Tensor, factors: Tensor) -> None:
+    """Multiply a tensor in place by float32 factors that broadcast to it; rounded once, to its dtype."""
+    tensor.copy_(tensor * factors.to(tensor.device))
 
 
 @torch.no_grad()
 def rescale_model(model: nn.Module, multipliers: Tensor) -> None:
     """Multiply the rows of the up projections of any architecture in place, with their biases.
 
-    Coefficients of a gated layer scale by exactly these factors; in a plain layer the first projection is multiplied,
-    before the activation. Raises ValueError if `up_projection` does, or if the shapes do not fit.
+    Coefficients of a gated layer or expert scale by exactly these factors; in a plain one the first projection is
+    multiplied, before the activation. Raises ValueError as `row_factors` does, before any row changes.
+    """
+    for name, factors in row_factors(model, multipliers).items():
+        multiply(model.get_parameter(name), factors)
+
+
+def row_factors(model: nn.Module, multipliers: Tensor) -> dict[str, Tensor]:
+    """By name of a parameter of `model`, which may be on the meta device: the float32 factors that multipliers (L, M)
+    make of it, with size 1 where they do not depend on the column.
+
+    The M of a layer are in the order of its coefficients: those of each expert, then of a shared one. Raises ValueError
+    if `find_memories` or `up_projection` does, if the shapes do not fit, or if two layers share their weights.
     """
     layers = find_memories(model)
     counts = [sum(part.count for part in parts) for parts in layers]
     if multipliers.shape != (len(layers), counts[0]):
         raise ValueError(f"multipliers of shape {tuple(multipliers.shape)}, memories of shape {len(layers), counts[0]}")
-    places = [up_projection(model, parts) for parts in layers]  # all layers, before any row changes
-    for (module, rows), factors in zip(places, multipliers):
-        for name, parameter in module.named_parameters(recurse=False):
-            by_row = parameter.T if name == "weight" and is_conv1d(module) else parameter
-            multiply_rows(by_row[rows], factors)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    result: dict[str, Tensor] = {}
+    for parts, of_layer in zip(layers, multipliers.float()):
+        for part, own in zip(parts, of_layer.split([part.count for part in parts])):
+            module, rows = up_projection(model, part)
+            for parameter, factors in _of_parameters(module, part, rows, own):
+                if names[parameter] in result:
+                    raise ValueError(f"{names[parameter]}: belongs to two layers, which cannot be rescaled apart")
+                result[names[parameter]] = factors
+    return result
+
+
+def _of_parameters(
+    module: Any, part: Memory | Experts, rows: slice, own: Tensor
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """The weight and the bias of a first projection, and the factors that multipliers (M,) of its memories make."""
+    if isinstance(part, Experts):
+        weight = "gate_up_proj" if part.gated else "up_proj"
+        bias, transposed, own = f"{weight}_bias", module.is_transposed, own.view(part.experts, -1)
+    else:
+        weight, bias, transposed = "weight", "bias", is_conv1d(module)
+    matrix = getattr(module, weight)
+    factors = own.new_ones(*own.shape[:-1], matrix.shape[-1 if transposed else -2])
+    factors[..., rows] = own
+    yield matrix, factors.unsqueeze(-2 if transposed else -1)
+    if getattr(module, bias, None) is not None:
+        yield getattr(module, bias), factors
