@@ -16,6 +16,11 @@ from typing import Any, NoReturn
 _TORCHRUN_DELAY = 10.0  # seconds
 
 
+# Secret -> what is printed and saved in its place. A configuration may take a secret from the environment
+# (`${oc.env:TOKEN}`); errors and saved configurations name the variable.
+_SECRETS: dict[str, str] = {}
+
+
 # What a user's files, settings or machine can cause; anything else is a programming error.
 FAILURES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
@@ -33,6 +38,19 @@ class Interrupted(Exception):
 
     Commands exit with status 75, EX_TEMPFAIL of sysexits.h: try again.
     """
+
+
+def remember_secret(value: str, shown: str) -> None:
+    """Let `conceal` replace this value by `shown`."""
+    if value:
+        _SECRETS[value] = shown
+
+
+def conceal(text: str) -> str:
+    """The text with every known secret replaced by the name of its variable."""
+    for value in sorted(_SECRETS, key=len, reverse=True):
+        text = text.replace(value, _SECRETS[value])
+    return text
 
 
 def check_new(output: Path) -> None:
@@ -99,7 +117,7 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             message = f"{error.filename}: {error.strerror}"
         if isinstance(error, MemoryError) or "out of memory" in message:
             message += "; use a smaller device_train_microbatch_size, device_eval_batch_size or --batch_size"
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {conceal(message)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
 

@@ -88,7 +88,8 @@ def _setting_problems(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _evaluator_problems(evaluators: list[EvaluatorConfig]) -> Iterator[str]:
     for evaluator in evaluators:
-        data, key = evaluator.data, f"evaluators.{evaluator.label}"
+        label = evaluator.label if evaluator.label.isprintable() else ascii(evaluator.label)
+        data, key = evaluator.data, f"evaluators.{label}"
         given = [name for name in ("paths", "datasets", "dataset_path") if getattr(data, name)]
         yield from _setting_problems(evaluator, f"{key}.")
         for name, value in (("label_mask_paths", None), ("generate_attention_mask", False)):

@@ -39,7 +39,7 @@ def describe(key: str = "") -> str:
     for name, (annotation, field) in known.items():
         if not wanted or f"{name}.".startswith(f"{wanted}."):
             default = _default(field)
-            texts.append(f"{name}: {_type(annotation)}{default and f' = {default}'}\n    {setting_of(field)}")
+            texts.append(f"{name}: {type_in_words(annotation)}{default and f' = {default}'}\n    {setting_of(field)}")
     return "\n".join(texts)
 
 
@@ -55,7 +55,12 @@ def markdown() -> str:
         parts += [f"\n## {', '.join(names) or 'The run'}\n", f"{inspect.getdoc(schema)}\n", _COLUMNS]
         for field in dataclasses.fields(schema):
             default = _default(field)
-            cells = (f"`{field.name}`", _type(hints[field.name]), default and f"`{default}`", str(setting_of(field)))
+            cells = (
+                f"`{field.name}`",
+                type_in_words(hints[field.name]),
+                default and f"`{default}`",
+                str(setting_of(field)),
+            )
             parts.append(f"| {' | '.join(cells)} |")
     return "\n".join(parts) + "\n"
 
@@ -67,7 +72,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "" if value == "???" or dataclasses.is_dataclass(value) else spelled(value)
 
 
-def _type(annotation: Any) -> str:
+def type_in_words(annotation: Any) -> str:
     """A type in words: `int or null`, `list of str`, `right or left`."""
     *others, last = _type_names(annotation)
     return f"{', '.join(others)} or {last}" if others else last
@@ -80,7 +85,7 @@ def _type_names(annotation: Any) -> list[str]:
     if origin is typing.Literal:
         return list(inner)
     if origin is not None:  # list, tuple or dict
-        return [f"{origin.__name__} of {(' to ' if origin is dict else ', ').join(map(_type, inner))}"]
+        return [f"{origin.__name__} of {(' to ' if origin is dict else ', ').join(map(type_in_words, inner))}"]
     if dataclasses.is_dataclass(annotation):
         return ["section"]
     return ["null" if annotation is type(None) else annotation.__name__]

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import typing
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..exceptions import ConfigurationError, did_you_mean
+from ..exceptions import ConfigurationError, conceal, did_you_mean, remember_secret
 from ..files.paths import parse_step
 from .check import model_problems, run_problems
+from .help import type_in_words
 from .model import ModelConfig
 from .schema import EvaluatorConfig, TrainConfig
 from .setting import alternatives, section_of, walk
 
 Config = TypeVar("Config")
+
+# What OmegaConf raises for a wrong value: its own errors, and those of what it is built from.
+_OF_OMEGACONF = (OmegaConfBaseException, ValueError, TypeError, AttributeError, OSError, RecursionError)
+_LARGEST = 2**24  # bytes of a configuration file
+
+# An environment variable whose value is not to be printed or saved, by its name or its value (a URL with a password).
+_SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|pass|passwd|password|pwd|credentials?|auth)(_|$)", re.I)
+_SECRET_VALUE = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+_REQUIRED = object()
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -36,13 +46,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         _translate(raw)
         problems = list(_wrong_keys(raw, TrainConfig))
         _refuse(path if of_file.intersection(problems) else "command line", problems)
-        for position, evaluator in enumerate(raw.get("evaluators") or []):  # OmegaConf reports no position in a list
-            with _naming(f"{path}: evaluators[{position}]."):
-                OmegaConf.merge(OmegaConf.structured(EvaluatorConfig), evaluator)
+        evaluators = raw.get("evaluators") or []
+        if evaluators and not (OmegaConf.is_list(evaluators) and all(map(OmegaConf.is_dict, evaluators))):
+            raise ConfigurationError(f"{path}: evaluators: expected a list of keys and values")
+        for position, evaluator in enumerate(evaluators):  # OmegaConf reports no position in a list
+            _typed(EvaluatorConfig, evaluator, f"{path}: evaluators[{position}].")
         config = _typed(TrainConfig, raw, f"{path}: ", {override[2:].partition("=")[0] for override in overrides})
-    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
-        raise ConfigurationError(f"{path}: {str(error).splitlines()[0]}") from error
-    _refuse(path, run_problems(config))
+        _refuse(path, run_problems(config))
+    except ConfigurationError as error:
+        raise ConfigurationError(conceal(str(error))) from None
+    except _OF_OMEGACONF as error:  # such as an interpolation that cannot be resolved
+        raise ConfigurationError(conceal(f"{path}: {_in_a_line(error)}")) from error
     return config
 
 
@@ -53,8 +67,11 @@ def load_model_config(path: str | Path) -> ModelConfig:
     section = _read_yaml(Path(path)).get("model")
     if not isinstance(section, DictConfig):
         raise ConfigurationError(f"{path}: no section 'model'")
-    with _naming(f"{path}: model."):
+    try:
         resolved = OmegaConf.to_container(section, resolve=True)  # here, as interpolations may refer to other sections
+    except _OF_OMEGACONF as error:
+        key = getattr(error, "full_key", None) or "model"
+        raise ConfigurationError(f"{path}: {key}: {_in_a_line(error)}") from error
     return make_model_config(typing.cast(dict[str, Any], resolved), str(path))
 
 
@@ -72,30 +89,54 @@ def _refuse(where: str | Path, problems: Iterable[str]) -> None:
 
 
 def _typed(schema: type[Config], raw: Any, where: str, overridden: Container[str] = ()) -> Config:
-    with _naming(where, overridden):
-        return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), raw)))
-
-
-@contextmanager
-def _naming(where: str, overridden: Container[str] = ()) -> Iterator[None]:
-    """Turn OmegaConf's errors into ConfigurationErrors with the key and `where` it was given, or the command line."""
+    """The values of `raw` in a dataclass; ConfigurationErrors name the key and `where` it is set."""
     try:
-        yield
-    except OmegaConfBaseException as error:
-        name = getattr(error, "full_key", None)
-        key, place = f"{name}: " if name else "", "command line: " if name in overridden else where
-        raise ConfigurationError(f"{place}{key}{str(error).splitlines()[0]}") from error
+        return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), raw)))
+    except _OF_OMEGACONF as error:
+        key, problem = getattr(error, "full_key", None), _in_a_line(error)
+        if not key and (found := _wrong_value(schema, raw)):
+            key, problem = found
+        place = "command line: " if key in overridden else where
+        raise ConfigurationError(f"{place}{key}: {problem}" if key else f"{place.rstrip('.: ')}: {problem}") from error
+
+
+def _wrong_value(schema: type, raw: Any) -> tuple[str, str] | None:
+    """The first key whose value does not fit its type, and why, for errors of OmegaConf that name no key."""
+    hints = typing.get_type_hints(schema)
+    for key in raw if OmegaConf.is_dict(raw) else ():
+        try:
+            value = OmegaConf.merge(OmegaConf.structured(schema), {key: raw[key]})[key]
+            if OmegaConf.is_config(value):
+                OmegaConf.to_object(value)
+        except _OF_OMEGACONF:
+            section = section_of(hints[key])
+            if section and (inner := _wrong_value(section, raw[key])):
+                return f"{key}.{inner[0]}", inner[1]
+            given = typing.cast(dict[Any, Any], OmegaConf.to_container(raw, resolve=False))[key]
+            return key, f"expected {type_in_words(hints[key])}, got {given}"[:300]
+    return None
+
+
+def _in_a_line(error: BaseException) -> str:
+    """The text of an error; of OmegaConf's the first line, as the key follows there."""
+    text = str(error)
+    first = text.partition("\n")[0] if isinstance(error, OmegaConfBaseException) else text
+    return " ".join(first.split())[:300] or type(error).__name__
 
 
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
-        raise ConfigurationError(f"{path}: no such configuration file")
+        raise ConfigurationError(f"{path}: {'not a file' if path.exists() else 'no such configuration file'}")
+    if path.stat().st_size > _LARGEST:
+        raise ConfigurationError(f"{path}: {path.stat().st_size:,} bytes are too many for a configuration")
     try:
         raw = OmegaConf.load(path)
     except Exception as error:  # PyYAML's errors and OmegaConf's have no base class in common
-        raise ConfigurationError(f"{path}: not YAML: {error}") from error
+        raise ConfigurationError(f"{path}: not YAML: {_in_a_line(error)}") from error
     if not isinstance(raw, DictConfig):
         raise ConfigurationError(f"{path}: expected keys and values at the top level")
+    if not raw:
+        raise ConfigurationError(f"{path}: has no settings")
     return raw
 
 
@@ -137,6 +178,9 @@ def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
             yield f"unknown key '{prefix}{key}'{meant or '; scripts.train --help-config prints all keys'}"
             continue
         section, value = section_of(types[key]), raw._get_node(key)
+        if OmegaConf.is_missing(raw, key):
+            yield f"{prefix}{key}: '???' is no value"
+            continue
         if value is None or value._is_none() or value._is_interpolation():
             continue
         is_list = any(typing.get_origin(kind) is list for kind in alternatives(types[key]))
@@ -195,7 +239,20 @@ def _last_checkpoint(folder: str) -> str:
     return str(steps[max(steps)])
 
 
+def _environment(name: str, default: Any = _REQUIRED) -> str | None:
+    """OmegaConf's `oc.env`, which also remembers what is a secret."""
+    value = os.environ.get(name)
+    if value is None:
+        if default is _REQUIRED:
+            raise KeyError(f"Environment variable '{name}' not found")
+        return None if default is None else str(default)
+    if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
+        remember_secret(value, f"${{oc.env:{name}}}")
+    return value
+
+
 # The interpolations of OLMo's configurations: ${path.choose:A,B}, ${path.glob:PATTERN}, ${path.last_checkpoint:FOLDER}.
+OmegaConf.register_resolver("oc.env", _environment, replace=True)
 OmegaConf.register_resolver("path.choose", _choose, replace=True)
 OmegaConf.register_resolver("path.glob", _glob, replace=True)
 OmegaConf.register_resolver("path.last_checkpoint", _last_checkpoint, replace=True)

@@ -54,7 +54,7 @@ class ModelConfig:
     vocab_size: int = setting(50257, "number of tokens", at_least=1)
     embedding_size: int | None = setting(50304, "rows of the embedding, at least vocab_size; null is vocab_size")
     weight_tying: bool = setting(True, "the output layer is the embedding")
-    eos_token_id: int = setting(50256, "token at the end of a document")
+    eos_token_id: int = setting(50256, "token at the end of a document", at_least=0)
     pad_token_id: int = setting(50256, "token that fills short rows", at_least=0)
     init_device: str | None = setting(
         None,

@@ -137,8 +137,10 @@ class EvaluatorConfig:
     label: str = setting("???", "name of the evaluator in metrics, or of the task; required, no two alike")
     type: EvaluatorType = setting("lm", "what is evaluated")
     data: DataConfig = setting(DataConfig, "data of the evaluator")
-    device_eval_batch_size: int | None = setting(None, "instances per batch; null is the run's")
-    subset_num_batches: int | None = setting(None, "batches per evaluation; -1 is all, null is eval_subset_num_batches")
+    device_eval_batch_size: int | None = setting(None, "instances per batch; null is the run's", at_least=1)
+    subset_num_batches: int | None = setting(
+        None, "batches per evaluation; -1 is all, null is eval_subset_num_batches", at_least=-1
+    )
     eval_interval: int | None = setting(
         None, "steps between evaluations; null is the run's", at_least=1, unknown_to_olmo=True
     )
@@ -186,7 +188,7 @@ class WandbConfig:
         False, only=(False,), instead="to keep checkpoints there, upload save_folder afterwards"
     )
     rank_zero_only: bool = setting(True, no_effect="only rank 0 reports")
-    log_interval: int = setting(1, "steps between reports; only steps of console_log_interval have metrics")
+    log_interval: int = setting(1, "steps between reports; only steps of console_log_interval have metrics", at_least=1)
 
 
 @dataclass
@@ -259,13 +261,15 @@ class TrainConfig:
     save_interval: int | None = setting(1000, "steps between restart checkpoints, step{N}", at_least=1)
     save_interval_unsharded: int | None = setting(None, "steps between checkpoints step{N}-unsharded", at_least=1)
     save_steps_unsharded: list[int] | None = setting(
-        None, "additional steps at which to save step{N}-unsharded", unknown_to_olmo=True
+        None, "additional steps at which to save step{N}-unsharded", at_least=0, unknown_to_olmo=True
     )
     save_interval_ephemeral: int | None = setting(
         None, "steps between restart checkpoints that are deleted once a newer one is complete", at_least=1
     )
-    save_num_checkpoints_to_keep: int = setting(-1, "how many step{N} to keep; -1 is all")
-    save_num_unsharded_checkpoints_to_keep: int = setting(-1, "how many step{N}-unsharded to keep; -1 is all")
+    save_num_checkpoints_to_keep: int = setting(-1, "how many step{N} to keep; -1 is all", at_least=-1)
+    save_num_unsharded_checkpoints_to_keep: int = setting(
+        -1, "how many step{N}-unsharded to keep; -1 is all", at_least=-1
+    )
     save_overwrite: bool = setting(False, "delete the run that save_folder already contains")
     force_save_unsharded: bool = setting(False, "also save step{N}-unsharded after the last step")
     no_pre_train_checkpoint: bool = setting(False, "no checkpoint before the first step")
@@ -283,7 +287,7 @@ class TrainConfig:
     device_train_batch_size: int | None = setting(None, no_effect="is global_train_batch_size / ranks")
     device_train_microbatch_size: int = setting(16, "instances per forward pass on one device", at_least=1)
     device_eval_batch_size: int = setting(16, "instances per evaluation batch", at_least=1)
-    eval_subset_num_batches: int = setting(-1, "batches per evaluation; -1 is all")
+    eval_subset_num_batches: int = setting(-1, "batches per evaluation; -1 is all", at_least=-1)
     eval_on_load: bool = setting(False, "evaluate before the first step")
     device_train_grad_accum: int | None = setting(None, no_effect="follows from the batch sizes")
     max_grad_norm: float | None = setting(None, "limit of the norm of the gradient", more_than=0, defines_run=True)
@@ -322,8 +326,8 @@ class TrainConfig:
     save_data_indices: bool = setting(True, "write which instances each step read")
     python_profiling: bool = setting(False, only=(False,), instead="to profile, use py-spy")
     torch_profiling: bool = setting(False, only=(False,), instead="to profile, use py-spy")
-    stop_at: int | None = setting(None, "stop after this step, whatever max_duration is")
-    stop_after: int | None = setting(None, "stop after this many steps of this process")
+    stop_at: int | None = setting(None, "stop after this step, whatever max_duration is", at_least=0)
+    stop_after: int | None = setting(None, "stop after this many steps of this process", at_least=0)
     activation_checkpointing: ActivationCheckpointingStrategy | None = setting(
         None, "layers whose activations are recomputed in the backward pass"
     )

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from ..exceptions import conceal
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Setting:
         at_least, more_than, at_most: The range of its numbers.
         only: The supported values, if not all; any other is an error.
         instead: What to do instead of giving an unsupported value.
-        no_effect: Why the key changes neither numbers nor memory; for keys that OLMo's configurations have.
+        no_effect: Why the key changes neither numbers nor memory; for keys that OLMo's configurations have. A run whose
+            configuration changes it logs a warning (`check.idle_settings`).
         unknown_to_olmo: ai2-olmo 0.6.0, or the published trainer (a fork of 0.4), refuses the key. It is left out of a
             saved configuration if it has its default.
         defines_run: Whether the key decides what a run learns; None for the answer of its section.
@@ -49,10 +53,18 @@ class Setting:
         return " and ".join(f"{name} {limit}" for name, limit in limits.items() if math.isfinite(limit))
 
     def out_of_range(self, value: Any) -> str | None:
-        """What is wrong with a number, infinity and NaN included; None if nothing is."""
-        if value is None or not self.range:
+        """What is wrong with a number or text, or with one of a list; None if nothing is."""
+        if isinstance(value, (list, tuple)):
+            return next(filter(None, map(self.out_of_range, value)), None)
+        if isinstance(value, str) and (found := re.search(r"[\x00-\x1f\x7f]", value)):
+            return f"{value!r} contains the control character {found[0]!r}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
-        allowed = self.at_least <= value <= self.at_most and self.more_than < value < math.inf
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{value} is not a finite number"
+        if isinstance(value, int) and value.bit_length() > 63:
+            return f"a number of {value.bit_length()} bits; at most 63 are allowed"
+        allowed = self.at_least <= value <= self.at_most and self.more_than < value
         return None if allowed else f"{value} must be {self.range}"
 
     def unsupported(self, value: Any) -> str | None:
@@ -111,7 +123,12 @@ def spelled(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A configuration as the mappings, lists and scalars of its YAML, without defaults of keys unknown to OLMo."""
+    """A configuration as the mappings, lists and scalars of its YAML, without defaults of keys unknown to OLMo.
+
+    A secret from the environment is replaced by its `${oc.env:NAME}`; any other `${` is escaped.
+    """
+    if isinstance(value, str):
+        return conceal(re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value))
     if dataclasses.is_dataclass(value):
         items = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {f.name: plain(item) for f, item in items if not (setting_of(f).unknown_to_olmo and item == f.default)}
