@@ -231,7 +231,7 @@ def exit_process(status: int) -> NoReturn:
     in fourteen. So does one in which a thread is still reading, and would be inside torch during shutdown.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or any(t.name.startswith(ABANDONABLE) for t in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None if closed
+            stream.flush()
         os._exit(status)
     sys.exit(status)

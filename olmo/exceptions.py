@@ -1,16 +1,23 @@
-"""Errors a user can cause, and how every command reports them: one line, and a documented exit status."""
+"""Errors a user can cause, and how every command reports them: one line, and a documented exit status.
+
+docs/checkpoints.md lists the statuses, and what happens to output that cannot be written.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 # What torchrun has time for between the end of one process and that of the others.
 _TORCHRUN_DELAY = 10.0  # seconds
@@ -53,6 +60,10 @@ def conceal(text: str) -> str:
     return text
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP as an exception: temporary files are deleted as after control-C. Its argument is the number."""
+
+
 def check_new(output: Path) -> None:
     """Raise ConfigurationError if an output already exists; it may be what the command reads."""
     if output.exists() or output.is_symlink():
@@ -88,17 +99,38 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     """Run a command and turn errors a user can cause into one line on stderr.
 
     Returns 0 on success, 2 for a wrong command line or configuration, 1 for a failure while running (an unreadable
-    file, wrong shapes, a NaN loss, no memory left), 75 where a run was interrupted and saved, 130 when interrupted from
-    the keyboard otherwise. `--debug` anywhere on the command line is removed and lets the traceback through.
-    Programming errors keep their traceback.
+    file, wrong shapes, a NaN loss, no memory left), 75 where a run was interrupted and saved, otherwise 130 when
+    interrupted from the keyboard and 128 + n after signal n (SIGTERM, SIGHUP). `--debug` anywhere on the command line
+    is removed and lets the traceback through. Programming errors keep their traceback.
+
+    A command continues if its output cannot be printed. At the end that is a failure (1), unless the reader of a pipe
+    has closed it, as `| head` does.
 
     All processes of torchrun make the same mistake; the first one prints it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    output, errors = _Stream(sys.stdout), _Stream(sys.stderr)
+    with redirect_stdout(cast(TextIO, output)), redirect_stderr(cast(TextIO, errors)), _signals_raise():
+        try:
+            status = _status(main, arguments, debug)
+        finally:
+            output.flush()
+        if output.error is not None and not isinstance(output.error, BrokenPipeError):
+            print(f"error: stdout: {output.error.strerror or output.error}", file=sys.stderr)
+            status = status or 1
+        errors.flush()
+    return status
+
+
+def _status(main: Callable[[Sequence[str]], None], arguments: Sequence[str], debug: bool) -> int:
+    """The exit status of `main(arguments)`; an error is printed."""
     try:
         main(arguments)
+    except Terminated as end:
+        print(f"ended by {signal.Signals(end.args[0]).name}", file=sys.stderr)
+        return 128 + int(end.args[0])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -113,13 +145,72 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         if debug:
             traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, OSError) and error.strerror and error.filename:
-            message = f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         if isinstance(error, MemoryError) or "out of memory" in message:
             message += "; use a smaller device_train_microbatch_size, device_eval_batch_size or --batch_size"
         print(f"error: {conceal(message)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
+
+
+class _Stream:
+    """Stdout or stderr of a command: characters it cannot encode are escaped, and once it cannot be written the rest is
+    discarded. `error`: the reason."""
+
+    def __init__(self, stream: TextIO | None):
+        # Python has None for a stream that was closed before it started.
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115 (open to the end)
+        self.error: OSError | None = None
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self._unless_failed(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._unless_failed(self._stream.flush)
+
+    def _unless_failed(self, call: Callable[..., object], *arguments: Any) -> None:
+        if self.error is not None:
+            return
+        try:
+            call(*arguments)
+        except OSError as error:
+            self.error = error
+            # What is still buffered would fail again when the interpreter ends.
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Raise Terminated in this process on the first SIGTERM or SIGHUP, if they would end it otherwise.
+
+    Not in one of several processes: it would wait for the others at its next collective.
+    """
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        numbers = []
+    process = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        if os.getpid() != process:  # a fork of this one
+            os.kill(os.getpid(), number)
+        raise Terminated(number)
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _is_another_rank() -> bool:

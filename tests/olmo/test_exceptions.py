@@ -1,12 +1,17 @@
 """Exit statuses and the one line on stderr."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 
 import pytest
 
 from olmo.exceptions import ConfigurationError, Interrupted, Parser, exit_status
+from tests.running import ROOT
 
 
 def failing(error: BaseException):
@@ -144,3 +149,104 @@ def test_as_a_process(error: str, status: int) -> None:
     assert done.returncode == status
     assert ("Traceback" in done.stderr) == (error == "TypeError")
     assert done.stderr.splitlines()[-1].endswith("what and where")
+
+
+# --- output that cannot be printed, and signals: as processes ---
+
+PRINTS = """
+import os, signal, sys, time
+from pathlib import Path
+from olmo.exceptions import exit_status
+def main(argv):
+    for line in range(3):
+        print("line", line, *argv, flush=True)
+        time.sleep(0.05)
+    Path("finished").touch()
+sys.exit(exit_status(main))
+"""
+
+
+def shell(line: str, cwd: object, code: str = PRINTS) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which $RUN is a command that executes `code`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "CODE": code}
+    command = ["bash", "-c", 'RUN() { "$PYTHON" -c "$CODE" "$@"; }; ' + line]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "out", "err"),
+    [
+        ("RUN | head -1; exit ${PIPESTATUS[0]}", 0, "line 0\n", ""),
+        ("RUN 2>&1 >&- | cat; exit ${PIPESTATUS[0]}", 0, "", ""),
+        ("RUN > /dev/full", 1, "", "error: stdout: No space left on device\n"),
+        ("PYTHONIOENCODING=ascii RUN \u2192", 0, "line 0 \\u2192\nline 1 \\u2192\nline 2 \\u2192\n", ""),
+    ],
+)
+def test_output_that_cannot_be_printed_does_not_end_the_work(
+    line: str, status: int, out: str, err: str, tmp_path: os.PathLike[str]
+) -> None:
+    done = shell(line, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+    assert os.listdir(tmp_path) == ["finished"]
+
+
+def test_help_into_a_closed_pipe_is_silent(tmp_path: os.PathLike[str]) -> None:
+    code = "import sys, time; from olmo.exceptions import *; time.sleep(0.1)\n"
+    code += "sys.exit(exit_status(lambda argv: Parser(prog='tool').parse_args(argv)))"
+    done = shell("RUN --help | true; exit ${PIPESTATUS[0]}", tmp_path, code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [("INT", 130, "interrupted\n"), ("TERM", 143, "ended by SIGTERM\n"), ("HUP", 129, "ended by SIGHUP\n")],
+)
+def test_a_signal_is_one_line_and_what_was_begun_is_deleted(
+    sent: str, status: int, said: str, tmp_path: os.PathLike[str]
+) -> None:
+    code = (
+        "import os, signal, sys, time; from pathlib import Path; from olmo.exceptions import exit_status\n"
+        "from olmo.files.atomic import atomic_path\n"
+        "def main(argv):\n"
+        "    with atomic_path(Path('output')) as partial:\n"
+        "        partial.write_text('half')\n"
+        f"        os.kill(os.getpid(), signal.SIG{sent})\n"
+        "        time.sleep(60)\n"
+        "sys.exit(exit_status(main))"
+    )
+    done = shell("RUN", tmp_path, code)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+    assert os.listdir(tmp_path) == []
+
+
+def test_handlers_of_others_stay_and_ours_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that is ignored (nohup) or handled stays so; a process of torchrun and a thread install nothing."""
+
+    def handlers(argv: Sequence[str] = ()) -> None:
+        seen.append([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)])
+
+    seen: list[list[object]] = []
+    default = [signal.SIG_DFL, signal.SIG_DFL]
+    exit_status(handlers, [])
+    handlers()
+    assert not set(seen[0]) & set(default) and seen[1] == default
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    exit_status(handlers, [])
+    monkeypatch.undo()
+    handlers()
+    assert seen[2] == [signal.SIG_IGN] * 2 and seen[3] == default
+    thread = threading.Thread(target=exit_status, args=(handlers, []))
+    thread.start()
+    thread.join()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    exit_status(handlers, [])
+    assert seen[4:] == [default, default]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_an_error_of_the_system_is_its_words_and_the_name_of_the_file(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, said in (("a file", f"a file: {os.strerror(number)}"), (None, os.strerror(number))):
+        assert exit_status(failing(OSError(number, os.strerror(number), name)), []) == 1
+        assert capsys.readouterr().err == f"error: {said}\n"
