@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from olmo.console import clock
-from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.exceptions import ConfigurationError, Parser, Terminated, exit_status
 from olmo.files.atomic import write_text
 from olmo.report.environment import environment
 
@@ -76,7 +76,9 @@ class Stages:
         process = subprocess.Popen([sys.executable, *command[1:]])
         try:
             _, status, usage = os.wait4(process.pid, 0)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, Terminated):  # control-C has reached the stage as well
+                process.send_signal(interrupt.args[0])
             _end(process)
             raise
         code = os.waitstatus_to_exitcode(status)
@@ -95,7 +97,7 @@ class Stages:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end of an interrupted stage: Ctrl-C reaches it as well, and it may be writing a file."""
+    """Wait for the end of an interrupted stage, which has received the signal and may be writing a file."""
     try:
         process.wait(timeout=10)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):  # it ignores the signal, or the user does not want to wait

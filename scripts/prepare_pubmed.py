@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -117,7 +116,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # as after Ctrl-C, processes end and temporary files are deleted
     sys.exit(exit_status(main))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# Errors of writing to an open file, whose name the system does not add.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -14,7 +18,7 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     """A temporary name beside `path`, of the same suffix, for a file to write within the `with` block.
 
     When the block ends well the file is renamed to `path`, replacing an older one; otherwise it is deleted. `durable`:
-    its content is on the disk before it is renamed. An OSError about the temporary file names `path` instead.
+    its content is on the disk before it is renamed. An OSError of writing the temporary file names `path` instead.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
     try:
@@ -23,7 +27,9 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
             fsync(partial)
         partial.replace(path)
     except OSError as error:
-        if str(partial) not in str(error):
+        # numpy's tofile states only how many items it has written.
+        is_unnamed = error.filename is None and (error.errno in _OF_WRITING or " written" in str(error))
+        if str(partial) not in str(error) and not is_unnamed:
             raise
         cause = str(error).partition(f"{partial}: cannot be written: ")[2] or error.strerror or str(error)
         raise OSError(f"{path}: cannot be written: {cause.lower()}") from error

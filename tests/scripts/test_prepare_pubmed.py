@@ -182,7 +182,8 @@ def test_an_end_from_outside_leaves_neither_files_nor_processes(
         time.sleep(0.01)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=20)  # returns when nobody holds its end of the pipe
-    assert (process.returncode, stderr) == (status, "interrupted\n" if number == signal.SIGINT else "")
+    said = "interrupted\n" if number == signal.SIGINT else "ended by SIGTERM\n"
+    assert (process.returncode, stderr) == (status, said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json.gz", "b.json.gz"]
 
 

@@ -1,0 +1,38 @@
+"""Files that appear complete or not at all, and errors that name them."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from olmo.files.atomic import atomic_path, write_text
+
+
+def with_numpy(path: Path) -> None:
+    with atomic_path(path) as partial:
+        np.zeros(10**5).tofile(partial)
+
+
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "x" * 10**6), with_numpy])
+def test_a_disk_that_is_full_while_writing_names_the_file(write: Callable[[Path], None], tmp_path: Path) -> None:
+    """The system names no file in an error of writing to an open one."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**4, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"/new\.txt: cannot be written: "):
+            write(tmp_path / "new.txt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "of another file", "other"), ConnectionError("reset")])
+def test_an_error_that_is_not_of_the_file_stays_as_it_is(error: OSError, tmp_path: Path) -> None:
+    with pytest.raises(OSError) as raised, atomic_path(tmp_path / "new.txt"):
+        raise error
+    assert raised.value is error
