@@ -8,8 +8,8 @@
 
 Without --data, the instances are the first ones of Dolma in the official run's own order; only their bytes are
 downloaded. Writes `knowledge_entropy.json` and `mlp_average_coefficients.safetensors` beside each checkpoint, or into
-`--output` (one folder per checkpoint where there are several). Under torchrun the instances are shared out among
-the processes; any number of them gives the same result.
+`--output` (one folder per checkpoint where there are several). Under torchrun, srun or mpirun the instances are shared
+out among the processes; any number of them gives the same result.
 
 While one of several checkpoints is measured, the next one is downloaded and read. A checkpoint that has a result
 already (same weights or commit of the hub, same data and settings) is neither measured nor downloaded again. If one
@@ -33,12 +33,13 @@ from analysis.models import PRECISIONS
 from analysis.other_entropies import MEASURES
 from analysis.prefetch import Failures, prefetch, together
 from analysis.series import Series
-from olmo.distributed import disable_malloc_trim, exit_process, pick_device, process_group
+from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import COEFFICIENTS
 
 
 def main(argv: Sequence[str]) -> None:
+    adopt_launcher()
     args = _parse(argv)
     locations = checkpoint_locations(args.step, args.model_size, args.checkpoint or [])
     _check_output(args, locations)
