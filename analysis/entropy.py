@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     device = pick_device(args.device)
     how = (args.coefficient, args.precision, args.measures, args.tolerance, args.batch_size)
     edit = (args.resuscitation, args.resuscitation_force)
-    settings = Settings(instances, *how, *edit, compiled=device.type == "cuda" and not args.eager)
+    compiled = device.type == "cuda" and not args.eager
+    settings = Settings(instances, *how, *edit, compiled=compiled, overwrite=args.overwrite)
     jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
     with process_group(device) as ranks:
         failures = Failures(len(jobs), ranks)
@@ -146,6 +147,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resuscitation_force", action="store_true", help="accept an edit made for another checkpoint")
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace results of other weights, instances or settings, or of another program; without it they are an "
+        "error, and only the same measurement continues",
+    )
     parser.add_argument(
         "--keep",
         choices=("all", "none"),

@@ -85,6 +85,12 @@ def identity_of(folder: Path) -> str:
     return hashlib.sha256(" ".join(map(file_digest, checkpoint.model_files(folder))).encode()).hexdigest()
 
 
+def state_of_files(folder: Path) -> str:
+    """What changes when a checkpoint is replaced: identity, size and times of its weight files."""
+    found = ((path.name, path.stat()) for path in checkpoint.model_files(folder))
+    return str([(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found])
+
+
 def context_length(folder: Path) -> int:
     """Tokens that the model of a folder takes at once; at most 2048 for other families."""
     if checkpoint.is_olmo(folder):

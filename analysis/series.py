@@ -69,6 +69,12 @@ def read_result(path: Path) -> dict[str, Any]:
     missing = {*_KEPT, "leave_one_group_out"} - (result.keys() if isinstance(result, dict) else set())
     if missing:
         raise ValueError(f"{path}: not a result of analysis.entropy, it has no {sorted(missing)[0]}")
+    try:
+        known = bool(np.isfinite([result["knowledge_entropy"], result["maximum"], *result["layers"]]).all())
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"{path}: knowledge_entropy, maximum and layers must be finite numbers; measure it again")
     return result
 
 
