@@ -174,6 +174,8 @@ class Trainer:
             schedule.last_step,
             f"{schedule.tokens_per_batch:,}",
         )
+        for remark in self.loader.remarks():
+            log.info("data: %s", remark)
         if self.start.kind == "resumed":
             log.info("resuming from %s", self.start.folder)
             first_step = 1
