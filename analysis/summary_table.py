@@ -62,7 +62,9 @@ def table(result: dict[str, Any]) -> str:
     labels = _labels(result)
     rows = [_estimates(run, labels) for run in result["runs"]]
     columns = {**COLUMNS, **{f"rise of {label}": (f"rise of {label} %", 2, True) for label in labels}}
-    shown = {name: column for name, column in columns.items() if any(_is_known(row[name]) for row in rows)}
+    # Where entries were injected, effectivity and a are asked for: a dash is better than no column.
+    asked = {"effectivity", "a"} if any(run["dynamics"] for run in result["runs"]) else set()
+    shown = {name: c for name, c in columns.items() if name in asked or any(_is_known(row[name]) for row in rows)}
     lines = [["run", "start", "step", *(head for head, _, _ in shown.values())]]
     for run, row in zip(result["runs"], rows):
         start = "?" if run["start"] is None else str(run["start"])
@@ -114,10 +116,19 @@ def differences(result: dict[str, Any]) -> list[str]:
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader of the table has to know about these runs."""
     runs = result["runs"]
-    found = [f"note: {run['run']}: {note}" for run in runs for note in (*_notes(run), *_notes_on_dynamics(run))]
+    of_runs: dict[str, list[str]] = {}  # a note that several runs share is printed once
+    for run in runs:
+        for note in (*_notes(run), *_notes_on_dynamics(run)):
+            of_runs.setdefault(note, []).append(run["run"])
+    found = [f"note: {_names(names)}: {note}" for note, names in of_runs.items()]
     if len({run["step"] for run in runs}) > 1:
         found.append("note: the runs were evaluated up to different steps; their differences include that")
     return found
+
+
+def _names(names: list[str]) -> str:
+    shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more runs"]
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def _notes(run: dict[str, Any]) -> Iterator[str]:
@@ -140,15 +151,20 @@ def _notes_on_dynamics(run: dict[str, Any]) -> Iterator[str]:
     coverage, window = run["dynamics"]["coverage"], run["dynamics"]["window"]
     groups, (low, high) = run["dynamics"]["groups"], run["dynamics"]["fit_range"]
     pairs, measured, of_all = coverage["pairs"], coverage["measured"], groups["all"]
-    if measured < pairs:
+    lacking_window = coverage.get("no_window", 0)  # older results do not count these
+    if lacking_window:
         yield (
-            f"of {pairs} pairs of probe and injection {coverage['no_table_before']} have no table in the {window} "
-            f"steps before, {coverage['no_table_after']} none in the {window} steps from it; probing windows write them"
+            f"{lacking_window} of {pairs} pairs of probe and injection have no probing window, and no effectivity: set "
+            f"probing in the run's configuration, such as --probing.steps={window} --probing.interval=1"
         )
-    if coverage["just_before"] < measured:
+    if lacking_window == pairs:
+        return
+    if coverage["no_table_after"]:
+        yield f"{coverage['no_table_after']} of {pairs} pairs of probe and injection have no table after the injection"
+    if coverage.get("just_before", measured) < measured:
         older = measured - coverage["just_before"]
         yield f"{older} of {measured} effectivities are measured against a table older than the step before"
-    looked_at = pairs - coverage["no_table_after"]
+    looked_at = pairs - lacking_window - coverage["no_table_after"]
     if looked_at and coverage["tables"] < looked_at * window / 2:
         yield f"a maximum is over {coverage['tables'] / looked_at:.1f} tables of the {window} steps on average"
     if coverage["cut_short"]:

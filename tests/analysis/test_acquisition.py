@@ -192,8 +192,8 @@ def test_what_could_not_be_measured_is_said(tmp_path, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert said == [
         "note: sparse: the loss of general was evaluated at steps 0 and 30",
-        "note: sparse: of 9 pairs of probe and injection 6 have no table in the 5 steps before, 6 none in the 5 steps "
-        "from it; probing windows write them",
+        "note: sparse: 6 of 9 pairs of probe and injection have no probing window, and no effectivity: set probing "
+        "in the run's configuration, such as --probing.steps=5 --probing.interval=1",
         "note: sparse: a maximum is over 1.0 tables of the 5 steps on average",
         "note: sparse: 3 of 9 windows end after the newest table; their maxima may still rise",
         "note: sparse: of 6 probes 0 acquired nothing and have no retainability, 6 lack a table for it",
@@ -204,23 +204,32 @@ def test_what_could_not_be_measured_is_said(tmp_path, capsys):
     ]
 
 
+def test_without_probing_windows_a_dash_and_one_note(tmp_path, capsys, no_figures):
+    """Evaluations at injections only, as in configs/tiny."""
+    tables = {step: probe_table({"once": [-6.0 + 0.1 * step] * 2}, per_kind=1) for step in (0, 15, 30, 45)}
+    runs = [write_run(tmp_path / name, tables, injections=[15, 30]) for name in ("a", "b", "c", "d")]
+    for number, run in enumerate(runs):
+        write_injections(run, {15: ["once/0"], 30: ["once/1"]})
+        probe_table({"once": [-1.0 * number] * 2}, per_kind=1).to_parquet(run / "probes" / "step45.parquet")
+    output = tmp_path / "output"
+    assert command([*map(str, runs), "--output", str(output)]) == 0
+    rows, rest = table_of(capsys.readouterr().out)
+    assert {(row["effectivity"], row["a"]) for row in rows} == {("-", "-")}
+    assert [line for line in rest if line.startswith("note")] == [
+        "note: a, b and 2 more runs: 6 of 6 pairs of probe and injection have no probing window, and no effectivity: "
+        "set probing in the run's configuration, such as --probing.steps=50 --probing.interval=1"
+    ]
+    for run in json.loads((output / "acquisition.json").read_text(), parse_constant=pytest.fail)["runs"]:
+        groups = run["dynamics"]["groups"].values()
+        assert {(group["effectivity"], group["decay"]) for group in groups} == {(None, None)}
+
+
 @pytest.mark.parametrize(("evaluated", "said"), [(90, False), (95, True)])
 def test_a_run_that_counts_on_from_its_checkpoint_was_evaluated_at_its_start(tmp_path, capsys, evaluated, said):
     folder = write_run(tmp_path / "run", {evaluated: probe_table(BEFORE), 100: probe_table(AFTER)})
     (folder / "config.yaml").write_text("load_path: runs/before/step90\n")
     assert command([str(folder)]) == 0
     assert ("was first evaluated at step" in capsys.readouterr().out) == said
-
-
-def test_a_table_older_than_the_step_before_is_said(tmp_path, capsys):
-    tables = {step: probe_table({"once": [-6.0 + 0.1 * step] * 2}, per_kind=1) for step in (0, 4, 5)}
-    folder = write_run(tmp_path / "run", tables, injections=[4])
-    write_injections(folder, {4: ["once/0"]})
-    assert command([str(folder), "--window", "4"]) == 0  # from step 0 to step 4
-    assert (
-        "note: run: 3 of 3 effectivities are measured against a table older than the step before"
-        in capsys.readouterr().out
-    )
 
 
 # --- errors ------------------------------------------------------------------------------------------------------
@@ -354,7 +363,7 @@ def test_real_runs_from_beginning_to_end(trained, tmp_path, capsys):
         measured = found["dynamics"]
         # 15 probes of three entries at three steps each, and of three entries at one.
         assert measured["coverage"]["pairs"] == measured["coverage"]["measured"] == 45 * 3 + 45
-        assert measured["coverage"]["just_before"] == 180
+        assert measured["coverage"]["no_window"] == 0
         level = {
             step: table.set_index(["setting", "entry", "kind", "index"]).mean_log_prob for step, table in tables.items()
         }
