@@ -33,6 +33,7 @@ from analysis.models import PRECISIONS
 from analysis.other_entropies import MEASURES
 from analysis.prefetch import Failures, prefetch, together
 from analysis.series import Series
+from olmo.console import fixed
 from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import COEFFICIENTS
@@ -90,12 +91,12 @@ def _line(result: dict[str, Any]) -> str:
     """The numbers of one result, for a person."""
     error = result["standard_error"]
     others = "".join(
-        f", {name.replace('_', ' ')} {result[f'{name}_entropy']:.4f}"
+        f", {name.replace('_', ' ')} {fixed(result[f'{name}_entropy'], 4)}"
         + ("" if error is None else f" +- {result[f'{name}_standard_error']:.4f}")
         for name in result.get("measures", ["knowledge"])[1:]
     )
     return (
-        f"H = {result['knowledge_entropy']:.4f}, standard error "
+        f"H = {fixed(result['knowledge_entropy'], 4)}, standard error "
         f"{'unknown (one instance)' if error is None else f'{error:.4f}'}, "
         f"{result['number_of_instances']} instances, at most {result['maximum']:.2f}{others}"
     )

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from olmo.console import fixed
 from olmo.knowledge.entries import SETTINGS
 
 # key of a row -> (head, digits, whether with its interval)
@@ -81,12 +82,12 @@ def _is_known(estimate: dict[str, Any] | None) -> bool:
 def _cell(estimate: dict[str, Any], digits: int, interval: bool) -> str:
     if not _is_known(estimate):
         return "-"
-    return with_interval(estimate, digits) if interval else f"{estimate['value']:.{digits}f}"
+    return with_interval(estimate, digits) if interval else fixed(estimate["value"], digits)
 
 
 def signed(value: float | None, digits: int) -> str:
     """A number with its sign; '?' where it is unknown or unbounded."""
-    return "?" if value is None else f"{value:+.{digits}f}"
+    return "?" if value is None else fixed(value, digits, "+")
 
 
 def with_interval(estimate: dict[str, Any], digits: int, unit: str = "") -> str:
