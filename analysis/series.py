@@ -171,7 +171,7 @@ def table(series: dict[str, Any]) -> str:
 
 
 def _shown(difference: dict[str, float | None] | None) -> str:
-    if difference is None:
+    if difference is None or difference["value"] is None:
         return ""
     error = difference["standard_error"]
     return fixed(difference["value"], 4, "+") + (f" +- {error:.4f}" if error is not None else "")

@@ -24,7 +24,7 @@ COLUMNS = {
 }
 
 
-def _estimates(run: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+def estimates_of(run: dict[str, Any], labels: list[str]) -> dict[str, Any]:
     """What the table shows of a run, each an estimate or None."""
     downstream = run["downstream"] or {}
     of_all = ((run["dynamics"] or {}).get("groups") or {}).get("all") or {}
@@ -42,12 +42,19 @@ def _labels(result: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(label for run in result["runs"] for label in run["loss_rise"]))
 
 
+def by_condition(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each condition, in order of the runs: the mean of several seeds, or a run without others."""
+    mean_of = {name: row for row in result.get("conditions", ()) for name in row["runs"]}
+    found = {(row := mean_of.get(run["run"], run))["run"]: row for run in result["runs"]}
+    return list(found.values())
+
+
 def as_csv(result: dict[str, Any]) -> str:
     """A row a run, an estimate as three columns; empty where a run lacks it."""
     rows = []
-    for run in result["runs"]:
+    for run in (*result["runs"], *result.get("conditions", ())):
         row: dict[str, Any] = {"run": run["run"], "start": run["start"], "step": run["step"]}
-        for name, estimate in _estimates(run, _labels(result)).items():
+        for name, estimate in estimates_of(run, _labels(result)).items():
             for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
                 row[name + suffix] = None if estimate is None else estimate[part]
         rows.append(row)
@@ -59,15 +66,16 @@ def as_csv(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A line a run; columns that no run has are left out."""
+    """A line a run, and one for the mean of several seeds; columns that no run has are left out."""
     labels = _labels(result)
-    rows = [_estimates(run, labels) for run in result["runs"]]
+    runs = [*result["runs"], *result.get("conditions", ())]
+    rows = [estimates_of(run, labels) for run in runs]
     columns = {**COLUMNS, **{f"rise of {label}": (f"rise of {label} %", 2, True) for label in labels}}
     # Where entries were injected, effectivity and a are asked for: a dash is better than no column.
     asked = {"effectivity", "a"} if any(run["dynamics"] for run in result["runs"]) else set()
     shown = {name: c for name, c in columns.items() if name in asked or any(_is_known(row[name]) for row in rows)}
     lines = [["run", "start", "step", *(head for head, _, _ in shown.values())]]
-    for run, row in zip(result["runs"], rows):
+    for run, row in zip(runs, rows):
         start = "?" if run["start"] is None else str(run["start"])
         cells = (_cell(row[name], digits, interval) for name, (_, digits, interval) in shown.items())
         lines.append([run["run"], start, str(run["step"]), *cells])
@@ -97,9 +105,13 @@ def with_interval(estimate: dict[str, Any], digits: int, unit: str = "") -> str:
 
 
 def differences(result: dict[str, Any]) -> list[str]:
-    """A line for every run but the first."""
+    """A line for every run or condition but the baseline."""
     lines = []
     for found in result["comparisons"]:
+        pairs = found.get("runs", [None])  # older results compare single runs
+        if not pairs:
+            lines.append(f"{found['to']} minus {found['from']}: not compared, they have no seed in common")
+            continue
         of_all = (found["dynamics"] or {}).get("all") or {}
         named = {
             "A": (found["A"], " points", 2),
@@ -109,8 +121,11 @@ def differences(result: dict[str, Any]) -> list[str]:
             "a": (of_all.get("a"), "", 4),
             **{f"rise of {label}": (rise, " points", 2) for label, rise in found["loss_rise"].items()},
         }
-        parts = [f"{name} {with_interval(e, digits, unit)}" for name, (e, unit, digits) in named.items() if e]
-        lines.append(f"{found['to']} minus {found['from']}: {', '.join(parts)}")
+        parts = [
+            f"{name} {with_interval(e, digits, unit)}" for name, (e, unit, digits) in named.items() if _is_known(e)
+        ]
+        seeds = f" ({len(pairs)} seeds)" if len(pairs) > 1 else ""
+        lines.append(f"{found['to']} minus {found['from']}{seeds}: {', '.join(parts)}")
     return lines
 
 
@@ -122,6 +137,16 @@ def notes(result: dict[str, Any]) -> list[str]:
         for note in (*_notes(run), *_notes_on_dynamics(run)):
             of_runs.setdefault(note, []).append(run["run"])
     found = [f"note: {_names(names)}: {note}" for note, names in of_runs.items()]
+    for name, first in result.get("identical", {}).items():
+        found.append(
+            f"note: {name} has exactly the metrics of {first} and counts as the same run: the seed varies nothing, or "
+            "a run was named twice"
+        )
+    for row in result.get("conditions", ()):
+        digits = {name: COLUMNS.get(name, ("", 2))[1] for name in row["spread"]}
+        spread = ", ".join(f"{COLUMNS.get(n, (n,))[0]} {fixed(v, digits[n])}" for n, v in row["spread"].items())
+        names = ", ".join(row["runs"])
+        found.append(f"note: {row['run']}: {names}; standard deviation between the seeds: {spread}")
     if len({run["step"] for run in runs}) > 1:
         found.append("note: the runs were evaluated up to different steps; their differences include that")
     return found

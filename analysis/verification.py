@@ -95,8 +95,9 @@ def verify(
     change = after.knowledge_entropy - before.entropy
     error = float(jackknife_error(after.left_out.sum(1) - before.left_out.sum(1)))
     yield (
-        f"verified on {len(before.rows)} instances: H {fixed(before.entropy, 4)} -> {fixed(after.knowledge_entropy, 4)}, "
-        f"difference {fixed(change, 4, '+')} +- {'unknown (one instance)' if math.isnan(error) else f'{error:.4f}'}"
+        f"verified on {len(before.rows)} instances: H {fixed(before.entropy, 4)} -> "
+        f"{fixed(after.knowledge_entropy, 4)}, difference {fixed(change, 4, '+')} +- "
+        f"{'unknown (one instance)' if math.isnan(error) else f'{error:.4f}'}"
     )
     edited = (chosen.selected & ~chosen.dead).any(1)
     if not edited.any():

@@ -122,7 +122,7 @@ def test_the_command_works_without_losses_and_downstream_tasks(tmp_path, capsys)
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     for seed in (0, 1):
-        write_run(tmp_path / f"seed{seed}" / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER)})
+        write_run(tmp_path / f"seed{seed}" / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER, 5, 0.1, seed)})
     assert command([str(tmp_path / f"seed{seed}" / "run") for seed in (0, 1)]) == 0
     rows, _ = table_of(capsys.readouterr().out)
     assert [row["run"] for row in rows] == [f"{tmp_path}/seed{seed}/run" for seed in (0, 1)]
@@ -164,7 +164,7 @@ def test_dynamics_in_table_and_json(tmp_path, capsys, no_figures):
 @pytest.mark.parametrize(("options", "probed", "window"), [([], 7, 7), ([], None, 50), (["--window", "10"], 7, 10)])
 def test_the_window_is_the_probed_one_unless_told(tmp_path, no_figures, options, probed, window):
     """That of the first run; a run without probing windows says nothing of it."""
-    runs = [write_injected_run(tmp_path / name, last=8) for name in ("one", "two")]
+    runs = [write_injected_run(tmp_path / name, gain=gain, last=8) for name, gain in (("one", 1.0), ("two", 2.0))]
     for run, steps in zip(runs, (probed, 9)):
         (run / "config.yaml").write_text(f"probing: {{steps: {steps}, interval: 1}}\n" if steps else "probing: null\n")
     assert command([*map(str, runs), *options, "--output", str(tmp_path / "output")]) == 0
@@ -316,6 +316,9 @@ def test_results_stand_alone(tmp_path, capsys):
     result.write_text('{"runs": []}')
     assert command([str(result)]) == 1
     assert capsys.readouterr().err == f"error: {result}: not written by analysis.acquisition\n"
+    for flags in (["--baseline", "x"], ["--seeds", "x"], ["--window", "3"], ["--outlier_factor", "0"]):
+        assert command([str(result), *flags]) == 2, flags
+        assert "has no effect" in (said := capsys.readouterr().err) or "give a file of results alone" in said
     assert command([str(result), "run"]) == 2
     assert capsys.readouterr().err == f"error: {result}: give a file of results alone, or folders of runs\n"
 
