@@ -21,6 +21,7 @@ checkpoints; `python -m analysis.entropy_series` makes them again from the resul
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,14 @@ def main(argv: Sequence[str]) -> None:
     locations = checkpoint_locations(args.step, args.model_size, args.checkpoint or [])
     _check_output(args, locations)
     which = {"length": args.sequence_length, "order": args.order, "tokenizer": args.tokenizer}
+    which["pack"] = args.pack != "none"
     if args.data is None:
         instances = Instances.official(args.model_size, args.data_size, **which)
     else:
         instances = Instances(args.data, args.data_size, **which)
+    for name in ("tokenizer", "pack"):
+        if getattr(args, name) is not None and not instances.is_text:
+            raise ConfigurationError(f"--{name}: only for text as --data; {instances.data} holds tokens")
     for folder in locations:
         if isinstance(folder, Path):
             instances.check_tokenizer(folder)
@@ -70,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
                     if ranks.is_first:
                         edited = f", edited by {args.resuscitation}" if args.resuscitation else ""
                         print(f"{job}{edited}: {_line(result)}", flush=True)
+                        _warn_of_few_tokens(result)
                     if ranks.is_first and series is not None:
                         series.add(job.output, new=prepared is not None and prepared.earlier is None)
             failures.check()
@@ -87,6 +93,17 @@ def _job(args: argparse.Namespace, location: Location, settings: Settings, sever
     return Job(location, output, settings, Downloads(output / ".download" if temporary else None))
 
 
+def _warn_of_few_tokens(result: dict[str, Any]) -> None:
+    """Print a warning where most of the tokens that the instances could have are missing."""
+    mean, most = result["number_of_tokens"] / result["number_of_instances"], result["sequence_length"]
+    if mean < most / 2:
+        print(
+            f"warning: {result['number_of_tokens']:,} tokens: instances have {mean:.1f} on average, --sequence_length "
+            f"allows {most}. H grows with their length; compare it with results of the same instances only",
+            file=sys.stderr,
+        )
+
+
 def _line(result: dict[str, Any]) -> str:
     """The numbers of one result, for a person."""
     error = result["standard_error"]
@@ -98,8 +115,18 @@ def _line(result: dict[str, Any]) -> str:
     return (
         f"H = {fixed(result['knowledge_entropy'], 4)}, standard error "
         f"{'unknown (one instance)' if error is None else f'{error:.4f}'}, "
-        f"{result['number_of_instances']} instances, at most {result['maximum']:.2f}{others}"
+        f"{result['number_of_instances']} instances{_lengths(result)}, at most {result['maximum']:.2f}{others}"
     )
+
+
+def _lengths(result: dict[str, Any]) -> str:
+    """The lengths of the instances of a result, which those of earlier versions do not have."""
+    if "shortest_length" not in result:
+        return ""
+    mean, shortest = result["mean_length"], result["shortest_length"]
+    if mean == shortest:
+        return f" of {shortest} tokens"
+    return f" ({result['number_of_tokens']:,} tokens, mean {mean:.1f}, shortest {shortest})"
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -123,7 +150,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "(.yaml), for the first instances that it trains on; default: the official run of --model_size",
     )
     parser.add_argument("--order", metavar="FILE_OR_URL", help="the data order of the run that --data names")
-    parser.add_argument("--tokenizer", help="for text; default: the checkpoint's")
+    parser.add_argument("--tokenizer", help="for text: a file, folder or hub id; default: the checkpoint's")
+    parser.add_argument(
+        "--pack",
+        choices=("eos", "none"),
+        help="for text: eos (default) packs documents to instances of --sequence_length tokens, an EOS token after "
+        "each document, as in training; none takes each JSON object or paragraph as an instance, however short",
+    )
     parser.add_argument("--data_size", type=int, default=2048, help="instances (default 2048)")
     parser.add_argument("--batch_size", type=int, default=4, help="instances per forward pass (default 4)")
     parser.add_argument("--sequence_length", type=int, help="tokens per instance; default: the model's context")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.models import context_length
+from analysis.texts import eos_of, one_each, packed
 from olmo import checkpoint
 from olmo.config import DataConfig, load
 from olmo.data.masks import open_masks
 from olmo.data.order import OrderFile, check_places, instances_at
 from olmo.data.sources import TokenDataset, TokenFiles, open_source
 from olmo.exceptions import ConfigurationError
-from olmo.tokenizer import encode, load_tokenizer
+from olmo.tokenizer import load_tokenizer
 
 CONFIGURATIONS = (".yaml", ".yml")
 
@@ -30,7 +30,8 @@ class Instances:
 
     data: token .npy (file or URL), datasets folder, JSON with `text`, plain text, or a run's configuration (.yaml), for
     the first instances of that run. length: tokens per instance, or None for the model's context. order: file or
-    URL of the data order of the run that `data` names. tokenizer: for text; None for the checkpoint's.
+    URL of the data order of the run that `data` names. tokenizer: for text; None for the checkpoint's. pack: text is
+    packed to full instances; otherwise each document is an instance, cut to `length`.
     of_official_run: `data` is the default, tokens of OLMo's tokenizer, which the checkpoint must have.
     """
 
@@ -39,7 +40,13 @@ class Instances:
     length: int | None = None
     order: str | None = None
     tokenizer: str | None = None
+    pack: bool = True
     of_official_run: bool = False
+
+    @property
+    def is_text(self) -> bool:
+        path = Path(self.data)
+        return path.suffix not in (".npy", *CONFIGURATIONS) and not path.is_dir()
 
     @classmethod
     def official(cls, model_size: str, count: int, order: str | None = None, **more: Any) -> Instances:
@@ -75,26 +82,20 @@ class Instances:
 
     def read(self, folder: Path) -> list[NDArray[np.int64]]:
         """The instances for the model of a checkpoint folder, token ids in rows of at most `length_for` it (ragged
-        where the data is text). Raises ValueError where the data has fewer, OSError where it cannot be read.
+        where rows or texts are shorter). Raises ValueError where the data has fewer, OSError where it cannot be read.
         """
         path, length = Path(self.data), self.length_for(folder)
         if path.suffix in CONFIGURATIONS:
             return self._first_of_run(length)
-        if path.suffix == ".npy" or path.is_dir():
+        if not self.is_text:
             source = TokenDataset(path, length) if path.is_dir() else TokenFiles([self.data], length)
             return open_masks(DataConfig(), 0, source).rows(source, self._first(len(source), path), str(path))
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such data (--data)")
-        texts = _texts(path)[: self.count]
-        ids = encode(load_tokenizer(self.tokenizer or _tokenizer_of(folder)), texts)
-        rows_of_text = [np.array(row[:length], dtype=np.int64) for row in ids if row]
-        if len(rows_of_text) < self.count:
-            found = len(rows_of_text)
-            raise ValueError(
-                f"{path}: {found} {'text' if found == 1 else 'texts'}, --data_size asks for {self.count}; texts are "
-                f"separated by blank lines, or JSON objects; use --data_size {max(found, 1)} or more text"
-            )
-        return rows_of_text
+        tokenizer = load_tokenizer(self.tokenizer or _tokenizer_of(folder))
+        if self.pack:
+            return packed(path, tokenizer, eos_of(folder, tokenizer), self.count, length)
+        return one_each(path, tokenizer, self.count, length)
 
     def _first_of_run(self, length: int) -> list[NDArray[np.int64]]:
         """The first instances of the run of a configuration, each cut to `length` tokens."""
@@ -126,34 +127,6 @@ def digest_of(rows: Sequence[NDArray[np.int64]]) -> str:
     for row in rows:
         digest.update(row.astype("<u4").tobytes())
     return digest.hexdigest()
-
-
-def _texts(path: Path) -> list[str]:
-    """The texts of a JSON list or of JSON lines of objects with `text` (or `train_context`), or the paragraphs of a
-    plain text."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 text; --data is a token file named .npy, a datasets folder, JSON with 'text', "
-            "or plain text"
-        ) from error
-    if path.suffix not in (".json", ".jsonl"):
-        return [text.strip() for text in content.split("\n\n") if text.strip()]
-    pieces = [content] if path.suffix == ".json" else content.splitlines()
-    texts: list[str] = []
-    for number, piece in enumerate(pieces, start=1):
-        where = f"{path}: " if path.suffix == ".json" else f"{path}: line {number}: "
-        try:
-            parsed = json.loads(piece) if piece.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}not JSON: {error}") from error
-        for item in parsed if isinstance(parsed, list) else [parsed]:
-            named = [item[key] for key in ("text", "train_context") if isinstance(item, dict) and key in item]
-            if not named or not isinstance(named[0], str):
-                raise ValueError(f"{where}expected objects with 'text'")
-            texts.append(named[0])
-    return texts
 
 
 def _tokenizer_of(folder: Path) -> str:

@@ -140,15 +140,20 @@ class Job:
         if state_of_files(here.folder) != here.before and identity_of(here.folder) != fingerprint:
             raise ValueError(f"{here.folder}: replaced while it was measured; nothing is kept, run the command again")
         numbers = measurement.to_dict()
+        lengths = [len(row) for row in here.rows[: numbers["number_of_instances"]]]
         result = {
             **numbers,
-            "number_of_tokens": int(sum(len(row) for row in here.rows[: numbers["number_of_instances"]])),
+            "number_of_tokens": sum(lengths),
+            "mean_length": sum(lengths) / len(lengths),
+            "shortest_length": min(lengths),
             "sequence_length": here.length,
             "memories": memories,
             **here.identity,
         }
         # What is needed to find the same instances again.
-        sources = {"order": settings.instances.order, "tokenizer": settings.instances.tokenizer}
+        which = settings.instances
+        packing = "eos" if which.is_text and which.pack else None
+        sources = {"order": which.order, "tokenizer": which.tokenizer, "pack": packing}
         result["data"] = {**result["data"], **sources, "instances": len(here.rows)}
         save_result(self.output, measurement, result)
         return result

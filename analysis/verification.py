@@ -52,7 +52,8 @@ def measured_before(coefficients: Coefficients, folder: Path) -> Before:
         data, count, layers = result["data"], result["number_of_instances"], np.array(result["layers"])
         # A measurement with a tolerance may have ended before the last instance that it asked for.
         asked, length = data.get("instances", count), result["sequence_length"]
-        instances = Instances(data["path"], asked, length, data.get("order"), data.get("tokenizer"))
+        pack = bool(data.get("pack"))  # earlier versions took each text as an instance
+        instances = Instances(data["path"], asked, length, data.get("order"), data.get("tokenizer"), pack)
         digest, left_out = data["sha256"], np.array(result["leave_one_group_out"]).reshape(-1, len(layers))
         how = (float(result["knowledge_entropy"]), left_out, result["coefficient"], PRECISIONS[result["precision"]])
     except (ValueError, KeyError, TypeError) as error:

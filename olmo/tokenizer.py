@@ -86,6 +86,11 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
+def encode_documents(tokenizer: Tokenizer, texts: list[str], eos: int) -> list[list[int]]:
+    """Token ids of each text with EOS at its end: as documents are packed."""
+    return [[*ids, eos] for ids in encode(tokenizer, texts)]
+
+
 def truncate(ids: list[int], length: int, config: TokenizerConfig) -> list[int]:
     """The first `length` tokens, or the last ones with `truncate_direction: left`; all if there are fewer."""
     if len(ids) <= length:

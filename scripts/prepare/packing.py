@@ -10,28 +10,17 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from olmo.data.packing import fill
 from scripts.prepare.sampling import NO_LIMIT, Settings, collect, resolve
 
 MARGIN = 1.25
-
-
-def fill(tokens: NDArray[Any], documents: Iterable[NDArray[Any]]) -> int:
-    """Fill `tokens` (size,) with documents (n,) in sequence until it is full; returns the number of ids written."""
-    place = 0
-    for document in documents:
-        piece = document[: len(tokens) - place]
-        tokens[place : place + len(piece)] = piece
-        place += len(piece)
-        if place == len(tokens):
-            break
-    return place
 
 
 def save_rows(rows: NDArray[Any], folder: Path) -> None:

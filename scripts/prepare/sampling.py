@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from olmo.console import Progress
-from olmo.tokenizer import encode, load_tokenizer
+from olmo.tokenizer import encode_documents, load_tokenizer
 from scripts.prepare.documents import DELETED, MB, PIECE, TEXT, Record, hash_of, pubmed_records, text_records
 
 BATCH = 2**20  # characters tokenized together
@@ -98,9 +98,9 @@ def read_file(settings: Settings, folder: Path, number: int, path: Path, limit: 
         try:
             for batch in batches(records):
                 texts = [record.text for record in batch if record.kind == TEXT]
-                encoded = iter(encode(tokenizer_of(settings.tokenizer), texts))
+                encoded = iter(encode_documents(tokenizer_of(settings.tokenizer), texts, settings.eos_token_id))
                 for priority, identity, version, kind, text in batch:
-                    ids = [*next(encoded), settings.eos_token_id] if kind == TEXT else []
+                    ids = next(encoded) if kind == TEXT else []
                     order, same = number << 32 | len(events), hash_of(text.encode(), 0)
                     place = (os.getpid(), spill.tell(), len(ids))
                     events.append(

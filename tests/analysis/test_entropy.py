@@ -275,7 +275,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
             "tokens.bin: not UTF-8 text; --data is a token file named .npy, a datasets folder",
         ),
         (
-            ["--data", "short.txt", "--tokenizer", "tokenizer.json"],
+            ["--data", "short.txt", "--tokenizer", "tokenizer.json", "--pack", "none"],
             "short.txt: 1 text, --data_size asks for 2048; texts are",
         ),
         (["--data", "large.npy", "--data_size", "2"], "token 60000 in the data, the model's vocabulary has 128"),

@@ -88,7 +88,8 @@ def test_text_is_ragged_and_padding_counts_for_nothing(tmp_path: Path, kind: str
         data.write_text("\n\n".join(TEXTS) + "\n")
     else:
         data.write_text(json.dumps([{"text" if kind == "list" else kind: text} for text in TEXTS]))
-    run("--checkpoint", folder, "--data", data, "--data_size", 5, "--batch_size", 3, "--output", tmp_path / "out")
+    argv = ["--checkpoint", folder, "--data", data, "--data_size", 5, "--batch_size", 3, "--pack", "none"]
+    run(*argv, "--output", tmp_path / "out")
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     rows = [tokenizer.encode(text, add_special_tokens=False).ids[:LENGTH] for text in TEXTS]
     assert len({len(row) for row in rows}) > 2
@@ -99,7 +100,7 @@ def test_text_is_ragged_and_padding_counts_for_nothing(tmp_path: Path, kind: str
 def test_a_tokenizer_in_the_folder_or_on_the_command_line(tmp_path: Path) -> None:
     folder = write(tmp_path / "checkpoint", made_model(0), "nowhere.json")
     (tmp_path / "data.txt").write_text(TEXTS[0])
-    argv = ["--checkpoint", folder, "--data", tmp_path / "data.txt", "--data_size", 1]
+    argv = ["--checkpoint", folder, "--data", tmp_path / "data.txt", "--data_size", 1, "--pack", "none"]
     given = tiny_tokenizer(tmp_path / "given.json")
     run(*argv, "--tokenizer", given, "--output", tmp_path / "a")
     with pytest.raises((ValueError, FileNotFoundError), match=r"nowhere\.json"):
@@ -195,7 +196,7 @@ def test_a_configuration_as_data(
     for place in ("order.npy", served):
         run(*argv, "--order", place)
         assert result_in(tmp_path / "out") == expected
-    run(*argv, "--sequence_length", 5)
+    run(*argv, "--sequence_length", 5, "--overwrite")
     check(tmp_path / "out", direct(to_transformers(made_model(0)), olmo_places(), in_order(tokens, 6)[:, :5]))
     capsys.readouterr()
     said = failing(capsys, *argv, "--order", "order.npy", "--data_size", 60)

@@ -40,6 +40,9 @@ def test_a_legend_is_made_of_what_differs() -> None:
     other = changed(sequence_length=8, sha256="b" * 64)
     other["data"]["path"] = "other.npy"
     assert labels([RESULT, other]) == ["16 tokens, tokens.npy aaaaaaaa", "8 tokens, other.npy bbbbbbbb"]
+    packed = changed(sha256="b" * 64)  # a text; what earlier versions measured has no such key
+    packed["data"]["pack"] = "eos"
+    assert labels([RESULT, packed]) == ["texts or rows as they are", "packed texts"]
     moved = copy.deepcopy(RESULT)
     moved["data"]["path"] = "/elsewhere/tokens.npy"  # the same instances
     assert difference(RESULT, moved) is None

@@ -68,7 +68,8 @@ def test_text_for_another_family_is_padded_without_harm(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "pythia")
     tokenizer = Tokenizer.from_file(str(tiny_tokenizer(tmp_path / "pythia/tokenizer.json")))
     (tmp_path / "data.txt").write_text("\n\n".join(TEXTS))
-    run("--checkpoint", tmp_path / "pythia", "--data", tmp_path / "data.txt", "--data_size", 5, "--batch_size", 5)
+    argv = ["--checkpoint", tmp_path / "pythia", "--data", tmp_path / "data.txt", "--batch_size", 5]
+    run(*argv, "--data_size", 5, "--pack", "none")
     rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     places = [f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h" for layer in range(2)]
     check(tmp_path / "pythia", direct(model, places, rows))

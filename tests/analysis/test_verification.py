@@ -88,7 +88,9 @@ def test_on_text_and_on_what_a_run_saw(
 ) -> None:
     tiny_tokenizer(tmp_path / "tiny.json")
     (tmp_path / "text.txt").write_text("the cat and the hat\n\nof the sea\n\nan other thing in the east\n")
-    measure(unmeasured, tmp_path / "text.txt", "--data_size", 3, "--tokenizer", tmp_path / "tiny.json")
+    measure(
+        unmeasured, tmp_path / "text.txt", "--data_size", 3, "--tokenizer", tmp_path / "tiny.json", "--pack", "none"
+    )
     assert verified(unmeasured, capsys)[2] < 2e-6
     world = write_world(tmp_path / "world")
     order = tmp_path / "order.npy"

@@ -1,0 +1,170 @@
+"""Text as data: its documents packed to full instances, as in training, or an instance each.
+
+The documents are those that `scripts.prepare_pubmed` packs for training: each object of JSON with `text` (a list, or
+one a line), or a plain text as it is; after each of them the EOS token. Compressed files (gzip) are read too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from olmo import checkpoint
+from olmo.data.packing import fill
+from olmo.exceptions import ConfigurationError
+from olmo.tokenizer import encode, encode_documents
+
+_BATCH = 2**20  # characters encoded together
+_PER_TOKEN = 16  # characters of a plain text that are read first, for each token that is needed
+_UNSURE = 64  # last tokens of a text that is cut, which may be others than in the complete text
+
+
+def packed(path: Path, tokenizer: Tokenizer, eos: int, count: int, length: int) -> list[NDArray[np.int64]]:
+    """`count` instances of `length` tokens, filled with the documents of a file, EOS after each.
+
+    Raises ValueError where the file has fewer tokens.
+    """
+    tokens = np.empty(count * length, dtype=np.int64)
+    written = 0
+    for most in (_PER_TOKEN * len(tokens), -1):
+        documents = (
+            np.array(ids, dtype=np.int64)
+            for batch in _batches(_documents(path, most))
+            for ids in encode_documents(tokenizer, batch, eos)
+        )
+        if most < 0 or _is_json(path):
+            written = fill(tokens, documents)
+            break
+        start = np.concatenate(list(documents) or [tokens[:0]])
+        if len(start) >= len(tokens) + _UNSURE:
+            written = fill(tokens, [start])
+            break
+    if written < len(tokens):
+        raise ValueError(
+            f"{path}: {written} tokens, {written // length} instances of {length}; --data_size asks for {count}: use "
+            f"--data_size {max(written // length, 1)}, a smaller --sequence_length or more text"
+        )
+    return list(tokens.reshape(count, length))
+
+
+def one_each(path: Path, tokenizer: Tokenizer, count: int, length: int) -> list[NDArray[np.int64]]:
+    """The first `count` texts that have tokens, each cut to `length`; in a plain text they are its paragraphs.
+
+    Raises ValueError where the file has fewer.
+    """
+    rows: list[NDArray[np.int64]] = []
+    texts = _documents(path) if _is_json(path) else _paragraphs(path)
+    for batch in _batches(texts):
+        rows += [np.array(ids[:length], dtype=np.int64) for ids in encode(tokenizer, batch) if ids]
+        if len(rows) >= count:
+            return rows[:count]
+    found = len(rows)
+    raise ValueError(
+        f"{path}: {found} {'text' if found == 1 else 'texts'}, --data_size asks for {count}; texts are separated by "
+        f"blank lines, or JSON objects; use --data_size {max(found, 1)} or more text"
+    )
+
+
+def eos_of(folder: Path, tokenizer: Tokenizer) -> int:
+    """The id that ends a document for the model of a checkpoint folder. Raises ConfigurationError where it has none."""
+    raw = checkpoint.transformers_config(folder)
+    if raw is None:
+        eos: Any = checkpoint.read_config(folder).eos_token_id
+    else:
+        eos = raw.get("eos_token_id", (raw.get("text_config") or {}).get("eos_token_id"))
+        eos = eos[0] if isinstance(eos, list) and eos else eos
+    if not isinstance(eos, int) or tokenizer.id_to_token(eos) is None:
+        what = (
+            "no token that ends a document" if eos is None else f"token {eos} ends a document, the tokenizer has none"
+        )
+        raise ConfigurationError(
+            f"{folder}: {what}; --pack none measures each text by itself, or name its own tokenizer with --tokenizer"
+        )
+    return eos
+
+
+def _is_json(path: Path) -> bool:
+    return _suffix(path) in (".json", ".jsonl")
+
+
+def _suffix(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """A text file, compressed or not; ValueError where it is neither."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    try:
+        with (gzip.open if zipped else open)(path, "rt", encoding="utf-8") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not UTF-8 text; --data is a token file named .npy, a datasets folder, JSON with 'text', "
+            "or plain text"
+        ) from error
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: truncated or damaged: {error}") from error
+
+
+def _documents(path: Path, most: int = -1) -> Iterator[str]:
+    """The texts of a JSON file's objects (`text` or `train_context`), or the first `most` characters of a plain text;
+    those of white space alone are left out."""
+    with _opened(path) as file:
+        if not _is_json(path):
+            texts: Iterable[str] = [file.read(most)]
+        elif _suffix(path) == ".jsonl":
+            texts = _texts_of_lines(file, path)
+        else:
+            content = file.read()
+            try:
+                texts = _texts_of(json.loads(content), f"{path}: ")
+            except json.JSONDecodeError as error:
+                if not error.msg.startswith("Extra data"):
+                    raise ValueError(f"{path}: not JSON: {error}") from error
+                texts = _texts_of_lines(content.splitlines(), path)  # an object a line, as Dolma and C4 name it
+        yield from (text for text in texts if text.strip())
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    with _opened(path) as file:
+        yield from (text.strip() for text in file.read().split("\n\n") if text.strip())
+
+
+def _texts_of_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}: line {number}: "
+        try:
+            parsed = json.loads(line) if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}not JSON: {error}") from error
+        yield from _texts_of(parsed, where)
+
+
+def _texts_of(parsed: Any, where: str) -> Iterator[str]:
+    for item in parsed if isinstance(parsed, list) else [parsed]:
+        named = [item[key] for key in ("text", "train_context") if isinstance(item, dict) and key in item]
+        if not named or not isinstance(named[0], str):
+            raise ValueError(f"{where}expected objects with 'text'")
+        yield named[0]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in lists of about _BATCH characters."""
+    batch, size = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    yield batch
