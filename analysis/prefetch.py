@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from olmo.distributed import ABANDONABLE, Ranks
-from olmo.exceptions import FAILURES, ConfigurationError
+from olmo.exceptions import FAILURES, ConfigurationError, printable
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")
@@ -119,7 +119,7 @@ class Failures:
                 raise
             self.failed += 1
             if not isinstance(error, FailedTogether) or error.reports:
-                message = " ".join(str(error).split()) or type(error).__name__
+                message = printable(" ".join(str(error).split())) or type(error).__name__
                 print(f"{item}: {message}" if str(item) not in message else message, file=sys.stderr, flush=True)
 
     def check(self) -> None:

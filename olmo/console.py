@@ -16,6 +16,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
+from .exceptions import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
     from rich.progress import TaskID
@@ -25,6 +27,14 @@ _LARGEST_BAR = 40  # columns
 log = logging.getLogger("olmo")
 
 
+def _make_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+log.addFilter(_make_printable)
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     if not math.isfinite(seconds):
@@ -32,12 +42,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def fixed(value: float, digits: int, sign: str = "") -> str:
-    """A number with so many digits after the point; with its sign for `sign` "+". Zero is never negative: -0.001 with
-    two digits is 0.00."""
-    return f"{round(float(value), digits) + 0.0:{sign}.{digits}f}"
 
 
 def on_terminal() -> bool:

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,6 +28,13 @@ _TORCHRUN_DELAY = 10.0  # seconds
 # (`${oc.env:TOKEN}`); errors and saved configurations name the variable.
 _SECRETS: dict[str, str] = {}
 
+
+_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY|SECRET_KEY)$", re.IGNORECASE)
+_SHORTEST_SECRET = 8  # characters
+_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
+_QUERY = re.compile(r"(?<=[\w/.-])\?[\w%.~-]+=[^\s'\"]*?(?=[:;,)]*(\s|['\"]|$))")
+# All but tabs and ends of lines; those that turn the direction of a text, too.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 # What a user's files, settings or machine can cause; anything else is a programming error.
 FAILURES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
@@ -58,6 +66,17 @@ def conceal(text: str) -> str:
     for value in sorted(_SECRETS, key=len, reverse=True):
         text = text.replace(value, _SECRETS[value])
     return text
+
+
+def printable(text: str) -> str:
+    """A text to print or log that may hold what others have written: control characters are escaped, passwords and
+    queries of URLs removed (a query can be a signature), secrets of the environment and of `conceal` replaced."""
+    text = conceal(text)
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
+            text = text.replace(value, f"${name}")
+    text = _QUERY.sub("?...", _USER.sub(r"\1", text))
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class Terminated(KeyboardInterrupt):
@@ -149,7 +168,8 @@ def _status(main: Callable[[Sequence[str]], None], arguments: Sequence[str], deb
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         if isinstance(error, MemoryError) or "out of memory" in message:
             message += "; use a smaller device_train_microbatch_size, device_eval_batch_size or --batch_size"
-        print(f"error: {conceal(message)}", file=sys.stderr)
+        line = printable(message).replace("\n", "\\n")  # of the name of a file
+        print(f"error: {line}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
 

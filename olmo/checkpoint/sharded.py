@@ -7,7 +7,6 @@ where each part of each tensor is. That is a pickle; only the index's own classe
 
 from __future__ import annotations
 
-import pathlib
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from ..distributed import Ranks, is_collective_error
 from ..exceptions import short_message
-from ..files.unpickling import unpickle
+from ..files.unpickling import PATHS, unpickle
 from .saves import SHARDS
 
 # torch warns whenever a single process reads or writes one.
@@ -31,7 +30,7 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or
 
 WEIGHTS, MOMENTS = "model.", "optim.state."
 
-# All that an index may name: its own parts, dtypes, and paths of the machine that wrote it, whatever system this is.
+# All that an index may name: its own parts, dtypes and paths.
 _PARTS_OF_AN_INDEX: dict[str, Any] = {
     **{
         f"{part.__module__}.{part.__name__}": part
@@ -42,12 +41,7 @@ _PARTS_OF_AN_INDEX: dict[str, Any] = {
         )
     },
     **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
-    **{
-        f"{module}.{pure}{system}Path": getattr(pathlib, f"Pure{system}Path")
-        for module in ("pathlib", "pathlib._local")
-        for pure in ("", "Pure")
-        for system in ("Posix", "Windows")
-    },
+    **PATHS,
 }
 
 

@@ -8,37 +8,23 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
-import pathlib
 import pickle
-import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .paths import check_readable
-from .unpickling import ForbiddenName, unpickle
+from .torch_files import check_plain, read_torch_file, training_state
+from .unpickling import ForbiddenName, Refused, unpickle
 
-_multiarray = getattr(np, "_core", None) or np.core  # moved in numpy 2
-# Beside torch's own list: what train.pt of OLMo's trainer holds, the state of numpy's generator and paths of
-# checkpoints. All of it is data: arrays, dtypes and names.
-_SAFE_IN_TRAINING_STATE: list[Any] = [
-    (_multiarray.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    (_multiarray.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
-    np.ndarray,
-    np.dtype,
-    type(np.dtype(np.uint32)),
-    (pathlib.PurePosixPath, "pathlib.PosixPath"),  # a path of the machine it was written on, whatever system this is
-    (pathlib.PureWindowsPath, "pathlib.WindowsPath"),
-]
+_LONGEST_KEY = 4096  # characters
 
 
 def encode_key(*path: str) -> str:
@@ -51,6 +37,8 @@ def decode_path(key: str) -> tuple[str | int, ...] | None:
 
     Creates strings, numbers and tuples only. Raises ValueError for a key that names anything else.
     """
+    if len(key) > _LONGEST_KEY:
+        raise ValueError(f"a key of {len(key):,} characters in a safetensors file")
     if "." in key:
         return (key,)  # base64 has no '.', but its decoder would skip it and the unpickler read on in what is left
     try:
@@ -73,21 +61,24 @@ def decode_key(key: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error; torch's own advice to unpickle what it refuses is not passed on."""
-    text = str(error)
-    if "weights_only" in text.lower() or "weightsunpickler" in text.lower():
-        return "not a torch file, or it holds more than tensors, numbers and strings"
-    return re.sub(r"\x1b\[\d*m", "", text.splitlines()[0]) if text else type(error).__name__
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _torch_load(path: Path, mapped: bool = True) -> Any:
-    """What a torch file holds, memory-mapped; files from before torch 1.6 are read into memory."""
+def _torch_load(path: Path, mapped: bool = True, more: Mapping[str, Any] | None = None) -> Any:
+    """What a torch file holds; a zip archive is memory-mapped if `mapped`."""
+    with path.open("rb") as file:
+        return read_torch_file(file, path if mapped else None, more)
+
+
+def _tensor(file: Any, key: str) -> Tensor:
+    """A tensor of an open safetensors file. Raises ValueError that names it if its numbers are not ordinary ones."""
+    tensor: Tensor = file.get_tensor(key)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)
+        check_plain(tensor)
+    except Refused as error:
+        name = ".".join(map(str, decode_path(key) or (key,)))
+        raise ValueError(f"{' '.join(name.split())}: {error}") from error
+    return tensor
 
 
 def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
@@ -103,11 +94,11 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
                 if len(set(names.values())) < len(names):
                     raise ValueError("two keys name the same tensor")
                 if mapped:
-                    return {name: file.get_tensor(key) for key, name in names.items()}
+                    return {name: _tensor(file, key) for key, name in names.items()}
             state = {}
             for key, name in names.items():
                 with safe_open(path, "pt") as file:  # closed each time, so that its pages do not count twice
-                    state[name] = file.get_tensor(key).clone()
+                    state[name] = _tensor(file, key).clone()
             return state
         state = _torch_load(path, mapped)
     except Exception as error:  # each library has its own errors for damaged and hostile files
@@ -158,22 +149,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     path.chmod(mode)
 
 
-def replace_tensors(path: Path, changes: Mapping[str, Callable[[Tensor], None]]) -> None:
-    """Change tensors of a safetensors file where they are in it, each by a function that works in place.
-
-    Needs the memory of the largest of them. Not atomic: for a file that does not have its name yet.
-    """
-    with path.open("r+b") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-        for name, change in changes.items():
-            with safe_open(path, "pt") as mapped:
-                tensor = mapped.get_tensor(name).clone()
-            change(tensor)
-            file.seek(start + header[name]["data_offsets"][0])
-            file.write(tensor.flatten().view(torch.uint8).numpy().tobytes())
-
-
 def write_olmo_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file with OLMo's spelling of names, as ai2-olmo and the published code read it."""
     write_safetensors(path, {encode_key(name): tensor for name, tensor in tensors.items()}, {"format": "pt"})
@@ -207,8 +182,7 @@ def read_training_state(folder: Path, *stems: str, mapped: bool = False) -> dict
     try:
         if path.suffix == ".safetensors":
             return _read_nested(path)
-        with torch.serialization.safe_globals(_SAFE_IN_TRAINING_STATE):
-            return _torch_load(path, mapped)
+        return _torch_load(path, mapped, training_state())
     except Exception as error:  # torch raises several types for damaged and refused files
         key = "reset_optimizer_state" if "optim" in stems else "reset_trainer_state"
         raise ValueError(
@@ -227,5 +201,5 @@ def _read_nested(path: Path) -> dict[str, Any]:
             inner: Any = result
             for part in place[:-1]:
                 inner = inner.setdefault(part, {})
-            inner[place[-1]] = file.get_tensor(key)
+            inner[place[-1]] = _tensor(file, key)
     return result

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files.torch_files import read_torch_file, rebuild_tensor
 from ..files.unpickling import unpickle
 from .plan import Rounds, Text, is_token
 
 
-def _read_storage(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-
-
-def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise ValueError("a tensor without a storage")
-    everything = torch.empty(0, dtype=storage.dtype).set_(storage)
-    # as_strided rejects a view beyond the storage; set_ would extend the storage by uninitialized memory.
-    view = everything.as_strided(tuple(size), tuple(stride), offset)
-    if view.numel() > everything.numel():
-        raise ValueError("a tensor larger than its storage")
-    return view
-
-
-# The only names that a map may contain; containers, numbers and strings need none.
-_PARTS_OF_A_TENSOR = {
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch.storage._load_from_bytes": _read_storage,
-    "collections.OrderedDict": OrderedDict,
-}
+def _parts_of_a_tensor() -> dict[str, Any]:
+    """The only names that a map may contain; containers, numbers and strings need none."""
+    return {
+        "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+        # One piece of bytes is one storage, however often the map names it.
+        "torch.storage._load_from_bytes": cache(lambda content: read_torch_file(io.BytesIO(content))),
+        "collections.OrderedDict": OrderedDict,
+    }
 
 
 def read_published_map(path: Path) -> tuple[Rounds, tuple[int, ...] | None]:
@@ -54,7 +42,7 @@ def read_published_map(path: Path) -> tuple[Rounds, tuple[int, ...] | None]:
     """
     try:
         with path.open("rb") as file:
-            raw = unpickle(file, _PARTS_OF_A_TENSOR)
+            raw = unpickle(file, _parts_of_a_tensor())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a safe injection map: {' '.join(str(error).split())}") from error
     by_step = isinstance(raw, dict) and bool(raw) and all(isinstance(k, str) and k.isdecimal() for k in raw)

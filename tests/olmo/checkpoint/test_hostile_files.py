@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from olmo import checkpoint
+from olmo.files import torch_files
 from olmo.files.tensors import decode_key, encode_key, read_tensors, read_training_state
+from olmo.files.torch_files import DTYPES
 from tests.checkpoints import CPU, made_model, olmo_key, trained, write_olmo
+from tests.hostile_files import NAME, SAFETENSORS, TORCH, bomb
 
 part = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ_0123456789", min_size=1, max_size=12)
 names = st.lists(part, min_size=1, max_size=5).map(".".join)
@@ -151,6 +155,74 @@ def test_nobody_is_told_to_unpickle(tmp_path: Path) -> None:
     folder = write_olmo(tmp_path / "checkpoint", made_model(), "model.pt")
     for content in (b"x", pickle.dumps(made_model())):
         (folder / "model.pt").write_bytes(content)
-        with pytest.raises(ValueError, match="not a torch file, or it holds more than tensors") as caught:
+        with pytest.raises(ValueError, match="not a torch file") as caught:
             checkpoint.load_model(folder, CPU)
         assert "weights_only" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+# --- files that state more than they have ------------------------------------------------------------------------
+
+KINDS = [("model.pt", kind) for kind in TORCH] + [("model.safetensors", kind) for kind in SAFETENSORS]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "kind"), KINDS, ids=[kind for _, kind in KINDS])
+def test_a_hostile_file_is_one_line_that_names_it_at_once(tmp_path: Path, name: str, kind: str) -> None:
+    path, write = tmp_path / name, (TORCH if name == "model.pt" else SAFETENSORS)[kind]
+    if "3 GB" in kind or "stated as" in kind:  # `python -m tests.hostile_files` has the large ones
+        bomb(path, 10**8, lie="stated as" in kind)
+    else:
+        write(path)
+    before = time.monotonic()
+    for mapped in (True, False):
+        with pytest.raises(ValueError) as caught:
+            read_tensors(path, mapped)
+        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert time.monotonic() - before < 10 and os.listdir(tmp_path) == [name]
+    tensor_kinds = (
+        "sparse",
+        "meta",
+        "nested",
+        "complex",
+        "quantized",
+        "float8",
+        "subclass",
+        "stride 0",
+        "10^12 elements",
+    )
+    if name == "model.pt" and any(word in kind for word in tensor_kinds):
+        assert f"{path}: damaged or not a file of tensors: {NAME}: " in str(caught.value), "names the tensor"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_torch_file_is_read_as_torch_reads_it(tmp_path: Path, mapped: bool, legacy: bool) -> None:
+    """All types of numbers; views, tied and empty tensors; parameters."""
+    path = tmp_path / "model.pt"
+    state = {str(dtype): torch.arange(6).to(dtype).reshape(2, 3) for dtype in DTYPES.values()}
+    state |= {"transposed": torch.randn(4, 5).t(), "scalar": torch.tensor(3.0), "empty": torch.zeros(0, 7)}
+    state |= {"tied": state["transposed"], "part": torch.randn(3, 8)[:, 2:5], "unsigned": torch.randn(2)}
+    module = torch.nn.Linear(3, 2)
+    state |= {"parameter": module.weight, **module.state_dict()}
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    expected = torch.load(path, weights_only=True)
+    read = read_tensors(path, mapped)
+    assert read.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert read[name].equal(tensor) and read[name].dtype == tensor.dtype and read[name].stride() == tensor.stride()
+    assert read["tied"].data_ptr() == read["transposed"].data_ptr() == read["transposed"].untyped_storage().data_ptr()
+    assert not any(tensor.requires_grad for tensor in read.values())
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(10**5)}, path)
+    real = torch_files.unpickle
+
+    def cut(*arguments: Any) -> Any:
+        os.truncate(path, 4000)
+        return real(*arguments)
+
+    monkeypatch.setattr(torch_files, "unpickle", cut)
+    with pytest.raises(ValueError, match=r"model\.pt: .* the file has become shorter"):
+        read_tensors(path, mapped=False)
