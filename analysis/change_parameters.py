@@ -12,6 +12,7 @@ too.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,10 +46,15 @@ def main(argv: Sequence[str]) -> None:
             how = (args.amplifying_factor, args.batch_size, args.device)
             verified.extend(verify(before, folder, written, dtype, coefficients.average, chosen, *how))
 
-    write_edit(folder, edit, chosen, coefficients, output, args.format, check)
+    if coefficients.checkpoint is None:
+        print(f"warning: {coefficients.path}: states no checkpoint; it may belong to another one", file=sys.stderr)
+    write_edit(folder, edit, chosen, coefficients, output, args.format, check, args.overwrite)
     rows, dead, capped = (int(part.sum()) for part in (chosen.selected, chosen.dead, chosen.capped))
     done = "memories get a temperature" if args.format == "temperature" else "up-projection rows multiplied"
     print(f"{output}: {rows - dead} of {chosen.selected.numel()} {done}")
+    asked = edit.number_selected(coefficients.average)
+    if rows > asked + len(coefficients.average):  # rounding may add one to a layer
+        print(f"warning: {rows} memories are selected, not {asked}, because of equal coefficients", file=sys.stderr)
     if capped:
         print(f"{capped} multipliers are capped at {args.cap}")
     if dead:
@@ -62,9 +68,10 @@ def _layers(text: str) -> tuple[int, ...]:
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        numbers = (first, last) if dash else (first,)
+        if not all(re.fullmatch("[0-9]{1,4}", number) for number in numbers) or int(numbers[-1]) < int(first):
             raise argparse.ArgumentTypeError(f"{text!r}: expected layers such as 0,3,8-11")
-        layers += range(int(first), int(last or first) + 1)
+        layers += range(int(first), int(numbers[-1]) + 1)
     return tuple(sorted(set(layers)))
 
 
@@ -91,6 +98,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "model.temperature_MLP, which decay over the run",
     )
     parser.add_argument("--output", type=Path, help="file; default: beside the checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that has other content")
     parser.add_argument("--verify", action="store_true", help="measure the edited model on the same data")
     parser.add_argument("--batch_size", type=int, help="of --verify: instances per forward pass (default 4)")
     parser.add_argument("--device", help="of --verify: cpu, cuda, cuda:1, mps; default: a GPU if there is one")

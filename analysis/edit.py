@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ from analysis.resuscitation import Resuscitation, resuscitate
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path
+from olmo.files.lock import writing
 from olmo.files.tensors import write_safetensors, write_torch_file
-from olmo.memory.rescaling import Multipliers, check_shapes, rescale_model, rescaled, up_projection_name
+from olmo.memory.rescaling import Multipliers, check_finite, check_shapes, rescale_model, rescaled, up_projection_name
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
 
@@ -51,6 +54,12 @@ class Edit:
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
 
+    def number_selected(self, average: Tensor) -> int:
+        """How many memories `resuscitate` selects if no two coefficients (L, M) are equal."""
+        layers, memories = len(average if self.layers is None else self.layers), average.shape[1]
+        quantiles, size = (layers, memories) if self.threshold == "layer" else (1, layers * memories)
+        return quantiles * (math.floor(self.resuscitation_ratio * (size - 1)) + 1)
+
     def file_name(self, form: str) -> str:
         """The published name, followed by what differs from the published settings."""
         name = f"resuscitation_ratio{self.resuscitation_ratio}_amplifying{self.amplifying_factor}"
@@ -78,10 +87,26 @@ def edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights
     """Rescale the weights of a checkpoint folder by multipliers (L, M).
 
     Those of an OLMo model are read one by one, and none is kept unless `keep`; then only edited ones are copied, the
-    others mapped. Raises ValueError where the multipliers do not fit: when an edit is written, not in training.
+    others mapped. Raises ValueError where the multipliers do not fit: when an edit is written, not in training; and for
+    weights that are not finite, or that another program replaces meanwhile.
     """
+    files = _files(folder)
+    edited = _edit_weights(folder, multipliers, keep)
+    if _files(folder) != files:
+        raise ValueError(f"{folder}: its weights were replaced while they were read; nothing is written")
+    return edited
+
+
+def _files(folder: Path) -> list[tuple[Path, int, int, int]]:
+    stats = [(path, path.stat()) for path in checkpoint.model_files(folder)]
+    return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def _edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights:
     if not checkpoint.is_olmo(folder):
         model = open_model(folder, torch.device("cpu"), "auto")
+        for name, parameter in model.named_parameters():
+            check_finite(f"{folder}: {name}", parameter)
         rescale_model(model, multipliers)
         return EditedWeights(model.state_dict(), next(model.parameters()).dtype, identity_of(folder))
     weights: Mapping[str, Tensor]
@@ -96,8 +121,10 @@ def edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights
     for name in weights:
         tensor = weights[name]
         before.add(name, tensor)
+        check_finite(f"{folder}: {name}", tensor)
+        result = rescaled(name, tensor, multipliers)  # even if it is not kept: it must be finite
         if keep:
-            state[name] = rescaled(name, tensor, multipliers)
+            state[name] = result
     return EditedWeights(state, dtype, str(before))
 
 
@@ -109,13 +136,20 @@ def write_edit(
     output: Path,
     form: str = "multipliers",
     check: Callable[[Path, torch.dtype], None] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write `chosen`, the edit of a checkpoint folder by its coefficients, to `output`, atomically.
 
     form: a key of SUFFIXES. check: is called with the written file before it gets its name, and with the type of the
-    weights; if it raises an error, nothing is kept.
-    Raises ValueError where the coefficients do not fit the checkpoint, OSError where a file cannot be read or written.
+    weights; if it raises an error, nothing is kept. overwrite: replace a file of other content.
+    Raises ValueError where the coefficients do not fit the checkpoint, or nothing would change; ConfigurationError if
+    the file exists with other content; OSError where a file cannot be read or written.
     """
+    if not (chosen.selected & ~chosen.dead).any():
+        raise ValueError(
+            f"{coefficients.path}: all {int(chosen.selected.sum())} selected memories are dead (coefficient 0), so "
+            "nothing would change; use a larger --resuscitation_ratio"
+        )
     if form == "temperature" and not checkpoint.is_olmo(folder):
         raise ConfigurationError(
             f"--format temperature: works in the trainer, for OLMo models; {folder} is another one"
@@ -124,7 +158,7 @@ def write_edit(
     if coefficients.checkpoint not in (None, weights.identity):
         raise ValueError(f"{coefficients.path}: measured on another checkpoint than {folder}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output) as partial:
+    with writing(output), atomic_path(output) as partial:
         if form == "full":
             write_torch_file(partial, weights.state)
         elif form == "temperature":
@@ -140,6 +174,10 @@ def write_edit(
             Multipliers(chosen.multipliers, chosen.selected, about).save(partial)
         dtype = weights.dtype
         del weights  # of another family it holds a model
+        if output.exists() and not overwrite and not filecmp.cmp(partial, output, shallow=False):
+            raise ConfigurationError(
+                f"{output}: already exists with other content; name another --output, or replace it: --overwrite"
+            )
         if check is not None:
             check(partial, dtype)
 

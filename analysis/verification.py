@@ -99,9 +99,6 @@ def verify(
         f"difference {change:+.4f} +- {'unknown (one instance)' if math.isnan(error) else f'{error:.4f}'}"
     )
     edited = (chosen.selected & ~chosen.dead).any(1)
-    if not edited.any():
-        yield "no memory was edited, all that were selected are dead"
-        return
     layer = int(edited.nonzero()[0])
     bound = (chosen.selected & ~chosen.dead & ~chosen.capped)[layer]
     if not bound.any():

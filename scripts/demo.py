@@ -153,7 +153,10 @@ def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespac
         stages.run(
             f"resuscitation, q = {factor:g}{tag}",
             "analysis.change_parameters",
-            ["--checkpoint", str(last), "--resuscitation_ratio", "0.5", "--amplifying_factor", f"{factor:g}"],
+            [
+                *("--checkpoint", str(last), "--resuscitation_ratio", "0.5", "--amplifying_factor", f"{factor:g}"),
+                "--overwrite",
+            ],
             edited[factor],
         )
 

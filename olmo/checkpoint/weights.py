@@ -239,13 +239,38 @@ def resuscitated(
 ) -> dict[str, Tensor]:
     """The weights that a resuscitation file makes of `state`: multipliers applied to it, or a full state dict.
 
-    `name` is a path, or a file inside the checkpoint folder; `key` is where the user named it. A multiplier file must
-    have been made for these weights, unless `force`. `mapped` as in `load_model`.
+    `name` is a path, or a file inside the checkpoint folder; `key` is where the user named it. The file must have been
+    made for these weights, unless `force`: a full state dict differs from them in up projections only. `mapped` as in
+    `load_model`.
     """
     path = resuscitation_file(name, folder, key)
     if path.suffix == ".pt":
-        return plain_names(read_tensors(path, mapped))
+        edited = plain_names(read_tensors(path, mapped))
+        if not force:
+            _check_unedited(state, edited, path, folder)
+        return edited
     return rescale(state, multipliers_for(path, fingerprint(state), folder, force))
+
+
+def _check_unedited(state: Mapping[str, Tensor], edited: Mapping[str, Tensor], path: Path, folder: Path) -> None:
+    """Raise ValueError where a full state dict differs from a checkpoint in more than the up projections.
+
+    Of tensors of two types, the wider one is rounded. What is missing or has another shape is `check_fit`'s.
+    """
+    for name in filter(edited.__contains__, state):
+        one, other = state[name], edited[name]
+        if one.shape == other.shape and ".ff_proj." in name:  # the second half is the gate
+            one, other = one[len(one) // 2 :], other[len(other) // 2 :]
+        narrow = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+        if one.shape == other.shape and not torch.equal(one.to(narrow), other.to(narrow)):
+            raise _made_for_another(path, folder, f" ({name} differs)")
+
+
+def _made_for_another(path: Path, folder: Path, detail: str = "") -> ValueError:
+    return ValueError(
+        f"{path}: made for a different checkpoint than {folder}{detail}; set resuscitation_force "
+        "(--resuscitation_force) to apply it anyway"
+    )
 
 
 def resuscitation_file(name: str, folder: Path, key: str) -> Path:
@@ -260,8 +285,5 @@ def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> Ten
     """The multipliers (L, M) of a file; ValueError where it was made for another checkpoint, unless forced."""
     multipliers = load_multipliers(path)
     if multipliers.about.get("checkpoint_fingerprint") != identity and not force:
-        raise ValueError(
-            f"{path}: made for a different checkpoint than {folder}; set resuscitation_force (--resuscitation_force) "
-            "to apply it anyway"
-        )
+        raise _made_for_another(path, folder)
     return multipliers.values

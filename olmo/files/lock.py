@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from .atomic import delete_partial_files
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems that have none
 
@@ -47,3 +50,18 @@ class Lock:
 
     def __exit__(self, *error: Any) -> None:
         self.release()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Hold the lock of an output file, and delete what killed processes left of `atomic_path(path)`.
+
+    Raises Locked if another process is writing it.
+    """
+    try:
+        lock = Lock(path.with_name(f".{path.name}.lock"))
+    except Locked:
+        raise Locked(f"{path}: another process is writing it") from None
+    with lock:
+        delete_partial_files(path)
+        yield

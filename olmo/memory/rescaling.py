@@ -62,7 +62,7 @@ def rescale(state: Mapping[str, Tensor], multipliers: Tensor) -> dict[str, Tenso
     """A state dict of OLMo with row i of the up projection of layer l multiplied by multipliers[l, i] (algorithm 1).
 
     Only the edited tensors are copied. A bias of ff_proj is multiplied too, so that the output of the up projection
-    scales. Raises ValueError if the shapes do not fit.
+    scales. Raises ValueError if the shapes do not fit, or as `multiply` does.
     """
     check_shapes({name: tensor.shape for name, tensor in state.items()}, multipliers)
     return {name: rescaled(name, tensor, multipliers) for name, tensor in state.items()}
@@ -90,13 +90,26 @@ def rescaled(name: str, tensor: Tensor, multipliers: Tensor) -> Tensor:
         return tensor
     edited = tensor.clone()
     rows = edited[: multipliers.shape[1]]
-    multiply(rows, multipliers[int(match[1])].view(-1, *[1] * (rows.ndim - 1)))
+    multiply(rows, multipliers[int(match[1])].view(-1, *[1] * (rows.ndim - 1)), name)
     return edited
 
 
-def multiply(tensor: Tensor, factors: Tensor) -> None:
-    """Multiply a tensor in place by float32 factors that broadcast to it; rounded once, to its dtype."""
-    tensor.copy_(tensor * factors.to(tensor.device))
+def multiply(tensor: Tensor, factors: Tensor, name: str) -> None:
+    """Multiply a tensor in place by float32 factors that broadcast to it; rounded once, to its dtype.
+
+    Raises ValueError with the `name` of the tensor if the result is not finite.
+    """
+    product = (tensor * factors.to(tensor.device)).to(tensor.dtype)
+    if not product.isfinite().all():
+        check_finite(name, tensor)
+        raise ValueError(f"{name}: multiplied by up to {factors.max():.3g} it exceeds {tensor.dtype}; use a --cap")
+    tensor.copy_(product)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise ValueError if a tensor of weights holds NaN or infinity."""
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name}: holds {int((~tensor.isfinite()).sum())} numbers that are NaN or infinite")
 
 
 @torch.no_grad()
@@ -104,10 +117,11 @@ def rescale_model(model: nn.Module, multipliers: Tensor) -> None:
     """Multiply the rows of the up projections of any architecture in place, with their biases.
 
     Coefficients of a gated layer or expert scale by exactly these factors; in a plain one the first projection is
-    multiplied, before the activation. Raises ValueError as `row_factors` does, before any row changes.
+    multiplied, before the activation. Raises ValueError as `row_factors` does, before any row changes, or as
+    `multiply` does.
     """
     for name, factors in row_factors(model, multipliers).items():
-        multiply(model.get_parameter(name), factors)
+        multiply(model.get_parameter(name), factors, name)
 
 
 def row_factors(model: nn.Module, multipliers: Tensor) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ def test_on_text_and_on_what_a_run_saw(
     order = tmp_path / "order.npy"
     np.array([7, 3, 11, 0, 20], dtype="<u4").tofile(order)
     measure(unmeasured, world / "plain.yaml", "--data_size", 5, "--order", order)
-    assert verified(unmeasured, capsys)[0] == 5
+    assert verified(unmeasured, capsys, "--overwrite")[0] == 5
     np.array([7, 3, 11, 0, 21], dtype="<u4").tofile(order)
     with pytest.raises(ValueError, match=r"plain\.yaml: holds other instances than those of .*knowledge_entropy\.json"):
         change(unmeasured, 0.5, 1.0, "--verify")
@@ -148,8 +148,10 @@ def test_memories_that_the_law_does_not_bind(
     write(dead, model)
     measure(dead, tokens)
     capsys.readouterr()
-    change(dead, 0.5, 1.0, "--verify", "--layers", 0)
-    assert capsys.readouterr().out.splitlines()[-1] == "no memory was edited, all that were selected are dead"
+    with pytest.raises(
+        ValueError, match=r"all 24 selected memories are dead .*, so nothing would change; use a larger"
+    ):
+        change(dead, 0.5, 1.0, "--layers", 0)
     change(dead, 0.75, 1.0, "--verify")
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].startswith("warning: 24 dead memories") and "coefficients of 12 selected memories" in shown[3]

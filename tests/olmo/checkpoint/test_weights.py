@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from olmo import checkpoint
 from olmo.checkpoint import fingerprint
 from olmo.config import ModelConfig
-from olmo.files.tensors import encode_key
+from olmo.files.tensors import encode_key, write_olmo_safetensors
 from olmo.memory.rescaling import Multipliers, rescale
 from olmo.model import OLMo
 from tests.checkpoints import CPU, IDS, made_model, olmo_key, same_weights, write_olmo
@@ -155,9 +155,36 @@ def test_a_full_state_dict_replaces_the_weights(tmp_path: Path) -> None:
     model, other = made_model(0), made_model(1)
     folder = write_olmo(tmp_path / "checkpoint", model)
     torch.save(other.state_dict(), folder / "edited.pt")
-    same_weights(
-        checkpoint.load_model(folder, CPU, config=with_resuscitation(model.config, "edited.pt")), OLMo.eval(other)
-    )
+    config = with_resuscitation(model.config, "edited.pt")
+    with pytest.raises(
+        ValueError, match=r"edited\.pt: made for a different checkpoint than .*checkpoint \(transf.* diff"
+    ):
+        checkpoint.load_model(folder, CPU, config=config)
+    forced = replace(config, resuscitation_force=True)
+    same_weights(checkpoint.load_model(folder, CPU, config=forced), OLMo.eval(other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_full_state_dict_may_differ_in_nothing_but_up_projections(
+    tmp_path: Path, multipliers: Tensor, dtype: torch.dtype
+) -> None:
+    """Also where the checkpoint was rounded; the second half of ff_proj is the gate."""
+    model = made_model()
+    rounded = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    folder = write_olmo(tmp_path / "checkpoint", model)
+    write_olmo_safetensors(folder / "model.safetensors", rounded)
+    edited = rescale(model.state_dict(), multipliers)
+    config = with_resuscitation(model.config, "edited.pt")
+    for name in ("none", "transformer.blocks.1.ff_proj.weight", "transformer.wte.weight"):
+        changed = {key: tensor.clone() for key, tensor in edited.items()}
+        if name != "none":
+            changed[name][-1, -1] += 1
+        torch.save(changed, folder / "edited.pt")
+        if name == "none":
+            checkpoint.load_model(folder, CPU, config=config)
+        else:
+            with pytest.raises(ValueError, match=rf"\({name} differs\)"):
+                checkpoint.load_model(folder, CPU, config=config)
 
 
 def test_a_resuscitation_file_that_is_not_there_is_named(tmp_path: Path) -> None:
