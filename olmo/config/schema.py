@@ -257,7 +257,9 @@ class TrainConfig:
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "for injected texts and probes", defines_run=True)
     save_folder: str = setting("./", "folder of checkpoints and results")
     remote_save_folder: str | None = setting(None, "s3://BUCKET/FOLDER for copies of checkpoints and results")
-    canceled_check_interval: int = setting(50, "steps between checks of the conditions to stop", at_least=1)
+    canceled_check_interval: int = setting(
+        50, "steps between checks of early stopping, and of W&B tags, which are read once a minute at least", at_least=1
+    )
     save_interval: int | None = setting(1000, "steps between restart checkpoints, step{N}", at_least=1)
     save_interval_unsharded: int | None = setting(None, "steps between checkpoints step{N}-unsharded", at_least=1)
     save_steps_unsharded: list[int] | None = setting(
@@ -314,7 +316,7 @@ class TrainConfig:
     auxiliary_loss_multiplier: float | None = setting(
         1e-4, "weight of the z-loss", at_least=0, unknown_to_olmo=True, defines_run=True
     )
-    time_limit: float | None = setting(None, "seconds until the run saves and exits with status 75", more_than=0)
+    time_limit: float | None = setting(None, "seconds after which the run saves and exits with status 75", more_than=0)
     extra_steps_after_cancel: int = setting(10, "steps after saving for time_limit or a W&B tag", at_least=0)
     early_stopping_factor: float | None = setting(None, "stop if loss / lowest loss exceeds this", at_least=1)
     collective_timeout: float = setting(

@@ -1,9 +1,10 @@
 """How a run ends before its last step: signals, the time limit, a tag on Weights & Biases, early stopping.
 
 docs/training.md and docs/checkpoints.md describe the effects and exit statuses. Conditions are checked as in OLMo 0.6.0
-(`Trainer.check_if_cancelled` and `Trainer.fit`); early stopping begins after the warm-up. Unlike in OLMo, the lowest
-loss survives a restart; early stopping is a failure (status 1, there 0), so that no script takes the run for a finished
-one; and tags are requested in the background, with any login, not only WANDB_API_KEY.
+(`Trainer.check_if_cancelled` and `Trainer.fit`); early stopping begins after the warm-up. Unlike in OLMo, the time
+limit is checked after every step, in the exchange of signals between the ranks, which costs the same with it; the
+lowest loss survives a restart; early stopping is a failure (status 1, there 0), so that no script takes the run for a
+finished one; and tags are requested in the background, with any login, not only WANDB_API_KEY.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _TIME_LIMIT, _TAG = 1000, 1001  # larger than the numbers of signals
 _TAGS = {"cancel", "canceled", "cancelled"}
 _REQUEST_TIMEOUT = 20  # seconds, of each request to Weights & Biases
 _PAUSE = 10.0  # seconds between requests, whose rate the server limits
+_LONGEST_PAUSE = 60.0  # seconds after which steps are not counted
 
 
 class Signals:
@@ -97,11 +99,14 @@ class Tags:
         self._next = 0.0
         self._has_warned = False
 
-    def request(self) -> None:
-        """Request the tags in the background, unless the last request is unanswered or very recent."""
+    def request(self, due: bool = True) -> None:
+        """Request the tags in the background, unless the last request is unanswered or very recent; if it is not `due`,
+        only when the last one is long past."""
         if self._run is None or self._run.offline or self._run.disabled:
             return
-        if time.monotonic() >= self._next and (self._request is None or not self._request.is_alive()):
+        if time.monotonic() >= self._next + (0 if due else _LONGEST_PAUSE - _PAUSE) and (
+            self._request is None or not self._request.is_alive()
+        ):
             self._next = time.monotonic() + _PAUSE
             self._request = threading.Thread(target=self._read, name=ABANDONABLE, daemon=True)
             self._request.start()
@@ -150,8 +155,8 @@ class Watch:
     def asked(self, step: int) -> Cancellation | None:
         """A signal to any rank, or the time limit or a tag, which the first rank checks. A collective."""
         limit, mine = self.config.time_limit, self.signals.received or 0
-        if self.ranks.is_first and step % self.config.canceled_check_interval == 0:
-            self.tags.request()
+        if self.ranks.is_first:
+            self.tags.request(due=step % self.config.canceled_check_interval == 0)
             mine = max(mine, _TIME_LIMIT if limit is not None and time.monotonic() - self._started >= limit else 0)
         number = self.ranks.largest(max(mine, _TAG if self.tags.cancel else 0))
         if number == _TIME_LIMIT:

@@ -65,6 +65,7 @@ class Trainer:
         Interrupted if a signal, the time limit or a tag ended the run early; then it is saved.
         """
         self._announce()
+        watch = Watch(self.config, self.ranks, self.signals, Tags(self.reporter.wandb), self.state.lowest_loss)
         with closing(self.reporter):
             if self.config.dry_run:
                 return
@@ -75,7 +76,7 @@ class Trainer:
                     self._complete_save()
                 else:
                     self._evaluate_and_save_start()
-                self._train()
+                self._train(watch)
             except Exception as error:
                 self.reporter.ended(error)
                 # A save that has begun can be completed, unless it needs another rank, and that one has failed.
@@ -84,10 +85,9 @@ class Trainer:
                         self.saver.wait()
                 raise
 
-    def _train(self) -> None:
+    def _train(self, watch: Watch) -> None:
         """The loop. A step in it is a whole optimizer step of all ranks."""
         config, ranks, state, schedule, saver = self.config, self.ranks, self.state, self.schedule, self.saver
-        watch = Watch(config, ranks, self.signals, Tags(self.reporter.wandb), state.lowest_loss)
         step_log = StepLog(config, self.model, self.plan, schedule, ranks, self.reporter)
         cancelled: Cancellation | None = None
         last_step = schedule.last_step

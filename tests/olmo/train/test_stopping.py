@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from olmo.distributed import Ranks, exit_process
 from olmo.exceptions import Interrupted, exit_status
 from olmo.report.reporter import Reporter
 from olmo.train import Trainer
-from olmo.train.stopping import SIGNALS, Signals, Watch
+from olmo.train.stopping import SIGNALS, Signals, Tags, Watch
 from scripts.train import main as train_command
 from tests.olmo.train.test_restart import in_a_fork
 from tests.running import (
@@ -142,26 +143,26 @@ def test_a_run_that_gets_a_signal_saves_and_goes_on_to_the_same_end(
 def test_after_the_time_limit_some_steps_more_which_a_restart_does_again(
     world: Path, tmp_path: Path, unbroken: tuple[Path, Any]
 ) -> None:
-    limited = ("--time_limit=1e-9", "--canceled_check_interval=2", "--extra_steps_after_cancel=3", "--save_interval=5")
-    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 2; saved .*/step2; add --try_load"):
+    limited = ("--time_limit=1e-9", "--extra_steps_after_cancel=4", "--save_interval=5")
+    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 1; saved .*/step1; add --try_load"):
         train(world / "config.yaml", tmp_path, *limited)
     # Neither the evaluation of step 3 nor the checkpoint of step 5.
     assert set(series(tmp_path)) == {1, 2, 3, 4, 5} and not series(tmp_path, "eval/K")
-    assert checkpoints(tmp_path) == {"step2"}
+    assert checkpoints(tmp_path) == {"step1"}
     train(world / "config.yaml", tmp_path, "--save_interval=5", "--try_load_latest_save")
     assert metrics(tmp_path) == metrics(unbroken[0]) and checkpoints(tmp_path) == {"step5", "step7"}
 
 
 def test_steps_after_the_time_limit_do_not_reach_the_last_one(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="at step 4"):
-        train(world / "plain.yaml", tmp_path, "--time_limit=1e-9", "--canceled_check_interval=4")
+    with pytest.raises(Interrupted, match="at step 1"):
+        train(world / "plain.yaml", tmp_path, "--time_limit=1e-9")
     assert set(series(tmp_path)) == {1, 2, 3, 4, 5, 6}
 
 
 def test_a_signal_ends_the_steps_after_the_time_limit(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limited = ("--time_limit=1e-9", "--canceled_check_interval=2", "--extra_steps_after_cancel=90", "--max_duration=99")
+    limited = ("--time_limit=1e-9", "--extra_steps_after_cancel=90", "--max_duration=99")
     signals, real = Signals(), Reporter.metrics
 
     def metrics_and_signal(reporter: Reporter, now: int, values: dict[str, float]) -> None:
@@ -169,24 +170,43 @@ def test_a_signal_ends_the_steps_after_the_time_limit(
         signals.received = signal.SIGTERM if now == 4 else None
 
     monkeypatch.setattr(Reporter, "metrics", metrics_and_signal)
-    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 2; saved .*/step2; add --try_load"):
+    with pytest.raises(Interrupted, match=r"^time_limit of 1e-09 seconds at step 1; saved .*/step1; add --try_load"):
         Trainer(configure(world / "plain.yaml", tmp_path, *limited), CPU, Ranks(), signals).fit()
     assert max(series(tmp_path)) == 4
 
 
 def test_a_run_that_ends_at_the_time_limit_is_done(world: Path, tmp_path: Path) -> None:
-    train(world / "plain.yaml", tmp_path, "--time_limit=1e-9", "--canceled_check_interval=7")
-    train(world / "plain.yaml", tmp_path / "enough", "--time_limit=1000", "--canceled_check_interval=1")
+    train(world / "plain.yaml", tmp_path, "--time_limit=1e-9", "--stop_at=1")
+    train(world / "plain.yaml", tmp_path / "enough", "--time_limit=1000")
 
 
 def test_a_signal_is_heard_also_before_the_time_limit() -> None:
     signals = Signals()
     signals.received = signal.SIGTERM
     for limit, told in ((1000.0, "SIGTERM at step 4"), (None, "SIGTERM at step 4"), (1e-9, "time_limit of 1e-09")):
-        config = TrainConfig(time_limit=limit, canceled_check_interval=2)
+        config = TrainConfig(time_limit=limit)
         cancelled = Watch(config, Ranks(), signals).asked(4)
         assert cancelled is not None and cancelled.reason.startswith(told)
         assert cancelled.extra_steps == (config.extra_steps_after_cancel if limit == 1e-9 else 0)
+
+
+def test_the_time_limit_is_checked_after_every_step_and_tags_at_least_every_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps may take minutes, of which 50 would be hours."""
+    now, asked = [1000.0], []
+    monkeypatch.setattr("olmo.train.stopping.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Tags, "_read", lambda self: asked.append(now[0]))
+    tags = Tags(SimpleNamespace(offline=False, disabled=False))
+    watch = Watch(TrainConfig(time_limit=200, canceled_check_interval=10**6), Ranks(), Signals(), tags)
+    for step, now[0] in enumerate((1001.0, 1050.0, 1062.0, 1130.0, 1199.9), start=1):
+        assert watch.asked(step) is None
+        if tags._request is not None:
+            tags._request.join()
+    assert asked == [1001.0, 1062.0, 1130.0, 1199.9]
+    now[0] = 1200.0
+    cancelled = watch.asked(7)
+    assert cancelled is not None and cancelled.reason == "time_limit of 200 seconds at step 7"
 
 
 # --- early stopping ---
