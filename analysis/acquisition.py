@@ -1,12 +1,13 @@
 """What runs acquired and forgot (method section 4; paper, B.2, equations 4 and 5), from what they wrote.
 
-    python -m analysis.acquisition RUN [RUN ...] [--output DIR]
+    python -m analysis.acquisition RUN [RUN ...] [--baseline RUN] [--seeds RUN RUN ...] [--output DIR]
     python -m analysis.acquisition DIR/acquisition.json [--output DIR]      table and figures anew
 
 Prints K, A, P, F, the rise of held-out losses and, from probes scored around injections, effectivity and the decay
-constant a, each with a 95 % interval: docs/results.md defines them. Further runs are compared with the first one on the
-same draws. A run that started from resuscitated weights gets A against these and against the original weights; only
-K(after) compares end states.
+constant a, each with a 95 % interval: docs/results.md defines them. Runs are compared with the baseline, which is the
+first one unless --baseline names another, on the same draws. Runs whose configurations differ in their seed only, or
+that --seeds names, are compared by their means, and the spread between them is stated. A run that started from
+resuscitated weights gets A against these and against the original weights; only K(after) compares end states.
 
 Also reads a run in progress: `after` is then its newest evaluation of all probes, and losses and accuracies are the
 newest ones up to it.
@@ -20,6 +21,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis import dynamics, summaries
 from analysis.locations import check_writable
@@ -57,7 +59,18 @@ def fit_range(text: str) -> tuple[int, float]:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m analysis.acquisition", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"save_folder of a run, or one {RESULT}")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=f"save_folder of a run, or one {RESULT}")
+    parser.add_argument("--baseline", type=Path, metavar="RUN", help="the run to compare with; default: the first one")
+    parser.add_argument(
+        "--seeds",
+        type=Path,
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="runs that repeat one experiment with other seeds; may be repeated. Runs whose config.yaml differ in the "
+        "seed only are recognized without it",
+    )
     parser.add_argument("--output", type=Path, help=f"folder for {RESULT}, acquisition.csv and the figures")
     parser.add_argument(
         "--window",
@@ -67,30 +80,51 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--outlier_factor",
         type=outlier_factor,
-        default=1.5,
-        help="interquartile ranges beyond which effectivities and retainabilities are dropped; 0 or none: keep all",
+        help="interquartile ranges beyond which effectivities and retainabilities are dropped; default: 1.5; 0 or none "
+        "keeps all",
     )
     parser.add_argument(
         "--fit_range",
         type=fit_range,
-        default=(1, math.inf),
         metavar="A-B",
         help="steps after the maximum to fit; `A-`: from A",
     )
     return parser.parse_args(argv)
 
 
+def _measure(args: argparse.Namespace, named: list[Path]) -> dict[str, Any]:
+    """Read and measure the runs that were named."""
+    if args.baseline is not None:
+        # By folder or by name; a run that is named as the baseline only is one of the runs as well.
+        args.baseline = next((run for run in named if args.baseline in (run, Path(run.name))), args.baseline)
+        named = named if args.baseline in named else [args.baseline, *named]
+    steps = args.window or probing_steps(named[0]) or 50
+    factor = 1.5 if args.outlier_factor is None else args.outlier_factor
+    options = dynamics.Options(steps, factor, args.fit_range or (1, math.inf))
+    return summaries.summarise(named, options, args.seeds, args.baseline)
+
+
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     if args.output is not None:
         check_writable(args.output)
-    if args.runs[0].is_file():
-        if len(args.runs) > 1:
-            raise ConfigurationError(f"{args.runs[0]}: give a file of results alone, or folders of runs")
-        result = summaries.read(args.runs[0])
+    of_seeds = [run for group in args.seeds for run in group]
+    for run in of_seeds:
+        if of_seeds.count(run) > 1:
+            raise ConfigurationError(f"--seeds: {run} is named twice")
+    named = [*args.runs, *(run for run in of_seeds if run not in args.runs)]
+    if not named:
+        raise ConfigurationError("name at least one run, or a file of results")
+    if named[0].is_file():
+        without_effect = ("baseline", "seeds", "window", "outlier_factor", "fit_range")
+        if len(named) > 1:
+            raise ConfigurationError(f"{named[0]}: give a file of results alone, or folders of runs")
+        for flag in without_effect:
+            if getattr(args, flag) not in (None, []):
+                raise ConfigurationError(f"--{flag}: has no effect on a file of results; give folders of runs")
+        result = summaries.read(named[0])
     else:
-        steps = args.window or probing_steps(args.runs[0]) or 50
-        result = summaries.summarise(args.runs, dynamics.Options(steps, args.outlier_factor, args.fit_range))
+        result = _measure(args, named)
     for text in (table(result), *notes(result), *differences(result)):
         print(text)
     if args.output is not None:

@@ -6,7 +6,7 @@ All intervals are over entries, paired for differences. analysis/dynamics.py def
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,16 +189,39 @@ def _curve(values: Values, group: Group, at: Integers) -> dict[str, list]:
     }
 
 
-def compare(one: Dynamics, other: Dynamics) -> dict[str, dict[str, Any]]:
-    """`other` minus `one`, paired over their entries: mean E, and a, of each group for which both are known."""
-    first, second, of_other = clean(one), clean(other), groups(other.probes)
+def _of_seeds(columns: Callable[..., list[Values]], runs: Sequence[Dynamics], group: Group) -> list[Values]:
+    """`columns` of runs that differ in their seed only: arrays (seeds, n)."""
+    return [np.concatenate(of_seeds) for of_seeds in zip(*(columns(run, group) for run in runs))]
+
+
+def over_seeds(runs: Sequence[Dynamics]) -> dict[str, dict[str, Any]]:
+    """E and a of each group, over runs that have the same probes and differ in their seed only, with intervals over
+    entries and seeds; shaped as `summarise` shapes those of one run."""
+    cleaned, found = [clean(run) for run in runs], {}
+    for name, group in groups(runs[0].probes).items():
+        e = _estimate(_of_seeds(_effectivity_columns, cleaned, group), _mean, group.strata)
+        a = _estimate(_of_seeds(_decay_columns, cleaned, group), _decay, group.strata)
+        known = a is not None and math.isfinite(a.value)
+        found[name] = {
+            "effectivity": None if e is None else e.as_json(),
+            "decay": {"a": a.as_json()} if a is not None and known else None,
+        }
+    return found
+
+
+def compare(one: Sequence[Dynamics], other: Sequence[Dynamics]) -> dict[str, dict[str, Any]]:
+    """`other` minus `one`, each the runs of one condition, paired over their entries and seeds: mean E, and a, of each
+    group for which both are known."""
+    first, second, of_other = [clean(run) for run in one], [clean(run) for run in other], groups(other[0].probes)
     measures = {"effectivity": (_effectivity_columns, _mean), "a": (_decay_columns, _decay)}
     return {
         name: {
-            key: _difference(columns(first, group), columns(second, of_other[name]), statistic, group.strata)
+            key: _difference(
+                _of_seeds(columns, first, group), _of_seeds(columns, second, of_other[name]), statistic, group.strata
+            )
             for key, (columns, statistic) in measures.items()
         }
-        for name, group in groups(one.probes).items()
+        for name, group in groups(one[0].probes).items()
     }
 
 

@@ -4,12 +4,12 @@ l(q, n) is the log-probability of probe q's target span with the weights after n
 steps whose batch held a text of its entry, w the window. analysis/decay.py has the means and the fit over many probes.
 
     t_LAM(q, i) = argmax of l(q, n) over the tables with s_i <= n < s_i + w, before the entry's next injection
-    E(q, i)     = l(q, t_LAM(q, i)) - l(q, newest table before s_i)                        effectivity
+    E(q, i)     = l(q, t_LAM(q, i)) - l(q, s_i - 1)                                        effectivity
     R(q, t)     = (l(q, t_LAM(q, N) + t) - l(q, t_pre)) / (l(q, t_LAM(q, N)) - l(q, t_pre))     retainability
     a           = minus the slope of the mean R against log10 t: positive where knowledge decays
 
-t_pre is the newest table before s_1. A table before an injection counts if it is at most w steps older, and not older
-than the previous injection. Of equal maxima the first one is taken.
+t_pre is s_1 - 1. An injection without a table of the step before has no probing window, and nothing is measured of it:
+an older table differs also by what was trained between. Of equal maxima the first one is taken.
 
 The maximum of w noisy values is higher than their mean: E is biased upwards, by about as many standard deviations of
 the noise as the largest of w draws has (2.2 for 50 independent ones), most where little is acquired, and more with more
@@ -38,7 +38,7 @@ FEW = 20  # values; quartiles of fewer are unreliable
 class Options:
     """Settings of the measurement."""
 
-    window: int = 50  # steps from an injection in which the maximum is sought, and before it a table
+    window: int = 50  # steps from an injection in which the maximum is sought
     outlier_factor: float = 1.5  # values so many interquartile ranges outside the quartiles are dropped; 0: none
     fit_range: tuple[int, float] = (1, math.inf)  # steps after the maximum, both included, of which the decay is fitted
 
@@ -69,26 +69,25 @@ def measure(probes: ProbeSeries, encounters: Mapping[Entry, Sequence[int]], opti
     count = len(probes.entries)
     effectivity = np.full((max(map(len, schedules), default=0), count), np.nan)
     base, peak, peak_step = np.full(count, np.nan), np.full(count, np.nan), np.zeros(count, dtype=np.int64)
-    coverage = dict.fromkeys(("pairs", "measured", "no_table_before", "just_before", "no_table_after", "cut_short"), 0)
-    coverage["tables"] = 0  # in the windows of all pairs
+    # Of pairs of probe and injection; `tables` are those in the windows of all pairs.
+    coverage = dict.fromkeys(("pairs", "no_window", "measured", "no_table_after", "cut_short", "tables"), 0)
     for schedule, columns in schedules.items():
         for number, step in enumerate(schedule):
-            previous = schedule[number - 1] if number else -1
             following = schedule[number + 1] if number + 1 < len(schedule) else step + window
-            before_step, before, _ = _best(steps, values, columns, max(step - window, previous), step, newest=True)
             end = min(step + window, following)
-            maximum_step, maximum, tables = _best(steps, values, columns, step, end, newest=False)
+            _, before, _ = _best(steps, values, columns, step - 1, step)
+            maximum_step, maximum, tables = _best(steps, values, columns, step, end)
+            probed = ~np.isnan(before)
+            maximum = np.where(probed, maximum, np.nan)
             effectivity[number, columns] = maximum - before
             if number == 0:
                 base[columns] = before
             coverage["pairs"] += len(columns)
-            both = ~np.isnan(maximum - before)
-            coverage["measured"] += int(both.sum())
-            coverage["no_table_before"] += int(np.isnan(before).sum())
-            coverage["just_before"] += int((both & (before_step == step - 1)).sum())
-            coverage["no_table_after"] += int(np.isnan(maximum).sum())
-            coverage["cut_short"] += len(columns) if end - 1 > newest else 0
-            coverage["tables"] += tables
+            coverage["no_window"] += int((~probed).sum())
+            coverage["measured"] += int((~np.isnan(maximum)).sum())
+            coverage["no_table_after"] += int((probed & np.isnan(maximum)).sum())
+            coverage["cut_short"] += int(probed.sum()) if end - 1 > newest else 0
+            coverage["tables"] += int(tables[probed].sum())
         peak[columns], peak_step[columns] = maximum, maximum_step
     acquired = peak - base
     # R is a share of what was acquired: undefined where nothing was.
@@ -105,19 +104,18 @@ def measure(probes: ProbeSeries, encounters: Mapping[Entry, Sequence[int]], opti
 
 
 def _best(
-    steps: Integers, values: Values, columns: list[int], start: int, end: int, newest: bool
-) -> tuple[Integers, Values, int]:
-    """(step, value) of each probe in its newest table with start <= step < end, or in that of its first maximum; -1 and
-    NaN where there is none; and the number of values looked at."""
+    steps: Integers, values: Values, columns: list[int], start: int, end: int
+) -> tuple[Integers, Values, Integers]:
+    """(step, value) of each probe's first maximum in the tables with start <= step < end, -1 and NaN where there is
+    none; and how many of these tables have the probe."""
     rows = slice(*np.searchsorted(steps, (start, end)))
     part = values[rows][:, columns]
     if not len(part):
-        return np.full(len(columns), -1), np.full(len(columns), np.nan), 0
+        return np.full(len(columns), -1), np.full(len(columns), np.nan), np.zeros(len(columns), dtype=np.int64)
     known = ~np.isnan(part)
-    rank = steps[rows, None] if newest else part
-    place = np.where(known, rank, -np.inf).argmax(axis=0)
+    place = np.where(known, part, -np.inf).argmax(axis=0)
     found = part[place, np.arange(len(columns))]
-    return np.where(np.isnan(found), -1, steps[rows][place]), found, int(known.sum())
+    return np.where(np.isnan(found), -1, steps[rows][place]), found, known.sum(axis=0)
 
 
 # --- outliers ---

@@ -8,8 +8,8 @@
 
 Without --data, the instances are the first ones of Dolma in the official run's own order; only their bytes are
 downloaded. Writes `knowledge_entropy.json` and `mlp_average_coefficients.safetensors` beside each checkpoint, or into
-`--output` (one folder per checkpoint where there are several). Under torchrun the instances are shared out among
-the processes; any number of them gives the same result.
+`--output` (one folder per checkpoint where there are several). Under torchrun, srun or mpirun the instances are shared
+out among the processes; any number of them gives the same result.
 
 While one of several checkpoints is measured, the next one is downloaded and read. A checkpoint that has a result
 already (same weights or commit of the hub, same data and settings) is neither measured nor downloaded again. If one
@@ -34,12 +34,14 @@ from analysis.models import PRECISIONS
 from analysis.other_entropies import MEASURES
 from analysis.prefetch import Failures, prefetch, together
 from analysis.series import Series
-from olmo.distributed import disable_malloc_trim, exit_process, pick_device, process_group
+from olmo.console import fixed
+from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import COEFFICIENTS
 
 
 def main(argv: Sequence[str]) -> None:
+    adopt_launcher()
     args = _parse(argv)
     locations = checkpoint_locations(args.step, args.model_size, args.checkpoint or [])
     _check_output(args, locations)
@@ -60,7 +62,8 @@ def main(argv: Sequence[str]) -> None:
     device = pick_device(args.device)
     how = (args.coefficient, args.precision, args.measures, args.tolerance, args.batch_size)
     edit = (args.resuscitation, args.resuscitation_force)
-    settings = Settings(instances, *how, *edit, compiled=device.type == "cuda" and not args.eager)
+    compiled = device.type == "cuda" and not args.eager
+    settings = Settings(instances, *how, *edit, compiled=compiled, overwrite=args.overwrite)
     jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
     with process_group(device) as ranks:
         failures = Failures(len(jobs), ranks)
@@ -105,12 +108,12 @@ def _line(result: dict[str, Any]) -> str:
     """The numbers of one result, for a person."""
     error = result["standard_error"]
     others = "".join(
-        f", {name.replace('_', ' ')} {result[f'{name}_entropy']:.4f}"
+        f", {name.replace('_', ' ')} {fixed(result[f'{name}_entropy'], 4)}"
         + ("" if error is None else f" +- {result[f'{name}_standard_error']:.4f}")
         for name in result.get("measures", ["knowledge"])[1:]
     )
     return (
-        f"H = {result['knowledge_entropy']:.4f}, standard error "
+        f"H = {fixed(result['knowledge_entropy'], 4)}, standard error "
         f"{'unknown (one instance)' if error is None else f'{error:.4f}'}, "
         f"{result['number_of_instances']} instances{_lengths(result)}, at most {result['maximum']:.2f}{others}"
     )
@@ -178,6 +181,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resuscitation_force", action="store_true", help="accept an edit made for another checkpoint")
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace results of other weights, instances or settings, or of another program; without it they are an "
+        "error, and only the same measurement continues",
+    )
     parser.add_argument(
         "--keep",
         choices=("all", "none"),

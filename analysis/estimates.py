@@ -37,8 +37,9 @@ def finite(number: float) -> float | None:
 
 
 def percent_change(before: Any, after: Any) -> Any:
-    """100 (after - before) / |before|."""
-    return 100 * (after - before) / np.abs(before)
+    """100 (after - before) / |before|, NaN where `before` is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(before == 0, np.nan, 100 * (after - before) / np.abs(before))
 
 
 def ratio(total: Any, count: Any) -> Any:
@@ -71,14 +72,15 @@ def bootstrap(
     columns: arrays (seeds, n), all of one shape: values of the same n entries (or instances) under several
     conditions. Entries are drawn with replacement, within strata of the given sizes, the same draw for every
     condition and seed. statistic: takes one mean a column (float64, vectorised); draws for which it is NaN are left
-    out. With several seeds the interval is widened by the differences between them (`widen`).
+    out. With several seeds the interval is widened by the differences between them (`widen`). Where every stratum has
+    one entry, nothing can be drawn, and the interval is unknown (NaN).
     """
     stacked = np.stack(columns)  # (conditions, seeds, n)
     over_seeds, count = stacked.mean(axis=1), stacked.shape[2]
     sizes = list(strata) or [count]
     assert sum(sizes) == count
     found = [statistic(*(over_seeds @ (drawn / count).T)) for drawn in _draws(sizes, RESAMPLES, seed)]
-    low, high = (float(end[0]) for end in _ends(np.concatenate(found)[:, None]))
+    low, high = (float(end[0]) if max(sizes) > 1 else math.nan for end in _ends(np.concatenate(found)[:, None]))
     estimate = Estimate(float(statistic(*over_seeds.mean(axis=1))), low, high)
     return widen(estimate, np.array([statistic(*stacked[:, s].mean(axis=1)) for s in range(stacked.shape[1])]))
 

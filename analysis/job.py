@@ -18,13 +18,12 @@ from analysis.downloads import Downloads
 from analysis.instances import Instances, digest_of
 from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
 from analysis.measure import measure
-from analysis.models import PRECISIONS, identity_of, open_model
+from analysis.models import PRECISIONS, identity_of, open_model, state_of_files
 from analysis.prefetch import is_first_of_machine, together
-from analysis.results import COEFFICIENTS_FILE, RESULT, save_result
+from analysis.results import find_result, save_result
 from olmo import checkpoint
 from olmo.distributed import Ranks
 from olmo.files.digests import file_digest
-from olmo.files.paths import read_json
 from olmo.memory.locate import describe
 from olmo.model import OLMo
 
@@ -42,6 +41,7 @@ class Settings:
     resuscitation: str | None = None  # a path, or a name inside the checkpoint's folder
     resuscitation_force: bool = False
     compiled: bool = False
+    overwrite: bool = False  # whether a result of another measurement may be replaced
 
     def edit_of(self, folder: Path) -> Path | None:
         """The resuscitation file of a checkpoint folder."""
@@ -59,6 +59,7 @@ class Prepared:
     length: int  # tokens per instance at most
     identity: dict[str, Any]  # {} on all but the first process of a machine
     earlier: dict[str, Any] | None  # the result, if it exists already
+    before: str = ""  # `state_of_files` before the weights were read
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,20 @@ class Job:
         folder = self.downloads.fetch(self.location, weights=False)
         self.settings.instances.check_tokenizer(folder)
         rows = self.settings.instances.read(folder)
-        identity = self._identity(folder, rows)
-        earlier = self._earlier(identity) if on_hub else None
-        if earlier is None:
+        length = self.settings.instances.length_for(folder)
+        asked = f"{len(rows)} of {length} tokens from {self.settings.instances.data}"
+        which = (asked, self.settings.measures, self.settings.overwrite)
+        identity, before = self._identity(folder, rows), ""
+        earlier = find_result(self.output, identity, *which)  # an error before the weights are downloaded and read
+        if earlier is None or not on_hub:
             if on_hub:
                 folder = self.downloads.fetch(self.location, weights=True)
                 identity = self._identity(folder, rows)
+            before = state_of_files(folder)
             identity["checkpoint"]["fingerprint"] = identity_of(folder)
-            earlier = None if on_hub else self._earlier(identity)
+            earlier = find_result(self.output, identity, *which)
             identity["checkpoint"]["tokens"] = tokens_of(self.location, folder)
-        return Prepared(folder, rows, self.settings.instances.length_for(folder), identity, earlier)
+        return Prepared(folder, rows, length, identity, earlier, before)
 
     def measure(self, prepared: Prepared | None, device: torch.device, ranks: Ranks) -> dict[str, Any]:
         """Measure the checkpoint and write its results, a collective; an earlier result is returned as it is.
@@ -131,6 +136,9 @@ class Job:
         measurement = measure(model, here.rows, *how, description, settings.measures, settings.compiled)
         if not ranks.is_first:
             return {}
+        fingerprint = here.identity["checkpoint"]["fingerprint"]
+        if state_of_files(here.folder) != here.before and identity_of(here.folder) != fingerprint:
+            raise ValueError(f"{here.folder}: replaced while it was measured; nothing is kept, run the command again")
         numbers = measurement.to_dict()
         lengths = [len(row) for row in here.rows[: numbers["number_of_instances"]]]
         result = {
@@ -163,18 +171,3 @@ class Job:
             "tolerance": settings.tolerance,
             "resuscitation": None if edit is None else file_digest(edit),
         }
-
-    def _earlier(self, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """The result in `output` if it is of this identity and has all measures."""
-        if not all((self.output / name).is_file() for name in (RESULT, COEFFICIENTS_FILE)):
-            return None
-        result = read_json(self.output / RESULT)
-        has_all = set(self.settings.measures) <= set(result.get("measures", ("knowledge",)))
-        return result if has_all and _contains(result, identity) else None
-
-
-def _contains(result: Any, wanted: Any) -> bool:
-    """Whether a result has all that is wanted; it may have more."""
-    if isinstance(wanted, dict):
-        return isinstance(result, dict) and all(_contains(result.get(key), value) for key, value in wanted.items())
-    return result == wanted

@@ -132,6 +132,7 @@ def measure(
             progress.note = f", {tokens / max(time.monotonic() - progress.started, 1e-9):,.0f} tokens/s{estimate}"
             progress.advance(stop - start)
             if stop >= next_check and averages and (tolerance is not None or ranks.is_first):
+                _check_finite({"knowledge": averages["knowledge"]}, description)
                 so_far = copy(averages["knowledge"])
                 if tolerance is not None:
                     so_far.reduce(ranks)  # all ranks decide alike; for the progress line, what this one has is enough
@@ -144,4 +145,17 @@ def measure(
         raise ValueError("fewer instances than processes")
     for average in averages.values():
         average.reduce(ranks)
+    _check_finite(averages, description)
     return Measurement(averages)
+
+
+def _check_finite(averages: Mapping[str, GroupedMeans], description: str) -> None:
+    """Raise ValueError that names the first layer whose average is NaN or infinite."""
+    for name, averaged in averages.items():
+        finite = np.isfinite(averaged.average)
+        if not finite.all():
+            layer = f"layer {np.argwhere(~finite)[0][0]}: " if finite.ndim else ""
+            raise ValueError(
+                f"{description}: {layer}the {name} average is NaN or infinite; the checkpoint has weights that are, or "
+                "its activations exceed the range of --precision"
+            )

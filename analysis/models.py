@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,11 +45,8 @@ def open_model(
 
     for path in checkpoint.model_files(folder):
         check_readable(path)
-    try:
+    with _named_errors(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except Exception as error:  # each library below has its own errors for damaged files
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
     if resuscitation is not None and resuscitation.suffix == ".pt":
         try:
             model.load_state_dict(read_tensors(resuscitation))
@@ -58,6 +57,24 @@ def open_model(
     return model.to(device).eval()
 
 
+def empty_model(folder: Path) -> nn.Module:
+    """The model of a transformers folder on the meta device, without weights. Raises ValueError if it has no class."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _named_errors(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@contextmanager
+def _named_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each library below has its own errors for damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
+
+
 def identity_of(folder: Path) -> str:
     """SHA-256 that identifies the weights of a folder: `fingerprint` of an OLMo model, else of the weight files.
 
@@ -66,6 +83,12 @@ def identity_of(folder: Path) -> str:
     if checkpoint.is_olmo(folder):
         return checkpoint.fingerprint(checkpoint.read_state(folder))
     return hashlib.sha256(" ".join(map(file_digest, checkpoint.model_files(folder))).encode()).hexdigest()
+
+
+def state_of_files(folder: Path) -> str:
+    """What changes when a checkpoint is replaced: identity, size and times of its weight files."""
+    found = ((path.name, path.stat()) for path in checkpoint.model_files(folder))
+    return str([(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found])
 
 
 def context_length(folder: Path) -> int:

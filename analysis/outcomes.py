@@ -55,9 +55,10 @@ def _difference_of_changes(before: Any, after: Any, other_before: Any, other_aft
 # --- runs ---
 
 
-def knowledge(run: Run, which: str, setting: str | None = None, kind: str | None = None) -> Estimate:
+def knowledge(runs: Sequence[Run], which: str, setting: str | None = None, kind: str | None = None) -> Estimate:
     """K `before` or `after`."""
-    return bootstrap([getattr(run, which).entries(setting, kind)[None]], lambda mean: mean, strata(run, setting, kind))
+    column = np.stack([getattr(run, which).entries(setting, kind) for run in runs])
+    return bootstrap([column], lambda mean: mean, strata(runs[0], setting, kind))
 
 
 def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Estimate:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from analysis import figures
 from analysis.directions import FORGETTING, NOISE, OPPOSITE, SEEN
 from analysis.summary_table import signed
-from olmo.console import clock
+from olmo.console import clock, fixed
 
 COLORS = {
     **dict(zip(("early", "middle", "last"), figures.BLUES)),
@@ -64,7 +64,7 @@ def render(report: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(clock=clock, signed=signed)
+    environment.filters.update(clock=clock, fixed=fixed, signed=signed)
     images = {name: base64.b64encode(path.read_bytes()).decode("ascii") for name, path in drawn.items()}
     seed_names = [f"seed {number}" for number in range(report["seeds"])]
     template = environment.get_template("report.html.j2")

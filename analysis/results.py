@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from analysis.measure import Measurement
-from olmo.files.atomic import atomic_path, write_text
-from olmo.files.paths import check_readable
+from olmo.exceptions import ConfigurationError
+from olmo.files.atomic import atomic_path
+from olmo.files.paths import check_readable, read_json
 from olmo.files.tensors import read_tensor, write_safetensors
 
 RESULT = "knowledge_entropy.json"
@@ -22,17 +24,85 @@ COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"
 
 def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) -> None:
     """Write `result`, the content of `knowledge_entropy.json`, and the average coefficients (L, M) in float32, each
-    atomically. Raises OSError."""
+    atomically: after a crash between the two, the coefficients are there without a result. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    edited = "" if result["resuscitation"] is None else f" resuscitated by {result['resuscitation']}"
     metadata = {
-        "checkpoint_fingerprint": f"{result['checkpoint']['fingerprint']}{edited}",
+        "checkpoint_fingerprint": _weights(result),
         "coefficient": result["coefficient"],
+        "data_sha256": result["data"]["sha256"],
     }
     average = torch.from_numpy(measurement.coefficients).float()
-    with atomic_path(folder / COEFFICIENTS_FILE) as partial:
+    with atomic_path(folder / RESULT) as partial_result, atomic_path(folder / COEFFICIENTS_FILE) as partial:
+        partial_result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         write_safetensors(partial, {"mlp_average_coefficients": average}, metadata)
-    write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
+        (folder / RESULT).unlink(missing_ok=True)  # it would stand beside coefficients of another measurement
+
+
+def find_result(
+    folder: Path, wanted: dict[str, Any], instances: str, measures: Sequence[str], overwrite: bool
+) -> dict[str, Any] | None:
+    """The result in a folder if it has the identity `wanted` and all measures; None where there is none or where the
+    same measurement, incomplete, may be replaced, or with `overwrite` any.
+
+    wanted: keys of `knowledge_entropy.json` with their values; that of the weights, `checkpoint.fingerprint`, may be
+    missing as long as they are not read. instances: what was asked for, in words.
+    Raises ConfigurationError where the files there are of something else: results are never replaced silently.
+    """
+    try:
+        result = read_json(folder / RESULT)
+    except (FileNotFoundError, NotADirectoryError):
+        if overwrite or "fingerprint" not in wanted["checkpoint"] or not (folder / COEFFICIENTS_FILE).exists():
+            return None
+        about = read_coefficients(folder / COEFFICIENTS_FILE)  # of an interrupted measurement, or somebody's
+        if (about.checkpoint, about.data) == (_weights(wanted), wanted["data"]["sha256"]):
+            return None
+        raise _kept(folder / COEFFICIENTS_FILE, "has no result beside it, so its instances are unknown") from None
+    except ValueError:
+        result = None
+    complete = isinstance(result, dict) and set(measures) <= set(result.get("measures", ("knowledge",)))
+    if complete and (folder / COEFFICIENTS_FILE).is_file() and _contains(result, wanted):
+        return result
+    reason = None if overwrite else _difference(result, wanted, instances, measures)
+    if reason is not None:
+        raise _kept(folder / RESULT, reason)
+    return None
+
+
+def _weights(result: dict[str, Any]) -> str:
+    """The identity of the weights that were measured, edited ones included."""
+    edited = "" if result["resuscitation"] is None else f" resuscitated by {result['resuscitation']}"
+    return f"{result['checkpoint']['fingerprint']}{edited}"
+
+
+def _kept(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"{path}: already exists and {reason}; name another --output, or replace it: --overwrite")
+
+
+def _difference(result: Any, wanted: dict[str, Any], instances: str, measures: Sequence[str]) -> str | None:
+    """In which respect a result is another measurement than the one that is wanted; None if in no respect."""
+    if not isinstance(result, dict) or not all(isinstance(result.get(key), dict) for key in ("checkpoint", "data")):
+        return "is not a result of analysis.entropy"
+    fingerprint = wanted["checkpoint"].get("fingerprint")
+    if fingerprint is not None and result["checkpoint"].get("fingerprint") != fingerprint:
+        return f"belongs to other weights, of {result['checkpoint'].get('path')}"
+    if result["data"].get("sha256") != wanted["data"]["sha256"]:
+        asked = result["data"].get("instances", result.get("number_of_instances"))
+        return (
+            f"belongs to other instances, {asked} of {result.get('sequence_length')} tokens from "
+            f"{result['data'].get('path')}, not {instances}"
+        )
+    for key in ("coefficient", "precision", "tolerance", "resuscitation"):
+        if result.get(key) != wanted[key]:
+            return f"was measured with {key} {result.get(key)}, not {wanted[key]}"
+    extra = [name for name in result.get("measures", ()) if name not in measures]
+    return f"has {extra[0]} entropy too, which --measures does not name" if extra else None
+
+
+def _contains(result: Any, wanted: Any) -> bool:
+    """Whether a result has all that is wanted; it may have more."""
+    if isinstance(wanted, dict):
+        return isinstance(result, dict) and all(_contains(result.get(key), value) for key, value in wanted.items())
+    return result == wanted
 
 
 def find_coefficients(folder: Path) -> Path:
@@ -45,11 +115,18 @@ def find_coefficients(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Average coefficients of a file, (L, M) float32, and the identity of their checkpoint if the file has it."""
+    """Average coefficients of a file, (L, M) float32, and the identities of checkpoint and data if the file has them.
+
+    Raises ValueError unless all of them are finite and not negative."""
 
     path: Path
     average: Tensor
     checkpoint: str | None
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.average.ndim != 2 or not self.average.isfinite().all() or (self.average < 0).any():
+            raise ValueError(f"{self.path}: expected a row of finite coefficients, 0 or above, for each layer")
 
 
 def read_coefficients(path: Path) -> Coefficients:
@@ -58,14 +135,12 @@ def read_coefficients(path: Path) -> Coefficients:
     Raises OSError, or ValueError where the file is damaged, unsafe or something else.
     """
     if path.suffix == ".pt":
-        average = read_tensor(path)
-        if average.ndim != 2:
-            raise ValueError(f"{path}: expected one row for each layer")
-        return Coefficients(path, average.float(), None)
+        return Coefficients(path, read_tensor(path).float(), None)
     check_readable(path)
     try:
         with safe_open(path, "pt") as file:
-            checkpoint = (file.metadata() or {}).get("checkpoint_fingerprint")
-            return Coefficients(path, file.get_tensor("mlp_average_coefficients").float(), checkpoint)
+            metadata = file.metadata() or {}
+            average = file.get_tensor("mlp_average_coefficients").float()
     except Exception as error:  # safetensors raises its own error type
         raise ValueError(f"{path}: not a file of average coefficients: {error}") from error
+    return Coefficients(path, average, metadata.get("checkpoint_fingerprint"), metadata.get("data_sha256"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ from olmo.knowledge.entries import SETTINGS
 
 TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P, paper B.2
 
+# Keys that name a run or its places: runs that differ in these and their seed only are of one setting.
+_OF_ONE_RUN = {"seed", "data", "run_name", "save_folder", "remote_save_folder", "save_overwrite", "wandb"} | {
+    "try_load_latest_save"
+}
+
 Entry = tuple[str, int]  # setting, number
 
 
@@ -29,6 +34,7 @@ class Run:
     """What a run's folder holds: its first evaluation, its newest one, and everything between."""
 
     name: str
+    folder: Path
     start: int | None  # pretraining step of the checkpoint it started from, 0 for new weights; None: unknown
     begins: int | None  # its own step there: 0 unless it continues the checkpoint's count; None: unknown
     first_step: int  # of the evaluation before
@@ -45,6 +51,34 @@ class Run:
     injections: list[int]  # steps
     encounters: dict[Entry, list[int]] | None  # entry -> steps whose batch held it; None: the run did not log it
     probes: ProbeSeries
+    seed: tuple[Any, Any] | None  # seed and data.seed of its configuration
+    settings: str | None  # the rest of its configuration, without names and places of the run itself
+
+
+def same_metrics(one: Run, other: Run) -> bool:
+    """Whether two runs are one run as far as their metrics show: at every step at which both were evaluated, the last
+    one included, every probe has the same value to the last bit, and so has every held-out instance."""
+    if one.step != other.step or not one.probes.same(other.probes):
+        return False
+    shared = np.intersect1d(one.probes.steps, other.probes.steps)
+    mine, others = (run.probes.values[np.isin(run.probes.steps, shared)] for run in (one, other))
+    after = [(one.losses[label][1][1], other.losses[label][1][1]) for label in one.losses.keys() & other.losses.keys()]
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in [(mine, others), *after])
+
+
+def distinct(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
+    """(the runs without repetitions, {name of a repetition: name of the run that it repeats}): runs whose metrics are
+    the same, because their seeds vary nothing, or because one run was named twice, by a link or as a copy. The names
+    are expected to differ."""
+    kept: list[Run] = []
+    repeated: dict[str, str] = {}
+    for run in runs:
+        first = next((k for k in kept if k.folder.resolve() == run.folder.resolve() or same_metrics(k, run)), None)
+        if first is None:
+            kept.append(run)
+        else:
+            repeated[run.name] = first.name
+    return kept, repeated
 
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -106,24 +140,48 @@ def _downstream(lines: list[dict[str, Any]], last: int) -> tuple[dict[int, dict[
     return accuracy, chance
 
 
-def _start(folder: Path) -> tuple[int | None, int | None]:
-    """`start` and `begins` of a run: the step in the name of the checkpoint in config.yaml, and that step or 0."""
+def _configuration(folder: Path) -> dict[str, Any] | None:
+    """config.yaml of a run, None without one. Raises ValueError where it is something else."""
     path = folder / "config.yaml"
     if not path.is_file():
+        return None
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # PyYAML's errors and OmegaConf's have no base class in common
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected keys and values at the top level")
+    return {str(key): value for key, value in found.items()}
+
+
+def _start(config: dict[str, Any] | None) -> tuple[int | None, int | None]:
+    """`start` and `begins` of a run: the step in the name of the checkpoint in its configuration, and that or 0."""
+    if config is None:
         return None, 0
-    config = OmegaConf.load(path)
-    load_path = OmegaConf.select(config, "load_path")
+    load_path = config.get("load_path")
     if load_path is None:
         return 0, 0
     step = step_of(str(load_path) if is_hub_id(str(load_path)) else Path(str(load_path)))
     start = step if step >= 0 else None
-    return start, 0 if OmegaConf.select(config, "reset_trainer_state") else start
+    return start, 0 if config.get("reset_trainer_state") else start
+
+
+def _seed(config: dict[str, Any] | None) -> tuple[tuple[Any, Any] | None, str | None]:
+    """`seed` and `settings` of a run."""
+    if config is None:
+        return None, None
+    section = config.get("data")
+    data = section if isinstance(section, dict) else {}
+    rest = {key: value for key, value in config.items() if key not in _OF_ONE_RUN}
+    rest["data"] = {key: value for key, value in data.items() if key != "seed"}
+    return (config.get("seed"), data.get("seed")), json.dumps(rest, sort_keys=True, default=str)
 
 
 def probing_steps(folder: Path) -> int | None:
     """The length of a run's probing windows in steps, from its config.yaml; None without them."""
-    path = folder / "config.yaml"
-    return OmegaConf.select(OmegaConf.load(path), "probing.steps") if path.is_file() else None
+    probing = (_configuration(folder) or {}).get("probing")
+    steps = probing.get("steps") if isinstance(probing, dict) else None
+    return steps if isinstance(steps, int) and steps > 0 else None
 
 
 def read_run(folder: Path) -> Run:
@@ -152,10 +210,11 @@ def read_run(folder: Path) -> Run:
     accuracy, chance = _downstream(lines, step)
     accuracy_before = accuracy[min(accuracy)] if accuracy else {}
     comparable = [s for s in accuracy if s > min(accuracy) and accuracy_before.keys() <= accuracy[s].keys()]
-    original = folder / "probes" / "original.parquet"
+    original, config = folder / "probes" / "original.parquet", _configuration(folder)
     return Run(
         folder.name or folder.resolve().name,
-        *_start(folder),
+        folder,
+        *_start(config),
         first_step,
         step,
         probes.knowledge(first),
@@ -171,4 +230,5 @@ def read_run(folder: Path) -> Run:
         [line["step"] for line in lines if "injection/round" in line],
         read_encounters(folder),
         probes,
+        *_seed(config),
     )

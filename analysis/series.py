@@ -18,6 +18,7 @@ from analysis.estimates import finite
 from analysis.kinds import difference, labels
 from analysis.locations import Location, check_writable
 from analysis.results import COEFFICIENTS_FILE, RESULT
+from olmo.console import fixed
 from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
 from olmo.files.tensors import read_tensor
@@ -69,6 +70,12 @@ def read_result(path: Path) -> dict[str, Any]:
     missing = {*_KEPT, "leave_one_group_out"} - (result.keys() if isinstance(result, dict) else set())
     if missing:
         raise ValueError(f"{path}: not a result of analysis.entropy, it has no {sorted(missing)[0]}")
+    try:
+        known = bool(np.isfinite([result["knowledge_entropy"], result["maximum"], *result["layers"]]).all())
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"{path}: knowledge_entropy, maximum and layers must be finite numbers; measure it again")
     return result
 
 
@@ -148,7 +155,7 @@ def table(series: dict[str, Any]) -> str:
                 row["name"],
                 str(step) if step >= 0 else "",
                 "" if tokens is None else f"{tokens / 1e9:,.0f}B" if tokens >= 10**10 else f"{tokens / 1e6:,.1f}M",
-                f"{row['knowledge_entropy']:.4f}",
+                fixed(row["knowledge_entropy"], 4),
                 f"{error:.4f}" if error is not None else "",
                 _shown(row["from_previous"]),
                 _shown(row["from_first"]),
@@ -164,10 +171,10 @@ def table(series: dict[str, Any]) -> str:
 
 
 def _shown(difference: dict[str, float | None] | None) -> str:
-    if difference is None:
+    if difference is None or difference["value"] is None:
         return ""
     error = difference["standard_error"]
-    return f"{difference['value']:+.4f}" + (f" +- {error:.4f}" if error is not None else "")
+    return fixed(difference["value"], 4, "+") + (f" +- {error:.4f}" if error is not None else "")
 
 
 def write(files: Sequence[Path], folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from analysis.directions import directions
 from analysis.outcomes import acquired, acquired_in_parts, forgotten, loss_rise, strata
 from analysis.results import RESULT
-from analysis.runs import TASKS, Run, read_run
+from analysis.runs import TASKS, Run, distinct, read_run
 from olmo.files.paths import read_json
 from olmo.knowledge.entries import SETTINGS
 
@@ -21,7 +22,7 @@ CONDITIONS = ("early", "middle", "last", "last_q1", "last_q2", "last_control")
 def gather(folder: Path) -> dict[str, Any]:
     """All numbers of the report, ready for JSON; `folder` is the output of scripts.demo.
 
-    Raises FileNotFoundError without demo.json, ValueError where the demo has not finished.
+    Raises FileNotFoundError without demo.json, ValueError where the demo has not finished or two runs are one.
     """
     path = folder / "demo.json"
     if not path.is_file():
@@ -33,6 +34,10 @@ def gather(folder: Path) -> dict[str, Any]:
     by_step = [{result["checkpoint"]["step"]: result for result in results} for results in entropies]
     conditions = manifest["conditions"]
     runs = {key: [read_run(folder / run) for run in condition["runs"]] for key, condition in conditions.items()}
+    # Named by their places: seeds of one condition have folders of one name.
+    every = [replace(run, name=str(run.folder)) for group in runs.values() for run in group]
+    for run, first in distinct(every)[1].items():
+        raise ValueError(f"{run} has exactly the metrics of {first}: they are one run and must not count as two")
     starts = {key: condition["start"] for key, condition in conditions.items()}
     return {
         "setting": manifest["setting"],

@@ -1,4 +1,4 @@
-"""acquisition.json: everything measured about several runs, and what each differs by from the first."""
+"""acquisition.json: everything measured about several runs, and what each differs by from a baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis import decay, dynamics, estimates
+from analysis.conditions import Condition, conditions, pairs
 from analysis.dynamics import Dynamics
 from analysis.outcomes import (
     acquired,
@@ -19,20 +22,44 @@ from analysis.outcomes import (
     knowledge,
     loss_rise,
 )
-from analysis.runs import Run, read_run
+from analysis.runs import Run, distinct, read_run
+from analysis.summary_table import estimates_of
 from olmo.files.paths import read_json
 
+Measured = dict[str, Dynamics | None]  # by the name of the run
 
-def summarise(folders: Sequence[Path], options: dynamics.Options) -> dict[str, Any]:
-    """Read and measure runs; ready for JSON. Raises OSError or ValueError where a folder holds no complete run."""
-    runs = [read_run(folder) for folder in folders]
-    if len({run.name for run in runs}) < len(runs):  # for instance runs of several seeds, in folders of one name
-        runs = [replace(run, name=str(folder)) for run, folder in zip(runs, folders)]
-    measured = [_measure(run, options) for run in runs]
-    first, *others = zip(runs, measured)
+
+def summarise(
+    folders: Sequence[Path],
+    options: dynamics.Options,
+    together: Sequence[Sequence[Path]] = (),
+    baseline: Path | None = None,
+) -> dict[str, Any]:
+    """Read and measure runs; ready for JSON. Raises OSError or ValueError where a folder holds no complete run.
+
+    Runs with the same metrics are one run: repetitions are named under `identical` and measured once. `together`:
+    folders of runs that are seeds of one condition, besides those whose configurations show it. Conditions are compared
+    with that of `baseline`, one of the folders, which is the first run otherwise.
+    """
+    read = {folder: read_run(folder) for folder in folders}
+    if len({run.name for run in read.values()}) < len(read):  # for instance runs of several seeds
+        read = {folder: replace(run, name=str(folder)) for folder, run in read.items()}
+    runs, identical = distinct(list(read.values()))
+    twice = {run.name: folders.count(folder) for folder, run in read.items()}
+    identical.update({f"{name}, named {count} times,": name for name, count in twice.items() if count > 1})
+    measured = {run.name: _measure(run, options) for run in runs}
+    kept = [[run for run in map(read.__getitem__, group) if run.name in measured] for group in together]
+    found = conditions(runs, [group for group in kept if group])
+    name = runs[0].name if baseline is None else read[baseline].name
+    name = identical.get(name, name)
+    first = next(c for c in found if name in {run.name for run in c.runs})
+    rows = [_summary(run, measured[run.name]) for run in runs]
+    means = [_of_condition(c, measured) for c in found if len(c.runs) > 1]
     return {
-        "runs": [_summary(run, of_run) for run, of_run in zip(runs, measured)],
-        "comparisons": [_comparison(*first, *other) for other in others],
+        "runs": rows,
+        "conditions": [{**row, "spread": _spread(row, rows)} for row in means],
+        "identical": identical,
+        "comparisons": [_comparison(first, other, measured) for other in found if other is not first],
         "resamples": estimates.RESAMPLES,
     }
 
@@ -58,15 +85,15 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
         "begins": run.begins,
         "first_step": run.first_step,
         "step": run.step,
-        "K_before": knowledge(run, "before").as_json(),
-        "K_after": knowledge(run, "after").as_json(),
+        "K_before": knowledge([run], "before").as_json(),
+        "K_after": knowledge([run], "after").as_json(),
         "K_original": None if run.original is None else float(run.original.entries().mean()),
         "A": acquired([run]).as_json(),
         **acquired_in_parts([run]),
         "by_setting_and_kind": {
             f"{s}_{k}": {
-                "K_before": knowledge(run, "before", s, k).as_json(),
-                "K_after": knowledge(run, "after", s, k).as_json(),
+                "K_before": knowledge([run], "before", s, k).as_json(),
+                "K_after": knowledge([run], "after", s, k).as_json(),
                 "A": acquired([run], s, k).as_json(),
             }
             for s, k in run.before.sums
@@ -85,20 +112,73 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
     }
 
 
-def _comparison(one: Run, first: Dynamics | None, other: Run, second: Dynamics | None) -> dict[str, Any]:
-    """Paired differences, `other` minus `one`, of everything that both have."""
-    f = compare_forgotten([one], [other])
-    labels = [k for k in one.losses if k in other.losses and len(other.losses[k][0][1]) == len(one.losses[k][0][1])]
-    same_probes = first is not None and second is not None and first.probes.same(second.probes)
+def _of_condition(condition: Condition, measured: Measured) -> dict[str, Any]:
+    """The row of several seeds, shaped as that of a run."""
+    runs, found = condition.runs, [measured[run.name] for run in condition.runs]
+    for run in runs:
+        if not run.before.same_probes(runs[0].before):
+            raise ValueError(f"{runs[0].name} and {run.name} were probed with different entries")
+    steps, starts = {run.step for run in runs}, {run.start for run in runs}
+    row = {
+        "run": f"mean of {condition.name} ({len(runs)} seeds)",
+        "runs": [run.name for run in runs],
+        "start": starts.pop() if len(starts) == 1 else None,
+        "step": min(steps),
+        "K_before": knowledge(runs, "before").as_json(),
+        "K_after": knowledge(runs, "after").as_json(),
+        "A": acquired(runs).as_json(),
+        **acquired_in_parts(runs),
+        "loss_rise": {label: loss_rise(runs, label).as_json() for label in _common_labels(runs)},
+        "downstream": forgotten(runs),
+    }
+    known = _of_same_probes(found)
+    row["dynamics"] = {"groups": decay.over_seeds(known)} if known else None
+    return row
+
+
+def _spread(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Standard deviations between seeds of what the table shows of a condition, where every seed has it."""
+    found = {}
+    for name, estimate in estimates_of(row, list(row["loss_rise"])).items():
+        of_seeds = [estimates_of(r, list(row["loss_rise"]))[name] for r in rows if r["run"] in row["runs"]]
+        values = [e["value"] for e in of_seeds if e is not None and e["value"] is not None]
+        if estimate is not None and len(values) == len(of_seeds):
+            found[name] = float(np.std(values, ddof=1))
+    return found
+
+
+def _of_same_probes(measured: Sequence[Dynamics | None]) -> list[Dynamics]:
+    """All of them, or none where one is missing or has other probes."""
+    known = [d for d in measured if d is not None]
+    alike = len(known) == len(measured) and all(d.probes.same(known[0].probes) for d in known)
+    return known if alike else []
+
+
+def _common_labels(runs: Sequence[Run]) -> list[str]:
+    """Labels of the held-out losses that all runs have of equally many instances."""
+    first = runs[0].losses
+    return [k for k in first if all(k in r.losses and len(r.losses[k][0][1]) == len(first[k][0][1]) for r in runs)]
+
+
+def _comparison(first: Condition, second: Condition, measured: Measured) -> dict[str, Any]:
+    """Paired differences, `second` minus `first`, of everything that both have, over the seeds that both have."""
+    paired = pairs(first, second)
+    named = {"from": first.name, "to": second.name, "runs": [[a.name, b.name] for a, b in paired]}
+    if not paired:
+        return {**named, "A": None, "K_after": None, "by_setting_and_kind": {}, "F": None, "loss_rise": {}} | {
+            "dynamics": None
+        }
+    one, other = [a for a, _ in paired], [b for _, b in paired]
+    f = compare_forgotten(one, other)
+    of_both = _of_same_probes([measured[run.name] for run in (*one, *other)])
     return {
-        "from": one.name,
-        "to": other.name,
-        **{name: found.as_json() for name, found in compare([one], [other]).items()},
+        **named,
+        **{name: found.as_json() for name, found in compare(one, other).items()},
         "by_setting_and_kind": {
-            f"{s}_{k}": {name: found.as_json() for name, found in compare([one], [other], s, k).items()}
-            for s, k in one.before.sums
+            f"{s}_{k}": {name: found.as_json() for name, found in compare(one, other, s, k).items()}
+            for s, k in one[0].before.sums
         },
         "F": None if f is None else f.as_json(),
-        "loss_rise": {label: compare_loss_rise([one], [other], label).as_json() for label in labels},
-        "dynamics": decay.compare(first, second) if same_probes and first and second else None,
+        "loss_rise": {k: compare_loss_rise(one, other, k).as_json() for k in _common_labels([*one, *other])},
+        "dynamics": decay.compare(of_both[: len(one)], of_both[len(one) :]) if of_both else None,
     }

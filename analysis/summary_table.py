@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from olmo.console import fixed
 from olmo.knowledge.entries import SETTINGS
 
 # key of a row -> (head, digits, whether with its interval)
@@ -23,7 +24,7 @@ COLUMNS = {
 }
 
 
-def _estimates(run: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+def estimates_of(run: dict[str, Any], labels: list[str]) -> dict[str, Any]:
     """What the table shows of a run, each an estimate or None."""
     downstream = run["downstream"] or {}
     of_all = ((run["dynamics"] or {}).get("groups") or {}).get("all") or {}
@@ -41,12 +42,19 @@ def _labels(result: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(label for run in result["runs"] for label in run["loss_rise"]))
 
 
+def by_condition(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each condition, in order of the runs: the mean of several seeds, or a run without others."""
+    mean_of = {name: row for row in result.get("conditions", ()) for name in row["runs"]}
+    found = {(row := mean_of.get(run["run"], run))["run"]: row for run in result["runs"]}
+    return list(found.values())
+
+
 def as_csv(result: dict[str, Any]) -> str:
     """A row a run, an estimate as three columns; empty where a run lacks it."""
     rows = []
-    for run in result["runs"]:
+    for run in (*result["runs"], *result.get("conditions", ())):
         row: dict[str, Any] = {"run": run["run"], "start": run["start"], "step": run["step"]}
-        for name, estimate in _estimates(run, _labels(result)).items():
+        for name, estimate in estimates_of(run, _labels(result)).items():
             for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
                 row[name + suffix] = None if estimate is None else estimate[part]
         rows.append(row)
@@ -58,13 +66,16 @@ def as_csv(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A line a run; columns that no run has are left out."""
+    """A line a run, and one for the mean of several seeds; columns that no run has are left out."""
     labels = _labels(result)
-    rows = [_estimates(run, labels) for run in result["runs"]]
+    runs = [*result["runs"], *result.get("conditions", ())]
+    rows = [estimates_of(run, labels) for run in runs]
     columns = {**COLUMNS, **{f"rise of {label}": (f"rise of {label} %", 2, True) for label in labels}}
-    shown = {name: column for name, column in columns.items() if any(_is_known(row[name]) for row in rows)}
+    # Where entries were injected, effectivity and a are asked for: a dash is better than no column.
+    asked = {"effectivity", "a"} if any(run["dynamics"] for run in result["runs"]) else set()
+    shown = {name: c for name, c in columns.items() if name in asked or any(_is_known(row[name]) for row in rows)}
     lines = [["run", "start", "step", *(head for head, _, _ in shown.values())]]
-    for run, row in zip(result["runs"], rows):
+    for run, row in zip(runs, rows):
         start = "?" if run["start"] is None else str(run["start"])
         cells = (_cell(row[name], digits, interval) for name, (_, digits, interval) in shown.items())
         lines.append([run["run"], start, str(run["step"]), *cells])
@@ -79,12 +90,12 @@ def _is_known(estimate: dict[str, Any] | None) -> bool:
 def _cell(estimate: dict[str, Any], digits: int, interval: bool) -> str:
     if not _is_known(estimate):
         return "-"
-    return with_interval(estimate, digits) if interval else f"{estimate['value']:.{digits}f}"
+    return with_interval(estimate, digits) if interval else fixed(estimate["value"], digits)
 
 
 def signed(value: float | None, digits: int) -> str:
     """A number with its sign; '?' where it is unknown or unbounded."""
-    return "?" if value is None else f"{value:+.{digits}f}"
+    return "?" if value is None else fixed(value, digits, "+")
 
 
 def with_interval(estimate: dict[str, Any], digits: int, unit: str = "") -> str:
@@ -94,9 +105,13 @@ def with_interval(estimate: dict[str, Any], digits: int, unit: str = "") -> str:
 
 
 def differences(result: dict[str, Any]) -> list[str]:
-    """A line for every run but the first."""
+    """A line for every run or condition but the baseline."""
     lines = []
     for found in result["comparisons"]:
+        pairs = found.get("runs", [None])  # older results compare single runs
+        if not pairs:
+            lines.append(f"{found['to']} minus {found['from']}: not compared, they have no seed in common")
+            continue
         of_all = (found["dynamics"] or {}).get("all") or {}
         named = {
             "A": (found["A"], " points", 2),
@@ -106,18 +121,40 @@ def differences(result: dict[str, Any]) -> list[str]:
             "a": (of_all.get("a"), "", 4),
             **{f"rise of {label}": (rise, " points", 2) for label, rise in found["loss_rise"].items()},
         }
-        parts = [f"{name} {with_interval(e, digits, unit)}" for name, (e, unit, digits) in named.items() if e]
-        lines.append(f"{found['to']} minus {found['from']}: {', '.join(parts)}")
+        parts = [
+            f"{name} {with_interval(e, digits, unit)}" for name, (e, unit, digits) in named.items() if _is_known(e)
+        ]
+        seeds = f" ({len(pairs)} seeds)" if len(pairs) > 1 else ""
+        lines.append(f"{found['to']} minus {found['from']}{seeds}: {', '.join(parts)}")
     return lines
 
 
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader of the table has to know about these runs."""
     runs = result["runs"]
-    found = [f"note: {run['run']}: {note}" for run in runs for note in (*_notes(run), *_notes_on_dynamics(run))]
+    of_runs: dict[str, list[str]] = {}  # a note that several runs share is printed once
+    for run in runs:
+        for note in (*_notes(run), *_notes_on_dynamics(run)):
+            of_runs.setdefault(note, []).append(run["run"])
+    found = [f"note: {_names(names)}: {note}" for note, names in of_runs.items()]
+    for name, first in result.get("identical", {}).items():
+        found.append(
+            f"note: {name} has exactly the metrics of {first} and counts as the same run: the seed varies nothing, or "
+            "a run was named twice"
+        )
+    for row in result.get("conditions", ()):
+        digits = {name: COLUMNS.get(name, ("", 2))[1] for name in row["spread"]}
+        spread = ", ".join(f"{COLUMNS.get(n, (n,))[0]} {fixed(v, digits[n])}" for n, v in row["spread"].items())
+        names = ", ".join(row["runs"])
+        found.append(f"note: {row['run']}: {names}; standard deviation between the seeds: {spread}")
     if len({run["step"] for run in runs}) > 1:
         found.append("note: the runs were evaluated up to different steps; their differences include that")
     return found
+
+
+def _names(names: list[str]) -> str:
+    shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more runs"]
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def _notes(run: dict[str, Any]) -> Iterator[str]:
@@ -140,15 +177,20 @@ def _notes_on_dynamics(run: dict[str, Any]) -> Iterator[str]:
     coverage, window = run["dynamics"]["coverage"], run["dynamics"]["window"]
     groups, (low, high) = run["dynamics"]["groups"], run["dynamics"]["fit_range"]
     pairs, measured, of_all = coverage["pairs"], coverage["measured"], groups["all"]
-    if measured < pairs:
+    lacking_window = coverage.get("no_window", 0)  # older results do not count these
+    if lacking_window:
         yield (
-            f"of {pairs} pairs of probe and injection {coverage['no_table_before']} have no table in the {window} "
-            f"steps before, {coverage['no_table_after']} none in the {window} steps from it; probing windows write them"
+            f"{lacking_window} of {pairs} pairs of probe and injection have no probing window, and no effectivity: set "
+            f"probing in the run's configuration, such as --probing.steps={window} --probing.interval=1"
         )
-    if coverage["just_before"] < measured:
+    if lacking_window == pairs:
+        return
+    if coverage["no_table_after"]:
+        yield f"{coverage['no_table_after']} of {pairs} pairs of probe and injection have no table after the injection"
+    if coverage.get("just_before", measured) < measured:
         older = measured - coverage["just_before"]
         yield f"{older} of {measured} effectivities are measured against a table older than the step before"
-    looked_at = pairs - coverage["no_table_after"]
+    looked_at = pairs - lacking_window - coverage["no_table_after"]
     if looked_at and coverage["tables"] < looked_at * window / 2:
         yield f"a maximum is over {coverage['tables'] / looked_at:.1f} tables of the {window} steps on average"
     if coverage["cut_short"]:

@@ -17,6 +17,7 @@ from analysis.measure import measure
 from analysis.models import PRECISIONS, open_model
 from analysis.results import RESULT, Coefficients
 from analysis.resuscitation import Resuscitation
+from olmo.console import fixed
 from olmo.distributed import Ranks, disable_malloc_trim, pick_device
 from olmo.files.paths import read_json
 from olmo.memory import jackknife_error, layer_entropy
@@ -95,8 +96,9 @@ def verify(
     change = after.knowledge_entropy - before.entropy
     error = float(jackknife_error(after.left_out.sum(1) - before.left_out.sum(1)))
     yield (
-        f"verified on {len(before.rows)} instances: H {before.entropy:.4f} -> {after.knowledge_entropy:.4f}, "
-        f"difference {change:+.4f} +- {'unknown (one instance)' if math.isnan(error) else f'{error:.4f}'}"
+        f"verified on {len(before.rows)} instances: H {fixed(before.entropy, 4)} -> "
+        f"{fixed(after.knowledge_entropy, 4)}, difference {fixed(change, 4, '+')} +- "
+        f"{'unknown (one instance)' if math.isnan(error) else f'{error:.4f}'}"
     )
     edited = (chosen.selected & ~chosen.dead).any(1)
     layer = int(edited.nonzero()[0])

@@ -44,6 +44,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def fixed(value: float, digits: int, sign: str = "") -> str:
+    """A number with so many digits after the point; with its sign for `sign` "+". Zero is never negative: -0.001 with
+    two digits is 0.00."""
+    return f"{round(float(value), digits) + 0.0:{sign}.{digits}f}"
+
+
 def on_terminal() -> bool:
     """Whether stderr is a terminal that can rewrite its lines."""
     return _itself(sys.stderr).isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")

@@ -1,4 +1,4 @@
-"""Processes and devices: this process, the others that torchrun started, and what they exchange."""
+"""Processes and devices: this process, the others that a launcher started, and what they exchange."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -24,6 +25,17 @@ from .exceptions import ConfigurationError
 
 Result = TypeVar("Result")
 ABANDONABLE = "reads ahead"  # prefix of the names of threads that a process may leave running at its exit
+
+# The variables by which a launcher describes a process: rank, number of processes, both of this machine, and the job.
+# Where several are set, the first launcher has started this process: mpirun uses srun on other machines.
+_LAUNCHERS = {
+    "mpirun": (
+        *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        *("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMIX_NAMESPACE"),
+    ),
+    "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ""),  # MPICH, Intel MPI
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID"),
+}
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,52 @@ class Ranks:
             dist.barrier()
 
 
+def adopt_launcher() -> None:
+    """Set torchrun's variables (RANK, WORLD_SIZE, ..., MASTER_PORT) in a process that srun or mpirun started.
+
+    To be called first in every command that joins processes. Nothing changes under torchrun, whose variables come
+    first even inside srun, and in a process alone. Raises ConfigurationError where what the launcher set is not enough,
+    and in a SLURM job of several tasks outside srun, in which one process would do the work of all.
+    """
+    given = os.environ
+    if "RANK" in given and "WORLD_SIZE" in given:
+        return
+    for launcher, (rank, size, local_rank, local_size, job) in _LAUNCHERS.items():
+        if not (given.get(rank, "").isdecimal() and given.get(size, "").isdecimal()):
+            continue
+        if int(given[size]) == 1:
+            return
+        # SLURM writes the numbers of tasks of all machines: 4(x2),3
+        local = {name: re.match(r"\d+", given.get(name, "")) for name in (local_rank, local_size)}
+        missing = [name for name, number in local.items() if number is None]
+        first = "127.0.0.1"
+        if not missing and local[local_size][0] != given[size]:  # type: ignore[index]
+            first = given.get("SLURM_STEP_NODELIST", "") if launcher == "srun" else ""
+            missing = [] if first or "MASTER_ADDR" in given else ["MASTER_ADDR (the host of the first process)"]
+        if missing:
+            raise ConfigurationError(
+                f"{launcher} started {given[size]} processes, but {' and '.join(missing)} is not set; "
+                "set it, or start the processes with torchrun"
+            )
+        port = 15000 + zlib.crc32(f"{given.get(job)}.{given.get('SLURM_STEP_ID')}".encode()) % 15000
+        given.setdefault("MASTER_ADDR", _first_host(first))
+        given.setdefault("MASTER_PORT", str(port))
+        given.update(RANK=given[rank], WORLD_SIZE=given[size])
+        given.update(LOCAL_RANK=local[local_rank][0], LOCAL_WORLD_SIZE=local[local_size][0])  # type: ignore[index]
+        return
+    if (tasks := given.get("SLURM_NTASKS", "1")) != "1":
+        raise ConfigurationError(
+            f"SLURM gave this job {tasks} tasks (SLURM_NTASKS), but srun did not start this process, which would run "
+            "alone; write srun before python, or unset SLURM_NTASKS for one process"
+        )
+
+
+def _first_host(nodes: str) -> str:
+    """The first host of a list as SLURM writes it: rack1-node[007,009-012],login -> rack1-node007."""
+    first = re.match(r"(?:\[[^]]*\]|[^,\[])*", nodes)
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", first[0] if first else nodes)
+
+
 def disable_malloc_trim() -> None:
     """Tell glibc to keep freed blocks of any size instead of returning them to the system (CPU training).
 
@@ -142,11 +200,12 @@ def pick_device(name: str | None = None) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigurationError(f"{name}: torch sees no GPU of Apple's here")
     if device.type == "mps" and not alone:
-        raise ConfigurationError(f"{name}: one process only; leave torchrun out, or add --device=cpu")
+        raise ConfigurationError(f"{name}: one process only; start one, or add --device=cpu")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest")
         if device.index is None:
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            one_visible = torch.cuda.device_count() == 1  # srun --gpus-per-task=1 shows each process its own as 0
+            return torch.device("cuda", 0 if one_visible else int(os.environ.get("LOCAL_RANK", "0")))
     return device
 
 
@@ -178,7 +237,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 @contextmanager
 def process_group(device: torch.device, timeout: float = 1800.0) -> Iterator[Ranks]:
-    """Join the processes of torchrun (nccl on GPUs, gloo on CPUs), or be alone; leaves the group at the end.
+    """Join the other processes (nccl on GPUs, gloo on CPUs), or be alone; leaves the group at the end.
 
     `timeout`: seconds after which a process that waits for the others gives up. Raises RuntimeError where another
     process has ended or hangs.

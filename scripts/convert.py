@@ -2,9 +2,11 @@
 
     python -m scripts.convert SRC DST --to hf      # OlmoForCausalLM or Olmo2ForCausalLM, with its tokenizer
     python -m scripts.convert SRC DST --to olmo    # config.yaml and model.safetensors
+    python -m scripts.convert SRC DST --to hf --resuscitation FILE
 
 SRC is a folder of any layout that olmo.checkpoint reads, or a hub id `owner/name[@revision]`. `--resuscitation FILE`
-applies what `python -m analysis.change_parameters` wrote, so that other programs see the edited model.
+applies what `python -m analysis.change_parameters` wrote, so that other programs read the edited model, and records it
+in resuscitation.json. With it, SRC can be a transformers folder of any family, whose other files are kept.
 """
 
 from __future__ import annotations
@@ -12,17 +14,22 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from analysis.edited_folder import write_edited_folder
 from olmo import checkpoint
-from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
+from olmo.checkpoint.transformers_layout import has_original_keys, to_transformers_config, to_transformers_state
 from olmo.config import ModelConfig, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.files.digests import file_digest
+from olmo.files.lock import Lock
 from olmo.files.tensors import write_olmo_safetensors, write_safetensors
+from olmo.memory.rescaling import load_multipliers
 from olmo.memory.temperature import Temperatures
 from olmo.model import OLMo
 from olmo.tokenizer import load_tokenizer
@@ -63,6 +70,29 @@ def write_tokenizer(source: Path, target: Path, identifier: str | None, model: M
     return identifier
 
 
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `target` when the block ends well, and is deleted otherwise.
+
+    Raises ConfigurationError if `target` is anything but an empty folder, OSError if another process writes it.
+    """
+    target = target.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigurationError(f"{target}: already exists; name a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    with Lock(target.with_name(f".{target.name}.lock")):
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
+        try:
+            yield partial
+            if target.is_dir():
+                target.rmdir()
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def convert(
     source: Path, target: Path, to: str, resuscitation: str | None, identifier: str | None, force: bool = False
 ) -> str:
@@ -70,43 +100,61 @@ def convert(
 
     Raises ConfigurationError where the layout cannot hold the model, ValueError for weights that do not fit.
     """
-    target = target.resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigurationError(f"{target}: already exists; name a new folder")
-    if not checkpoint.is_olmo(source):
-        raise ConfigurationError(
-            f"{source}: not an OLMo model; to write edited weights of another family, use analysis.change_parameters "
-            "--format full"
-        )
+    edit = None if resuscitation is None else checkpoint.resuscitation_file(resuscitation, source, "--resuscitation")
+    is_olmo = checkpoint.is_olmo(source)
+    if not is_olmo and to == "olmo":
+        raise ConfigurationError(f"{source}: not an OLMo model; --to olmo writes OLMo and OLMo 2 only")
+    if not is_olmo and edit is None:
+        raise ConfigurationError(f"{source}: already in transformers' layout; --resuscitation names an edit to apply")
+    if not is_olmo and identifier is not None:
+        raise ConfigurationError("--tokenizer: models of other families keep the tokenizer of their folder")
+    # Weights under OLMo's names are no edit of files with transformers' names.
+    by_file = edit is not None and to == "hf" and is_transformers(source) and not (is_olmo and edit.suffix == ".pt")
+    with new_folder(target) as partial:
+        if edit is not None and by_file:
+            edited, tensors = write_edited_folder(source, partial, edit, force)
+            result = f"{edited} of {tensors} tensors edited"
+        else:
+            result = _convert_olmo(source, partial, to, edit, force)
+        if not by_file or identifier is not None:
+            tokenizer = write_tokenizer(source, partial, identifier, checkpoint.read_config(source))
+            result += f", tokenizer {tokenizer or 'unknown; name it with --tokenizer'}"
+        if edit is not None:
+            _record(partial / "resuscitation.json", source, edit, force)
+    return f"{target}: {result}"
+
+
+def is_transformers(folder: Path) -> bool:
+    """Whether a folder has the config.json and the names of tensors of a class of transformers."""
+    raw = checkpoint.transformers_config(folder)
+    return raw is not None and not has_original_keys(raw)
+
+
+def _convert_olmo(source: Path, folder: Path, to: str, edit: Path | None, force: bool) -> str:
     config = replace(checkpoint.read_config(source), resuscitation=None)
     state = checkpoint.read_state(source)
-    if resuscitation is not None:
-        state = checkpoint.resuscitated(state, resuscitation, source, key="--resuscitation", force=force)
+    if edit is not None:
+        state = checkpoint.resuscitated(state, str(edit), source, key="--resuscitation", force=force)
     checkpoint.check_fit(OLMo.empty(config), state, str(source))
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        if to == "hf":
-            described = to_transformers_config(config, state["transformer.wte.weight"].dtype)
-            (partial / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-            weights = to_transformers_state(state, config)
-            write_safetensors(partial / "model.safetensors", weights, {"format": "pt"})
-        else:
-            divisors = Temperatures.from_config(config, source).memories
-            if divisors is not None:
-                config = replace(config, temperature_MLP="temperature_MLP.safetensors")
-                write_olmo_safetensors(partial / "temperature_MLP.safetensors", {"temperature_MLP": divisors})
-            save_model_config(partial / "config.yaml", config)
-            write_olmo_safetensors(partial / "model.safetensors", state)
-        tokenizer = write_tokenizer(source, partial, identifier, config)
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    numbers = sum(tensor.numel() for tensor in state.values())
-    return f"{target}: {numbers:,} weights, tokenizer {tokenizer or 'unknown; name it with --tokenizer'}"
+    if to == "hf":
+        described = to_transformers_config(config, state["transformer.wte.weight"].dtype)
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        write_safetensors(folder / "model.safetensors", to_transformers_state(state, config), {"format": "pt"})
+    else:
+        divisors = Temperatures.from_config(config, source).memories
+        if divisors is not None:
+            config = replace(config, temperature_MLP="temperature_MLP.safetensors")
+            write_olmo_safetensors(folder / "temperature_MLP.safetensors", {"temperature_MLP": divisors})
+        save_model_config(folder / "config.yaml", config)
+        write_olmo_safetensors(folder / "model.safetensors", state)
+    return f"{sum(tensor.numel() for tensor in state.values()):,} weights"
+
+
+def _record(path: Path, source: Path, edit: Path, force: bool) -> None:
+    """Write what was edited by which file; of multipliers, how they were made."""
+    about = load_multipliers(edit).about if edit.suffix == ".safetensors" else None
+    made = {"checkpoint": str(source), "resuscitation": str(edit), "sha256": file_digest(edit), "settings": about}
+    path.write_text(json.dumps({**made, "forced": force}, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str]) -> None:

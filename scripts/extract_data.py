@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from olmo.config import load
+from olmo.config.schema import DEFAULT_DTYPE
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.files.atomic import atomic_path
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     check_new(args.output)
     # A run over the file derives both from the tokens again.
     config.data.generate_attention_mask, config.data.instance_filter = False, None
-    dtype = np.dtype(config.data.memmap_dtype).newbyteorder("<")
+    dtype = np.dtype(config.data.memmap_dtype or DEFAULT_DTYPE).newbyteorder("<")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".order-", dir=args.output.parent) as folder,

@@ -1,7 +1,8 @@
-"""Train a model: one process, or any number under torchrun.
+"""Train a model: one process, or any number under torchrun, srun or mpirun.
 
     python -m scripts.train CONFIG [--device=cpu] [--key.sub=value ...]
     torchrun --nproc_per_node=2 -m scripts.train CONFIG [--key.sub=value ...]
+    srun --ntasks=8 python -m scripts.train CONFIG [--key.sub=value ...]
     python -m scripts.train --help-config [KEY]
 
 The last prints what the keys of a configuration mean and what they may be: all, one, or those of a section.
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from olmo.config import load
 from olmo.config.help import LEGEND, describe
 from olmo.console import StdoutHandler
-from olmo.distributed import disable_malloc_trim, exit_process, pick_device, process_group
+from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Interrupted, exit_status
 from olmo.train import Trainer
 from olmo.train.stopping import Signals
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigurationError(f"--help-config: expected one key, got {' '.join(argv[1:])}")
         print(f"{describe(*argv[1:])}\n({LEGEND})")
         return
+    adopt_launcher()
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
     config = load(argv[0], [flag for flag in argv[1:] if flag not in named])
     logging.basicConfig(format="%(message)s", handlers=[StdoutHandler()])

@@ -42,15 +42,11 @@ def loops(probes: ProbeSeries, encounters: dict, window: int) -> tuple[dict, dic
         entered = [s for s in entered if s <= steps[-1]]
         before = peak = at = None
         for number, step in enumerate(entered):
-            earliest = step - window
-            if number > 0:
-                earliest = max(earliest, entered[number - 1])
             latest = step + window - 1
             if number + 1 < len(entered):
                 latest = min(latest, entered[number + 1] - 1)
-            previous = [s for s in level if earliest <= s < step]
-            following = [s for s in level if step <= s <= latest]
-            base = level[max(previous)] if previous else None
+            base = level.get(step - 1)
+            following = [] if base is None else [s for s in level if step <= s <= latest]
             peak = at = None
             for s in sorted(following):
                 if peak is None or level[s] > peak:

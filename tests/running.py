@@ -100,6 +100,11 @@ def train(config: Path, folder: Path, *overrides: str) -> Trainer:
     return trainer
 
 
+def _environment() -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def command(arguments: list[str], cwd: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS`, or torchrun with as many processes, from `cwd`; the code is found wherever that is."""
     launcher = [sys.executable]
@@ -108,11 +113,40 @@ def command(arguments: list[str], cwd: Path, processes: int = 1) -> subprocess.C
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    environment = {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        [*launcher, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+        [*launcher, *arguments], cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=120
     )
+
+
+def slurm_variables(rank: int, processes: int) -> dict[str, str]:
+    """What srun sets in one of several processes of this machine, seen with SLURM 22.05."""
+    return {
+        **{"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_PROCID": str(rank)},
+        **{"SLURM_LOCALID": str(rank), "SLURM_NTASKS": str(processes), "SLURM_STEP_NUM_TASKS": str(processes)},
+        **{"SLURM_STEP_TASKS_PER_NODE": str(processes), "SLURM_STEP_NODELIST": "node1"},
+    }
+
+
+def srun(arguments: list[str], cwd: Path, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` in several processes as srun starts them; their output joined, the highest status."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env={**_environment(), **slurm_variables(rank, processes)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        output, errors = zip(*(process.communicate(timeout=120) for process in started))
+    finally:
+        for process in started:
+            process.kill()
+    status = max(process.returncode for process in started)
+    return subprocess.CompletedProcess(arguments, status, "".join(output), "".join(errors))
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

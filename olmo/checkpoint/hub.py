@@ -41,6 +41,7 @@ def download(hub_id: str, cache: Path | None = None, weights: bool = True) -> Pa
         if weights:
             files = HfApi().list_repo_files(name, revision=revision or None)
             patterns.append("*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin")
+            patterns += ["*.model", "*.txt", "*.jinja"]  # tokenizers have these too
         return _snapshot(hub_id, cache, patterns)
     except Exception as error:  # the hub's client lets the errors of its HTTP library through
         folder = downloaded(hub_id, cache, weights)

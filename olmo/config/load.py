@@ -7,6 +7,7 @@ import os
 import re
 import typing
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         if evaluators and not (OmegaConf.is_list(evaluators) and all(map(OmegaConf.is_dict, evaluators))):
             raise ConfigurationError(f"{path}: evaluators: expected a list of keys and values")
         for position, evaluator in enumerate(evaluators):  # OmegaConf reports no position in a list
-            _typed(EvaluatorConfig, evaluator, f"{path}: evaluators[{position}].")
+            _merged(EvaluatorConfig, evaluator, f"{path}: evaluators[{position}].")
         config = _typed(TrainConfig, raw, f"{path}: ", {override[2:].partition("=")[0] for override in overrides})
         _refuse(path, run_problems(config))
     except ConfigurationError as error:
@@ -89,9 +90,23 @@ def _refuse(where: str | Path, problems: Iterable[str]) -> None:
 
 
 def _typed(schema: type[Config], raw: Any, where: str, overridden: Container[str] = ()) -> Config:
-    """The values of `raw` in a dataclass; ConfigurationErrors name the key and `where` it is set."""
+    """The values of `raw` in a dataclass."""
+    merged = _merged(schema, raw, where, overridden)
+    with _naming(schema, raw, where, overridden):
+        return typing.cast(Config, OmegaConf.to_object(merged))
+
+
+def _merged(schema: type, raw: Any, where: str, overridden: Container[str] = ()) -> Any:
+    """The values of `raw`, of the types of a schema; interpolations remain."""
+    with _naming(schema, raw, where, overridden):
+        return OmegaConf.merge(OmegaConf.structured(schema), raw)
+
+
+@contextmanager
+def _naming(schema: type, raw: Any, where: str, overridden: Container[str]) -> Iterator[None]:
+    """Turn OmegaConf's errors into ConfigurationErrors with the key and `where` it was given, or the command line."""
     try:
-        return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), raw)))
+        yield
     except _OF_OMEGACONF as error:
         key, problem = getattr(error, "full_key", None), _in_a_line(error)
         if not key and (found := _wrong_value(schema, raw)):

@@ -40,6 +40,7 @@ ActivationCheckpointingStrategy = Literal[
     "three_in_four", "fine_grained",
 ]  # fmt: skip
 
+DEFAULT_DTYPE = "uint16"  # of token files
 _LAYOUT = "the layout is recognized by its files"
 
 
@@ -101,12 +102,24 @@ class DataConfig:
     """Training data, or the data of an evaluator."""
 
     paths: list[str] | None = setting(None, "token files without a header, or URLs; {000..187} is expanded")
-    memmap_dtype: str = setting("uint16", "type of the tokens in files: uint8, uint16, uint32 or uint64")
+    memmap_dtype: str | None = setting(
+        None,
+        "type of the tokens in files: uint8, uint16, uint32 or uint64; null is uint16, and an error if they look like "
+        "another type (with a type: a warning)",
+        null_is=DEFAULT_DTYPE,
+        unknown_to_olmo=True,  # as null
+    )
     datasets: dict[str, list[str]] | None = setting(
         None, "evaluators: name -> token files; training: only null, name the files in data.paths"
     )
     label_mask_paths: list[str] | None = setting(None, "one per file of paths, 1 byte per token: 0 is not trained")
-    pad_direction: PaddingDirection = setting("right", "side on which short rows of dataset_path are filled")
+    pad_direction: PaddingDirection = setting("right", "side on which short rows are padded, with pad_rows")
+    pad_rows: bool = setting(
+        False,
+        "pad rows of dataset_path shorter than model.max_sequence_length; false: they are an error",
+        unknown_to_olmo=True,
+        defines_run=False,
+    )
     generate_attention_mask: bool = setting(False, "treat model.pad_token_id as padding wherever it occurs in the data")
     generate_doc_lengths: bool = setting(
         False, only=(False,), instead="documents of an instance share attention", unknown_to_olmo=True
@@ -299,6 +312,7 @@ class TrainConfig:
     precision: str | None = setting(
         None,
         "null is fp32; amp_bf16 is autocast to bfloat16",
+        null_is="fp32",
         only=(None, "fp32", "amp_bf16"),
         instead="use fp32 or amp_bf16",
         defines_run=True,

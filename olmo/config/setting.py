@@ -29,6 +29,7 @@ class Setting:
         at_least, more_than, at_most: The range of its numbers.
         only: The supported values, if not all; any other is an error.
         instead: What to do instead of giving an unsupported value.
+        null_is: The value that null stands for, if that is always the same.
         no_effect: Why the key changes neither numbers nor memory; for keys that OLMo's configurations have. A run whose
             configuration changes it logs a warning (`check.idle_settings`).
         unknown_to_olmo: ai2-olmo 0.6.0, or the published trainer (a fork of 0.4), refuses the key. It is left out of a
@@ -42,6 +43,7 @@ class Setting:
     at_most: float = math.inf
     only: tuple[Any, ...] = ()
     instead: str = ""
+    null_is: Any = None
     no_effect: str = ""
     unknown_to_olmo: bool = False
     defines_run: bool | None = None
@@ -142,7 +144,8 @@ def changed_keys(before: Any, now: Any, prefix: str = "", defines_run: bool = Fa
     changed = []
     for field in dataclasses.fields(before):
         key, setting = prefix + field.name, setting_of(field)
-        old, new = getattr(before, field.name), getattr(now, field.name)
+        values = (getattr(config, field.name) for config in (before, now))
+        old, new = (setting.null_is if value is None else value for value in values)
         defines = defines_run if setting.defines_run is None else setting.defines_run
         if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
             changed += changed_keys(old, new, f"{key}.", defines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..distributed import ABANDONABLE
 from ..exceptions import ConfigurationError
 from .masks import Masked, Masks, open_masks
 from .order import EpochOrder
-from .sources import PADDING, TokenSource, open_source
+from .sources import PADDING, TokenDataset, TokenSource, open_source
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Batch:
     rows: NDArray[np.int64]  # (rows,) places in the global batch
     label_mask: Tensor | None = None  # (rows, T) bool; both as in `Masked`
     attention_mask: Tensor | None = None
+    padded_share: float = 0.0  # of all rows of the global batch, before injection
 
 
 class Loader:
@@ -87,9 +88,18 @@ class Loader:
     def batch(self, epoch: int, number: int) -> Batch:
         """Global batch `number` (0-based) of an epoch, the part of this rank."""
         rows = np.arange(self.rank, self.global_batch_size, self.world_size)
-        instances = self._order(epoch).at(number * self.global_batch_size + rows)
+        order, first, padded = self._order(epoch), number * self.global_batch_size, 0.0
+        instances = order.at(first + rows)
         masked = self._read(instances)
-        return Batch(masked.input_ids, instances, rows, masked.label_mask, masked.attention_mask)
+        if isinstance(self.source, TokenDataset):
+            padded = self.source.padded_share(order.at(np.arange(first, first + self.global_batch_size)))
+        return Batch(masked.input_ids, instances, rows, masked.label_mask, masked.attention_mask, padded)
+
+    def remarks(self) -> Iterator[str]:
+        """What of the data is not used or is padding, a line each."""
+        yield from self.source.remarks()
+        if left := len(self.source) % self.global_batch_size:
+            yield f"{left:,} of {len(self.source):,} instances are not used in each epoch: they fill no global batch"
 
     def _read(self, instances: NDArray[np.uint32]) -> Masked:
         tokens, known = self.source.read(instances), self.vocabulary

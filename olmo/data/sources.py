@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.schema import DataConfig, PaddingDirection
+from ..config.schema import DEFAULT_DTYPE, DataConfig, PaddingDirection
+from ..console import log
 from ..exceptions import ConfigurationError
 from .ranges import RemoteFiles
+from .token_type import HEAD, TYPES, wrong_type
 
 NUMPY_HEADER = b"\x93NUMPY"
 PADDING = -1  # in place of a token id where a row of a `datasets` folder is shorter than the sequence
@@ -56,14 +58,15 @@ class TokenFiles:
     The rest of each file that fills no instance is dropped; instances are numbered through the files in order
     (formats section 3). Paths may have brace ranges, see `expand_ranges`, and may be URLs: http(s)://, s3:// or r2://.
     `keep` caches what is read of those, `fresh` requests their sizes again. `key` is the configuration's name for the
-    paths, if they are from one.
+    paths, if they are from one. dtype: None is uint16, and a ValueError if the content of a file looks like another
+    type; with a type, that is a warning. Of a remote file the first rows that are read are examined.
     """
 
     def __init__(
         self,
         paths: Sequence[str | Path],
         sequence_length: int,
-        dtype: str = "uint16",
+        dtype: str | None = None,
         *,
         keep: bool = True,
         fresh: bool = False,
@@ -72,10 +75,10 @@ class TokenFiles:
         kind = "label mask" if key == "data.label_mask_paths" else "token file"
         if not paths:
             raise ConfigurationError(f"no {kind}s given ({key or 'data.paths'} is empty)")
-        self.sequence_length, self.keep = sequence_length, keep
-        if dtype not in ("uint8", "uint16", "uint32", "uint64"):
-            raise ConfigurationError(f"data.memmap_dtype: {dtype!r} is none of uint8, uint16, uint32, uint64")
-        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.sequence_length, self.keep, self._kind, self._key = sequence_length, keep, kind, key
+        if dtype not in (None, *TYPES):
+            raise ConfigurationError(f"data.memmap_dtype: {dtype!r} is none of {', '.join(TYPES)}")
+        self.dtype, self._dtype_is_given = np.dtype(dtype or DEFAULT_DTYPE).newbyteorder("<"), dtype is not None
         self.paths = [name for path in paths for name in expand_ranges(str(path))]
         remote = [path for path in self.paths if "://" in path]
         for path in self.paths:
@@ -93,14 +96,12 @@ class TokenFiles:
                 self._files.append(None)
                 continue
             with Path(path).open("rb") as file:
-                if file.read(len(NUMPY_HEADER)) == NUMPY_HEADER:
-                    raise ValueError(
-                        f"{path}: begins with the header of numpy.save; a {kind} has none, see ndarray.tofile"
-                    )
+                self._check_content(path, file.read(HEAD))
             shape = (size // width, sequence_length)
             # numpy cannot map an empty file. As a plain array: indexing a memmap takes longer than copying a row.
             mapped = np.memmap(path, self.dtype, "r", shape=shape) if shape[0] else np.empty(shape, self.dtype)
             self._files.append(mapped.view(np.ndarray))
+        self._unseen = {number for number, path in enumerate(self.paths) if "://" in path}
         # First instance of each file, and the total at the end.
         self.offsets = np.cumsum([0, *(size // width for size in self.sizes)])
         if not self.offsets[-1]:
@@ -112,6 +113,51 @@ class TokenFiles:
     def extent(self) -> str:
         """How far the instances reach, for messages."""
         return f"{len(self.paths)} files, {sum(self.sizes)} bytes, the last {self.paths[-1]} of {self.sizes[-1]} bytes"
+
+    def remarks(self) -> Iterator[str]:
+        """What of the files is not used."""
+        tokens = [size // self.dtype.itemsize for size in self.sizes]
+        if short := [path for path, held in zip(self.paths, tokens) if held < self.sequence_length]:
+            more = f" and {len(short) - 1} more" if len(short) > 1 else ""
+            yield f"{short[0]}{more}: fewer than {self.sequence_length} tokens, not one instance"
+        if rest := sum(held % self.sequence_length for held in tokens):
+            yield (
+                f"{rest:,} of {sum(tokens):,} tokens are not used: at the ends of files they fill no instance of "
+                f"{self.sequence_length} tokens"
+            )
+
+    def _check_content(self, path: str, content: bytes, is_head: bool = True) -> None:
+        """Raise ValueError, or warn, if bytes of a file, its first or others, are no tokens of this type."""
+        if is_head and content.startswith(NUMPY_HEADER):
+            raise ValueError(
+                f"{path}: begins with the header of numpy.save; a {self._kind} has none, see ndarray.tofile"
+            )
+        fits = self._kind == "token file" and wrong_type(content, self.dtype.name)
+        if not fits:
+            return
+        setting = f"{self._key.removesuffix('.paths') or 'data'}.memmap_dtype"
+        found = f"{path}: its content looks like tokens of {fits}, not of {self.dtype.name}"
+        if not self._dtype_is_given:
+            raise ValueError(
+                f"{found}; give the type as {setting}: {fits} in a configuration, or {setting}: {self.dtype.name} if "
+                "this is the right one"
+            )
+        log.warning("%s, which %s states", found, setting)
+
+    def _check_remote(self, files: NDArray[np.int64], starts: NDArray[np.int64], content: bytes) -> None:
+        """`_check_content` of remote rows: those at the start of a file, and the first that are read of each file."""
+        width = len(content) // len(starts)
+        new = self._unseen.intersection(files.tolist())
+        self._unseen -= new
+        parts: dict[int, bytes] = dict.fromkeys(new, b"")
+        for row, (file, start) in enumerate(zip(files.tolist(), starts.tolist())):
+            if start == 0:
+                self._check_content(self.paths[file], content[row * width : row * width + len(NUMPY_HEADER)])
+            if file in parts and len(parts[file]) < HEAD:
+                first = row * width + -start % 8  # whole numbers of every type
+                parts[file] += content[first : first + ((row + 1) * width - first) // 8 * 8]
+        for file, part in parts.items():
+            self._check_content(self.paths[file], part, is_head=False)
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
         """Token ids (n, sequence_length), int64, of the instances with these numbers, in this order."""
@@ -133,6 +179,7 @@ class TokenFiles:
             numbers = np.cumsum(is_remote)[files[far]] - 1  # among the remote ones
             width = self.dtype.itemsize * self.sequence_length
             content = self._remote.read(numbers, places[far] * width, width, self.keep)
+            self._check_remote(files[far], places[far] * width, content)
             rows[far] = np.frombuffer(content, self.dtype).reshape(-1, self.sequence_length)
         if self.dtype.itemsize == 8 and (large := rows >> 63).any():
             raise ValueError(f"{self.extent()}: token {rows[large > 0][0]} is none; is data.memmap_dtype uint64?")
@@ -140,12 +187,20 @@ class TokenFiles:
 
 
 class TokenDataset:
-    """A Hugging Face `datasets` folder on disk with a column `input_ids` of rows of token ids; short ones are padded.
+    """A Hugging Face `datasets` folder on disk with a column `input_ids` of rows of token ids.
 
-    `columns` are those of its columns with a number for every token, see `read_column`.
+    `columns` are those of its columns with a number for every token, see `read_column`. pad_rows: rows shorter than
+    `sequence_length` are padded; otherwise they are a ValueError. Longer ones always are.
     """
 
-    def __init__(self, path: str | Path, sequence_length: int, pad_direction: PaddingDirection = "right"):
+    def __init__(
+        self,
+        path: str | Path,
+        sequence_length: int,
+        pad_direction: PaddingDirection = "right",
+        pad_rows: bool = True,
+        key: str = "data",
+    ):
         import datasets  # takes a second; only runs on such folders need it
 
         if not Path(path).is_dir():
@@ -167,6 +222,34 @@ class TokenDataset:
             if not kind.startswith(("int", "uint", "bool")):
                 raise ValueError(f"{path}: column '{name}' holds {loaded.features[name]}, not lists of whole numbers")
         self._rows = loaded.select_columns(self.columns).with_format("numpy")
+        self._lengths = self._row_lengths(loaded, pad_rows, key)
+
+    def _row_lengths(self, loaded: Any, pad_rows: bool, key: str) -> NDArray[np.integer]:
+        """Tokens in each row (n,), 0 where one is missing. Raises ValueError for rows of another length."""
+        import pyarrow.compute as arrow
+
+        lengths = arrow.fill_null(arrow.list_value_length(loaded.data.column("input_ids")), 0).to_numpy()
+        shortest, longest, length = int(lengths.min()), int(lengths.max()), self.sequence_length
+        if longest > length or (shortest < length and not pad_rows):
+            found = f"{longest}" if shortest == longest else f"{shortest} to {longest} (mean {lengths.mean():.1f})"
+            raise ValueError(
+                f"{self.path}: its rows have {found} tokens, model.max_sequence_length is {length}: set it to "
+                f"{longest}, or make rows of {length} tokens (scripts.prepare_pubmed --sequence_length {length})"
+                + ("" if longest > length else f"; with {key}.pad_rows: true, short rows are padded")
+            )
+        return lengths
+
+    def remarks(self) -> Iterator[str]:
+        """How much of the rows is padding."""
+        if share := self.padded_share(slice(None)):
+            yield (
+                f"rows of {self._lengths.min()} to {self._lengths.max()} tokens are padded to {self.sequence_length}: "
+                f"{share:.1%} of what is read is padding"
+            )
+
+    def padded_share(self, indices: NDArray[np.integer] | slice) -> float:
+        """Which share of these instances is padding."""
+        return 1 - float(self._lengths[indices].mean()) / self.sequence_length
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -178,8 +261,8 @@ class TokenDataset:
     def read_column(self, name: str, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
         """One of `columns`, padded as the token ids are: `input_ids`, or a mask, 0 where the token is masked.
 
-        Raises ValueError for a row that is too long, holds something else than whole numbers from 0 on, or as a mask
-        has not the length of its tokens.
+        Raises ValueError for a row that holds something else than whole numbers from 0 on, or as a mask does not have
+        the length of its tokens.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         check_range(wanted, len(self), self.path)
@@ -189,10 +272,6 @@ class TokenDataset:
             where = f"{self.path}: instance {number}, column '{name}'"
             if row is None or ids is None or (np.asarray(row).dtype.kind not in "iub" and len(row)):
                 raise ValueError(f"{where}: a value is missing")
-            if len(row) > self.sequence_length:
-                raise ValueError(
-                    f"{where}: {len(row)} tokens, the model takes {self.sequence_length} (model.max_sequence_length)"
-                )
             if len(row) != len(ids):
                 raise ValueError(f"{where}: a mask of {len(row)} numbers for {len(ids)} tokens")
             start = self.sequence_length - len(row) if self.pad_direction == "left" else 0
@@ -205,8 +284,9 @@ class TokenDataset:
 TokenSource: TypeAlias = TokenFiles | TokenDataset  # `sequence_length` ids an instance, numbered from 0
 
 
-def open_source(data: DataConfig, sequence_length: int, keep: bool = True) -> TokenSource:
-    """The source that `data.paths` or `data.dataset_path` names. Remote ranges stay on this machine with `keep`."""
+def open_source(data: DataConfig, sequence_length: int, keep: bool = True, key: str = "data") -> TokenSource:
+    """The source that `data.paths` or `data.dataset_path` names. Remote ranges stay on this machine with `keep`; `key`
+    is the section's name."""
     if data.dataset_path:
-        return TokenDataset(data.dataset_path, sequence_length, data.pad_direction)
-    return TokenFiles(data.paths or [], sequence_length, data.memmap_dtype, keep=keep, key="data.paths")
+        return TokenDataset(data.dataset_path, sequence_length, data.pad_direction, data.pad_rows, key)
+    return TokenFiles(data.paths or [], sequence_length, data.memmap_dtype, keep=keep, key=f"{key}.paths")

@@ -25,7 +25,8 @@ class EntropyBatch:
     def __init__(self, evaluator: EvaluatorConfig, config: TrainConfig, limit: int | None):
         own = bool(evaluator.data.paths or evaluator.data.dataset_path)
         data = evaluator.data if own else config.data
-        source = open_source(data, config.model.max_sequence_length)
+        section = f"evaluators.{evaluator.label}.data" if own else "data"
+        source = open_source(data, config.model.max_sequence_length, key=section)
         count = min(limit or (len(source) if own else config.global_train_batch_size), len(source))
         shuffle = not own and config.data_shuffling
         places = instances_at(np.arange(count), len(source), config.data_seed, config.epoch or 0, shuffle)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..config.schema import EvaluatorConfig, TrainConfig
-from ..console import Progress
+from ..console import Progress, log
 from ..data.sources import TokenFiles
 from ..distributed import Ranks
 from ..knowledge.entries import Probe
@@ -62,6 +62,8 @@ class Evaluators:
             for label, paths in _token_files(evaluator).items():
                 key = f"evaluators.{evaluator.label}.data"
                 source = TokenFiles(paths, self.length, evaluator.data.memmap_dtype, key=key)
+                for remark in source.remarks() if self.ranks.is_first else ():
+                    log.info("evaluators.%s: %s", label, remark)
                 self.sources.append((evaluator, label, source))
 
     def _batch_size(self, evaluator: EvaluatorConfig) -> int:

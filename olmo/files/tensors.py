@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import pickle
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,22 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
         path.unlink(missing_ok=True)
         raise OSError(f"{path}: cannot be written: {_first_line(error)}") from error
     path.chmod(mode)
+
+
+def replace_tensors(path: Path, changes: Mapping[str, Callable[[Tensor], None]]) -> None:
+    """Change tensors of a safetensors file where they are in it, each by a function that works in place.
+
+    Needs the memory of the largest of them. Not atomic: for a file that does not have its name yet.
+    """
+    with path.open("r+b") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        for name, change in changes.items():
+            with safe_open(path, "pt") as mapped:
+                tensor = mapped.get_tensor(name).clone()
+            change(tensor)
+            file.seek(start + header[name]["data_offsets"][0])
+            file.write(tensor.flatten().view(torch.uint8).numpy().tobytes())
 
 
 def write_olmo_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -64,6 +64,8 @@ class StepLog:
             "throughput/total_tokens": float(tokens),
             "throughput/device/peak_memory_bytes": float(peak_memory(self._device)),
         }
+        if batch.padded_share:
+            metrics["data/padded_share"] = batch.padded_share
         if self.config.softmax_auxiliary_loss:
             metrics["train/ZLoss"] = z_loss
         speed = left = ""

@@ -164,16 +164,20 @@ class Trainer:
         if not self.ranks.is_first:
             return
         config, schedule, first_step = self.config, self.schedule, self.state.step + 1
+        steps = f"steps {first_step} to {schedule.last_step}"
+        if first_step > schedule.last_step:
+            steps = f"nothing to train: step {self.state.step} is done, and the last step is {schedule.last_step}"
         log.info(
-            "%s: %s parameters on %s, %d process(es), steps %d to %d, %s tokens per step",
+            "%s: %s parameters on %s, %d process(es), %s, %s tokens per step",
             config.run_name or config.save_folder,
             f"{sum(p.numel() for p in self.model.parameters()):,}",
             self.device,
             self.ranks.world_size,
-            first_step,
-            schedule.last_step,
+            steps,
             f"{schedule.tokens_per_batch:,}",
         )
+        for remark in self.loader.remarks():
+            log.info("data: %s", remark)
         if self.start.kind == "resumed":
             log.info("resuming from %s", self.start.folder)
             first_step = 1
@@ -181,7 +185,7 @@ class Trainer:
             log.info("starting from %s", config.load_path)
         if self.plan is not None:
             rounds, within = len(self.plan.rounds), self.plan.rounds_within(first_step, schedule.last_step)
-            if within < rounds:
+            if within < rounds and first_step <= schedule.last_step:
                 missed = "only %d of %d injection rounds are within steps %d to %d"
                 log.warning(missed, within, rounds, first_step, schedule.last_step)
         if not self.saver.saves_anything:

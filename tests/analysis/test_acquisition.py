@@ -122,7 +122,7 @@ def test_the_command_works_without_losses_and_downstream_tasks(tmp_path, capsys)
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     for seed in (0, 1):
-        write_run(tmp_path / f"seed{seed}" / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER)})
+        write_run(tmp_path / f"seed{seed}" / "run", {0: probe_table(BEFORE), 20: probe_table(AFTER, 5, 0.1, seed)})
     assert command([str(tmp_path / f"seed{seed}" / "run") for seed in (0, 1)]) == 0
     rows, _ = table_of(capsys.readouterr().out)
     assert [row["run"] for row in rows] == [f"{tmp_path}/seed{seed}/run" for seed in (0, 1)]
@@ -164,7 +164,7 @@ def test_dynamics_in_table_and_json(tmp_path, capsys, no_figures):
 @pytest.mark.parametrize(("options", "probed", "window"), [([], 7, 7), ([], None, 50), (["--window", "10"], 7, 10)])
 def test_the_window_is_the_probed_one_unless_told(tmp_path, no_figures, options, probed, window):
     """That of the first run; a run without probing windows says nothing of it."""
-    runs = [write_injected_run(tmp_path / name, last=8) for name in ("one", "two")]
+    runs = [write_injected_run(tmp_path / name, gain=gain, last=8) for name, gain in (("one", 1.0), ("two", 2.0))]
     for run, steps in zip(runs, (probed, 9)):
         (run / "config.yaml").write_text(f"probing: {{steps: {steps}, interval: 1}}\n" if steps else "probing: null\n")
     assert command([*map(str, runs), *options, "--output", str(tmp_path / "output")]) == 0
@@ -192,8 +192,8 @@ def test_what_could_not_be_measured_is_said(tmp_path, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert said == [
         "note: sparse: the loss of general was evaluated at steps 0 and 30",
-        "note: sparse: of 9 pairs of probe and injection 6 have no table in the 5 steps before, 6 none in the 5 steps "
-        "from it; probing windows write them",
+        "note: sparse: 6 of 9 pairs of probe and injection have no probing window, and no effectivity: set probing "
+        "in the run's configuration, such as --probing.steps=5 --probing.interval=1",
         "note: sparse: a maximum is over 1.0 tables of the 5 steps on average",
         "note: sparse: 3 of 9 windows end after the newest table; their maxima may still rise",
         "note: sparse: of 6 probes 0 acquired nothing and have no retainability, 6 lack a table for it",
@@ -204,23 +204,32 @@ def test_what_could_not_be_measured_is_said(tmp_path, capsys):
     ]
 
 
+def test_without_probing_windows_a_dash_and_one_note(tmp_path, capsys, no_figures):
+    """Evaluations at injections only, as in configs/tiny."""
+    tables = {step: probe_table({"once": [-6.0 + 0.1 * step] * 2}, per_kind=1) for step in (0, 15, 30, 45)}
+    runs = [write_run(tmp_path / name, tables, injections=[15, 30]) for name in ("a", "b", "c", "d")]
+    for number, run in enumerate(runs):
+        write_injections(run, {15: ["once/0"], 30: ["once/1"]})
+        probe_table({"once": [-1.0 * number] * 2}, per_kind=1).to_parquet(run / "probes" / "step45.parquet")
+    output = tmp_path / "output"
+    assert command([*map(str, runs), "--output", str(output)]) == 0
+    rows, rest = table_of(capsys.readouterr().out)
+    assert {(row["effectivity"], row["a"]) for row in rows} == {("-", "-")}
+    assert [line for line in rest if line.startswith("note")] == [
+        "note: a, b and 2 more runs: 6 of 6 pairs of probe and injection have no probing window, and no effectivity: "
+        "set probing in the run's configuration, such as --probing.steps=50 --probing.interval=1"
+    ]
+    for run in json.loads((output / "acquisition.json").read_text(), parse_constant=pytest.fail)["runs"]:
+        groups = run["dynamics"]["groups"].values()
+        assert {(group["effectivity"], group["decay"]) for group in groups} == {(None, None)}
+
+
 @pytest.mark.parametrize(("evaluated", "said"), [(90, False), (95, True)])
 def test_a_run_that_counts_on_from_its_checkpoint_was_evaluated_at_its_start(tmp_path, capsys, evaluated, said):
     folder = write_run(tmp_path / "run", {evaluated: probe_table(BEFORE), 100: probe_table(AFTER)})
     (folder / "config.yaml").write_text("load_path: runs/before/step90\n")
     assert command([str(folder)]) == 0
     assert ("was first evaluated at step" in capsys.readouterr().out) == said
-
-
-def test_a_table_older_than_the_step_before_is_said(tmp_path, capsys):
-    tables = {step: probe_table({"once": [-6.0 + 0.1 * step] * 2}, per_kind=1) for step in (0, 4, 5)}
-    folder = write_run(tmp_path / "run", tables, injections=[4])
-    write_injections(folder, {4: ["once/0"]})
-    assert command([str(folder), "--window", "4"]) == 0  # from step 0 to step 4
-    assert (
-        "note: run: 3 of 3 effectivities are measured against a table older than the step before"
-        in capsys.readouterr().out
-    )
 
 
 # --- errors ------------------------------------------------------------------------------------------------------
@@ -307,6 +316,9 @@ def test_results_stand_alone(tmp_path, capsys):
     result.write_text('{"runs": []}')
     assert command([str(result)]) == 1
     assert capsys.readouterr().err == f"error: {result}: not written by analysis.acquisition\n"
+    for flags in (["--baseline", "x"], ["--seeds", "x"], ["--window", "3"], ["--outlier_factor", "0"]):
+        assert command([str(result), *flags]) == 2, flags
+        assert "has no effect" in (said := capsys.readouterr().err) or "give a file of results alone" in said
     assert command([str(result), "run"]) == 2
     assert capsys.readouterr().err == f"error: {result}: give a file of results alone, or folders of runs\n"
 
@@ -354,7 +366,7 @@ def test_real_runs_from_beginning_to_end(trained, tmp_path, capsys):
         measured = found["dynamics"]
         # 15 probes of three entries at three steps each, and of three entries at one.
         assert measured["coverage"]["pairs"] == measured["coverage"]["measured"] == 45 * 3 + 45
-        assert measured["coverage"]["just_before"] == 180
+        assert measured["coverage"]["no_window"] == 0
         level = {
             step: table.set_index(["setting", "entry", "kind", "index"]).mean_log_prob for step, table in tables.items()
         }

@@ -229,13 +229,18 @@ def test_differences_of_two_runs_are_paired_over_entries():
     one, other = (
         measure(series(*decaying(gains + more, slope)), encounters, KEEP_ALL) for more, slope in ((0, 0.2), (0.1, 0.25))
     )
-    found = decay.compare(one, other)["once"]
+    found = decay.compare([one], [other])["once"]
     assert found["effectivity"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
     assert found["a"] == pytest.approx({"value": 0.05, "low": 0.05, "high": 0.05})
+    # Of two seeds of one setting the mean, and the spread of the seeds: 12.7 standard errors of two.
+    mean = decay.over_seeds([one, other])["once"]
+    assert mean["effectivity"]["value"] == pytest.approx(gains.mean() + 0.05)
+    assert mean["effectivity"]["high"] - mean["effectivity"]["value"] > 12.7 * 0.05
+    assert mean["decay"]["a"]["value"] == pytest.approx(0.225)
     apart = summarise(one)["groups"]["once"]["effectivity"]
     assert apart["high"] - apart["low"] > 0.5
     nothing = measure(series(*decaying(gains, 0.2)), {("once", 0): [399]}, Options(window=1))
-    assert decay.compare(one, nothing)["once"]["a"] is None
+    assert decay.compare([one], [nothing])["once"]["a"] is None
 
 
 def test_groups_hold_every_probe_once(tmp_path):

@@ -108,7 +108,8 @@ def test_a_revision_that_has_moved_is_measured_again(tmp_path: Path, hub: Server
     assert run(*argv) == 0
     before = read(tmp_path / "out/knowledge_entropy.json")
     hub.add_hub_model("owner/name", "step10-tokens10B", hub_files(tmp_path, 99), "b" * 40)
-    assert run(*argv) == 0
+    assert run(*argv) == 2 and read(tmp_path / "out/knowledge_entropy.json") == before
+    assert run(*argv, "--overwrite") == 0
     after = read(tmp_path / "out/knowledge_entropy.json")
     assert after["checkpoint"]["commit"] == "b" * 40
     assert after["knowledge_entropy"] != before["knowledge_entropy"]

@@ -113,10 +113,9 @@ def test_windows_without_a_table_are_counted():
     found = measure(series([0, 30, 31], values), encounters, Options(window=5))
     assert found.coverage == {
         "pairs": 2,
+        "no_window": 1,
         "measured": 1,
-        "no_table_before": 1,
-        "just_before": 1,
-        "no_table_after": 1,
+        "no_table_after": 0,
         "cut_short": 1,
         "tables": 1,
     }
@@ -125,12 +124,20 @@ def test_windows_without_a_table_are_counted():
     assert group["not_known"] == 1 and group["decay"] is None and group["retainability"]["at"] == []
 
 
-def test_a_table_from_before_the_previous_injection_is_none_before_this_one():
-    """What lies between tells of both."""
-    values = np.array([[-5.0], [-3.0]])
-    found = measure(series([0, 12], values), {("once", 0): [5, 10]}, Options(window=50))
-    assert np.isnan(found.effectivity).all()
-    assert found.coverage["no_table_before"] == 1 and found.coverage["no_table_after"] == 1
+@pytest.mark.parametrize(
+    ("steps", "measured"),
+    [
+        ([0, 10, 20], False),  # evaluated at injections only, as in configs/tiny
+        ([0, 8, 10, 11], False),  # an older table
+        ([0, 9, 10, 20], True),  # probing.steps 1
+    ],
+)
+def test_an_injection_without_a_probing_window_has_no_effectivity(steps, measured):
+    values = np.arange(len(steps), dtype=float)[:, None] - 6
+    found = measure(series(steps, values), {("once", 0): [10]}, Options(window=10))
+    assert np.isfinite(found.effectivity).all() == measured
+    assert (np.nansum(found.retainability) > 0) == measured
+    assert found.coverage["no_window"] == (not measured)
 
 
 levels = st.lists(st.integers(-100, 0), min_size=24, max_size=24).map(lambda x: np.array(x, dtype=float).reshape(12, 2))

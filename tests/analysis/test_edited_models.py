@@ -165,7 +165,7 @@ def test_another_model_of_another_family_is_recognised(
     assert not (tmp_path / "out").exists()
     forced = measure_to(other, tokens, tmp_path / "out", *size, "--resuscitation", edit, "--resuscitation_force")
     assert forced == measure_to(
-        one, tokens, tmp_path / "out", *size, "--resuscitation", edit
+        one, tokens, tmp_path / "out of one", *size, "--resuscitation", edit
     )  # the last norm is of no use
 
 
@@ -239,5 +239,7 @@ def test_an_edit_by_its_name_in_each_checkpoints_folder(folder: Path, tmp_path: 
     entropy.main([str(a) for a in (*argv, "--resuscitation", name)])
     for each in (folder, other):
         result = json.loads((tmp_path / "out" / each.name / "knowledge_entropy.json").read_text())
-        assert result["knowledge_entropy"] == measure_to(each, tokens, tmp_path / "x", "--resuscitation", each / name)
+        assert result["knowledge_entropy"] == measure_to(
+            each, tokens, tmp_path / f"x{each.name}", "--resuscitation", each / name
+        )
         assert result["resuscitation"] == hashlib.sha256((each / name).read_bytes()).hexdigest()

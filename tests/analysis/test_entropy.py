@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from analysis import entropy, job
 from olmo.checkpoint import fingerprint
 from olmo.exceptions import exit_status
+from olmo.model import OLMo
 from tests.analysis.measuring import (
     LENGTH,
     check,
@@ -28,7 +33,7 @@ from tests.analysis.measuring import (
     run,
     write,
 )
-from tests.reference import tiny_tokenizer, to_transformers
+from tests.reference import tiny_config, tiny_tokenizer, to_transformers
 from tests.running import modes_hold
 
 
@@ -121,25 +126,94 @@ def test_what_is_measured_already_is_not_measured_again(
     run(*argv, "--batch_size", 2)  # as many instances a pass as the machine likes
     assert not measured
 
-    other = tokens.with_name("other.npy")
-    np.random.default_rng(9).integers(0, 128, 6 * LENGTH).astype("<u2").tofile(other)
-    for changed in (
-        ["--data_size", 7],
-        ["--coefficient", "relu"],
-        ["--precision", "bf16"],
-        ["--sequence_length", 8],
-        ["--data", other],
-        ["--tolerance", 1.0],
-    ):
-        before = len(measured)
-        run(*argv, *changed)
-        assert len(measured) == before + 1, changed
-    run(*argv)
-    before = len(measured)
+    run(*argv[:4], "--data_size", 6, "--checkpoint", folder.resolve().parent / "." / folder.name)
     write(folder, made_model(1))  # other weights under the same name; the results went with the old ones
     run(*argv)
-    assert len(measured) == before + 1
-    assert result_in(folder)["checkpoint"]["fingerprint"] != first["checkpoint"]["fingerprint"]
+    assert len(measured) == 1 and result_in(folder)["checkpoint"]["fingerprint"] != first["checkpoint"]["fingerprint"]
+
+
+def test_a_result_of_something_else_is_only_replaced_on_request(
+    tmp_path: Path, tokens: Path, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", write(tmp_path / "other", made_model(1))
+    argv = ["--checkpoint", shared, "--data", tokens, "--data_size", 6, "--output", out, "--measures"]
+    run(*argv, "knowledge,next_token")
+    result, coefficients = out / "knowledge_entropy.json", out / "mlp_average_coefficients.safetensors"
+    before = {file: file.read_bytes() for file in (result, coefficients)}
+
+    def refused(said: str, *changed: object, place: Path = result) -> None:
+        content = {file: file.read_bytes() for file in out.iterdir()}
+        capsys.readouterr()
+        assert exit_status(entropy.main, [str(a) for a in (*argv, "knowledge,next_token", *changed)]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.startswith(f"error: {place}: already exists and {said}") and not shown.out
+        assert shown.err.endswith("; name another --output, or replace it: --overwrite\n")
+        assert {file: file.read_bytes() for file in out.iterdir()} == content
+
+    had = f"belongs to other instances, 6 of 16 tokens from {tokens}, not "
+    refused(f"{had}5 of 16 tokens from {tokens};", "--data_size", 5)
+    refused(f"{had}6 of 8 tokens from {tokens};", "--sequence_length", 8)
+    refused("was measured with coefficient abs, not relu;", "--coefficient", "relu")
+    refused("was measured with precision fp32, not bf16;", "--precision", "bf16")
+    refused("was measured with tolerance None, not 1.0;", "--tolerance", 1.0)
+    refused("has next_token entropy too, which --measures does not name;", "--measures", "knowledge,attention")
+    refused(f"belongs to other weights, of {shared};", "--checkpoint", other)
+    result.write_text('{"entropy_avg_act_abs": [3.5, 3.6]}')  # the published script's
+    refused("is not a result of analysis.entropy;")
+    result.write_bytes(before[result][:100])
+    refused("is not a result of analysis.entropy;")
+    result.unlink()
+    run(*argv, "knowledge")  # its coefficients are those of this measurement, interrupted
+    assert result_in(out)["data"] == json.loads(before[result])["data"]
+    run(*argv, "knowledge,next_token")  # the same instances, and another measure
+    assert result_in(out)["knowledge_entropy"] == json.loads(before[result])["knowledge_entropy"]
+    result.unlink()
+    save_file({"mlp_average_coefficients": coefficients_in(out)}, coefficients)
+    refused("has no result beside it, so its instances are unknown;", place=coefficients)
+    run(*argv, "knowledge", "--overwrite")
+    assert {path.name for path in out.iterdir()} == {path.name for path in before}
+
+
+def test_a_checkpoint_replaced_while_it_is_measured_gives_no_result(
+    tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, weights = write(tmp_path / "step90", made_model(0)), "model.safetensors"
+    other = write(tmp_path / "other", made_model(1)) / weights
+    real, change = job.measure, [lambda: os.utime(folder / weights)]
+
+    def measure(*args: Any, **named: Any) -> Any:
+        change[0]()
+        return real(*args, **named)
+
+    monkeypatch.setattr(job, "measure", measure)
+    argv = ["--checkpoint", folder, "--data", tokens, "--data_size", 6]
+    run(*argv)  # touched, but the same weights
+    (folder / "knowledge_entropy.json").unlink()
+    capsys.readouterr()
+    change[0] = lambda: shutil.copyfile(other, folder / weights)
+    assert f"{folder}: replaced while it was measured; nothing is kept" in failing(capsys, *argv)
+    assert not (folder / "knowledge_entropy.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "measured", "said"),
+    [
+        ("blocks.1.ff_proj", "knowledge", "layer 1: the knowledge average is NaN or infinite"),
+        ("wte", "knowledge", "layer 0: the knowledge average is NaN or infinite"),
+        ("ff_out", "knowledge,next_token", "the next_token average is NaN or infinite"),
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_give_no_result(
+    place: str, measured: str, said: str, value: float, tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = OLMo(tiny_config(max_sequence_length=LENGTH, weight_tying=False))
+    with torch.no_grad():
+        model.state_dict()[f"transformer.{place}.weight"].fill_(value)
+    folder = write(tmp_path / "step90", model)
+    argv = ["--checkpoint", folder, "--data", tokens, "--data_size", 6, "--measures", measured, "--output"]
+    assert f"entropy of step90: {said}" in failing(capsys, *argv, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_result_without_its_coefficients_is_measured_again(tmp_path: Path, tokens: Path) -> None:

@@ -53,7 +53,7 @@ def test_padding_of_a_datasets_folder_counts_for_nothing(tmp_path: Path, shared:
     run(*asked, tmp_path / "folder", "--data", tmp_path / "data")
     check(tmp_path / "folder", direct(to_transformers(made_model(0)), olmo_places(), rows[:4]))
     config = tmp_path / "run.yaml"
-    data = f"{{dataset_path: {tmp_path / 'data'}, pad_direction: left}}"
+    data = f"{{dataset_path: {tmp_path / 'data'}, pad_rows: true, pad_direction: left}}"
     config.write_text(f"seed: 5\nmodel: {{max_sequence_length: {LENGTH}}}\ndata: {data}\n")
     run(*asked, tmp_path / "run", "--data", config)
     order = np.arange(6, dtype=np.uint32)

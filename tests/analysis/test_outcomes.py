@@ -50,15 +50,15 @@ def test_k_and_a_equal_a_direct_computation(tmp_path):
             direct_k(t[((t.setting == setting) | (setting is None)) & ((t.kind == kind) | (kind is None))])
             for t in (before, after)
         )
-        assert knowledge(run, "before", setting, kind).value == pytest.approx(first, rel=1e-12)
-        assert knowledge(run, "after", setting, kind).value == pytest.approx(last, rel=1e-12)
+        assert knowledge([run], "before", setting, kind).value == pytest.approx(first, rel=1e-12)
+        assert knowledge([run], "after", setting, kind).value == pytest.approx(last, rel=1e-12)
         assert acquired([run], setting, kind).value == pytest.approx(100 * (last - first) / abs(first), rel=1e-12)
 
 
 def test_settings_weigh_as_much_as_they_have_entries(tmp_path):
     """method.md section 4, in numbers that can be checked by hand: K = (3 * -16/3 + 5 * -31/5) / 8."""
     run = knowledge_run(tmp_path / "run", BEFORE, AFTER)
-    assert knowledge(run, "before").value == pytest.approx(-47 / 8)
+    assert knowledge([run], "before").value == pytest.approx(-47 / 8)
     assert acquired([run]).value == pytest.approx(100 * (47 - 34.5) / 47)
 
 
@@ -69,7 +69,7 @@ def test_every_probe_of_an_entry_weighs_alike(tmp_path):
     gone |= (before.kind == "composition") & (before.setting == "once") & (before.entry == 4)
     before, after = before[~gone], after[~gone]
     run = read_run(write_run(tmp_path / "run", {0: before, 20: after}))
-    assert knowledge(run, "before").value == pytest.approx(direct_k(before), rel=1e-12)
+    assert knowledge([run], "before").value == pytest.approx(direct_k(before), rel=1e-12)
     assert run.curve[-1][1]["K"] == pytest.approx(direct_k(after), rel=1e-12)
     last_of_once = before[(before.setting == "once") & (before.entry == 4)].mean_log_prob.mean()
     assert run.before.entries("once")[4] == pytest.approx(last_of_once, rel=1e-12)

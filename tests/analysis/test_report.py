@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import pytest
 
@@ -50,7 +51,12 @@ def test_a_study_that_has_not_finished_is_one_line(tmp_path, capsys):
     absent = tmp_path / "absent"
     assert command([str(absent)]) == 1
     assert capsys.readouterr().err == f"error: {absent}/demo.json: missing; run make demo first\n"
-    folder = make_study(tmp_path / "demo", PAPER, (1.0, 1.5, 2.0))
+    folder = make_study(tmp_path / "demo", PAPER, (1.0, 1.5, 2.0), seeds=2)
+    runs = folder / "seed0" / "continual", folder / "seed1" / "continual"
+    for name in ("metrics.jsonl", "probes/step0.parquet", "probes/step150.parquet", "losses/step150.parquet"):
+        shutil.copy(runs[0] / "early" / name, runs[1] / "early" / name)
+    assert command([str(folder)]) == 1
+    assert f"error: {runs[1]}/early has exactly the metrics of {runs[0]}/early" in capsys.readouterr().err
     manifest = json.loads((folder / "demo.json").read_text())
     del manifest["conditions"]["last_control"]
     for unfinished in (manifest, {"stages": manifest["stages"]}):

@@ -95,7 +95,7 @@ def test_on_text_and_on_what_a_run_saw(
     world = write_world(tmp_path / "world")
     order = tmp_path / "order.npy"
     np.array([7, 3, 11, 0, 20], dtype="<u4").tofile(order)
-    measure(unmeasured, world / "plain.yaml", "--data_size", 5, "--order", order)
+    measure(unmeasured, world / "plain.yaml", "--data_size", 5, "--order", order, "--overwrite")
     assert verified(unmeasured, capsys, "--overwrite")[0] == 5
     np.array([7, 3, 11, 0, 21], dtype="<u4").tofile(order)
     with pytest.raises(ValueError, match=r"plain\.yaml: holds other instances than those of .*knowledge_entropy\.json"):

@@ -133,11 +133,12 @@ def check(command: Command) -> None:
     script = next(word for word in words if word.startswith("scripts/")) if words[0] in ("bash", "sbatch") else None
     if script is not None:
         subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
-        if words[0] == "sbatch":
-            configs = [word for word in words if word.endswith(".yaml")]
-            assert configs and all((ROOT / config).is_file() for config in configs)
-            return
-    elif words[:3] == ["python", "-m", "pytest"]:
+    if words[0] in ("sbatch", "srun", "mpirun"):
+        assert words[0] == "sbatch" or words[words.index("python") :][:3] == ["python", "-m", "scripts.train"]
+        configs = [word for word in words if word.endswith(".yaml")]
+        assert configs and all((ROOT / config).is_file() for config in configs)
+        return
+    if words[:3] == ["python", "-m", "pytest"]:
         assert all((ROOT / path).exists() for path in words[3:])
         return
     module = words[2] if script is None else f"scripts.{Path(script).stem}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from olmo.console import Progress, clock
+from olmo.console import Progress, clock, fixed
 from olmo.exceptions import exit_status
 from scripts.train import main
 from tests.running import command, write_world
@@ -28,6 +28,17 @@ BAR = r"[━╸╺]+ "
 )
 def test_a_clock(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "shown"),
+    [
+        *((-0.0, "+", "+0.00"), (-0.004, "", "0.00"), (-0.004, "+", "+0.00"), (0.004, "+", "+0.00")),
+        *((-0.006, "", "-0.01"), (2.675, "+", "+2.67"), (math.inf, "", "inf"), (math.nan, "", "nan")),
+    ],
+)
+def test_a_number_that_rounds_to_zero_has_no_minus(value: float, sign: str, shown: str) -> None:
+    assert fixed(value, 2, sign) == shown
 
 
 # --- where there is no terminal ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from olmo.checkpoint import load_model
 from olmo.config import DDPConfig, DDPGradSyncMode, DistributedStrategy, TrainConfig
-from olmo.distributed import Ranks, exit_process, pick_device, process_group
+from olmo.distributed import Ranks, adopt_launcher, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError
 from olmo.files.tensors import read_training_state
 from olmo.train import Trainer
 from olmo.train.parallel import check_strategy, distribute, gradient_sync
 from olmo.train.stopping import Signals, Watch
-from tests.running import BATCH, CPU, LENGTH, command, configure, metrics, train, write_world
+from tests.running import BATCH, CPU, LENGTH, command, configure, metrics, slurm_variables, train, write_world
 
 # One short text a round: the second process has nothing to inject, and still takes part in the count.
 # Its three rows come one by one: the last micro-batch, whose gradients are averaged, is a whole one.
@@ -100,7 +101,7 @@ def test_the_gpu_of_a_mac_is_for_a_process_alone(monkeypatch: pytest.MonkeyPatch
     assert pick_device("cpu") == CPU
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert pick_device() == CPU
-    with pytest.raises(ConfigurationError, match="mps: one process only; leave torchrun out, or add --device=cpu"):
+    with pytest.raises(ConfigurationError, match="mps: one process only; start one, or add --device=cpu"):
         pick_device("mps")
 
 
@@ -156,6 +157,82 @@ print(returned, [faults() for _ in range(4)][-1])  # the first ones find the fre
     if returned < 100:
         pytest.skip("this C library keeps large blocks of its own accord")
     assert kept < returned / 5
+
+
+# --- processes that a launcher started ---
+
+OPEN_MPI = {
+    **{"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "3"},
+    **{"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "617283585"},
+}
+MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+TWO_NODES = {
+    **{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"},
+    **{"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_STEP_NODELIST": "a-b[007,010-12],c"},
+}
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def adopted(variables: dict[str, str]) -> tuple[list[str | None], dict[str, str]]:
+    """The values of NAMES, and the environment of a process in which a launcher has set these variables."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", dict(variables))
+        adopt_launcher()
+        return [os.environ.get(name) for name in NAMES], os.environ
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        (slurm_variables(1, 2), ["1", "2", "1", "2", "127.0.0.1"]),
+        (TWO_NODES, ["5", "8", "1", "4", "a-b007"]),
+        ({**TWO_NODES, "SLURM_STEP_NODELIST": "x1,y[2-3]"}, ["5", "8", "1", "4", "x1"]),
+        ({**TWO_NODES, "SLURM_STEP_NODELIST": "r[1-2]n[05-06]d,z"}, ["5", "8", "1", "4", "r1n05d"]),
+        ({**TWO_NODES, "MASTER_ADDR": "10.0.0.1", "WORLD_SIZE": "8"}, ["5", "8", "1", "4", "10.0.0.1"]),
+        (OPEN_MPI, ["3", "4", "3", "4", "127.0.0.1"]),
+        # mpirun starts processes of other machines by an srun of its own, of one task a machine.
+        ({**TWO_NODES, "SLURM_STEP_NUM_TASKS": "2", **OPEN_MPI}, ["3", "4", "3", "4", "127.0.0.1"]),
+        (MPICH, ["1", "2", "1", "2", "127.0.0.1"]),
+        # One task of srun; a batch script that was submitted from within one; torchrun inside srun.
+        (slurm_variables(0, 1), [None] * 5),
+        ({**slurm_variables(0, 1), "SLURM_NTASKS": "4"}, [None] * 5),
+        ({**TWO_NODES, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, ["0", "2", "0", None, None]),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, [None] * 5),
+        ({}, [None] * 5),
+    ],
+)
+def test_rank_and_world_size_are_those_of_the_launcher(variables: dict[str, str], expected: list[str | None]) -> None:
+    assert adopted(variables)[0] == expected
+
+
+def test_the_port_is_the_same_for_all_processes_of_a_job_step_and_another_for_the_next() -> None:
+    first, again, next_step, chosen = (
+        int(adopted({**TWO_NODES, **changed})[1]["MASTER_PORT"])
+        for changed in ({}, {"SLURM_PROCID": "0"}, {"SLURM_STEP_ID": "1"}, {"MASTER_PORT": "29599"})
+    )
+    assert first == again != next_step and chosen == 29599 and 15000 <= first < 30000
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        # A batch script, or a shell of salloc: one process, in which two tasks were asked for.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "2 tasks .* write srun before python, or un"),
+        ({k: v for k, v in TWO_NODES.items() if k != "SLURM_LOCALID"}, "srun started 8 .* SLURM_LOCALID is not set"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, r"mpirun started 4 processes, but MASTER_ADDR .* is not set"),
+    ],
+)
+def test_a_process_that_cannot_find_the_others_does_not_run_alone(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        adopted(variables)
+
+
+def test_a_process_that_sees_only_its_own_gpu_uses_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun --gpus-per-task=1 hides the others."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device() == torch.device("cuda", 0)
 
 
 # --- two processes ---

@@ -145,6 +145,7 @@ def test_masks_are_shown_and_not_lost(world: Path, tmp_path: Path, capsys: pytes
     rows = [list(range(1, SHORT + 1))] * 5 + [[7, 8, 9]]
     datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "data")
     data = ["--data.paths=null", f"--data.dataset_path={tmp_path / 'data'}", "--data_shuffling=false"]
+    data.append("--data.pad_rows")
     config = str(world / "plain.yaml")
     right = lines(capsys, config, "--step", "1", *data)
     assert right[5]["input_ids"] == [7, 8, 9] + [1] * (SHORT - 3)

@@ -21,7 +21,7 @@ from olmo.knowledge.entries import load_entries
 from olmo.tokenizer import encode, load_tokenizer
 from scripts.train import main
 from tests.hostile import HOSTILE, hostile
-from tests.running import BATCH, ROOT, checkpoints, command, indices, metrics, order, series, write_world
+from tests.running import BATCH, ROOT, checkpoints, command, indices, metrics, order, series, srun, write_world
 
 TASK = "{label: copa, type: downstream, subset_num_batches: 3, eval_interval: 100}"
 # Adding float32 numbers in another order moves a sum by 1e-7; Adam and 7 steps make 1e-6 of it at most.
@@ -159,9 +159,10 @@ def test_two_processes_that_were_killed_go_on_with_the_same_bits(folder: Path, t
         shutil.rmtree(again / name)  # killed after step 4, the border of an epoch
     # Without the downstream task, whose library takes seconds to start.
     arguments = ["config.yaml", "--save_folder=again", "--try_load_latest_save", "--eval_on_load", "--save_interval=4"]
-    done = command(["-m", "scripts.train", *arguments, "--force_save_unsharded"], folder, processes=2)
+    # Started by srun this time: without torchrun, whose variables follow from SLURM's.
+    done = srun(["-m", "scripts.train", *arguments, "--force_save_unsharded"], folder, processes=2)
     assert done.returncode == 0, done.stderr
-    assert "steps 5 to 7" in done.stdout
+    assert "2 process(es), steps 5 to 7" in done.stdout and done.stdout.count("step 7/7: loss") == 1
     for mine, theirs in zip(metrics(again), metrics(two), strict=True):
         after = theirs["step"] > 4
         assert mine == {name: value for name, value in theirs.items() if not (after and "downstream" in name)}

@@ -20,3 +20,8 @@ def test_keys_that_define_a_run_and_differ(tmp_path: Path) -> None:
     now = load(write(tmp_path, MINIMAL), overrides)
     assert set(changed_keys(before, now)) == set(changed_keys(now, before)) == changes.keys()
     assert changed_keys(before, load(write(tmp_path, MINIMAL))) == []
+    # A null that stands for one value, as in configurations that earlier versions saved.
+    assert (
+        changed_keys(before, load(tmp_path / "config.yaml", ["--data.memmap_dtype=uint16", "--precision=fp32"])) == []
+    )
+    assert changed_keys(before, load(tmp_path / "config.yaml", ["--data.memmap_dtype=uint32"])) == ["data.memmap_dtype"]

@@ -101,7 +101,7 @@ def test_columns_of_a_datasets_folder(tmp_path: Path) -> None:
         "label_mask": [[False, True, True, True], [True, True], [True, True, False, True]],
     }
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "all")
-    data = DataConfig(dataset_path=str(tmp_path / "all"))
+    data = DataConfig(dataset_path=str(tmp_path / "all"), pad_rows=True)
     assert read(data, [0]) == ([[5, 6, 7, 8]], [[0, 1, 1, 1]], None)
     assert read(data, [1]) == ([[5, 6, 1, 1]], [[1, 1, 0, 0]], None)
     assert read(data, [2]) == ([[1, 1, 5, 6]], [[0, 0, 0, 1]], [[0, 0, 1, 1]])
@@ -152,7 +152,7 @@ def test_label_masks_that_are_not_there(tmp_path: Path) -> None:
 def test_masks_that_do_not_fit_their_row(tmp_path: Path, name: str, mask: list | None, told: str) -> None:
     rows = {"input_ids": [[5, 6, 7], [5, 6]], name: [[1, 1, 1], mask]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "data")
-    data = DataConfig(dataset_path=str(tmp_path / "data"))
+    data = DataConfig(dataset_path=str(tmp_path / "data"), pad_rows=True)
     read(data, [0])
     with pytest.raises(ValueError, match=f"data: instance 1, {told}$"):
         read(data, [1])
@@ -190,7 +190,7 @@ def test_rows_without_padding(tmp_path: Path) -> None:
     columns = {"input_ids": [[5, 6, 9, 9], [5, 9]], "attention_mask": [[1, 1, 0, 0], [1, 1]]}
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "data")
     for side in get_args(PaddingDirection):
-        data = DataConfig(dataset_path=str(tmp_path / "data"), pad_direction=side)
+        data = DataConfig(dataset_path=str(tmp_path / "data"), pad_direction=side, pad_rows=True)
         source = open_source(data, 4)
         found = open_masks(data, 0, source).rows(source, np.arange(2), "here")
         assert [row.tolist() for row in found] == [[5, 6], [5, 9]]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
+from unittest.mock import ANY
 
 import datasets
 import numpy as np
@@ -160,14 +161,36 @@ def test_short_dataset_rows_are_padded(tmp_path: Path, side: PaddingDirection) -
     assert PADDING == -1
 
 
-def test_dataset_rows_that_are_too_long(tmp_path: Path) -> None:
-    source = TokenDataset(dataset(tmp_path / "d", input_ids=[[1, 2, 3], [1, 2]]), 2)
-    assert source.read([1]).tolist() == [[1, 2]]
+@pytest.mark.parametrize(
+    ("lengths", "told"),
+    [
+        ([3, 3, 3], "3 tokens, model.max_sequence_length is 4: set it to 3, or make rows of 4 tokens (scripts."),
+        ([4, 1, 4], "1 to 4 (mean 3.0) tokens, model.max_sequence_length is 4: set it to 4, or make rows of 4 tokens"),
+        ([5, 5, 5], "5 tokens, model.max_sequence_length is 4: set it to 5, or make rows of 4 tokens (scripts."),
+        ([2, 4, 5], "2 to 5 (mean 3.7) tokens, model.max_sequence_length is 4: set it to 5, or make rows of 4 tokens"),
+    ],
+)
+def test_dataset_rows_of_another_length(tmp_path: Path, lengths: list[int], told: str) -> None:
+    """An error with both numbers, when the data are opened; short rows are padded where that was asked for."""
+    folder = dataset(tmp_path / "d", input_ids=[[1] * length for length in lengths])
     with pytest.raises(ValueError) as caught:
-        source.read([0, 1])
-    assert str(caught.value) == (
-        f"{tmp_path / 'd'}: instance 0, column 'input_ids': 3 tokens, the model takes 2 (model.max_sequence_length)"
-    )
+        open_source(DataConfig(dataset_path=str(folder)), 4, key="evaluators.e.data")
+    assert str(caught.value).startswith(f"{folder}: its rows have {told}")
+    pads, asked = "; with evaluators.e.data.pad_rows: true, short rows are padded", max(lengths) <= 4
+    assert str(caught.value).endswith(pads) == asked
+    padded = DataConfig(dataset_path=str(folder), pad_rows=True)
+    if not asked:
+        with pytest.raises(ValueError, match=r"tokens, model\.max_sequence_length is 4"):
+            open_source(padded, 4)
+        return
+    source = open_source(padded, 4)
+    share = 1 - sum(lengths) / 12
+    assert isinstance(source, TokenDataset) and source.padded_share(slice(None)) == pytest.approx(share)
+    assert source.padded_share(np.array([1])) == 1 - lengths[1] / 4
+    assert list(source.remarks()) == [
+        f"rows of {min(lengths)} to {max(lengths)} tokens are padded to 4: {share:.1%} of what is read is padding"
+    ]
+    assert list(open_source(padded, max(lengths)).remarks()) == ([] if len(set(lengths)) == 1 else [ANY])
 
 
 @pytest.mark.parametrize(
@@ -226,6 +249,15 @@ def test_folders_that_are_no_such_dataset(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"folder: not a dataset folder, damaged or empty"):
         TokenDataset(tmp_path / "folder", 1)
+
+
+def test_what_of_token_files_is_not_used(tmp_path: Path) -> None:
+    files = [write(tmp_path / str(count), range(count)) for count in (0, 3, 8, 10)]
+    assert list(TokenFiles(files, 4).remarks()) == [
+        f"{tmp_path / '0'} and 1 more: fewer than 4 tokens, not one instance",
+        "5 of 21 tokens are not used: at the ends of files they fill no instance of 4 tokens",
+    ]
+    assert list(TokenFiles(files[2:3], 4).remarks()) == []
 
 
 def test_open_source(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_data_of_its_own(plain: Path, tmp_path: Path) -> None:
     """The rows of a `datasets` folder, padding left away, and all of a token file."""
     rows = [np.random.default_rng(n).integers(0, 128, n).tolist() for n in (SHORT, 5, 1, 17)]
     datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "data")
-    train(plain, tmp_path / "a", evaluator(data={"dataset_path": str(tmp_path / "data")}), *ASKED)
+    train(plain, tmp_path / "a", evaluator(data={"dataset_path": str(tmp_path / "data"), "pad_rows": True}), *ASKED)
     check(tmp_path / "a", tmp_path / "of-a", "--data", tmp_path / "data", "--data_size", 4)
     path = plain.parent / f"heldout{SHORT}.npy"
     train(plain, tmp_path / "b", evaluator(data={"paths": [str(path)]}), *ASKED)

@@ -181,6 +181,14 @@ def test_a_folder_with_a_run_is_only_overwritten_when_told(
     assert series(tmp_path / "new").keys() == {1}
 
 
+def test_a_finished_run_has_no_steps_to_train(plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for flags in ((), ("--try_load_latest_save",)):
+        caplog.clear()
+        train(plain, tmp_path, "--max_duration=1", "--save_interval=1", *flags)
+    assert any("nothing to train: step 1 is done, and the last step is 1" in message for message in caplog.messages)
+    assert not any("steps 2 to 1" in message for message in caplog.messages)
+
+
 def test_a_run_without_checkpoint_cannot_go_on_and_says_so(plain: Path, tmp_path: Path) -> None:
     train(plain, tmp_path, "--stop_at=1")
     with pytest.raises(ConfigurationError, match=r"holds a run without a checkpoint to resume from; add --save_over"):

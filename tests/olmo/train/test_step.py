@@ -219,7 +219,7 @@ def test_short_rows_train_on_their_tokens_alone(plain: Path, tmp_path: Path, sid
     rows = [rng.integers(0, 128, length).tolist() for length in (30, 3, 17, 32, 1, 9)]
     datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "data")
     data = ("--data.paths=null", f"--data.dataset_path={tmp_path / 'data'}", f"--data.pad_direction={side}")
-    asked = (*data, "--stop_at=2", "--no_pre_train_checkpoint=false", "--save_interval_unsharded=1")
+    asked = (*data, "--data.pad_rows", "--stop_at=2", "--no_pre_train_checkpoint=false", "--save_interval_unsharded=1")
     train(plain, tmp_path / "run", *asked)
     start = checkpoint.load_model(tmp_path / "run/step0-unsharded", CPU)
     with torch.no_grad():
@@ -229,6 +229,7 @@ def test_short_rows_train_on_their_tokens_alone(plain: Path, tmp_path: Path, sid
             if len(row) > 1
         ]
     assert series(tmp_path / "run")[1] == pytest.approx(sum(each).item() / (6 * 32), rel=1e-5)  # type: ignore[union-attr]
+    assert series(tmp_path / "run", "data/padded_share")[1] == pytest.approx(1 - 92 / (6 * 32))
 
 
 def test_label_masks_of_a_run(plain: Path, tmp_path: Path) -> None:
