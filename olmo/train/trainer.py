@@ -20,6 +20,7 @@ from ..eval.evaluators import Evaluators
 from ..knowledge.build import needs_tokenizer, plan_from_config
 from ..knowledge.injection import inject
 from ..memory.temperature import Temperatures
+from ..report.environment import seed_effects
 from ..report.reporter import Reporter
 from ..tokenizer import encode, run_tokenizer
 from . import start
@@ -183,6 +184,14 @@ class Trainer:
             first_step = 1
         elif config.load_path is not None:
             log.info("starting from %s", config.load_path)
+        if varied := seed_effects(config):
+            log.info("seed %d varies: %s", config.seed, ", ".join(varied))
+        else:
+            log.warning(
+                "seed: %d changes nothing in this run: its weights are loaded, the order of its data is fixed, and it "
+                "has no dropout; runs that differ only in it are identical (--data_shuffling=true varies the order)",
+                config.seed,
+            )
         if self.plan is not None:
             rounds, within = len(self.plan.rounds), self.plan.rounds_within(first_step, schedule.last_step)
             if within < rounds and first_step <= schedule.last_step:

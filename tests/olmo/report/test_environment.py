@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from olmo.config import TrainConfig
+from olmo.config import TrainConfig, load
+from olmo.report.environment import seed_effects
 from olmo.report.reporter import Reporter
+from tests.running import ROOT
 
 
 def test_every_start_of_a_run_stays_on_record(config: TrainConfig) -> None:
@@ -20,6 +22,20 @@ def test_every_start_of_a_run_stays_on_record(config: TrainConfig) -> None:
     assert len({frozenset(start) for start in starts}) == 1  # the same keys
     Reporter(config, active=True, resume_step=None).close()  # a run that replaces it
     assert json.loads(path.read_text())["earlier"] == []
+
+
+def test_what_the_seed_varies_is_on_record(config: TrainConfig) -> None:
+    """In the configuration of the paper nothing: loaded weights, the order of the files, no dropout."""
+    paper = load(ROOT / "configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml")
+    shuffled = replace(paper, data_shuffling=True)
+    assert seed_effects(paper) == []
+    assert seed_effects(shuffled) == ["order of the data"]
+    assert seed_effects(replace(shuffled, data=replace(paper.data, seed=0))) == []
+    assert seed_effects(replace(paper, load_path=None)) == ["initial weights"]
+    assert seed_effects(replace(paper, model=replace(paper.model, embedding_dropout=0.1))) == ["dropout"]
+    Reporter(config, active=True, resume_step=None).close()
+    record = json.loads((Path(config.save_folder) / "environment.json").read_text())
+    assert record["seed_varies"] == seed_effects(config) != []
 
 
 def test_a_record_of_an_older_version_is_kept_where_it_is_whole(config: TrainConfig) -> None:

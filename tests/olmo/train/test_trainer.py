@@ -253,3 +253,29 @@ def test_a_large_order_lies_in_the_runs_folder(plain: Path, tmp_path: Path, monk
     train(plain, tmp_path / "epoch", "--max_duration=1ep", "--data.num_workers=2")
     names = [path.name for path in (tmp_path / "epoch/train_data").glob("*.npy")]
     assert names == ["global_indices_25_seed11.npy"]
+
+
+def test_the_log_names_what_the_seed_varies_and_warns_if_that_is_nothing(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two seeds differ in their losses exactly if the log names something."""
+    train(plain, tmp_path / "new", "--no_pre_train_checkpoint=false", "--save_interval_unsharded=1", "--stop_at=1")
+    loaded = (f"--load_path={tmp_path / 'new' / 'step0-unsharded'}", "--reset_trainer_state", "--reset_optimizer_state")
+    fixed = (*loaded, "--data_shuffling=false")
+    cases = {
+        (): "initial weights, order of the data",
+        loaded: "order of the data",
+        (*fixed, "--model.residual_dropout=0.1"): "dropout",
+        (*loaded, "--data.seed=3"): None,
+        fixed: None,
+    }
+    for number, (settings, varied) in enumerate(cases.items()):
+        caplog.clear()
+        runs = [tmp_path / f"{number}-{seed}" for seed in (1, 2)]
+        for seed, run in enumerate(runs, start=1):
+            train(plain, run, *settings, f"--seed={seed}", "--stop_at=2")
+        assert (metrics(runs[0]) == metrics(runs[1])) == (varied is None), settings
+        expected = (logging.INFO, f"seed 2 varies: {varied}")
+        if varied is None:
+            expected = (logging.WARNING, "seed: 2 changes nothing in this run: its weights are loaded")
+        assert any(r.levelno == expected[0] and r.getMessage().startswith(expected[1]) for r in caplog.records)
