@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     how = (args.coefficient, args.precision, args.measures, args.tolerance, args.batch_size)
     edit = (args.resuscitation, args.resuscitation_force)
     compiled = device.type == "cuda" and not args.eager
-    settings = Settings(instances, *how, *edit, compiled=compiled, overwrite=args.overwrite)
+    settings = Settings(instances, *how, *edit, compiled, args.allow_longer, args.overwrite)
     jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
     with process_group(device) as ranks:
         failures = Failures(len(jobs), ranks)
@@ -160,6 +160,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data_size", type=int, default=2048, help="instances (default 2048)")
     parser.add_argument("--batch_size", type=int, default=4, help="instances per forward pass (default 4)")
     parser.add_argument("--sequence_length", type=int, help="tokens per instance; default: the model's context")
+    parser.add_argument(
+        "--allow_longer",
+        action="store_true",
+        help="accept a --sequence_length beyond the model's context where its positions are computed (rotary)",
+    )
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
     parser.add_argument(
@@ -200,6 +205,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("data_size", "batch_size", "sequence_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigurationError(f"--{name} must be at least 1")
+    if args.allow_longer and args.sequence_length is None:
+        raise ConfigurationError("--allow_longer: needs --sequence_length; the default is the model's context")
     if args.resuscitation is not None and args.output is None:
         raise ConfigurationError("--resuscitation: needs --output; the folder of the checkpoint is for its own results")
     if args.resuscitation is None and args.resuscitation_force:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.models import context_length
+from analysis.context import context_length
 from analysis.texts import eos_of, one_each, packed
 from olmo import checkpoint
 from olmo.config import DataConfig, load

@@ -14,6 +14,7 @@ from huggingface_hub.utils import disable_progress_bars
 from numpy.typing import NDArray
 from torch import nn
 
+from analysis.context import check_length
 from analysis.downloads import Downloads
 from analysis.instances import Instances, digest_of
 from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
@@ -41,6 +42,7 @@ class Settings:
     resuscitation: str | None = None  # a path, or a name inside the checkpoint's folder
     resuscitation_force: bool = False
     compiled: bool = False
+    allow_longer: bool = False  # whether instances may be longer than the model's context
     overwrite: bool = False  # whether a result of another measurement may be replaced
 
     def edit_of(self, folder: Path) -> Path | None:
@@ -88,6 +90,7 @@ class Job:
             check_writable(self.output)
         folder = self.downloads.fetch(self.location, weights=False)
         self.settings.instances.check_tokenizer(folder)
+        exceeded = check_length(folder, self.settings.instances.length, self.settings.allow_longer)
         rows = self.settings.instances.read(folder)
         length = self.settings.instances.length_for(folder)
         asked = f"{len(rows)} of {length} tokens from {self.settings.instances.data}"
@@ -102,6 +105,7 @@ class Job:
             identity["checkpoint"]["fingerprint"] = identity_of(folder)
             earlier = find_result(self.output, identity, *which)
             identity["checkpoint"]["tokens"] = tokens_of(self.location, folder)
+        identity["longer_than_context"] = exceeded
         return Prepared(folder, rows, length, identity, earlier, before)
 
     def measure(self, prepared: Prepared | None, device: torch.device, ranks: Ranks) -> dict[str, Any]:

@@ -18,9 +18,6 @@ from olmo.files.tensors import read_tensors
 from olmo.memory.rescaling import rescale_model
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# The context length in the config.json of different families: GPT-2 has n_positions, MPT max_seq_len.
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-_LONGEST_CONTEXT = 2048  # tokens, of other families, whose contexts can be very long
 
 
 def open_model(
@@ -89,12 +86,3 @@ def state_of_files(folder: Path) -> str:
     """What changes when a checkpoint is replaced: identity, size and times of its weight files."""
     found = ((path.name, path.stat()) for path in checkpoint.model_files(folder))
     return str([(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found])
-
-
-def context_length(folder: Path) -> int:
-    """Tokens that the model of a folder takes at once; at most 2048 for other families."""
-    if checkpoint.is_olmo(folder):
-        return checkpoint.read_config(folder).max_sequence_length
-    raw = checkpoint.transformers_config(folder) or {}
-    lengths = (raw.get(name) for name in _CONTEXT_NAMES)
-    return min(next((int(length) for length in lengths if length), _LONGEST_CONTEXT), _LONGEST_CONTEXT)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..config.load import load_model_config
 from ..config.model import ModelConfig
+from ..console import log
 from ..exceptions import ConfigurationError
 from ..files.paths import read_json
 from ..files.tensors import read_tensors
@@ -213,7 +214,8 @@ def load_model(
 
 
 def check_behaviour(config: ModelConfig, folder: Path) -> None:
-    """Raise ConfigurationError where a run's model would compute something else with a checkpoint's weights."""
+    """Raise ConfigurationError where a run's model would compute something else with a checkpoint's weights; log a
+    warning where it takes longer inputs."""
     if not (folder / "config.yaml").is_file() and transformers_config(folder) is None:
         return  # weights alone; the shapes must do
     saved = read_config(folder)
@@ -222,6 +224,14 @@ def check_behaviour(config: ModelConfig, folder: Path) -> None:
             raise ConfigurationError(
                 f"model.{key}: {getattr(config, key)}, but the checkpoint {folder} was made with {getattr(saved, key)}"
             )
+    if config.rope and config.max_sequence_length > saved.max_sequence_length:
+        log.warning(
+            "model.max_sequence_length: %d, the checkpoint %s was made for %d tokens and extrapolates the positions of "
+            "others until it is trained on them",
+            config.max_sequence_length,
+            folder,
+            saved.max_sequence_length,
+        )
     for key in ("temperature_attention", "temperature_MLP"):
         if getattr(config, key) is None and getattr(saved, key) is not None:
             raise ConfigurationError(

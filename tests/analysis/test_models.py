@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from analysis.models import context_length
+from analysis.context import context_length
 from tests.analysis.measuring import LENGTH, TEXTS, check, direct, failing, made_model, result_in, rows_of, run, write
 from tests.reference import tiny_tokenizer, to_transformers
 from tests.running import modes_hold

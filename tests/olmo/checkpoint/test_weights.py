@@ -307,3 +307,12 @@ def test_a_state_on_disk_is_the_state_and_keeps_nothing(tmp_path: Path, weights:
         first.zero_()
         assert torch.equal(on_disk[name], wanted[name])
     assert fingerprint(on_disk) == fingerprint(wanted)
+
+
+def test_a_longer_context_than_the_checkpoints_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_olmo(tmp_path / "checkpoint", made_model(max_sequence_length=16))
+    for length, warned in ((16, 0), (8, 0), (32, 1)):
+        caplog.clear()
+        checkpoint.load_model(folder, CPU, config=tiny_config(max_sequence_length=length))
+        assert len(caplog.records) == warned
+    assert caplog.messages[0].startswith(f"model.max_sequence_length: 32, the checkpoint {folder} was made for 16 ")

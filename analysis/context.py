@@ -1,0 +1,103 @@
+"""The context of a model: how many tokens it takes at once, and whether it can take more."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from olmo import checkpoint
+from olmo.exceptions import ConfigurationError
+
+# The context length in the config.json of different families: GPT-2 has n_positions, MPT max_seq_len.
+_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+_LONGEST = 2048  # tokens, of other families, whose contexts can be very long
+
+
+@dataclass(frozen=True)
+class Context:
+    """positions: tokens that the model was made for; None: any number, as with ALiBi or sliding windows in all layers.
+    fixed: whether it has a table of so many positions (learned ones), instead of computing them (rotary ones)."""
+
+    positions: int | None
+    fixed: bool = False
+
+
+def context_length(folder: Path) -> int:
+    """Tokens that the model of a folder takes at once; at most 2048 for other families."""
+    if checkpoint.is_olmo(folder):
+        return checkpoint.read_config(folder).max_sequence_length
+    raw = checkpoint.transformers_config(folder) or {}
+    lengths = ((raw.get("text_config") or raw).get(name, raw.get(name)) for name in _NAMES)
+    return min(next((int(length) for length in lengths if length), _LONGEST), _LONGEST)
+
+
+def check_length(folder: Path, length: int | None, allow_longer: bool) -> int | None:
+    """Raise ConfigurationError where the model of a folder does not take `length` tokens at once, without reading its
+    weights. Computed positions may be extrapolated with `allow_longer`; the context is returned where they are."""
+    if length is None or (length <= _LONGEST and length <= context_length(folder)):
+        return None
+    context = context_of(folder)
+    if context.positions is None or length <= context.positions:
+        return None
+    what, less = f"--sequence_length {length}: {folder}", f"use --sequence_length {context.positions} or less"
+    if context.fixed:
+        raise ConfigurationError(f"{what} has positions for {context.positions} tokens; {less}")
+    if not allow_longer:
+        raise ConfigurationError(
+            f"{what} is made for {context.positions} tokens and would extrapolate their positions; {less}, or "
+            "--allow_longer to measure it all the same"
+        )
+    return context.positions
+
+
+def context_of(folder: Path) -> Context:
+    """The context of the model of a folder, of another family by the structure of an empty model."""
+    if checkpoint.is_olmo(folder):
+        config = checkpoint.read_config(folder)
+        return Context(config.max_sequence_length, fixed=not config.rope)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(whole)
+    except Exception as error:  # of any type
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{folder}: transformers cannot build this model: {reason}") from error
+    config = whole.get_text_config()
+    tables = [
+        module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two rows are no positions
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and _is_of_positions(name)
+    ]
+    tables += [len(table) for name, table in model.named_buffers() if table.ndim == 2 and _is_of_positions(name)]
+    if getattr(config, "max_seq_len", None):  # MPT computes its biases for so many tokens
+        tables.append(config.max_seq_len)
+    if tables:
+        return Context(min(tables), fixed=True)
+    computed = any(re.search("Rotary|Sinusoid", type(module).__name__) for module in model.modules())
+    if not computed or getattr(config, "alibi", False) or _slides(config):
+        return Context(None)
+    named = (getattr(config, name, None) for name in _NAMES)
+    positions = [int(length) for length in named if length][:1]
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for one in [scaling, *(value for value in scaling.values() if isinstance(value, dict))]:
+        if one.get("original_max_position_embeddings") and one.get("factor"):  # such as YaRN's
+            positions.append(int(one["original_max_position_embeddings"] * one["factor"]))
+    return Context(max(positions, default=None))
+
+
+def _is_of_positions(name: str) -> bool:
+    return re.search("wpe|pos", name.rpartition(".")[2]) is not None
+
+
+def _slides(config: Any) -> bool:
+    """Whether every layer attends to a window of tokens: no two of them are then farther apart than the window."""
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    return bool(window) and (kinds is None or set(kinds) == {"sliding_attention"})
