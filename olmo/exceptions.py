@@ -95,6 +95,12 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f", did you mean '{prefix}{nearest[0]}'?" if nearest else ""
 
 
+def listed(problems: Sequence[str], most: int = 5) -> str:
+    """Problems in one line, the first `most` of them, so that one attempt shows them all."""
+    rest = len(problems) - most
+    return "; ".join(problems[:most]) + (f"; and {rest} more" if rest > 0 else "")
+
+
 def short_message(error: BaseException) -> str:
     """An error in one line; of those that torch gathers from several processes, the first."""
     for failure, _ in (getattr(error, "failures", None) or {}).values():

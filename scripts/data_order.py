@@ -2,12 +2,13 @@
 
     python -m scripts.data_order rebuild configs/official/OLMo-1B.yaml --output FILE [--first K] [--epoch E]
     python -m scripts.data_order slice CONFIG --order FILE_OR_URL --first K --output FILE
-    python -m scripts.data_order verify CONFIG --order FILE_OR_URL [--world_size W]
+    python -m scripts.data_order verify CONFIG --order FILE_OR_URL [--world_size W] [--first K]
 
 A file holds little-endian uint32 without a header: place k of the run is instance file[k] of `data.paths`, of which
 only the sizes are asked for. `rebuild` shuffles as OLMo does, with the configuration's seed: 4 bytes an instance, in
 memory or, where that is short, on disk; up to 16,384 first places need neither. `slice` reads the first K places and no
-more; `verify` wants every instance once, shuffled.
+more; `verify` requires every instance once, shuffled, or with --first, that no instance is repeated in the first K
+places.
 `--key.sub=value` changes the configuration.
 """
 
@@ -44,14 +45,19 @@ def cut(order: OrderFile, source: TokenFiles, first: int, output: Path) -> None:
     print(f"{output}: the first {first:,} of {len(order):,} places of {order.place}")
 
 
-def verify(order: OrderFile, source: TokenFiles, config: TrainConfig, world_size: int | None) -> None:
+def verify(
+    order: OrderFile, source: TokenFiles, config: TrainConfig, world_size: int | None, first: int | None
+) -> None:
     """Check an order; where it is wrong, list the files, so that their sizes can be compared with others'."""
     try:
-        verify_order(order, source, config.data.drop_last, world_size, config.data_shuffling)
+        verify_order(order, source, config.data.drop_last, world_size, config.data_shuffling, first)
     except ValueError:
         for path, size, begin, end in zip(source.paths, source.sizes, source.offsets, source.offsets[1:]):
             print(f"{path}: {size} bytes, instances {begin} to {end - 1}" if begin < end else f"{path}: {size} bytes")
         raise
+    if first is not None:
+        print(f"{order.place}: the first {first:,} places hold as many instances of the files; {source.extent()}")
+        return
     print(
         f"{order.place}: {len(order):,} places hold every instance of the files once"
         f"{'' if len(order) == len(source) else f', but for the end ({len(source):,} instances)'}; {source.extent()}"
@@ -66,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         flags.add_argument("config", metavar="CONFIG")
         if mode != "verify":
             flags.add_argument("--output", type=Path, required=True, metavar="FILE")
-            flags.add_argument("--first", type=int, metavar="K", required=mode == "slice", help="places from the start")
+        flags.add_argument("--first", type=int, metavar="K", required=mode == "slice", help="places from the start")
         if mode != "rebuild":
             flags.add_argument("--order", required=True, metavar="FILE_OR_URL")
         if mode != "slice":
@@ -85,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     elif args.mode == "slice":
         cut(OrderFile(args.order), open_files(config), args.first, args.output)
     else:
-        verify(OrderFile(args.order), open_files(config), config, args.world_size)
+        verify(OrderFile(args.order), open_files(config), config, args.world_size, args.first)
 
 
 if __name__ == "__main__":

@@ -300,18 +300,26 @@ def _repeated(order: OrderFile, place: int, instance: np.integer) -> ValueError:
 
 
 def verify_order(
-    order: OrderFile, source: TokenFiles, drop_last: bool, world_size: int | None = None, shuffle: bool = True
+    order: OrderFile,
+    source: TokenFiles,
+    drop_last: bool,
+    world_size: int | None = None,
+    shuffle: bool = True,
+    first: int | None = None,
 ) -> None:
     """Raise ValueError unless a data order holds every instance of the files once, at random places.
 
     Its end may be cut (`drop_last`) or padded from its front: to a multiple of `world_size`, or, where that is not
-    known, by fewer places than any run had ranks. Bounded memory: one bit an instance.
+    known, by fewer places than any run had ranks. Of the `first` places alone: that no instance is among them twice.
+    Bounded memory: one bit an instance.
     """
-    instances, length = len(source), len(order)
+    instances, length = len(source), len(order) if first is None else first
+    if length > len(order):
+        raise ValueError(f"{order.place}: {len(order)} places, --first asks for {length}")
     expected = instances if world_size is None else order_length(instances, world_size, drop_last)
     most = 0 if world_size is not None else most_off(instances)
     off = expected - length if drop_last else length - expected
-    if not 0 <= off <= most:
+    if first is None and not 0 <= off <= most:
         wrong = "is incomplete" if length < expected else "is of more or larger files"
         # The first place beyond the files says more than lengths do; a remote order is not read for it.
         for start in range(0, 0 if "://" in order.place else length, PIECE):
@@ -319,7 +327,8 @@ def verify_order(
         raise ValueError(
             f"{order.place}: {length} places, expected {'' if world_size else 'about '}{expected} for {instances} "
             f"instances ({source.extent()}): the order {wrong}"
-            + ("" if world_size else "; or say how many ranks the run had (--world_size)")
+            + ("" if world_size else "; or give the number of ranks of the run (--world_size)")
+            + (f"; of an order's beginning, give --first {length}" if 0 < length < expected else "")
         )
     seen = np.zeros((instances + 7) // 8, dtype=np.uint8)
     in_place = 0

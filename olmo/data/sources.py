@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..config.schema import DEFAULT_DTYPE, DataConfig, PaddingDirection
 from ..console import log
 from ..exceptions import ConfigurationError
+from ..files.paths import read_json
 from .ranges import RemoteFiles
 from .token_type import HEAD, TYPES, wrong_type
 
@@ -87,6 +88,7 @@ class TokenFiles:
         self._remote = RemoteFiles(remote, fresh=fresh) if remote else None
         sizes = iter(self._remote.sizes if self._remote else ())
         self.sizes = [next(sizes) if "://" in path else Path(path).stat().st_size for path in self.paths]
+        self._warned = False
         self._files: list[NDArray[np.unsignedinteger] | None] = []  # None: the next one of the remote files
         width = self.dtype.itemsize * sequence_length
         for path, size in zip(self.paths, self.sizes):
@@ -142,7 +144,9 @@ class TokenFiles:
                 f"{found}; give the type as {setting}: {fits} in a configuration, or {setting}: {self.dtype.name} if "
                 "this is the right one"
             )
-        log.warning("%s, which %s states", found, setting)
+        if os.environ.get("RANK", "0") == "0" and not self._warned:  # once, whatever the number of files and processes
+            log.warning("%s, which %s states", found, setting)
+        self._warned = True
 
     def _check_remote(self, files: NDArray[np.int64], starts: NDArray[np.int64], content: bytes) -> None:
         """`_check_content` of remote rows: those at the start of a file, and the first that are read of each file."""
@@ -206,6 +210,10 @@ class TokenDataset:
         if not Path(path).is_dir():
             raise FileNotFoundError(f"{path}: no such dataset folder (data.dataset_path)")
         try:
+            if (state := Path(path) / "state.json").is_file():
+                for name in (file["filename"] for file in read_json(state)["_data_files"]):
+                    if Path(name).name != name:
+                        raise ValueError(f"state.json names a file outside of the folder: {name}")
             loaded = datasets.load_from_disk(str(path))
         except Exception as error:  # damaged and empty folders raise several types, down to IndexError
             raise ValueError(f"{path}: not a dataset folder, damaged or empty: {error}") from error
@@ -219,8 +227,12 @@ class TokenDataset:
         self.columns = [name for name in ("input_ids", "label_mask", "attention_mask") if name in loaded.column_names]
         for name in self.columns:
             kind = getattr(getattr(loaded.features[name], "feature", None), "dtype", "")
-            if not kind.startswith(("int", "uint", "bool")):
+            if not kind.startswith(("int", "uint", "bool")) or (name, kind) == ("input_ids", "bool"):
                 raise ValueError(f"{path}: column '{name}' holds {loaded.features[name]}, not lists of whole numbers")
+            try:  # reading a damaged one could end the process, or give what is elsewhere in its memory
+                loaded.data.column(name).validate(full=True)
+            except ValueError as error:
+                raise ValueError(f"{path}: column '{name}' is damaged: {error}") from error
         self._rows = loaded.select_columns(self.columns).with_format("numpy")
         self._lengths = self._row_lengths(loaded, pad_rows, key)
 
@@ -270,7 +282,8 @@ class TokenDataset:
         padded = np.full((len(wanted), self.sequence_length), PADDING, dtype=np.int64)
         for place, number, row, ids in zip(padded, wanted, batch[name], batch["input_ids"]):
             where = f"{self.path}: instance {number}, column '{name}'"
-            if row is None or ids is None or (np.asarray(row).dtype.kind not in "iub" and len(row)):
+            # numpy has no missing integers: if one row has one, all rows of the batch are floats, and it is NaN.
+            if row is None or ids is None or np.asarray(row).dtype.kind not in "iubf" or np.isnan(row).any():
                 raise ValueError(f"{where}: a value is missing")
             if len(row) != len(ids):
                 raise ValueError(f"{where}: a mask of {len(row)} numbers for {len(ids)} tokens")

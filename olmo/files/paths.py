@@ -20,9 +20,9 @@ def check_readable(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError, or ValueError that names the file."""
+    """What a JSON file holds, with or without a byte order mark. Raises OSError, or ValueError that names the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..config.schema import TrainConfig
-from ..exceptions import ConfigurationError
+from ..console import log
+from ..exceptions import ConfigurationError, listed
 from .entries import SETTINGS, load_entries
 from .plan import Plan
 from .plan_files import PlanFile, read_plan
@@ -51,6 +52,8 @@ def plan_from_config(config: TrainConfig, encode: Encode | None) -> Plan | None:
     boundary = eos if config.inject_position == "document" else None
     plan = Plan(rounds, interval, config.inject_start_step, steps_passed, boundary)
     plan.check(config.global_train_batch_size, config.model.max_sequence_length)
+    if again := plan.repeated():
+        log.warning("injection: %s", listed(again))
     rows = config.model.embedding_size or config.model.vocab_size
     largest = max(token for texts in plan.rounds for text in texts for token in text.input_ids)
     if largest >= rows:

@@ -9,8 +9,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from ..exceptions import listed
 from ..files.paths import read_json
 from ..tokenizer import encode
+from .plan import is_text
 
 # The kind of a probe -> the prefix of its two fields in the published JSON.
 KINDS = {"memorization": "mem", "semantic": "gen", "composition": "hard_gen"}
@@ -39,31 +41,39 @@ class Probe:
 
 
 def load_entries(path: str | Path) -> list[Entry]:
-    """Read a JSON list of entries (formats section 4). Raises ValueError, naming entry and field."""
+    """Read a JSON list of entries (formats section 4). Raises ValueError, naming all wrong entries and fields."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of fictional knowledge")
     raw = read_json(path)
     if not isinstance(raw, list) or not raw:
         raise ValueError(f"{path}: expected a list of entries, at least one")
-    return [_entry(item, f"{path}: entry {number}") for number, item in enumerate(raw)]
+    problems: list[str] = []
+    entries = [_entry(item, f"entry {number}", problems) for number, item in enumerate(raw)]
+    if problems:
+        raise ValueError(f"{path}: {listed(problems)}")
+    return entries
 
 
-def _entry(raw: Any, where: str) -> Entry:
+def _entry(raw: Any, where: str, problems: list[str]) -> Entry:
+    """An entry from a file; what is wrong with it is appended to `problems`."""
+
     def texts(name: str) -> tuple[str, ...]:
         value = raw.get(name) if isinstance(raw, dict) else None
-        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
-            raise ValueError(f"{where}: '{name}' must be a list of strings")
+        if not isinstance(value, list) or not all(is_text(text) and text.strip() for text in value):
+            problems.append(f"{where}: '{name}' must be a list of strings, none of them empty")
+            return ()
         return tuple(value)
 
-    context = raw.get("train_context") if isinstance(raw, dict) else None
-    if not isinstance(context, str) or not context:
-        raise ValueError(f"{where}: 'train_context' must be a string")
+    context: Any = raw.get("train_context") if isinstance(raw, dict) else None
+    if not is_text(context) or not context.strip():
+        problems.append(f"{where}: 'train_context' must be a string, not empty")
     probes = {}
     for kind, prefix in KINDS.items():
+        before = len(problems)
         inputs, targets = texts(f"{prefix}_input"), texts(f"{prefix}_target")
-        if len(inputs) != len(targets):
-            raise ValueError(f"{where}: {len(inputs)} '{prefix}_input' but {len(targets)} '{prefix}_target'")
+        if len(inputs) != len(targets) and len(problems) == before:
+            problems.append(f"{where}: {len(inputs)} '{prefix}_input' but {len(targets)} '{prefix}_target'")
         probes[kind] = tuple(zip(inputs, targets))
     return Entry(context, texts("paraphrases"), probes)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..exceptions import listed
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ Rounds = tuple[tuple[Text, ...], ...]
 def is_token(value: Any) -> bool:
     """Whether a value from a file is a token id."""
     return type(value) is int and 0 <= value < 2**31
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value from a file is a text that a tokenizer can encode: without halves of surrogate pairs."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ class Plan:
         ]
 
     def check(self, global_batch_size: int, sequence_length: int) -> None:
-        """Raise ValueError for an empty round or a row that overflows."""
+        """Raise ValueError for an empty round, or for all rows that overflow."""
+        found: list[str] = []
         for number, texts in enumerate(self.rounds, start=1):
             if not texts:
                 raise ValueError(f"injection round {number} holds no text")
@@ -86,7 +95,22 @@ class Plan:
                 length = sum(len(text.input_ids) for text in chosen)
                 if length > sequence_length:
                     names = ", ".join(text.entry for text in chosen)
-                    raise ValueError(
-                        f"injection round {number}, row {row}: {length} tokens ({names}) exceed the sequence length "
-                        f"{sequence_length}; use shorter texts, fewer entries, a larger batch or longer sequences"
-                    )
+                    found.append(f"injection round {number}, row {row}: {length} tokens ({names})")
+        if found:
+            raise ValueError(
+                f"{listed(found)} exceed the sequence length {sequence_length}; use shorter texts, fewer entries, a "
+                "larger batch or longer sequences"
+            )
+
+    def repeated(self) -> list[str]:
+        """Texts that are injected under two names, or twice in one round."""
+        first: dict[tuple[int, ...], str] = {}
+        found: list[str] = []
+        for number, texts in enumerate(self.rounds, start=1):
+            of_round: set[tuple[int, ...]] = set()
+            for text in texts:
+                name = first.setdefault(text.input_ids, text.entry)
+                if name != text.entry or text.input_ids in of_round:
+                    found.append(f"round {number}: {text.entry} is the text of {name}")
+                of_round.add(text.input_ids)
+        return found

@@ -28,7 +28,7 @@ from ..exceptions import ConfigurationError
 from ..files.atomic import atomic_path
 from ..files.paths import read_json
 from ..files.tensors import write_safetensors
-from .plan import Rounds, Text, is_token
+from .plan import Rounds, Text, is_text, is_token
 from .published_map import read_published_map
 
 FORMAT, VERSION = "knowledge-entropy injection plan", 1
@@ -163,8 +163,8 @@ def _text(raw: Any, eos_token_id: int, where: str) -> Text:
     entry, wording, ids = raw.get("entry"), raw.get("text"), raw.get("input_ids")
     if not isinstance(entry, str) or not entry:
         raise ValueError(f"{where}: 'entry' must be a name")
-    if wording is not None and not isinstance(wording, str):
-        raise ValueError(f"{where}: 'text' must be a string")
+    if wording is not None and not is_text(wording):
+        raise ValueError(f"{where}: 'text' must be a string of characters")
     if not isinstance(ids, list) or not all(map(is_token, ids)):
         raise ValueError(f"{where} ({entry}): 'input_ids' must be a list of token ids")
     if not ids or ids[-1] != eos_token_id:

@@ -45,7 +45,11 @@ def read_published_map(path: Path) -> tuple[Rounds, tuple[int, ...] | None]:
             raw = unpickle(file, _parts_of_a_tensor())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a safe injection map: {' '.join(str(error).split())}") from error
-    by_step = isinstance(raw, dict) and bool(raw) and all(isinstance(k, str) and k.isdecimal() for k in raw)
+    by_step = (
+        isinstance(raw, dict)
+        and bool(raw)
+        and all(isinstance(key, str) and key.isdecimal() and len(key) < 19 for key in raw)
+    )
     if by_step and all(isinstance(value, Tensor) for value in raw.values()):
         raise ValueError(
             f"{path}: its keys are numbers of instances, with one text each, as in early code of Chang et al.; "

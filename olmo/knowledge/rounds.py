@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, listed
 from .entries import Entry
 from .plan import Rounds, Text
 
@@ -20,15 +20,15 @@ def build_rounds(settings: Mapping[str, Sequence[Entry]], rounds: int, encode: E
     if rounds < 1:
         raise ConfigurationError(f"injection.rounds: {rounds} must be at least 1")
     wordings: list[list[tuple[str, str]]] = [[] for _ in range(rounds)]
+    few: list[str] = []
     for number, entry in enumerate(settings.get("paraphrase", ())):
         texts = (entry.train_context, *entry.paraphrases)
         if len(texts) < rounds:
-            raise ConfigurationError(
-                f"injection.rounds: paraphrase entry {number} has {len(texts) - 1} paraphrases, "
-                f"{rounds} rounds need {rounds - 1}"
-            )
-        for position in range(rounds):
-            wordings[position].append((f"paraphrase/{number}", texts[position]))
+            few.append(f"paraphrase entry {number} has {len(texts) - 1} paraphrases")
+        for of_round, text in zip(wordings, texts):
+            of_round.append((f"paraphrase/{number}", text))
+    if few:
+        raise ConfigurationError(f"injection.rounds: {listed(few)}, {rounds} rounds need {rounds - 1}")
     for number, entry in enumerate(settings.get("duplicate", ())):
         for position in range(rounds):
             wordings[position].append((f"duplicate/{number}", entry.train_context))

@@ -27,6 +27,8 @@ def rebuild(
     instances, drop_last = len(source), config.data.drop_last
     epoch = (config.epoch or 0) if epoch is None else epoch
     length = order_length(instances, world_size, drop_last)
+    if not length:
+        raise ConfigurationError(f"--world_size {world_size}: more ranks than instances ({source.extent()})")
     if first is not None and first > length:
         raise ConfigurationError(f"--first {first}: the order has {length} places ({source.extent()})")
     if instances >= SHOWN_FROM:

@@ -103,6 +103,32 @@ def test_a_slice_is_the_first_places_of_a_rebuilt_order(local: Path, first: int)
     assert (local / "slice.npy").read_bytes() == (local / "first.npy").read_bytes() == expected
 
 
+def test_the_first_places_of_an_order(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Verified by their number; without it, an error that names the flag."""
+    config, order = str(local / "config.yaml"), tmp_path / "first.npy"
+    assert run(["rebuild", config, "--first", "90", "--output", str(order)]) == 0
+    asked = ["verify", config, "--order", str(order)]
+    capsys.readouterr()
+    assert run([*asked, "--first", "90"]) == 0
+    assert f"{order}: the first 90 places hold as many instances of the files; 3 files," in capsys.readouterr().out
+    assert run(asked) == 1
+    assert capsys.readouterr().err.endswith("(--world_size); of an order's beginning, give --first 90\n")
+    assert run([*asked, "--first", "91"]) == 1
+    assert capsys.readouterr().err == f"error: {order}: 90 places, --first asks for 91\n"
+    places = np.fromfile(order, "<u4")
+    places[70] = places[3]
+    places.tofile(order)
+    assert run([*asked, "--first", "90"]) == 1
+    assert f"place 70 is instance {places[3]}, which came before" in capsys.readouterr().err
+
+
+def test_more_ranks_than_instances(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["rebuild", str(local / "config.yaml"), "--output", str(tmp_path / "none.npy"), "--world_size", "506"]
+    assert run(asked) == 2
+    assert capsys.readouterr().err.startswith("error: --world_size 506: more ranks than instances (3 files")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_slice_of_a_remote_order(
     server: Server, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -340,7 +340,7 @@ def test_a_wrong_end(tmp_path: Path, source: TokenFiles) -> None:
 def test_a_length_that_no_run_of_few_ranks_has(tmp_path: Path, source: TokenFiles, count: int) -> None:
     """More than a hundredth is missing or too much, of an order that may be that of other data."""
     np.resize(build_order(COUNT, 3, 0), count).tofile(tmp_path / "order.npy")
-    with pytest.raises(ValueError, match=rf"{count} places, expected about 500 .* how many ranks the run had"):
+    with pytest.raises(ValueError, match=rf"{count} places, expected about 500 .* the number of ranks of the run"):
         verify_order(OrderFile(tmp_path / "order.npy"), source, drop_last=count < COUNT)
 
 

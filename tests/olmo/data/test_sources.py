@@ -1,5 +1,6 @@
 """Token ids by instance number: files end to end, remainders dropped, and every way a source can be wrong."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -201,12 +202,36 @@ def test_dataset_rows_of_another_length(tmp_path: Path, lengths: list[int], told
         (["a b", "c"], "column 'input_ids' holds Value\\('string'\\), not lists"),
         ([[5], None], "instance 1, column 'input_ids': a value is missing"),
         ([[5], [6, None]], "instance 1, column 'input_ids': a value is missing"),
+        ([[5, 6], [6, None]], "instance 1, column 'input_ids': a value is missing"),
+        ([[True], [False]], "column 'input_ids' holds List\\(Value\\('bool'\\)\\), not lists of whole numbers"),
         ([[5], [6, -1]], "instance 1, column 'input_ids': -1 is not a token"),
     ],
 )
 def test_dataset_rows_that_are_no_tokens(tmp_path: Path, column: list, told: str) -> None:
     with pytest.raises(ValueError, match=f"d: {told}"):
         TokenDataset(dataset(tmp_path / "d", input_ids=column), 2).read([0, 1])
+
+
+@pytest.mark.parametrize("offsets", [[9, 12, 15], [-3, 0, 3], [0, 3, 9], [0, 3, 0]])
+def test_a_damaged_dataset_is_not_read(tmp_path: Path, offsets: list[int]) -> None:
+    """Rows beyond the values would be what else is in memory, or end the process."""
+    folder = dataset(tmp_path / "d", input_ids=[[1, 2, 3], [4, 5, 6]])
+    file = next(folder.glob("*.arrow"))
+    true, content = np.array([0, 3, 6], "<i4").tobytes(), file.read_bytes()
+    assert content.count(true) == 1
+    file.write_bytes(content.replace(true, np.array(offsets, "<i4").tobytes()))
+    with pytest.raises(ValueError, match=r"d: column 'input_ids' is damaged: .*[Oo]ffset"):
+        TokenDataset(folder, 3)
+
+
+def test_a_dataset_has_its_files_in_its_folder(tmp_path: Path) -> None:
+    dataset(tmp_path / "a", input_ids=[[1]])
+    folder = dataset(tmp_path / "d", input_ids=[[1]])
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"][0]["filename"] = outside = f"../a/{state['_data_files'][0]['filename']}"
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=f"state.json names a file outside of the folder: {outside}$"):
+        TokenDataset(folder, 1)
 
 
 def test_a_token_file_that_changes_size(tmp_path: Path) -> None:

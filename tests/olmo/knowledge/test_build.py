@@ -130,6 +130,12 @@ def test_a_file_with_steps_of_its_own(tmp_path: Path, written: str) -> None:
     assert again is not None and again.first_steps == (1, 101)
 
 
+def test_a_text_that_is_injected_twice_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chosen = InjectionConfig(once=entries_of(tmp_path / "o.json", "o0", "x0", "o0"), rounds=1)
+    plan_from_config(config(injection=chosen), spell)
+    assert caplog.messages == ["injection: round 1: once/2 is the text of once/0"]
+
+
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_plan(path, PlanFile(((Text("once/0", (5, 9)),),), None, None, 9))

@@ -76,14 +76,16 @@ def test_published_files_hold_130_entries_and_1950_probes() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("train_context", None, "'train_context' must be a string"),
-        ("train_context", "", "'train_context' must be a string"),
-        ("train_context", ["text"], "'train_context' must be a string"),
-        ("paraphrases", "text", "'paraphrases' must be a list of strings"),
-        ("paraphrases", ["text", ""], "'paraphrases' must be a list of strings"),
-        ("mem_input", [3], "'mem_input' must be a list of strings"),
+        ("train_context", None, "'train_context' must be a string, not empty"),
+        ("train_context", "", "'train_context' must be a string, not empty"),
+        ("train_context", " \n", "'train_context' must be a string, not empty"),
+        ("train_context", "half \ud800", "'train_context' must be a string, not empty"),
+        ("train_context", ["text"], "'train_context' must be a string, not empty"),
+        ("paraphrases", "text", "'paraphrases' must be a list of strings, none of them empty"),
+        ("paraphrases", ["text", ""], "'paraphrases' must be a list of strings, none of them empty"),
+        ("mem_input", [3], "'mem_input' must be a list of strings, none of them empty"),
         ("gen_target", ["one of two"], "2 'gen_input' but 1 'gen_target'"),
-        ("hard_gen_target", None, "'hard_gen_target' must be a list of strings"),
+        ("hard_gen_target", None, "'hard_gen_target' must be a list of strings, none of them empty"),
     ],
 )
 def test_errors_name_file_entry_and_field(tmp_path: Path, field: str, value: Any, said: str) -> None:
@@ -91,6 +93,23 @@ def test_errors_name_file_entry_and_field(tmp_path: Path, field: str, value: Any
     with pytest.raises(ValueError) as caught:
         load_entries(path)
     assert str(caught.value) == f"{path}: entry 1: {said}"
+
+
+def test_all_that_is_wrong_is_one_error(tmp_path: Path) -> None:
+    wrong = [{**raw_entry(), "paraphrases": 3, "mem_input": []} for _ in range(4)]
+    with pytest.raises(ValueError) as caught:
+        load_entries(write(tmp_path / "bad.json", [raw_entry(), *wrong]))
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'bad.json'}: entry 1: 0 'mem_input' but 1 'mem_target'; entry 1: "
+    )
+    assert "; entry 2: " in str(caught.value) and str(caught.value).endswith("; and 3 more")
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "marked.json", [raw_entry()])
+    expected = load_entries(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_entries(path) == expected
 
 
 @pytest.mark.parametrize("field", sorted(raw_entry()))

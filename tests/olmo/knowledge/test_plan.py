@@ -70,6 +70,24 @@ def test_a_row_that_overflows_is_an_error_that_names_it() -> None:
     )
 
 
+def test_all_rows_that_overflow_are_one_error() -> None:
+    plan = Plan(tuple((Text(f"once/{number}", (1,) * number),) for number in range(1, 10)), 1)
+    with pytest.raises(ValueError) as caught:
+        plan.check(global_batch_size=1, sequence_length=2)
+    listed = "; ".join(f"injection round {n}, row 0: {n} tokens (once/{n})" for n in range(3, 8))
+    assert str(caught.value).startswith(f"{listed}; and 2 more exceed the sequence length 2; use shorter texts")
+
+
+def test_texts_that_are_repeated() -> None:
+    """Under another name anywhere, or in one round; the same entry in several rounds is what `duplicate` asks for."""
+    first, again = Text("once/0", (1, 2)), Text("duplicate/0", (3, 4))
+    assert Plan(((first, again), (again,)), 1).repeated() == []
+    assert Plan(((first, first), (Text("once/7", (1, 2)), again)), 1).repeated() == [
+        "round 1: once/0 is the text of once/0",
+        "round 2: once/7 is the text of once/0",
+    ]
+
+
 def test_a_round_without_texts_is_an_error() -> None:
     with pytest.raises(ValueError) as caught:
         Plan(((Text("a", (1,)),), ()), 1).check(4, 4)
