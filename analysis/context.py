@@ -64,6 +64,8 @@ def context_of(folder: Path) -> Context:
 
     try:
         whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if (layers := getattr(whole.get_text_config(), "num_hidden_layers", 0)) > 10_000:
+            raise ValueError(f"config.json has {layers:,} layers")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(whole)
     except Exception as error:  # of any type

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.context import context_length
-from analysis.texts import eos_of, one_each, packed
+from analysis.texts import check_text, eos_of, one_each, packed
 from olmo import checkpoint
 from olmo.config import DataConfig, load
 from olmo.data.masks import open_masks
 from olmo.data.order import OrderFile, check_places, instances_at
 from olmo.data.sources import TokenDataset, TokenFiles, open_source
 from olmo.exceptions import ConfigurationError
-from olmo.tokenizer import load_tokenizer
+from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
 
 CONFIGURATIONS = (".yaml", ".yml")
 
@@ -92,7 +92,11 @@ class Instances:
             return open_masks(DataConfig(), 0, source).rows(source, self._first(len(source), path), str(path))
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such data (--data)")
-        tokenizer = load_tokenizer(self.tokenizer or _tokenizer_of(folder))
+        check_text(path)
+        identifier = self.tokenizer or tokenizer_of_folder(folder)
+        if identifier is None:
+            raise ConfigurationError(f"{folder}: names no tokenizer; give --tokenizer")
+        tokenizer = load_tokenizer(identifier)
         if self.pack:
             return packed(path, tokenizer, eos_of(folder, tokenizer), self.count, length)
         return one_each(path, tokenizer, self.count, length)
@@ -127,16 +131,3 @@ def digest_of(rows: Sequence[NDArray[np.int64]]) -> str:
     for row in rows:
         digest.update(row.astype("<u4").tobytes())
     return digest.hexdigest()
-
-
-def _tokenizer_of(folder: Path) -> str:
-    """The tokenizer that a checkpoint names, or the one in its folder."""
-    if (folder / "tokenizer.json").is_file():
-        return str(folder / "tokenizer.json")
-    if (folder / "config.yaml").is_file():
-        from omegaconf import OmegaConf
-
-        named = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "tokenizer.identifier")
-        if named:
-            return str(named)
-    raise ConfigurationError(f"{folder}: names no tokenizer; give --tokenizer")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from olmo.checkpoint import is_hub_id, resolve
+from olmo.checkpoint.formats import explain
 from olmo.exceptions import ConfigurationError
 from olmo.files.tensors import read_training_state
 
@@ -60,6 +61,8 @@ def checkpoint_locations(steps: Sequence[int | str] | None, model_size: str, nam
             locations += found
         elif is_hub_id(name):
             locations.append(name)
+        elif Path(name).is_file():
+            raise FileNotFoundError(f"{name}: {explain(Path(name))}")
         else:
             raise FileNotFoundError(f"{name}: no such checkpoint folder")
     return list(dict.fromkeys(locations))

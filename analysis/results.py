@@ -94,7 +94,7 @@ def _difference(result: Any, wanted: dict[str, Any], instances: str, measures: S
     for key in ("coefficient", "precision", "tolerance", "resuscitation"):
         if result.get(key) != wanted[key]:
             return f"was measured with {key} {result.get(key)}, not {wanted[key]}"
-    extra = [name for name in result.get("measures", ()) if name not in measures]
+    extra = [name for name in result.get("measures", ()) if name not in ("knowledge", *measures)]
     return f"has {extra[0]} entropy too, which --measures does not name" if extra else None
 
 

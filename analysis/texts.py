@@ -116,6 +116,12 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         raise ValueError(f"{path}: truncated or damaged: {error}") from error
 
 
+def check_text(path: Path) -> None:
+    """Raise ValueError for a file that does not begin as text."""
+    with _opened(path) as file:
+        file.read(1000)
+
+
 def _documents(path: Path, most: int = -1) -> Iterator[str]:
     """The texts of a JSON file's objects (`text` or `train_context`), or the first `most` characters of a plain text;
     those of white space alone are left out."""

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from .config.schema import TokenizerConfig, TrainConfig
 from .exceptions import ConfigurationError
+from .files.paths import check_not_lfs
 
 
 def packaged_tokenizer(identifier: str) -> Path | None:
@@ -28,13 +29,40 @@ def packaged_tokenizer(identifier: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def tokenizer_file(identifier: str) -> str:
-    """The path of an existing file, or the identifier itself if it is a hub id.
+def tokenizer_of_folder(folder: Path) -> str | None:
+    """The identifier of the tokenizer of a transformers folder or a checkpoint folder: its tokenizer.json, or the one
+    that its config.yaml names; None where it has neither."""
+    if (folder / "tokenizer.json").is_file():
+        return str(folder / "tokenizer.json")
+    if (folder / "config.yaml").is_file():
+        from omegaconf import OmegaConf
 
-    Raises FileNotFoundError for a missing .json file.
+        named = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "tokenizer.identifier")
+        return str(named) if named else None
+    return None
+
+
+def tokenizer_file(identifier: str) -> str:
+    """The path of an existing file, that of a folder's tokenizer, or the identifier itself if it is a hub id.
+
+    Raises FileNotFoundError for a missing .json file and for a folder without a tokenizer.
     """
     if Path(identifier).is_file():
         return identifier
+    if Path(identifier).is_dir():
+        found = tokenizer_of_folder(Path(identifier))
+        if found is None or Path(found).is_dir():
+            slow = next(
+                (n for n in ("tokenizer.model", "vocab.json", "vocab.txt") if Path(identifier, n).is_file()), ""
+            )
+            raise FileNotFoundError(
+                f"{identifier}: no tokenizer.json in this folder, and no config.yaml that names a tokenizer"
+                + (
+                    f"; make one of its {slow}: transformers' AutoTokenizer.from_pretrained, then save_pretrained"
+                    * bool(slow)
+                )
+            )
+        return tokenizer_file(found)
     packaged = packaged_tokenizer(identifier)
     if packaged is not None:
         return str(packaged)
@@ -48,6 +76,7 @@ def load_tokenizer(identifier: str) -> Tokenizer:
     where = tokenizer_file(identifier)
     try:
         if Path(where).is_file():
+            check_not_lfs(Path(where))
             return Tokenizer.from_file(where)
         with _quiet_hub():
             return Tokenizer.from_pretrained(where)

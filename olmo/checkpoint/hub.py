@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .formats import explain
 from .weights import model_files
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
@@ -22,6 +23,8 @@ def resolve(checkpoint: str, key: str = "") -> Path:
         return Path(checkpoint)
     if "://" in checkpoint:
         raise FileNotFoundError(f"{checkpoint}: a checkpoint is a folder here or on the hub; fetch it first")
+    if Path(checkpoint).is_file():
+        raise FileNotFoundError(f"{checkpoint}: {explain(Path(checkpoint))}{key and f' ({key})'}")
     if not is_hub_id(checkpoint):
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint folder{key and f' ({key})'}")
     return download(checkpoint)

@@ -22,17 +22,28 @@ from ..config.load import load_model_config
 from ..config.model import ModelConfig
 from ..console import log
 from ..exceptions import ConfigurationError
-from ..files.paths import read_json
+from ..files.paths import check_not_lfs, read_json
 from ..files.tensors import read_tensors
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
 from ..model import OLMo
 from . import saves
+from .formats import OLMO_CORE, explain, is_olmo_core
 from .transformers_layout import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint folder of any layout; where they are several, those that its index names."""
+    """The weight files of a checkpoint folder of any layout; where they are several, those that its index names.
+
+    Raises FileNotFoundError where there are none, ValueError where they are not downloaded; both name what is there.
+    """
+    files = _model_files(folder)
+    for path in files:
+        check_not_lfs(path)
+    return files
+
+
+def _model_files(folder: Path) -> list[Path]:
     for single in ("model.safetensors", "model.pt"):
         if (folder / single).is_file():
             return [folder / single]
@@ -52,6 +63,8 @@ def model_files(folder: Path) -> list[Path]:
         if files:
             return files
     meant = f"; did you mean {folder / 'latest'}?" if (folder / "latest").is_dir() else ""
+    if not meant and (found := explain(folder)):
+        raise FileNotFoundError(f"{folder}: {found}")
     raise FileNotFoundError(
         f"{folder}: no weights here (expected model.safetensors, model.pt, model_and_optim, or the files of a "
         f"transformers folder){meant}"
@@ -66,6 +79,8 @@ def transformers_config(folder: Path) -> dict[str, Any] | None:
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected keys and values")
+    if is_olmo_core(raw):
+        raise ValueError(f"{folder}: {OLMO_CORE.format(folder=folder)}")
     return raw
 
 
@@ -79,6 +94,8 @@ def read_config(folder: Path) -> ModelConfig:
     """The model's shape from any of the layouts."""
     raw = transformers_config(folder)
     if raw is None:
+        if not (folder / "config.yaml").exists() and (found := explain(folder)):
+            raise FileNotFoundError(f"{folder}: {found}")
         return load_model_config(folder / "config.yaml")
     return from_transformers_config(raw, str(folder / "config.json"))
 

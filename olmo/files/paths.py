@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+
 
 def check_readable(path: Path) -> None:
     """Raise an OSError that names the file and what is wrong with it; safetensors reports "no such file" for all."""
@@ -25,6 +27,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+
+
+def check_not_lfs(path: Path) -> None:
+    """Raise ValueError for a file that is only what git has in place of one in Git LFS."""
+    if path.is_file() and path.stat().st_size <= 1024:
+        with path.open("rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise ValueError(f"{path}: a pointer of Git LFS, not the file itself; get it with: git lfs pull")
 
 
 def parse_step(name: str) -> tuple[int, str] | None:

@@ -209,6 +209,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     weights = load_file(tmp_path / "model/model.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, tmp_path / "model/model.safetensors")
     with pytest.raises(pytest.fail.Exception, match="measured again"):  # another model in the same place
-        main([*asked, "--measures", "attention"])
+        main([*asked, "--measures", "attention", "--overwrite"])
     with pytest.raises(ConfigurationError, match="--measures: 'tokens' is none of knowledge, attention, next_token"):
         main([*asked, "--measures", "attention,tokens"])
