@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from analysis.estimates import Estimate, widen
-from analysis.outcomes import compare, compare_loss_after, compare_loss_rise
-from analysis.runs import Run
+from analysis.outcomes import compare, compare_loss_rise
+from analysis.runs import Run, from_original
 from analysis.series import paired_difference
 from olmo.memory import jackknife_error
 
@@ -72,8 +72,9 @@ def directions(
         measured = f"K after training, resuscitated, q = {q}, minus as it was"
         change = compare(runs["last"], runs[key])["K_after"]
         add(f"Resuscitation (q = {q}) ends with more knowledge", measured, change, +1)
-        measured = f"held-out loss after training, resuscitated, q = {q}, minus as it was (% of the common start)"
-        change = compare_loss_after(runs["last"], runs[key], FORGETTING)
+        measured = f"rise of held-out loss, resuscitated, q = {q}, minus as it was (points, common start)"
+        # From the weights that both share: what the edit lost at once counts as lost.
+        change = compare_loss_rise(runs["last"], [from_original(run) for run in runs[key]], FORGETTING)
         add(f"Resuscitation (q = {q}) ends having forgotten less", measured, change, -1)
     change = compare(runs["last_control"], runs["last"])["A"]
     claim = "Our control: injection, not the science text alone, brings the knowledge"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from analysis.estimates import Estimate, Values, bootstrap, percent_change
-from analysis.runs import TASKS, Run
+from analysis.runs import TASKS, Run, from_original
 from olmo.knowledge.entries import SETTINGS
 
 
@@ -30,6 +30,9 @@ def _entries(runs: Sequence[Run], setting: str | None, kind: str | None) -> list
 
 
 def _losses(runs: Sequence[Run], label: str) -> list[Values]:
+    for run in runs:
+        if label not in run.losses:
+            raise ValueError(f"{run.folder}: the loss of {label} was not measured before and after training")
     return [np.stack([run.losses[label][place][1] for run in runs]) for place in (0, 1)]
 
 
@@ -66,13 +69,14 @@ def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None =
     return bootstrap(_entries(runs, setting, kind), percent_change, strata(runs[0], setting, kind))
 
 
+def were_edited(runs: Sequence[Run]) -> bool:
+    """Whether all runs began with resuscitated weights."""
+    return all(run.original is not None for run in runs)
+
+
 def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
     """A in percent against the weights before resuscitation; None where nothing was resuscitated."""
-    originals = [run.original.entries() for run in runs if run.original is not None]
-    if len(originals) != len(runs):
-        return None
-    _, after = _entries(runs, None, None)
-    return bootstrap([np.stack(originals), after], percent_change, strata(runs[0]))
+    return acquired([from_original(run) for run in runs]) if were_edited(runs) else None
 
 
 def acquired_in_parts(runs: Sequence[Run]) -> dict[str, Any]:
@@ -88,6 +92,22 @@ def acquired_in_parts(runs: Sequence[Run]) -> dict[str, Any]:
 def loss_rise(runs: Sequence[Run], label: str) -> Estimate:
     """Rise of a held-out loss in percent: forgetting, where the label's text is that of pretraining."""
     return bootstrap(_losses(runs, label), percent_change)
+
+
+def loss_rises(runs: Sequence[Run]) -> dict[str, Any]:
+    """`loss_rise`, and `loss_rise_against_original` (or None), of every label that all runs have; ready for JSON."""
+    originals = [from_original(run) for run in runs]
+    against = {k: loss_rise(originals, k).as_json() for k in common_labels(originals)} if were_edited(runs) else None
+    return {
+        "loss_rise": {label: loss_rise(runs, label).as_json() for label in common_labels(runs)},
+        "loss_rise_against_original": against,
+    }
+
+
+def common_labels(runs: Sequence[Run]) -> list[str]:
+    """Labels of the held-out losses that all runs have of equally many instances."""
+    first = runs[0].losses
+    return [k for k in first if all(k in r.losses and len(r.losses[k][0][1]) == len(first[k][0][1]) for r in runs)]
 
 
 def forgotten(runs: Sequence[Run]) -> dict[str, Any] | None:
@@ -133,10 +153,3 @@ def compare_forgotten(one: Sequence[Run], other: Sequence[Run]) -> Estimate | No
 def compare_loss_rise(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
     """Rise of a held-out loss in points, paired over instances."""
     return bootstrap([*_losses(one, label), *_losses(other, label)], _difference_of_changes)
-
-
-def compare_loss_after(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
-    """Held-out loss after training, in percent of the loss from which `one` started; paired over instances. Unlike the
-    rise of each from its own start, it does not favour a start that an edit made worse."""
-    columns = [*_losses(one, label), _losses(other, label)[1]]
-    return bootstrap(columns, lambda before, after, other_after: 100 * (other_after - after) / before)

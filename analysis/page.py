@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ def draw(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
         key: {
             "name": condition["name"].replace(", ", ",\n"),
             "color": COLORS[key],
-            "A": condition["A"],
-            "loss_rise": condition["loss_rise"][FORGETTING],
+            "A": condition["common_start"]["A"],
+            "loss_rise": condition["common_start"]["loss_rise"][FORGETTING],
         }
         for key, condition in conditions.items()
     }
@@ -64,7 +65,7 @@ def render(report: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(clock=clock, fixed=fixed, signed=signed)
+    environment.filters.update(clock=clock, fixed=fixed, quoted=shlex.join, signed=signed)
     images = {name: base64.b64encode(path.read_bytes()).decode("ascii") for name, path in drawn.items()}
     seed_names = [f"seed {number}" for number in range(report["seeds"])]
     template = environment.get_template("report.html.j2")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from analysis.probes import Knowledge, ProbeSeries, read_knowledge, read_probes
 from olmo.checkpoint import is_hub_id
 from olmo.knowledge.entries import SETTINGS
 
+_ACCURACY = re.compile(r"(original/)?eval/downstream/(\w+?)_(acc|len_norm|pmi_dc|f1|chance)")
 TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P, paper B.2
 
 # Keys that name a run or its places: runs that differ in these and their seed only are of one setting.
@@ -43,9 +45,11 @@ class Run:
     after: Knowledge
     original: Knowledge | None  # the weights before resuscitation
     losses: dict[str, list[tuple[int, Values]]]  # label -> step and loss of each held-out instance, before and after
+    original_losses: dict[str, Values]  # label -> losses of the weights before resuscitation
     accuracy_before: dict[str, float]  # task -> accuracy
     accuracy_after: dict[str, float]
     accuracy_steps: tuple[int, int] | None  # steps before and after
+    original_accuracy: dict[str, float]  # of the weights before resuscitation
     chance: dict[str, float]
     curve: list[tuple[int, dict[str, float]]]  # (step, `Knowledge.means`) of every table
     injections: list[int]  # steps
@@ -83,15 +87,16 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
 
 def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file, one a line, without a last line that is still being written."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if line.endswith("\n"):
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
-            if not isinstance(found, dict) or not isinstance(found.get("step"), int):
-                raise ValueError(f"{path}: line {number} is not an object with a step")
-            yield found
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                try:
+                    found = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+                if not isinstance(found, dict) or type(found.get("step")) is not int:
+                    raise ValueError(f"{path}: line {number} is not an object with a step")
+                yield found
 
 
 def read_encounters(folder: Path) -> dict[Entry, list[int]] | None:
@@ -111,33 +116,77 @@ def read_encounters(folder: Path) -> dict[Entry, list[int]] | None:
     return {entry: sorted(steps) for entry, steps in found.items()}
 
 
+def _table_of_losses(path: Path) -> dict[str, Values]:
+    """Label -> loss of each instance of one table."""
+    try:
+        table = pyarrow.parquet.read_table(path, columns=["label", "loss"])
+        labels, losses = np.array(table["label"].to_pylist()), table["loss"].to_numpy().astype(np.float64)
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise ValueError(f"{path}: not a table of losses: {error}") from error
+    return {label: losses[labels == label] for label in dict.fromkeys(labels.tolist())}
+
+
+def _original_losses(folder: Path) -> dict[str, Values]:
+    path = folder / "losses" / "original.parquet"
+    return _table_of_losses(path) if path.is_file() else {}
+
+
+def from_original(run: Run) -> Run:
+    """The run as if it had begun with the weights before resuscitation, which runs without it share: what an edit
+    loses at once then counts as lost. The run itself where nothing was resuscitated. Losses and accuracies that were
+    not measured of the original weights are left out."""
+    if run.original is None:
+        return run
+    losses = {
+        label: [(before[0], run.original_losses[label]), after]
+        for label, (before, after) in run.losses.items()
+        if len(run.original_losses.get(label, ())) == len(after[1])
+    }
+    return replace(run, before=run.original, losses=losses, accuracy_before=run.original_accuracy)
+
+
 def _losses(folder: Path, last: int) -> dict[str, list[tuple[int, Values]]]:
     """Label -> (step, loss of each instance) of its oldest and its newest table up to a step; labels that have no two
     tables of the same instances are left out."""
     found: dict[str, list[tuple[int, Values]]] = {}
     paths = {int(path.stem.removeprefix("step")): path for path in folder.glob("losses/step*.parquet")}
     for step in sorted(step for step in paths if step <= last):
-        table = pyarrow.parquet.read_table(paths[step], columns=["label", "loss"])
-        labels, losses = np.array(table["label"].to_pylist()), table["loss"].to_numpy()
-        for label in dict.fromkeys(labels.tolist()):
-            of_label = losses[labels == label]
+        for label, of_label in _table_of_losses(paths[step]).items():
             oldest = found.setdefault(label, [(step, of_label)])
             if step > oldest[0][0] and len(of_label) == len(oldest[0][1]):
                 oldest[1:] = [(step, of_label)]
     return {label: pair for label, pair in found.items() if len(pair) == 2}
 
 
-def _downstream(lines: list[dict[str, Any]], last: int) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
-    """({step: {task: accuracy}} up to a step, {task: chance})."""
-    accuracy: dict[int, dict[str, float]] = {}
-    chance: dict[str, float] = {}
-    for line in lines:
+@dataclass
+class _Metrics:
+    """What is read of metrics.jsonl, which may have millions of lines: never all of them at once."""
+
+    evaluated: set[int] = field(default_factory=set)  # steps whose evaluation is complete
+    injections: set[int] = field(default_factory=set)  # steps
+    accuracy: dict[int, dict[str, float]] = field(default_factory=dict)  # step -> task -> accuracy
+    original: dict[str, float] = field(default_factory=dict)  # task -> accuracy of the weights before resuscitation
+    chance: dict[str, float] = field(default_factory=dict)  # task -> accuracy of guessing
+
+    def add(self, line: dict[str, Any]) -> None:
+        """One line. Of a step with several lines the last values count. Values that are no numbers are left out."""
+        step = line["step"]
+        if "eval/K" in line:
+            self.evaluated.add(step)
+        if "injection/round" in line:
+            self.injections.add(step)
         for name, value in line.items():
-            found = re.fullmatch(r"eval/downstream/(\w+?)_(acc|len_norm|pmi_dc|f1|chance)", name)
-            if found and line["step"] <= last:
-                of = chance if found[2] == "chance" else accuracy.setdefault(line["step"], {})
-                of[found[1]] = value
-    return accuracy, chance
+            found = _ACCURACY.fullmatch(name) if "/downstream/" in name else None
+            if found and isinstance(value, (int, float)) and math.isfinite(value):
+                of_step = self.original if found[1] else self.accuracy.setdefault(step, {})
+                (self.chance if found[3] == "chance" else of_step)[found[2]] = value
+
+
+def _read_metrics(path: Path) -> _Metrics:
+    metrics = _Metrics()
+    for line in _complete_lines(path):
+        metrics.add(line)
+    return metrics
 
 
 def _configuration(folder: Path) -> dict[str, Any] | None:
@@ -191,14 +240,12 @@ def read_run(folder: Path) -> Run:
     intervals, so the newest evaluation may hold only some of them. Losses and accuracies are the newest ones up to
     that: in the windows after injections only probes are evaluated.
     """
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
+    if not (folder / "metrics.jsonl").is_file():
         raise FileNotFoundError(f"{folder}: no run here (no metrics.jsonl)")
-    lines = list(_complete_lines(metrics))
-    # An evaluation is complete once its line is there, which is written after its tables.
-    complete = {line["step"] for line in lines if "eval/K" in line}
+    metrics = _read_metrics(folder / "metrics.jsonl")
     probes = read_probes(folder)
-    evaluated = [place for place, step in enumerate(probes.steps.tolist()) if step in complete]
+    # An evaluation is complete once its line is there, which is written after its tables.
+    evaluated = [place for place, step in enumerate(probes.steps.tolist()) if step in metrics.evaluated]
     if len(evaluated) < 2:
         raise ValueError(f"{folder}: {len(evaluated)} evaluation(s) with probes, before and after are needed")
     asked = ~np.isnan(probes.values)
@@ -207,7 +254,7 @@ def read_run(folder: Path) -> Run:
     if last is None:
         raise ValueError(f"{folder}: no evaluation after step {probes.steps[first]} has the same probes")
     first_step, step = int(probes.steps[first]), int(probes.steps[last])
-    accuracy, chance = _downstream(lines, step)
+    accuracy = {s: of_step for s, of_step in metrics.accuracy.items() if s <= step}
     accuracy_before = accuracy[min(accuracy)] if accuracy else {}
     comparable = [s for s in accuracy if s > min(accuracy) and accuracy_before.keys() <= accuracy[s].keys()]
     original, config = folder / "probes" / "original.parquet", _configuration(folder)
@@ -221,13 +268,15 @@ def read_run(folder: Path) -> Run:
         probes.knowledge(last),
         read_knowledge(original) if original.is_file() else None,
         _losses(folder, step),
+        _original_losses(folder),
         accuracy_before,
         accuracy[max(comparable)] if comparable else {},
         (min(accuracy), max(comparable)) if comparable else None,
-        chance,
+        metrics.original,
+        metrics.chance,
         # The last tables of a run that diverged may hold NaN only.
         [(int(s), probes.knowledge(place).means()) for place, s in enumerate(probes.steps) if asked[place].any()],
-        [line["step"] for line in lines if "injection/round" in line],
+        sorted(metrics.injections),
         read_encounters(folder),
         probes,
         *_seed(config),

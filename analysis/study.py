@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from analysis.directions import directions
-from analysis.outcomes import acquired, acquired_in_parts, forgotten, loss_rise, strata
+from analysis.outcomes import acquired, acquired_in_parts, forgotten, loss_rises, strata
 from analysis.results import RESULT
-from analysis.runs import TASKS, Run, distinct, read_run
+from analysis.runs import TASKS, Run, distinct, from_original, read_run
 from olmo.files.paths import read_json
 from olmo.knowledge.entries import SETTINGS
 
@@ -67,30 +67,47 @@ def read_entropies(pretraining: Path) -> list[dict[str, Any]]:
 
 
 def _summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the runs of one condition, which differ in their seed only, acquired and forgot."""
-    first = runs[0]
+    """What the runs of one condition, which differ in their seed only, acquired and forgot.
+
+    `common_start`: the same from the weights before resuscitation, as figures and verdicts have it; without
+    resuscitation it is no other start.
+    """
+    first, originals = runs[0], [from_original(run) for run in runs]
     return {
+        "common_start": {
+            "A": acquired(originals).as_json(),
+            "A_per_seed": [acquired([run]).value for run in originals],
+            **acquired_in_parts(originals),
+            **loss_rises(originals),
+            "downstream": forgotten(originals),
+            "accuracy": _accuracy(originals),
+        },
         "K_before": _mean(run.before.entries().mean() for run in runs),
         "K_after": _mean(run.after.entries().mean() for run in runs),
         "A": acquired(runs).as_json(),
         "A_per_seed": [acquired([run]).value for run in runs],
         **acquired_in_parts(runs),
-        "loss_rise": {label: loss_rise(runs, label).as_json() for label in first.losses},
+        **loss_rises(runs),
         "downstream": forgotten(runs),
-        "accuracy": {
-            task: {
-                "before": _mean(run.accuracy_before[task] for run in runs),
-                "after": _mean(run.accuracy_after[task] for run in runs),
-                "chance": first.chance[task],
-            }
-            for task in TASKS
-            if task in first.accuracy_before
-        },
+        "accuracy": _accuracy(runs),
         "curve": [
             {"step": step, **{name: _mean(run.curve[place][1][name] for run in runs) for name in metrics}}
             for place, (step, metrics) in enumerate(first.curve)
         ],
         "injections": first.injections,
+    }
+
+
+def _accuracy(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
+    """Of each task that all runs have: mean accuracy before and after, and that of guessing."""
+    tasks = [t for t in TASKS if all(t in found for r in runs for found in (r.accuracy_before, r.accuracy_after))]
+    return {
+        task: {
+            "before": _mean(run.accuracy_before[task] for run in runs),
+            "after": _mean(run.accuracy_after[task] for run in runs),
+            "chance": runs[0].chance.get(task),
+        }
+        for task in tasks
     }
 
 

@@ -15,14 +15,16 @@ from analysis.dynamics import Dynamics
 from analysis.outcomes import (
     acquired,
     acquired_in_parts,
+    common_labels,
     compare,
     compare_forgotten,
     compare_loss_rise,
     forgotten,
     knowledge,
-    loss_rise,
+    loss_rises,
+    were_edited,
 )
-from analysis.runs import Run, distinct, read_run
+from analysis.runs import Run, distinct, from_original, read_run
 from analysis.summary_table import estimates_of
 from olmo.files.paths import read_json
 
@@ -98,9 +100,10 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
             }
             for s, k in run.before.sums
         },
-        "loss_rise": {label: loss_rise([run], label).as_json() for label in run.losses},
+        **loss_rises([run]),
         "loss_steps": {label: [step for step, _ in pair] for label, pair in run.losses.items()},
         "downstream": forgotten([run]),
+        "downstream_against_original": forgotten([from_original(run)]) if run.original else None,
         "downstream_steps": None if run.accuracy_steps is None else list(run.accuracy_steps),
         "accuracy_before": run.accuracy_before,
         "accuracy_after": run.accuracy_after,
@@ -128,8 +131,9 @@ def _of_condition(condition: Condition, measured: Measured) -> dict[str, Any]:
         "K_after": knowledge(runs, "after").as_json(),
         "A": acquired(runs).as_json(),
         **acquired_in_parts(runs),
-        "loss_rise": {label: loss_rise(runs, label).as_json() for label in _common_labels(runs)},
+        **loss_rises(runs),
         "downstream": forgotten(runs),
+        "downstream_against_original": forgotten([from_original(r) for r in runs]) if were_edited(runs) else None,
     }
     known = _of_same_probes(found)
     row["dynamics"] = {"groups": decay.over_seeds(known)} if known else None
@@ -154,12 +158,6 @@ def _of_same_probes(measured: Sequence[Dynamics | None]) -> list[Dynamics]:
     return known if alike else []
 
 
-def _common_labels(runs: Sequence[Run]) -> list[str]:
-    """Labels of the held-out losses that all runs have of equally many instances."""
-    first = runs[0].losses
-    return [k for k in first if all(k in r.losses and len(r.losses[k][0][1]) == len(first[k][0][1]) for r in runs)]
-
-
 def _comparison(first: Condition, second: Condition, measured: Measured) -> dict[str, Any]:
     """Paired differences, `second` minus `first`, of everything that both have, over the seeds that both have."""
     paired = pairs(first, second)
@@ -179,6 +177,20 @@ def _comparison(first: Condition, second: Condition, measured: Measured) -> dict
             for s, k in one[0].before.sums
         },
         "F": None if f is None else f.as_json(),
-        "loss_rise": {k: compare_loss_rise(one, other, k).as_json() for k in _common_labels([*one, *other])},
+        "loss_rise": {k: compare_loss_rise(one, other, k).as_json() for k in common_labels([*one, *other])},
         "dynamics": decay.compare(of_both[: len(one)], of_both[len(one) :]) if of_both else None,
+        "common_start": _from_common_start(one, other),
+    }
+
+
+def _from_common_start(one: Sequence[Run], other: Sequence[Run]) -> dict[str, Any] | None:
+    """Differences where both are measured from the weights before resuscitation; None where neither was edited."""
+    if not any(run.original for run in (*one, *other)):
+        return None
+    one, other = [from_original(run) for run in one], [from_original(run) for run in other]
+    f = compare_forgotten(one, other)
+    return {
+        "A": compare(one, other)["A"].as_json(),
+        "F": None if f is None else f.as_json(),
+        "loss_rise": {k: compare_loss_rise(one, other, k).as_json() for k in common_labels([*one, *other])},
     }

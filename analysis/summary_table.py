@@ -19,6 +19,7 @@ COLUMNS = {
     "P_before": ("P before", 4, False),
     "P_after": ("P after", 4, False),
     "F": ("F %", 2, True),
+    "F_against_original": ("F % of original", 2, True),
     "effectivity": ("effectivity", 4, True),
     "a": ("a", 4, True),
 }
@@ -28,18 +29,32 @@ def estimates_of(run: dict[str, Any], labels: list[str]) -> dict[str, Any]:
     """What the table shows of a run, each an estimate or None."""
     downstream = run["downstream"] or {}
     of_all = ((run["dynamics"] or {}).get("groups") or {}).get("all") or {}
+    rises_of_original = run.get("loss_rise_against_original") or {}
     return {
         **{key: run[key] for key in ("K_before", "K_after", "A", "A_against_original")},
         **{key: downstream.get(key) for key in ("P_before", "P_after", "F")},
+        "F_against_original": (run.get("downstream_against_original") or {}).get("F"),
         "effectivity": of_all.get("effectivity"),
         "a": (of_all.get("decay") or {}).get("a"),
         **{f"rise of {label}": run["loss_rise"].get(label) for label in labels},
+        **{f"rise of {label} of original": rises_of_original.get(label) for label in labels},
     }
 
 
 def _labels(result: dict[str, Any]) -> list[str]:
     """Labels of the held-out losses of any run."""
     return list(dict.fromkeys(label for run in result["runs"] for label in run["loss_rise"]))
+
+
+def from_common_start(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a run with A, F and the rises of losses measured from the weights before resuscitation, so that
+    it can stand beside runs without it; what was not measured of them is missing."""
+    if row.get("A_against_original") is None:
+        return row
+    rises = row.get("loss_rise_against_original") or {}
+    return {**row, "A": row["A_against_original"], "loss_rise": rises} | {
+        "downstream": row.get("downstream_against_original")
+    }
 
 
 def by_condition(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -70,7 +85,12 @@ def table(result: dict[str, Any]) -> str:
     labels = _labels(result)
     runs = [*result["runs"], *result.get("conditions", ())]
     rows = [estimates_of(run, labels) for run in runs]
-    columns = {**COLUMNS, **{f"rise of {label}": (f"rise of {label} %", 2, True) for label in labels}}
+    rises = {
+        f"rise of {label}{suffix}": (f"rise of {label} %{suffix}", 2, True)
+        for label in labels
+        for suffix in ("", " of original")
+    }
+    columns = {**COLUMNS, **rises}
     # Where entries were injected, effectivity and a are asked for: a dash is better than no column.
     asked = {"effectivity", "a"} if any(run["dynamics"] for run in result["runs"]) else set()
     shown = {name: c for name, c in columns.items() if name in asked or any(_is_known(row[name]) for row in rows)}
@@ -113,19 +133,22 @@ def differences(result: dict[str, Any]) -> list[str]:
             lines.append(f"{found['to']} minus {found['from']}: not compared, they have no seed in common")
             continue
         of_all = (found["dynamics"] or {}).get("all") or {}
+        # Measured from its own start, an edited run gains by what the edit lost; from the common start it does not.
+        start = found.get("common_start") or found
         named = {
-            "A": (found["A"], " points", 2),
+            "A": (start["A"], " points", 2),
             "K after": (found["K_after"], "", 4),
-            "F": (found["F"], " points", 2),
+            "F": (start["F"], " points", 2),
             "effectivity": (of_all.get("effectivity"), "", 4),
             "a": (of_all.get("a"), "", 4),
-            **{f"rise of {label}": (rise, " points", 2) for label, rise in found["loss_rise"].items()},
+            **{f"rise of {label}": (rise, " points", 2) for label, rise in start["loss_rise"].items()},
         }
         parts = [
             f"{name} {with_interval(e, digits, unit)}" for name, (e, unit, digits) in named.items() if _is_known(e)
         ]
         seeds = f" ({len(pairs)} seeds)" if len(pairs) > 1 else ""
-        lines.append(f"{found['to']} minus {found['from']}{seeds}: {', '.join(parts)}")
+        common = "" if start is found else ", both from the original weights"
+        lines.append(f"{found['to']} minus {found['from']}{seeds}{common}: {', '.join(parts)}")
     return lines
 
 

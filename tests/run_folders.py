@@ -52,8 +52,11 @@ def write_run(
     accuracy: Mapping[int, Mapping[str, float]] | None = None,
     original: pandas.DataFrame | None = None,
     injections: Sequence[int] = (),
+    original_losses: Mapping[str, Sequence[float] | NDArray] | None = None,
+    original_accuracy: Mapping[str, float] | None = None,
 ) -> Path:
-    """A run's folder: probes, losses of held-out instances and accuracies by step; chance is 0.25 in every task."""
+    """A run's folder: probes, losses of held-out instances and accuracies by step; chance is 0.25 in every task.
+    `original`: of the weights before resuscitation."""
     (folder / "probes").mkdir(parents=True)
     (folder / "losses").mkdir()
     lines: list[dict] = [{"step": step, "injection/round": i + 1.0} for i, step in enumerate(injections)]
@@ -61,19 +64,29 @@ def write_run(
         table.assign(step=step).to_parquet(folder / "probes" / f"step{step}.parquet")
         line = {"step": step, "eval/K": direct_k(table)}
         line.update({f"eval/K_{s}": direct_k(part) for s, part in table.groupby("setting")})
-        for task, value in (accuracy or {}).get(step, {}).items():
-            metric = "len_norm" if task in ("piqa", "hellaswag", "openbook_qa") else "acc"
-            line.update({f"eval/downstream/{task}_{metric}": value, f"eval/downstream/{task}_chance": 0.25})
+        line.update(_accuracies((accuracy or {}).get(step, {})))
         lines.append(line)
-    for step, by_label in (losses or {}).items():
+    if original_accuracy:
+        lines.append({"step": 0, **{f"original/{k}": v for k, v in _accuracies(original_accuracy).items()}})
+    tables = {f"step{step}": by_label for step, by_label in (losses or {}).items()}
+    for stem, by_label in {**tables, **({"original": original_losses} if original_losses else {})}.items():
         rows = [(label, i, float(v)) for label, values in by_label.items() for i, v in enumerate(values)]
         table = pandas.DataFrame(rows, columns=["label", "instance", "loss"])
-        table.assign(step=step).to_parquet(folder / "losses" / f"step{step}.parquet")
+        table.assign(step=0).to_parquet(folder / "losses" / f"{stem}.parquet")
     if original is not None:
         original.assign(step=0).to_parquet(folder / "probes" / "original.parquet")
     lines.sort(key=lambda line: line["step"])
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def _accuracies(of_tasks: Mapping[str, float]) -> dict[str, float]:
+    """As metrics of metrics.jsonl."""
+    found = {}
+    for task, value in of_tasks.items():
+        metric = "len_norm" if task in ("piqa", "hellaswag", "openbook_qa") else "acc"
+        found |= {f"eval/downstream/{task}_{metric}": value, f"eval/downstream/{task}_chance": 0.25}
+    return found
 
 
 def write_injections(folder: Path, rounds: Mapping[int, Sequence[str]]) -> None:

@@ -65,21 +65,26 @@ def make_study(folder: Path, effects: dict, sharpness: tuple, seeds: int = 1, no
     for number, (key, (gain, rise)) in enumerate(effects.items()):
         conditions[key] = {"name": names[number], "start": STEPS[key.partition("_")[0]], "runs": []}
         for seed in range(seeds):
-            generator = np.random.default_rng([number, seed])
+            generator, edited = np.random.default_rng([number, seed]), "q" in key
             after = {s: x + gain + 0.1 * seed + generator.normal(0, noise, len(x)) for s, x in LEVELS.items()}
             losses = {
-                0: {"general": LOSSES + (1.0 if "q" in key else 0.0), "science": LOSSES},
+                0: {"general": LOSSES + 1.0 * edited, "science": LOSSES},
                 150: {"general": LOSSES + rise + generator.normal(0, noise, len(LOSSES)), "science": LOSSES - 0.5},
             }
             run = f"seed{seed}/continual/{key}"
+            # An edit lowers K and raises the loss before training starts: from there everything looks like a gain.
+            before = {s: x - 0.4 * edited for s, x in LEVELS.items()}
+            accuracy = dict(zip(TASKS, np.linspace(0.26, 0.56, 6)))
             conditions[key]["runs"].append(run)
             write_run(
                 folder / run,
-                {0: probe_table(LEVELS, 2, 0.5, seed), 150: probe_table(after, 2, 0.5, seed)},
+                {0: probe_table(before, 2, 0.5, seed), 150: probe_table(after, 2, 0.5, seed)},
                 losses,
-                {0: dict(zip(TASKS, np.linspace(0.26, 0.56, 6))), 150: dict(zip(TASKS, np.linspace(0.25, 0.5, 6)))},
-                probe_table(LEVELS, 2, 0.5, seed) if "q" in key else None,
+                {0: accuracy, 150: dict(zip(TASKS, np.linspace(0.25, 0.5, 6)))},
+                probe_table(LEVELS, 2, 0.5, seed) if edited else None,
                 () if key == "last_control" else (75, 150),
+                {"general": LOSSES, "science": LOSSES} if edited else None,
+                accuracy if edited else None,
             )
     for seed in range(seeds):
         for step, sharp in zip(STEPS.values(), sharpness):
@@ -90,7 +95,7 @@ def make_study(folder: Path, effects: dict, sharpness: tuple, seeds: int = 1, no
     stages = [
         {
             "name": "pretraining",
-            "command": ["python", "-m", "x", "--a=<b>"],
+            "command": ["python", "-m", "x", "--a=<b>", "--b=[a b]", "--c=it's"],
             "seconds": 61.2,
             "peak_memory_mib": 1234.5,
         },

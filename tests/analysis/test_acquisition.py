@@ -128,6 +128,34 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     assert [row["run"] for row in rows] == [f"{tmp_path}/seed{seed}/run" for seed in (0, 1)]
 
 
+def test_an_edited_run_is_compared_from_the_common_start(tmp_path, capsys, monkeypatch):
+    """What the edit lost at once is no gain: it ends with the same K and a higher loss, and seems to have learned more
+    and to have forgotten less when measured from its own start."""
+    bars = {}
+    monkeypatch.setattr("analysis.figures.acquisition_and_forgetting", lambda rows, _: bars.update(rows=rows))
+    monkeypatch.setattr("analysis.figures.save", lambda figure, stem: None)
+    losses = {0: {"general": [4.0, 5.0]}, 20: {"general": [4.2, 5.2]}}
+    accuracy = {step: dict.fromkeys(TASKS, p) for step, p in ((0, 0.5), (20, 0.4))}
+    plain = write_run(tmp_path / "plain", {0: probe_table(BEFORE), 20: probe_table(AFTER)}, losses, accuracy)
+    lowered = {setting: [level - 1 for level in levels] for setting, levels in BEFORE.items()}
+    end = {setting: [level + 1e-3 for level in levels] for setting, levels in AFTER.items()}
+    losses = {0: {"general": [6.0, 6.0]}, 20: {"general": [4.4, 5.5]}}
+    accuracy = {step: dict.fromkeys(TASKS, p) for step, p in ((0, 0.3), (20, 0.35))}
+    original = (probe_table(BEFORE), (), {"general": [4.0, 5.0]}, dict.fromkeys(TASKS, 0.5))
+    tables = {0: probe_table(lowered), 20: probe_table(end)}
+    edited = write_run(tmp_path / "edited", tables, losses, accuracy, *original)
+    assert command([str(plain), str(edited), "--output", str(tmp_path / "output")]) == 0
+    rows, rest = table_of(capsys.readouterr().out)
+    assert rows[1]["rise of general %"].startswith("-17.50 [")
+    assert rows[1]["rise of general % of original"].startswith("+10.00 [") and rows[0]["F % of original"] == "-"
+    assert (rows[1]["F %"][:6], rows[1]["F % of original"][:6]) == ("-16.67", "+30.00")
+    assert rest[0].startswith("edited minus plain, both from the original weights: A +0.02 points [")
+    assert "F +10.00 points [" in rest[0] and "rise of general +5.56 points [" in rest[0]
+    drawn = {row["name"]: row for row in bars["rows"]}
+    assert drawn["edited"]["loss_rise"]["value"] == pytest.approx(10)
+    assert drawn["edited"]["A"]["value"] - drawn["plain"]["A"]["value"] == pytest.approx(100e-3 / 5.875)
+
+
 # --- dynamics ----------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """Every figure draws the numbers that it is given, and nothing else."""
 
+import importlib
 import re
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -64,6 +66,11 @@ def check_entropy(axes, results: list[dict], number: int = 0) -> None:
         assert ends == pytest.approx([height - error, height + error])
 
 
+def legend_of(figure) -> list[str]:
+    [legend] = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
 def check_bars(axes, estimates: list[dict], colors: list[str]) -> None:
     [container] = [c for c in axes.containers if hasattr(c, "errorbar") and c.errorbar is not None]
     assert [bar.get_height() for bar in container] == [e["value"] for e in estimates]
@@ -84,7 +91,7 @@ def test_marked_checkpoints_stand_where_they_were_measured():
     marks = [line for line in axes.lines if line.get_markersize() > 10]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [(90, 12.5), (720, 11.9)]
     assert [to_hex(line.get_color()) for line in marks] == list(figures.BLUES[:2])
-    assert [text.get_text() for text in axes.texts] == ["step 90", "step 720"]
+    assert legend_of(figure) == ["start at step 90", "start at step 720"]
 
 
 def test_any_number_of_seeds_can_be_seen():
@@ -101,7 +108,7 @@ def test_any_number_of_seeds_can_be_seen():
 def test_entropy_of_every_layer():
     figure = figures.layer_entropy_over_steps(SERIES)
     [axes] = figure.axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["layer 1", "layer 2"]
+    assert legend_of(figure) == ["layer 0", "layer 1"]  # as in flags and JSON
     for layer, container in enumerate(axes.containers):
         points = bars_with_errors(container)
         assert [p[1] for p in points] == [r["layers"][layer] for r in SERIES]
@@ -121,8 +128,9 @@ def test_checkpoints_without_a_step_stand_side_by_side_by_name(per_layer):
 
 
 def test_many_layers_are_told_apart_beside_the_axes():
-    [axes] = figures.layer_entropy_over_steps([entropy_result(step, [6.0] * 16, [0.01] * 16) for step in (1, 2)]).axes
-    assert len(axes.get_legend().get_texts()) == 16
+    figure = figures.layer_entropy_over_steps([entropy_result(step, [6.0] * 16, [0.01] * 16) for step in (1, 2)])
+    [axes] = figure.axes
+    assert legend_of(figure) == [f"layer {layer}" for layer in range(16)]
     assert len({to_hex(container[0].get_color()) for container in axes.containers}) == 16
 
 
@@ -137,7 +145,8 @@ def test_coefficients_of_every_layer_in_order(layers):
         assert axes.get_yscale() == "log"
         assert [line.get_ydata().tolist() for line in axes.lines] == [shares[k][layer] for k in range(3)]
         assert [to_hex(line.get_color()) for line in axes.lines] == list(figures.BLUES)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["step0", "step1", "step2"]
+    assert [axes.get_title() for axes in panels] == [f"layer {layer}" for layer in range(layers)]
+    assert legend_of(figure) == ["step0", "step1", "step2"]
 
 
 def test_one_layer_is_enough():
@@ -172,7 +181,8 @@ def test_the_overview_shows_the_same_numbers():
 @pytest.mark.parametrize("measure", ["K", "K_once"])
 def test_probes_over_steps_draws_the_curves_and_the_injections(measure):
     """Evaluations without the measure leave no point."""
-    [axes] = figures.probes_over_steps(CURVES, [10, 20], measure, "A title").axes
+    figure = figures.probes_over_steps(CURVES, [10, 20], measure, "A title")
+    [axes] = figure.axes
     rounds = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert [line.get_xdata()[0] for line in rounds] == [10, 20]
     curves = [line for line in axes.lines if line not in rounds]
@@ -180,8 +190,7 @@ def test_probes_over_steps_draws_the_curves_and_the_injections(measure):
         wanted = [(p["step"], p[measure]) for p in curve["curve"] if measure in p]
         assert list(zip(line.get_xdata(), line.get_ydata())) == wanted
         assert to_hex(line.get_color()) == curve["color"]
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert sorted(legend) == ["early", "injection round", "last, q = 1"]  # the rounds once, names on one line
+    assert legend_of(figure) == ["injection round", "early", "last, q = 1"]  # the rounds once, names on one line
     assert axes.get_title() == "A title"
 
 
@@ -200,10 +209,12 @@ def test_a_figure_is_saved_as_png_and_pdf_and_not_kept(tmp_path):
     assert plt.imread(path).std() > 0.01  # not blank
 
 
-def test_drawing_leaves_the_settings_of_matplotlib_alone():
+def test_importing_and_drawing_leave_matplotlib_as_it_was(monkeypatch, tmp_path):
+    monkeypatch.setattr(matplotlib, "use", lambda *_, **__: pytest.fail("the backend is not ours to choose"))
     before = dict(plt.rcParams)
-    figures.entropy_over_steps([SERIES])
-    assert dict(plt.rcParams) == before
+    importlib.reload(figures)
+    figures.save(figures.entropy_over_steps([SERIES]), tmp_path / "figure")
+    assert dict(plt.rcParams) == before and not plt.get_fignums()
 
 
 def dynamics(settings: tuple[str, ...], times: tuple[int, ...] = (1, 2, 40), decay: bool = True) -> dict:
@@ -298,6 +309,25 @@ def test_outcomes_stand_at_the_pretraining_steps_of_their_starts():
     assert [bars_with_errors(c) for c in forgotten.containers] == [[(18000, 5, [5, 6])]]
     assert len(loss.containers) == 2
     assert [to_hex(c[0].get_color()) for c in a.containers] == ["#ff0000", "#0000ff"]
+
+
+def test_outcomes_of_one_start_stand_beside_each_other():
+    """In order, around their step, and nearer to it than to the next one."""
+    starts = (90, 90, 90, 450, 720)
+    runs = [run_summary(str(n), [], (), start=start) for n, start in enumerate(starts)]
+    [axes] = figures.outcomes_over_pretraining(runs, ["red"] * 5).axes
+    places = [bars_with_errors(c)[0][0] for c in axes.containers]
+    assert places[1] == 90 and places[3:] == [450, 720]
+    assert places[2] - places[1] == pytest.approx(places[1] - places[0]) and 10 < places[1] - places[0] < 50
+
+
+def test_steps_are_counted_from_the_start_of_each_run():
+    """A run that counts on from its checkpoint beside one that does not."""
+    one = run_summary("one", [10])
+    other = {**run_summary("other", [100]), "begins": 90, "curve": [{"step": 90, "K": -6.0}, {"step": 105, "K": -5.0}]}
+    [axes] = figures.probes_by_part([one, other], ["red", "blue"], [["K"]]).axes
+    assert marks(axes) == [10]
+    assert [list(line.get_xdata()) for line in axes.lines[1:]] == [[0, 15], [0, 15]]
 
 
 def test_outcomes_of_unknown_starts_stand_side_by_side():

@@ -14,14 +14,13 @@ from analysis.outcomes import (
     acquired_against_original,
     compare,
     compare_forgotten,
-    compare_loss_after,
     compare_loss_rise,
     forgotten,
     knowledge,
     loss_rise,
     strata,
 )
-from analysis.runs import Run, read_run
+from analysis.runs import Run, from_original, read_run
 from tests.run_folders import AFTER, BEFORE, KINDS, TASKS, direct_k, probe_table, write_run
 
 
@@ -240,11 +239,14 @@ def test_losses_after_training_do_not_favour_a_start_that_was_made_worse(tmp_pat
     runs = []
     for name, start, end in (("one", 0.0, 0.5), ("edited", 1.0, 0.5), ("better", 1.0, 0.25)):
         losses = {0: {"general": first + start}, 20: {"general": first + end}}
-        runs.append(read_run(write_run(tmp_path / name, tables, losses)))
+        original = (probe_table(BEFORE), (), {"general": first}) if start else (None, ())
+        runs.append(read_run(write_run(tmp_path / name, tables, losses, None, *original)))
     one, edited, better = ([run] for run in runs)
     assert compare_loss_rise(one, edited, "general").high < 0
-    assert compare_loss_after(one, edited, "general") == Estimate(0.0, 0.0, 0.0)
-    found = compare_loss_after(one, better, "general")
+    edited, better = ([from_original(run)] for run in (*edited, *better))
+    found = compare_loss_rise(one, edited, "general")
+    assert (found.value, found.low, found.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    found = compare_loss_rise(one, better, "general")
     assert found.value == pytest.approx(-100 * 0.25 / first.mean())
     assert found.low < found.value < found.high < 0
 

@@ -26,7 +26,7 @@ def test_the_report_equals_direct_computations_from_the_files(study, saved):
         [entropy] = [r for r in saved["entropy"][0] if r["checkpoint"]["step"] == condition["start"]]
         assert condition["entropy"] == entropy["knowledge_entropy"]
     assert saved["entries"] == {"paraphrase": 8, "once": 12}
-    a = {key: condition["A"]["value"] for key, condition in saved["conditions"].items()}
+    a = {key: condition["common_start"]["A"]["value"] for key, condition in saved["conditions"].items()}
     rise = {key: condition["loss_rise"]["general"]["value"] for key, condition in saved["conditions"].items()}
     # Resuscitated ones start from a worse loss: ends are compared, in percent of the start of those that are not.
     ends = {key: pandas.read_parquet(study / "seed0" / "continual" / key / "losses" / "step150.parquet") for key in a}

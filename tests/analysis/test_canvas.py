@@ -1,0 +1,119 @@
+"""Every figure, rendered: no legend or text covers the data, other text, or the border of the figure."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from analysis import figures
+from tests.analysis.test_figures import ROWS, SERIES, dynamics, entropy_result, estimate, run_summary
+
+LONG = "OLMo-1B_bs128_lr4e4_pubmed_1ep_738k_resuscitation_with_everything_else_that_was_changed"
+HOSTILE = ("_hidden", r"$\frac{$", "a$b$c", "tab\tand\nnewline", "<b>", LONG)
+
+
+def check(figure: Figure) -> None:
+    """Render it and look at where everything is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a layout that does not fit is a warning
+        FigureCanvasAgg(figure).draw()
+    renderer = figure.canvas.get_renderer()
+    data = [axes.get_window_extent(renderer) for axes in figure.axes if axes.get_visible()]
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    boxes = [(legend, legend.get_window_extent(renderer)) for legend in legends]
+    inside = {text for legend in legends for text in legend.get_texts()}
+    written = [
+        (text, text.get_window_extent(renderer))
+        for text in figure.findobj(Text)
+        if text.get_text() and text.get_visible() and text not in inside and is_drawn(text, figure)
+    ]
+    assert legends or len(written) > 3
+    for artist, box in [*boxes, *written]:
+        name = artist.get_text() if isinstance(artist, Text) else "legend"
+        assert box.x0 >= -1 and box.y0 >= -1, (name, box)
+        assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, (name, box)
+        assert not any(overlap(box, area) for area in data), name
+    for (one, first), (other, second) in itertools.combinations([*boxes, *written], 2):
+        slanted = all(isinstance(a, Text) and a.get_rotation() not in (0, 90) for a in (one, other))
+        assert slanted or not overlap(first, second), (one, other)
+
+
+def is_drawn(text: Text, figure: Figure) -> bool:
+    """Tick labels beyond the limits of an axis, and those of hidden axes, exist but are not drawn."""
+    for axes in figure.axes:
+        for axis, low, high in ((axes.xaxis, *axes.get_xlim()), (axes.yaxis, *axes.get_ylim())):
+            for tick in axis.get_major_ticks() + axis.get_minor_ticks():
+                if text in (tick.label1, tick.label2):
+                    return axes.get_visible() and min(low, high) <= tick.get_loc() <= max(low, high)
+        if text in axes.findobj(Text):
+            return axes.get_visible()
+    return True
+
+
+def overlap(one, other) -> bool:
+    """By more than a pixel."""
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    return width > 1 and min(one.y1, other.y1) - max(one.y0, other.y0) > 1
+
+
+def runs(names, **more) -> list[dict]:
+    return [run_summary(name, [10, 20], start=90 * (n // 2), **more) for n, name in enumerate(names)]
+
+
+def many_layers(count: int) -> list[dict]:
+    layers = np.linspace(8.8, 9.0, count).tolist()
+    return [entropy_result(step, layers, [0.01] * count) for step in (1000, 369000, 738020)]
+
+
+def kinds() -> list[dict]:
+    named = ("coefficient abs, data dolma", "coefficient relu, data dolma", "coefficient abs, data " + "pubmed " * 9)
+    return [{**result, "kind": kind, "name": "x"} for kind in named for result in SERIES]
+
+
+def shares(layers: int) -> list[dict]:
+    return [
+        {"name": f"step{n}-unsharded {LONG}", "ranks": [0, 0.5, 1], "shares": [[0.5, 0.25, 0.01]] * layers}
+        for n in range(3)
+    ]
+
+
+CONDITIONS = ("early", "middle", "last", "last,\nq = 1", "last,\nq = 2", "last,\nno injection")
+DEMO = [{"name": n, "color": "red", "A": estimate(20, 18, 23), "loss_rise": estimate(-1, -2, 0.5)} for n in CONDITIONS]
+CURVES = [{"name": n, "color": "red", "curve": [{"step": s, "K": -s} for s in range(0, 151, 15)]} for n in CONDITIONS]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.entropy_over_steps([SERIES, SERIES], [90, 450, 720]),
+        lambda: figures.entropy_over_steps([[{**r, "name": LONG[:n]} for n, r in enumerate(SERIES, 60)]]),
+        lambda: figures.entropy_over_steps(figures._by_kind(kinds())),
+        lambda: figures.layer_entropy_over_steps(SERIES),
+        lambda: figures.layer_entropy_over_steps(many_layers(16)),
+        lambda: figures.layer_entropy_over_steps(kinds()),
+        lambda: figures.coefficient_distributions(shares(3)),
+        lambda: figures.overview([SERIES], [90, 450, 720], ROWS, "general"),
+        lambda: figures.acquisition_and_forgetting(DEMO, "general"),
+        lambda: figures.acquisition_and_forgetting([{**ROWS[0], "name": name} for name in HOSTILE], "general"),
+        lambda: figures.probes_over_steps(CURVES, range(15, 151, 15), "K", "Setting once: every entry in one round"),
+        lambda: figures.probes_by_part(runs(HOSTILE), ["red"] * 6, [["K_once"], ["K"]]),
+        lambda: figures.probes_by_part(runs(map(str, range(40))), ["red"] * 40, [["K"]]),
+        lambda: figures.outcomes_over_pretraining(runs(HOSTILE), ["red"] * 6),
+        lambda: figures.outcomes_over_pretraining([run_summary(n, []) for n in HOSTILE], ["red"] * 6),
+        lambda: figures.retainability(runs(HOSTILE[-2:], dynamics=dynamics(("once", "paraphrase")))),
+    ],
+)
+def test_nothing_covers_the_data(draw):
+    check(draw())
+
+
+def test_a_legend_names_every_run():
+    """Also one whose name begins with an underscore, which matplotlib leaves out, or looks like a formula."""
+    figure = figures.outcomes_over_pretraining(runs(HOSTILE), ["red"] * 6)
+    texts = [text.get_text().replace("\n", "").replace("\\", "") for text in figure.legends[0].get_texts()]
+    expected = [name.replace("\t", "?").replace("\n", "").replace("\\", "") for name in HOSTILE]
+    assert [text.strip() for text in texts] == expected
