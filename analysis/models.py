@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from olmo import checkpoint
+from olmo.console import log
 from olmo.files.digests import file_digest
-from olmo.files.paths import check_readable
 from olmo.files.tensors import read_tensors
 from olmo.memory.rescaling import rescale_model
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_NO_CODE = {"trust_remote_code": False}  # without it, transformers asks on a terminal whether to run it
 
 
 def open_model(
@@ -40,10 +41,20 @@ def open_model(
         return checkpoint.load_model(folder, device, dtype, config).eval()
     from transformers import AutoModelForCausalLM
 
-    for path in checkpoint.model_files(folder):
-        check_readable(path)
+    checkpoint.check_layers(folder)
     with _named_errors(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **_NO_CODE
+        )
+    # Transformers fills them with random numbers. The memories do not depend on the head, which some checkpoints lack.
+    head = model.get_output_embeddings()
+    names = {
+        f"{name}.{part}" for name, module in model.named_modules() if module is head for part in ("weight", "bias")
+    }
+    if missing := sorted(set(found["missing_keys"]) - names):
+        raise ValueError(f"{folder}: the weights lack {len(missing)} tensors of the model: {', '.join(missing[:3])}")
+    if unused := sorted(found["unexpected_keys"]):
+        log.warning("%s: %s tensors are no part of the model: %s", folder, len(unused), ", ".join(unused[:3]))
     if resuscitation is not None and resuscitation.suffix == ".pt":
         try:
             model.load_state_dict(read_tensors(resuscitation))
@@ -58,9 +69,10 @@ def empty_model(folder: Path) -> nn.Module:
     """The model of a transformers folder on the meta device, without weights. Raises ValueError if it has no class."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    checkpoint.check_layers(folder)
     with _named_errors(folder), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **_NO_CODE).eval()
 
 
 @contextmanager
@@ -69,6 +81,8 @@ def _named_errors(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:  # each library below has its own errors for damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            reason = "config.json wants code of its own to be run (auto_map), and no downloaded code is"
         raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
 
 

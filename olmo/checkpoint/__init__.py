@@ -8,6 +8,7 @@ from .weights import (
     StateOnDisk,
     check_behaviour,
     check_fit,
+    check_layers,
     fingerprint,
     is_olmo,
     load_model,

@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..files.atomic import fsync
 from ..files.digests import crc32
+from ..files.paths import read_json
 
 NAME = "manifest.json"
+_THREADS = 32
 
 
 def write(folder: Path, ephemeral: bool = False) -> None:
@@ -27,7 +29,7 @@ def write(folder: Path, ephemeral: bool = False) -> None:
     `ephemeral` marks a checkpoint that is deleted once a newer one is complete.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(len(paths)) as pool:  # both release Python's lock
+    with ThreadPoolExecutor(_THREADS) as pool:  # both release Python's lock
         list(pool.map(fsync, paths))
         checksums = list(pool.map(crc32, paths))
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -39,12 +41,19 @@ def write(folder: Path, ephemeral: bool = False) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder; ValueError where it is none."""
+    """The manifest of a folder; ValueError where it is none, or names a file elsewhere."""
+    path = folder / NAME
     try:
-        saved = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        {name: (entry["size"], entry["crc32"]) for name, entry in saved["files"].items()}
+        saved = read_json(path)
+        files: dict[str, Any] = saved["files"]
+        if not files or any(type(entry["size"]) is not int or entry["crc32"] is None for entry in files.values()):
+            raise ValueError("no size and crc32 of each file")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / NAME}: not a checkpoint manifest: {error!r}") from error
+        reason = str(error).removeprefix(f"{path}: ") if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path}: not a checkpoint manifest: {reason}") from error
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{path}: names {name!r}, a path outside of the checkpoint")
     return saved
 
 
@@ -76,7 +85,7 @@ def problem(folder: Path, only: Collection[str] | None = None) -> str | None:
                 return f"{path}: missing"
             if path.stat().st_size != entry["size"]:
                 return f"{path}: has {path.stat().st_size} bytes, and was written with {entry['size']}"
-        with ThreadPoolExecutor(max(len(files), 1)) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             checksums = list(pool.map(crc32, (folder / name for name in files)))
     except (ValueError, OSError) as error:
         return str(error)

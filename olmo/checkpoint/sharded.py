@@ -7,21 +7,26 @@ where each part of each tensor is. That is a pickle; only the index's own classe
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter, filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.tensor import DTensor
+from torch.futures import Future
 
 from ..distributed import Ranks, is_collective_error
 from ..exceptions import short_message
+from ..files.torch_files import read_torch_file
 from ..files.unpickling import PATHS, unpickle
 from .saves import SHARDS
 
@@ -59,6 +64,29 @@ def read_index(folder: Path) -> Metadata:
     return index
 
 
+class _Slice(io.RawIOBase):
+    """The bytes [start, start + length) of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int):
+        self.file, self.start, self.length, self.place = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.length}[whence]
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.start + self.place)
+        read = self.file.readinto(memoryview(buffer)[: max(self.length - self.place, 0)])  # type: ignore[attr-defined]
+        self.place += read
+        return int(read)
+
+
 class _Reader(FileSystemReader):
     """torch's own reader with an index that was read safely; it reads tensors only."""
 
@@ -68,6 +96,37 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.index
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        for item in plan.items:
+            info = self.index.storage_data[item.storage_index]
+            with open(Path(self.path) / info.relative_path, "rb") as file:
+                tensor = read_torch_file(io.BufferedReader(_Slice(file, info.offset, info.length)))
+            for dimension, (start, length) in enumerate(zip(item.storage_offsets, item.lengths)):
+                tensor = tensor.narrow(dimension, start, length)
+            target = planner.resolve_tensor(item).detach()
+            if target.shape != tensor.shape:
+                raise ValueError(f"{info.relative_path}: {item.storage_index.fqn} has shape {tuple(tensor.shape)}")
+            target.copy_(tensor)
+            planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def _tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """The tensors of an index by name. ValueError if they have more bytes than the parts: memory is allocated by it."""
+    index = read_index(folder)
+    tensors = {n: h for n, h in index.state_dict_metadata.items() if isinstance(h, TensorStorageMetadata)}
+    stated = sum(math.prod(held.size) * held.properties.dtype.itemsize for held in tensors.values())
+    try:
+        parts = {info.relative_path for info in index.storage_data.values()}
+        found = sum((folder / SHARDS / part).stat().st_size for part in parts)
+    except OSError as error:
+        raise ValueError(f"{folder / SHARDS}: damaged: {error.filename}: {error.strerror}") from error
+    if stated > found:
+        raise ValueError(f"{folder / SHARDS}: damaged: its index has tensors of {stated:,} bytes, its files {found:,}")
+    return tensors
 
 
 def _read_into(folder: Path, tensors: Mapping[str, Tensor], alone: bool) -> None:
@@ -109,11 +168,10 @@ def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[
 
     Entries that the checkpoint lacks are missing; those of other weights are not read.
     """
-    index = read_index(folder).state_dict_metadata
     found: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
-    for key, held in index.items():
+    for key, held in _tensors(folder).items():
         name, _, entry = key.removeprefix(MOMENTS).rpartition(".")
-        if key.startswith(MOMENTS) and name in weights and isinstance(held, TensorStorageMetadata):
+        if key.startswith(MOMENTS) and name in weights:
             whole = held.size == weights[name].shape
             found[name][entry] = (
                 torch.zeros_like(weights[name]) if whole and held.size else torch.zeros(held.size, dtype=torch.float32)
@@ -124,11 +182,10 @@ def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[
 
 def read_shapes(folder: Path, prefix: str) -> dict[str, Tensor]:
     """Meta tensors of the shapes and dtypes of the tensors whose names begin with `prefix`, without it."""
-    index = read_index(folder).state_dict_metadata
-    held = {n: h for n, h in index.items() if n.startswith(prefix) and isinstance(h, TensorStorageMetadata)}
     return {
-        name.removeprefix(prefix): torch.empty(h.size, dtype=h.properties.dtype, device="meta")
-        for name, h in held.items()
+        name.removeprefix(prefix): torch.empty(held.size, dtype=held.properties.dtype, device="meta")
+        for name, held in _tensors(folder).items()
+        if name.startswith(prefix)
     }
 
 

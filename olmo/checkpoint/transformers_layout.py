@@ -211,6 +211,10 @@ def from_transformers_state(state: Mapping[str, Tensor], raw: Mapping[str, Any],
     if has_original_keys(raw):
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
     kind = raw["model_type"]
+    if raw["num_hidden_layers"] > len(state):
+        raise ValueError(
+            f"{where}: num_hidden_layers is {raw['num_hidden_layers']:,}, the weights have {len(state):,} tensors"
+        )
     wanted: dict[str, tuple[str, ...]] = {EMBEDDING: (TOP_TABLE[EMBEDDING],)}
     if kind == "olmo2":
         wanted[FINAL_NORM] = (TOP_TABLE[FINAL_NORM],)

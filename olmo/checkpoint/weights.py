@@ -9,7 +9,7 @@ Weights are mapped from the file onto a model that was built without memory.
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..config.model import ModelConfig
 from ..console import log
 from ..exceptions import ConfigurationError
 from ..files.paths import check_not_lfs, read_json
-from ..files.tensors import read_tensors
+from ..files.tensors import read_tensors, tensor_names
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
 from ..model import OLMo
@@ -54,11 +54,7 @@ def _model_files(folder: Path) -> list[Path]:
         ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
     ):
         if (folder / index).is_file():
-            try:
-                named = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
-                return [folder / Path(name).name for name in sorted(set(named))]
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{folder / index}: not an index of weights: {error!r}") from error
+            return _indexed(folder / index)
         files = sorted(folder.glob(pattern))
         if files:
             return files
@@ -69,6 +65,29 @@ def _model_files(folder: Path) -> list[Path]:
         f"{folder}: no weights here (expected model.safetensors, model.pt, model_and_optim, or the files of a "
         f"transformers folder){meant}"
     )
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index of weights names. Raises ValueError where it is none, or names a file elsewhere."""
+    raw = read_json(index)
+    named = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise ValueError(f"{index}: not an index of weights: no weight_map of tensors and their files")
+    files = sorted(set(named.values()))
+    if elsewhere := [name for name in files if name in ("", ".", "..") or re.search(r"[/\\\0]", name)]:
+        raise ValueError(f"{index}: names {elsewhere[0]!r}, which is no file of its folder")
+    return [index.parent / name for name in files]
+
+
+def check_layers(folder: Path) -> None:
+    """Raise ValueError if config.json states more layers than the weights of a transformers folder have tensors, or if
+    its weights cannot be read. Models are built from config.json, and a billion layers take a while."""
+    raw, count = transformers_config(folder) or {}, 0
+    for path in model_files(folder):
+        count += len(tensor_names(path))
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        if isinstance(raw.get(key), int) and raw[key] > count:
+            raise ValueError(f"{folder / 'config.json'}: {key} is {raw[key]:,}, the weights have {count:,} tensors")
 
 
 def transformers_config(folder: Path) -> dict[str, Any] | None:
@@ -112,7 +131,10 @@ def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
         return sharded.read_all(folder, sharded.WEIGHTS)
     state: dict[str, Tensor] = {}
     for path in model_files(folder):
-        state.update(read_tensors(path, mapped))
+        tensors = read_tensors(path, mapped)
+        if twice := tensors.keys() & state.keys():
+            raise ValueError(f"{path}: {min(twice)} is in another file of the folder too")
+        state.update(tensors)
     return plain_names(state) if raw is None else from_transformers_state(state, raw, str(folder))
 
 
@@ -218,8 +240,15 @@ def load_model(
         config = replace(read_config(folder), resuscitation=None)
     else:
         check_behaviour(config, folder)
-    model = OLMo.empty(config)
     state = read_state(folder, mapped or device.type != "cpu")
+    if config.n_layers > len(state):
+        raise ValueError(
+            f"{folder}: the config has {config.n_layers:,} layers, the weights have {len(state):,} tensors"
+        )
+    try:
+        model = OLMo.empty(config)
+    except RuntimeError as error:  # torch's, of numbers beyond 64 bits
+        raise ValueError(f"{folder}: no model has the sizes of its config: {error}") from error
     if config.resuscitation:
         state = resuscitated(state, config.resuscitation, folder, mapped, force=config.resuscitation_force)
     check_fit(model, state, str(folder))

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
+LARGEST_JSON = 2**27  # bytes; parsed, they take ten times as many
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def check_readable(path: Path) -> None:
-    """Raise an OSError that names the file and what is wrong with it; safetensors reports "no such file" for all."""
+    """Raise an OSError that names the file and what is wrong with it; safetensors reports "no such file" for all.
+
+    A pipe or a device has no size, and may never end.
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise OSError(f"{path}: a pipe or a device, not a file")
         with path.open("rb"):
             pass
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as error:
-        raise type(error)(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        if error.strerror is None:
+            raise
+        raise type(error)(f"{path}: {error.strerror.lower()}") from error
 
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds, with or without a byte order mark. Raises OSError, or ValueError that names the file."""
+    check_readable(path)
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise ValueError(f"{path}: {size:,} bytes; JSON files of more than {LARGEST_JSON:,} are not read")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,18 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path}: expected a flat dictionary of tensors")
     return state
+
+
+def tensor_names(path: Path) -> Collection[str]:
+    """The names in a safetensors or torch file, whatever numbers a safetensors file has. Errors as `read_tensors`."""
+    if path.suffix != ".safetensors":
+        return read_tensors(path)
+    check_readable(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not a file of tensors: {_first_line(error)}") from error
 
 
 def read_tensor(path: Path) -> Tensor:

@@ -177,7 +177,7 @@ DAMAGE: dict[str, tuple[str, bytes | None, str]] = {
     "half": ("train/rank0.pt", bytes(450), "train/rank0.pt: 450 bytes of 900"),
     "missing": ("model_and_optim/.metadata", None, "model_and_optim/.metadata: missing"),
     "no manifest": ("manifest.json", b"{", "manifest.json: not a checkpoint manifest"),
-    "outside": ("manifest.json", OUTSIDE, r"manifest.json: names \.\./\.\./evil, a path outside"),
+    "outside": ("manifest.json", OUTSIDE, r"manifest.json: names '../../evil', a path outside"),
 }
 
 

@@ -22,6 +22,7 @@ from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
 from olmo.train.step import TrainStep
 from tests.hostile import HOSTILE, Calls, hostile
+from tests.hostile_files import bomb
 from tests.reference import tiny_config
 from tests.running import CPU, metrics, train, write_world
 
@@ -279,3 +280,46 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     for step in ("step2", "step4", "step7"):
         one, other = (checkpoint.read_state(tmp_path / run / step) for run in ("quick", "slow"))
         assert all(one[name].equal(other[name]) for name in one)
+
+
+# --- an index and parts that state more than there is ------------------------------------------------------------
+
+
+def enlarge(folder: Path) -> None:
+    """Every tensor gets 10^12 rows."""
+    index = sharded.read_index(folder)
+    for held in index.state_dict_metadata.values():
+        held.size = torch.Size([10**12, *held.size[1:]])
+    index_of(folder).write_bytes(pickle.dumps(index))
+
+
+def compress(folder: Path) -> None:
+    """A tensor's part is a zip archive whose pickle unpacks to 100 MB."""
+    bomb(folder / "bomb", 10**8)
+    content = (folder / "bomb").read_bytes()
+    index = sharded.read_index(folder)
+    with (folder / "model_and_optim/__0_0.distcp").open("ab") as part:
+        for held in index.storage_data.values():
+            held.offset, held.length = part.tell(), len(content)
+        part.write(content)
+    index_of(folder).write_bytes(pickle.dumps(index))
+
+
+LIES: dict[str, Any] = {
+    "larger than the parts": (enlarge, "its index has tensors of .* bytes, its files"),
+    "a compressed part": (compress, "data.pkl, which describes the tensors, has more than"),
+    "a memo of 2^32 entries": (
+        lambda folder: index_of(folder).write_bytes(b"\x80\x02Nr\xff\xff\xff\xff."),
+        "not an index",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_what_a_sharded_checkpoint_states_is_compared_with_its_files(folder: Path, kind: str) -> None:
+    lie, expected = LIES[kind]
+    lie(folder)
+    before = time.monotonic()
+    with pytest.raises(ValueError, match=expected) as caught:
+        checkpoint.read_state(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and time.monotonic() - before < 5
