@@ -59,7 +59,7 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
     for name, factors in row_factors(model, multipliers).items():
         for on_disk, own in _on_disk(model, name, factors, held, source).items():
             if (own != 1).any():
-                edits[on_disk] = partial(multiply, factors=own)
+                edits[on_disk] = partial(multiply, factors=own, name=on_disk)
     with Progress("writing", len(files), "files") as progress:
         for path, of_file in shapes.items():
             _write(path, target / _new_name(path), {name: edits[name] for name in of_file if name in edits})
