@@ -6,6 +6,7 @@ from typing import Any
 
 VERSION = "0.6.0"
 STEPS = 20
+ALL_METRICS = 3  # the step of which all metrics are kept
 LENGTH = 24
 BATCH = 8
 TOKENS_PER_STEP = BATCH * LENGTH

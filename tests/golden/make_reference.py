@@ -51,6 +51,7 @@ HERE = Path(__file__).resolve().parent
 # Isolated (-I), Python finds no module beside this file.
 sys.path.insert(0, str(HERE))
 from cases import (  # noqa: E402
+    ALL_METRICS,
     CASES,
     FILES,
     LABEL_MASKS,
@@ -67,6 +68,10 @@ from cases import (  # noqa: E402
 
 class Listener(Trainer):
     """OLMo's trainer; notes what each step tells and the limits that its clipping finds."""
+
+    def should_log_optim_metrics_this_step(self) -> bool:
+        """At one step also what OLMo logs of every weight to Weights & Biases; of LionW only with FSDP."""
+        return self.cfg.optimizer.name == "adamw" and self.global_step == ALL_METRICS
 
     def train_step(self, batch: dict[str, Any], reduce_global_loss: bool = True) -> dict[str, float]:
         group = self.optim.param_groups[0]
@@ -189,6 +194,10 @@ def make_case(name: str, folder: Path, keep: Path | None) -> None:
             reference[ours] = values
     reference["instances"] = [[int(i) for i in line.split("\t")[1:]] for line in lines]
     reference["optimizer"] = optimizer_norms(trainer)
+    told = trainer.told[ALL_METRICS - 1].items()
+    # The prefix of the names is DDP's; the last is this file's.
+    metrics = {key.replace("/module.", "/"): value for key, value in told if key.startswith(("optim/", "train/"))}
+    reference["metrics"] = {k: shortened(v, 9) for k, v in metrics.items() if not k.endswith("clipped_grad_norm")}
     write_json(folder / "steps.json", reference)
 
 
