@@ -59,7 +59,9 @@ class OptimizerConfig:
     selective_updates: bool = setting(False, only=(False,), instead="every step updates all weights")
     decay_norm_and_bias: bool = setting(False, "weight decay of norms and biases")
     decay_embeddings: bool = setting(False, "weight decay of embeddings")
-    metrics_log_interval: int | None = setting(None, no_effect="the gradient norm is logged with the loss")
+    metrics_log_interval: int | None = setting(
+        None, "steps between metrics of every weight and gradient, to W&B and TensorBoard; null: none", at_least=1
+    )
     record_update_metrics: bool = setting(
         False, only=(False,), instead="the norm of the gradient is logged with the loss"
     )

@@ -7,6 +7,7 @@ the loss on `train_context`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,14 +183,16 @@ def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str
         chosen = np.flatnonzero(labels == label)
         metrics[f"eval/{label}/log_probability"] = float(table.mean_log_prob[chosen].mean())
         if label.endswith(f"_{PARAGRAPH}"):
-            metrics[f"eval/{label}/CrossEntropyLoss"] = -metrics[f"eval/{label}/log_probability"]
-            continue
-        metrics[f"eval/{label}/exact_match"] = float(table.exact_match[chosen].mean())
-        diluted = []
-        for start in range(0, len(chosen), batch_sizes[label]):
-            batch = chosen[start : start + batch_sizes[label]]
-            diluted.append(-table.sum_log_prob[batch] / (lengths[batch].max() - 1))
-        metrics[f"eval/{label}/CrossEntropyLoss"] = float(np.concatenate(diluted).mean())
+            loss = -metrics[f"eval/{label}/log_probability"]
+        else:
+            metrics[f"eval/{label}/exact_match"] = float(table.exact_match[chosen].mean())
+            diluted = []
+            for start in range(0, len(chosen), batch_sizes[label]):
+                batch = chosen[start : start + batch_sizes[label]]
+                diluted.append(-table.sum_log_prob[batch] / (lengths[batch].max() - 1))
+            loss = float(np.concatenate(diluted).mean())
+        metrics[f"eval/{label}/CrossEntropyLoss"] = loss
+        metrics[f"eval/{label}/Perplexity"] = math.exp(min(loss, 700.0))
     means = []
     for setting in (s for s in SETTINGS if s in settings):
         chosen = np.flatnonzero(settings == setting)

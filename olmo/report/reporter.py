@@ -103,9 +103,14 @@ class Reporter:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics of a step."""
+        if self.active:
+            self._files.add_metrics(step, values)
+            self.track(step, values)
+
+    def track(self, step: int, values: Mapping[str, float]) -> None:
+        """Record metrics of a step with Weights & Biases and TensorBoard alone."""
         if not self.active:
             return
-        self._files.add_metrics(step, values)
         if self._board is not None:
             with naming(self._files.tensorboard):
                 for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and LionW, and gradient clipping, as in OLMo 0.6.0."""
+"""Parameter groups, AdamW and LionW, gradient clipping, and metrics of single weights, as in OLMo 0.6.0."""
 
 from __future__ import annotations
 
@@ -77,18 +77,21 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     )
 
 
-def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
-    """Scale all gradients so that their joint 2-norm is at most `max_norm`; returns the norm before (float32).
+def clip_gradients(model: nn.Module, max_norm: float | None) -> tuple[Tensor, Tensor]:
+    """Scale all gradients so that their joint 2-norm is at most `max_norm`; returns the norm before, and the share of
+    gradients that were scaled: 1 or 0 (float32).
 
     As in OLMo the factor is max_norm / (norm + 1e-6), at most 1; None only measures.
     """
     limit = math.inf if max_norm is None else max_norm
-    return full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+    return norm, (limit / (norm + 1e-6) < 1).float()
 
 
 @torch.no_grad()
-def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Tensor:
-    """Scale the gradient of every parameter whose 2-norm has risen; returns the joint norm before (float32).
+def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> tuple[Tensor, Tensor]:
+    """Scale the gradient of every parameter whose 2-norm has risen; returns the joint norm before, and the share of
+    gradients that were scaled (float32).
 
     The limit is `max_ratio` times a running average of the parameter's clipped norm, with the larger of the betas, kept
     in the optimizer state as `grad_norm_exp_avg`; the factor is limit / (norm + 1e-6), at most 1, as in OLMo.
@@ -98,6 +101,7 @@ def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Te
     norms = full_tensor(
         torch.stack([torch.linalg.vector_norm(weight.grad, dtype=torch.float32) for weight, _ in trained])
     )
+    factors = []
     for (weight, beta), norm in zip(trained, norms):
         state = optimizer.state.get(weight)
         average = state.get("grad_norm_exp_avg") if state else None
@@ -108,4 +112,31 @@ def clip_each_gradient(optimizer: torch.optim.Optimizer, max_ratio: float) -> Te
         factor = (max_ratio * average / (norm + 1e-6)).clamp(max=1.0)
         weight.grad.mul_(factor.to(weight.grad.dtype))
         average.lerp_(norm * factor, 1 - beta)
-    return torch.linalg.vector_norm(norms)
+        factors.append(factor)
+    return torch.linalg.vector_norm(norms), (torch.stack(factors) < 1).float().mean()
+
+
+@torch.no_grad()
+def weight_metrics(optimizer: torch.optim.Optimizer, computes: bool) -> dict[str, Tensor]:
+    """What OLMo logs of every weight, before clipping and the step: of its gradient, of itself, and of AdamW's moments
+    the smallest and largest absolute value, the mean and the 2-norm; float32 scalars on the device.
+
+    On ranks that do not `compute` it is empty. Weights that FSDP has sharded are gathered one after the other, so it is
+    a collective. An optimizer has no moments before its first step.
+    """
+    metrics = {}
+    moments = () if isinstance(optimizer, LionW) else ("exp_avg", "exp_avg_sq")
+    for group in optimizer.param_groups:
+        for name, weight in zip(group["param_names"], group["params"]):
+            state = optimizer.state.get(weight, {})
+            parts = {"grad": weight.grad, "param": weight, **{moment: state.get(moment) for moment in moments}}
+            for part, value in parts.items():
+                if value is None or not (computes or hasattr(value, "full_tensor")):
+                    continue
+                whole = full_tensor(value.detach())
+                if computes:
+                    smallest, largest = torch.aminmax(whole.abs())
+                    norm = torch.linalg.vector_norm(whole, dtype=torch.float32)
+                    measures = {"min": smallest, "max": largest, "avg": whole.mean(), "norm": norm}
+                    metrics.update({f"optim/{part}/{name}.{key}": m.float() for key, m in measures.items()})
+    return metrics

@@ -6,7 +6,7 @@ Nothing here waits for the device; `StepResult.read` does.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..data.loader import Batch
 from ..distributed import Ranks, to_device
 from ..model import OLMo
 from .loss import predictions
-from .optim import clip_each_gradient, clip_gradients
+from .optim import clip_each_gradient, clip_gradients, weight_metrics
 from .parallel import gradient_sync
 from .schedule import StepSettings
 
@@ -29,7 +29,9 @@ class StepResult:
     loss: Tensor  # cross-entropy per token
     z_loss: Tensor  # 0 without softmax_auxiliary_loss
     gradient_norm: Tensor  # of all ranks, before clipping
-    learning_rate: float
+    clipping_rate: Tensor  # share of the gradients that clipping has scaled
+    learning_rates: list[float]  # of each group of the optimizer
+    weights: dict[str, Tensor] = field(default_factory=dict)  # metrics of single weights, at some steps on rank 0
 
     def read(self, ranks: Ranks) -> tuple[float, float, float]:
         """Loss and z-loss, means over the ranks, and gradient norm; waits for the device. A collective.
@@ -77,15 +79,25 @@ class TrainStep:
                     loss, *parts = module(*(None if x is None else to_device(x, self.device) for x in inputs))
                 (loss / tokens).backward()
             losses += torch.stack(parts) / tokens
+        weights = weight_metrics(self.optimizer, self.rank == 0) if measures_weights(config, step) else {}
         if settings.max_grad_norm_ratio is None:
-            norm = clip_gradients(self.model, settings.max_grad_norm)
+            norm, clipped = clip_gradients(self.model, settings.max_grad_norm)
         else:
-            norm = clip_each_gradient(self.optimizer, settings.max_grad_norm_ratio)
+            norm, clipped = clip_each_gradient(self.optimizer, settings.max_grad_norm_ratio)
         self.set_learning_rate(settings)
         self.optimizer.step()
-        return StepResult(step, losses[0], losses[1], norm, settings.learning_rate)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        return StepResult(step, losses[0], losses[1], norm, clipped, rates, weights)
 
     def set_learning_rate(self, settings: StepSettings) -> None:
         """Set the optimizer's learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate
+
+
+def measures_weights(config: TrainConfig, step: int) -> bool:
+    """Whether the metrics of single weights are due at a step: as in OLMo only for trackers, since they are many."""
+    interval = config.optimizer.metrics_log_interval
+    if interval is None or not (config.wandb or config.tensorboard):
+        return False
+    return step % max(interval, config.wandb.log_interval if config.wandb else 1) == 0

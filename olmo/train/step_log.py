@@ -43,6 +43,8 @@ class StepLog:
     ) -> None:
         """Log a step that is due: every `console_log_interval`, the last one, and those of an injection round.
 
+        Metrics of single weights, which a result has at steps of their own, are for the trackers alone.
+
         entered: the (global row, text) pairs injected on this rank; tokens: seen by all ranks. Raises ValueError if
         the loss is not finite.
         """
@@ -51,6 +53,9 @@ class StepLog:
         self._bar.advance()
         if self.config.save_data_indices:
             append_indices(Path(self.config.save_folder), self.ranks.rank, step, batch.instances.tolist())
+        if result.weights:
+            names, values = zip(*result.weights.items())
+            self.reporter.track(step, dict(zip(names, torch.stack(values).tolist())))
         injection_round = None if self.plan is None else self.plan.round_of(step)
         on_console = step % self.config.console_log_interval == 0 or step == last_step
         if injection_round is None and not on_console:
@@ -60,12 +65,16 @@ class StepLog:
             "train/CrossEntropyLoss": loss,
             "train/Perplexity": math.exp(min(loss, 700.0)),
             "optim/total_grad_norm": norm,
-            "optim/learning_rate": result.learning_rate,
+            "optim/clipping_rate": result.clipping_rate.item(),
+            "optim/learning_rate": result.learning_rates[0],
+            **{f"optim/learning_rate_group{number}": rate for number, rate in enumerate(result.learning_rates)},
             "throughput/total_tokens": float(tokens),
             "throughput/device/peak_memory_bytes": float(peak_memory(self._device)),
         }
         if batch.padded_share:
             metrics["data/padded_share"] = batch.padded_share
+        if self._device.type == "cuda" and (step < 3 or step % 10 == 0):  # as often as in OLMo: ranks wait for another
+            metrics["System/Peak GPU Memory (MB)"] = self.ranks.largest(peak_memory(self._device)) / 1_000_000
         if self.config.softmax_auxiliary_loss:
             metrics["train/ZLoss"] = z_loss
         speed = left = ""

@@ -197,6 +197,8 @@ class Trainer:
             if within < rounds and first_step <= schedule.last_step:
                 missed = "only %d of %d injection rounds are within steps %d to %d"
                 log.warning(missed, within, rounds, first_step, schedule.last_step)
+        if config.optimizer.metrics_log_interval is not None and not (config.wandb or config.tensorboard):
+            log.warning("optimizer.metrics_log_interval: no effect without a section wandb, or tensorboard: true")
         if not self.saver.saves_anything:
             log.info("no checkpoint will be saved: set save_interval or another key of saving")
 

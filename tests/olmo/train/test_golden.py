@@ -22,6 +22,7 @@ from olmo.checkpoint import load_model, optimizer_state
 from olmo.config import SchedulerConfig, TrainConfig, load
 from olmo.data.order import build_order
 from olmo.distributed import Ranks
+from olmo.report.reporter import Reporter
 from olmo.train import Trainer
 from olmo.train.schedule import clip_limit, learning_rate
 from tests.running import metrics
@@ -99,6 +100,25 @@ def test_every_step(run: Run) -> None:
         assert run.series("train/ZLoss") == pytest.approx(reference["z_loss"], rel=1e-6)
     # Seen: at most 6e-7; it is a sum over all weights.
     assert run.series("optim/total_grad_norm") == pytest.approx(reference["gradient_norm"], rel=3e-6 * looser)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_metrics_of_a_step(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of single weights included, which LionW has only with FSDP: of it OLMo logs the norms of gradients."""
+    measured = 3
+    found: dict[str, float] = {}
+    monkeypatch.setattr("olmo.train.step.measures_weights", lambda config, step: step == measured)
+    track = lambda self, step, values: found.update(values if step == measured else {})  # noqa: E731
+    monkeypatch.setattr(Reporter, "track", track)
+    Trainer(configure(case, tmp_path, f"--stop_at={measured}"), CPU, Ranks()).fit()
+    expected = json.loads((GOLDEN / case / "steps.json").read_text(encoding="utf-8"))["metrics"]
+    assert {"optim/learning_rate_group0", "optim/grad/transformer.wte.weight.norm"} < set(expected)
+    assert case == "lion" or {"optim/clipping_rate", "optim/exp_avg_sq/transformer.wte.weight.max"} < set(expected)
+    assert set(expected) <= set(found)
+    for name, value in expected.items():
+        # The smallest of many gradients, and their mean, have the rounding error of the largest. Seen: 3e-7 of it.
+        largest = expected.get(f"{name.rpartition('.')[0]}.max", 0.0) if name.endswith((".min", ".avg")) else 0.0
+        assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6 * largest), name
 
 
 def test_final_weights(run: Run) -> None:

@@ -156,9 +156,10 @@ def test_clip_gradients(limit: float | None) -> None:
     before = {name: p.grad.double().clone() for name, p in model.named_parameters() if p.grad is not None}
     norm = math.sqrt(sum(float((g**2).sum()) for g in before.values()))
     assert 1 < norm < 10  # the limits lie on both sides
-    returned = clip_gradients(model, limit)
+    returned, share = clip_gradients(model, limit)
     assert returned.item() == pytest.approx(norm, rel=1e-5)
     factor = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+    assert share.item() == (factor < 1)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad.double(), before[name] * factor, rtol=1e-5, atol=1e-9)
@@ -167,7 +168,7 @@ def test_clip_gradients(limit: float | None) -> None:
 def test_clipping_leaves_parameters_without_gradients_alone() -> None:
     model = everything()
     model.transformer["wte"].weight.grad = torch.full((128, 32), 2.0)
-    assert clip_gradients(model, 1.0).item() == pytest.approx(2.0 * math.sqrt(128 * 32))
+    assert clip_gradients(model, 1.0)[0].item() == pytest.approx(2.0 * math.sqrt(128 * 32))
     assert sum(p.grad is not None for p in model.parameters()) == 1
 
 
@@ -177,7 +178,7 @@ def test_clip_each_gradient_by_hand() -> None:
     optimizer = build_optimizer(OptimizerConfig("adamw", 1e-3, betas=(0.7, 0.9)), model)
     generator = torch.Generator().manual_seed(3)
     average: dict[str, float] = {}
-    clipped = 0
+    clipped, shares = 0, 0.0
     for step, scale in enumerate((1.0, 1.05, 3.0, 0.5), start=1):
         wanted = {}
         norms = []
@@ -192,11 +193,13 @@ def test_clip_each_gradient_by_hand() -> None:
             wanted[name] = gradient * factor
             if step > 1:  # OLMo keeps the average from the second step on
                 average[name] = before + (norm * factor - before) * (1 - 0.9)
-        assert clip_each_gradient(optimizer, 1.2).item() == pytest.approx(math.hypot(*norms), rel=1e-5)
+        joint, share = clip_each_gradient(optimizer, 1.2)
+        assert joint.item() == pytest.approx(math.hypot(*norms), rel=1e-5)
+        shares += share.item()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None
             torch.testing.assert_close(parameter.grad.double(), wanted[name], rtol=1e-5, atol=1e-7)
         optimizer.step()
-    assert clipped > 10
+    assert clipped > 10 and shares == pytest.approx(clipped / len(average))
     kept = {name: float(optimizer.state[p]["grad_norm_exp_avg"]) for name, p in model.named_parameters()}
     assert kept == pytest.approx(average, rel=1e-5)

@@ -94,7 +94,7 @@ def test_wandb_gets_the_metrics(plain: Path, tmp_path: Path, monkeypatch: pytest
     logged: list[tuple[int, dict[str, float]]] = []
 
     class Fake:
-        id = "abc"
+        id, offline = "abc", True
 
         def init(self, **settings: Any) -> Fake:
             assert settings["project"] == "demo" and settings["name"] == "tiny" and settings["dir"] == str(tmp_path)
@@ -108,9 +108,22 @@ def test_wandb_gets_the_metrics(plain: Path, tmp_path: Path, monkeypatch: pytest
             logged.append((-1, {}))
 
     monkeypatch.setitem(__import__("sys").modules, "wandb", Fake())
-    train(plain, tmp_path, "--wandb.project=demo", "--wandb.log_interval=2", "--stop_at=4")
-    assert [step for step, _ in logged] == [2, 4, -1]
+    watched = ("--wandb.project=demo", "--wandb.log_interval=2", "--optimizer.metrics_log_interval=4")
+    train(plain, tmp_path, *watched, "--stop_at=4", "--console_log_interval=2")
+    assert [step for step, _ in logged] == [2, 4, 4, -1]
     assert logged[0][1]["train/CrossEntropyLoss"] == series(tmp_path)[2]
+    # What OLMo logs of every weight, which would make metrics.jsonl large.
+    parts = ("grad", "param", "exp_avg", "exp_avg_sq")
+    weights = [f"optim/{part}/transformer.wte.weight.{m}" for part in parts for m in ("min", "max", "avg", "norm")]
+    assert set(weights) < set(logged[1][1]) and not set(weights) & set(logged[0][1])
+    assert "optim/param/" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_metrics_of_weights_need_something_that_shows_them(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(plain, tmp_path, "--optimizer.metrics_log_interval=1", "--stop_at=1")
+    assert "optimizer.metrics_log_interval: no effect without a section wandb, or tensorboard: true" in caplog.messages
 
 
 def test_wandb_that_cannot_start_says_what_helps(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
