@@ -21,7 +21,7 @@ import torch
 
 from analysis.edit import SUFFIXES, Edit, check_output, write_edit
 from analysis.locations import add_checkpoint_flags, checkpoint_folders
-from analysis.results import find_coefficients, read_coefficients
+from analysis.results import coefficients_in, find_coefficients, read_coefficients
 from analysis.resuscitation import SELECTIONS, THRESHOLDS
 from analysis.verification import measured_before, verify
 from olmo.checkpoint import is_hub_id
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     edit = Edit(**{name: getattr(args, name) for name in Edit.__dataclass_fields__})
     folder = _checkpoint_of(args)
-    coefficients_file = args.coefficients or find_coefficients(folder)
+    coefficients_file = _coefficients_of(args.coefficients, folder)
     output = args.output or folder / edit.file_name(args.format)
     check_output(output, folder, coefficients_file)
     coefficients = read_coefficients(coefficients_file)
@@ -46,9 +46,9 @@ def main(argv: Sequence[str]) -> None:
             how = (args.amplifying_factor, args.batch_size, args.device)
             verified.extend(verify(before, folder, written, dtype, coefficients.average, chosen, *how))
 
+    write_edit(folder, edit, chosen, coefficients, output, args.format, check, args.overwrite)
     if coefficients.checkpoint is None:
         print(f"warning: {coefficients.path}: states no checkpoint; it may belong to another one", file=sys.stderr)
-    write_edit(folder, edit, chosen, coefficients, output, args.format, check, args.overwrite)
     rows, dead, capped = (int(part.sum()) for part in (chosen.selected, chosen.dead, chosen.capped))
     done = "memories get a temperature" if args.format == "temperature" else "up-projection rows multiplied"
     print(f"{output}: {rows - dead} of {chosen.selected.numel()} {done}")
@@ -61,6 +61,19 @@ def main(argv: Sequence[str]) -> None:
         print(f"warning: {dead} dead memories (coefficient 0) keep their rows; no finite multiplier revives them")
     for line in verified:
         print(line)
+
+
+def _coefficients_of(named: Path | None, folder: Path) -> Path:
+    """The file that --coefficients names, or the folder that contains it; without it, that of the checkpoint."""
+    if named is None:
+        found = find_coefficients(folder)
+        if found.parent.resolve() != folder.resolve():
+            print(f"coefficients: {found}")
+        return found
+    found_in = coefficients_in(named) if named.is_dir() else named
+    if found_in is None:
+        raise ConfigurationError(f"--coefficients {named}: no mlp_average_coefficients.safetensors in this folder")
+    return found_in
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -79,7 +92,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m analysis.change_parameters", description=__doc__)
     add_checkpoint_flags(parser, several=False)
     parser.add_argument(
-        "--coefficients", type=Path, help="file of average coefficients; default: the one beside the checkpoint"
+        "--coefficients",
+        type=Path,
+        help="file of average coefficients, or its folder; default: the one beside the checkpoint, or where "
+        "analysis.entropy wrote it with --output",
     )
     parser.add_argument("--resuscitation_ratio", type=float, required=True, help="fraction of rows, p in (0, 1]")
     parser.add_argument("--amplifying_factor", type=float, required=True, help="q > 0")
@@ -122,10 +138,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _checkpoint_of(args: argparse.Namespace) -> Path:
     """The one checkpoint folder that the flags name."""
-    if args.checkpoint and is_hub_id(args.checkpoint) and not (args.output and args.coefficients):
-        raise ConfigurationError(
-            "--output and --coefficients: needed with a hub id, whose folder is the download cache"
-        )
+    if args.checkpoint and is_hub_id(args.checkpoint) and not args.output:
+        raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
     folders = checkpoint_folders(args.step, args.model_size, [args.checkpoint] if args.checkpoint else [])
     if len(folders) > 1:
         raise ConfigurationError(f"--checkpoint {args.checkpoint}: {len(folders)} folders match; name one")

@@ -21,7 +21,7 @@ from analysis.locations import Location, check_writable, label_of, step_of, toke
 from analysis.measure import measure
 from analysis.models import PRECISIONS, identity_of, open_model, state_of_files
 from analysis.prefetch import is_first_of_machine, together
-from analysis.results import find_result, save_result
+from analysis.results import find_result, record_output, save_result
 from olmo import checkpoint
 from olmo.distributed import Ranks
 from olmo.files.digests import file_digest
@@ -160,6 +160,8 @@ class Job:
         sources = {"order": which.order, "tokenizer": which.tokenizer, "pack": packing}
         result["data"] = {**result["data"], **sources, "instances": len(here.rows)}
         save_result(self.output, measurement, result)
+        if result["resuscitation"] is None and self.output.resolve() != here.folder.resolve():
+            record_output(here.folder, self.output)
         return result
 
     def _identity(self, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:

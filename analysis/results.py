@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from analysis.measure import Measurement
+from olmo.data.ranges import cache_folder
 from olmo.exceptions import ConfigurationError
-from olmo.files.atomic import atomic_path
+from olmo.files.atomic import atomic_path, write_text
 from olmo.files.paths import check_readable, read_json
 from olmo.files.tensors import read_tensor, write_safetensors
 
@@ -106,11 +110,51 @@ def _contains(result: Any, wanted: Any) -> bool:
 
 
 def find_coefficients(folder: Path) -> Path:
-    """The file of average coefficients in a checkpoint folder, ours or the published one."""
-    for path in (folder / COEFFICIENTS_FILE, (folder / COEFFICIENTS_FILE).with_suffix(".pt")):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"{folder}: no {COEFFICIENTS_FILE}; run python -m analysis.entropy on it first")
+    """The file of average coefficients of a checkpoint folder, ours or the published one: in it, or else in the one
+    folder into which analysis.entropy has written its result on this machine (--output).
+
+    Raises FileNotFoundError where there is none, ConfigurationError where several measurements are known.
+    """
+    if (beside := coefficients_in(folder)) is not None:
+        return beside
+    found = [path for output in _outputs(folder) if (path := coefficients_in(output)) is not None]
+    if len(found) > 1:
+        listed = ", ".join(str(path.parent) for path in found)
+        raise ConfigurationError(f"{folder}: measured several times, in {listed}; name one with --coefficients")
+    if not found:
+        raise FileNotFoundError(
+            f"{folder}: no {COEFFICIENTS_FILE}; run python -m analysis.entropy on it first, or name its --output with "
+            "--coefficients"
+        )
+    return found[0]
+
+
+def coefficients_in(folder: Path) -> Path | None:
+    """The file of average coefficients in a folder."""
+    paths = (folder / COEFFICIENTS_FILE, (folder / COEFFICIENTS_FILE).with_suffix(".pt"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def record_output(folder: Path, output: Path) -> None:
+    """Record that the result of a checkpoint folder, of its own weights, is in another folder, for
+    `find_coefficients`. Where the record cannot be written it is left out: --coefficients names the folder too."""
+    outputs = [path for path in _outputs(folder) if path != output.resolve()]
+    with suppress(OSError):
+        _record_of(folder).parent.mkdir(parents=True, exist_ok=True)
+        write_text(_record_of(folder), json.dumps([str(path) for path in (*outputs, output.resolve())]))
+
+
+def _outputs(folder: Path) -> list[Path]:
+    """The folders that are recorded for a checkpoint folder and still hold a result."""
+    try:
+        return [path for path in map(Path, read_json(_record_of(folder))) if (path / RESULT).is_file()]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _record_of(folder: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    return cache_folder() / "results" / f"{name}.json"
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis import estimates, report
+from analysis import estimates, report, results
 from olmo.exceptions import exit_status
 from tests.analysis.measuring import INSTANCES, LENGTH, made_model, write
 from tests.study import PAPER, Page, make_study
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where results are is recorded here, not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("cache")
+        patch.setattr(results, "cache_folder", lambda: place)
+        yield
 
 
 @pytest.fixture

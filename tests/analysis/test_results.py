@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from tests.analysis.editing import LENGTH, coefficients, failing, measure, uneven_model, write
+from analysis.resuscitation import resuscitate
+from olmo.memory.rescaling import load_multipliers
+from tests.analysis.editing import LENGTH, change, coefficients, failing, measure, measure_to, uneven_model, write
 from tests.running import modes_hold
 
 
@@ -36,6 +38,37 @@ def measured(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
 def folder(tmp_path: Path, measured: Path) -> Iterator[Path]:
     """A measured checkpoint of the test's own."""
     yield Path(shutil.copytree(measured, tmp_path / "step90-unsharded"))
+
+
+def test_coefficients_are_found_where_output_put_them(
+    tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "step90-unsharded", uneven_model())
+    results, name = tmp_path / "results", "resuscitation_ratio0.5_amplifying2.0.safetensors"
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2.0]
+    status, said = failing(capsys, *argv)
+    assert status == 1 and "or name its --output with --coefficients" in said
+    measure_to(folder, tokens, results / "one")
+    capsys.readouterr()
+    change(folder, 0.5, 2.0)
+    found = results / "one/mlp_average_coefficients.safetensors"
+    assert capsys.readouterr().out.startswith(f"coefficients: {found}\n")
+    expected = resuscitate(load_file(found)["mlp_average_coefficients"], 0.5, 2.0).multipliers
+    assert torch.equal(load_multipliers(folder / name).values, expected)
+    measure_to(folder, tokens, results / "two", "--coefficient", "relu")
+    capsys.readouterr()
+    assert failing(capsys, *argv) == (
+        2,
+        f"error: {folder}: measured several times, in {results / 'one'}, {results / 'two'}; name one with "
+        "--coefficients\n",
+    )
+    change(folder, 0.5, 2.0, "--coefficients", results / "one", "--output", tmp_path / "by folder.safetensors")
+    assert torch.equal(load_multipliers(tmp_path / "by folder.safetensors").values, expected)
+    shutil.rmtree(results / "two")
+    change(folder, 0.5, 2.0, "--output", tmp_path / "again.safetensors")
+    assert capsys.readouterr().out.count(f"coefficients: {found}\n") == 1
+    status, said = failing(capsys, *argv, "--coefficients", tmp_path)
+    assert status == 2 and "no mlp_average_coefficients.safetensors in this folder" in said
 
 
 def test_coefficients_of_another_checkpoint_are_refused(
