@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,20 +88,24 @@ class DownstreamTask:
         progress: Callable[[int], None] = lambda _: None,
     ) -> dict[str, float]:
         """{metric name: value}, as the library's own metric computes it, the same for any number of ranks; accuracies
-        with that of guessing.
+        with that of guessing. NaN if a log-probability is.
 
         Samples are sorted by length and distributed over the ranks in turn, each once. Only hidden states before
         continuation tokens are scored over the vocabulary, and only these tokens' log-probabilities leave the device.
         """
         samples = sorted(self.task.samples, key=lambda s: -len(s["query"]))[ranks.rank :: ranks.world_size]
-        metric, kind = self._make_metric(), self.task.metric_type
+        metric, kind, undefined = self._make_metric(), self.task.metric_type, 0
         if not samples:
             metric.update({}, None)  # the library's collective needs every rank
         for part in batched_by_length([len(s["query"]) for s in samples], tokens_per_batch):
             chosen = samples[part]
-            metric.update(*self._scored(chosen, model, device))
+            batch, logits, domain = self._scored(chosen, model, device)
+            undefined += sum(int(scores.isnan().any()) for scores in (logits, domain) if scores is not None)
+            metric.update(batch, logits, domain)
             progress(len(chosen))
         value = _f1(metric) if kind == "f1" else float(metric.compute()[f"{kind}_v1"])
+        if ranks.sum(np.array([float(undefined)]))[0]:  # choices without an order: their accuracy means nothing
+            value = math.nan
         found = {f"eval/downstream/{self.label}_{kind}": value}
         return {**found, f"eval/downstream/{self.label}_chance": self.chance} if kind in ACCURACIES else found
 

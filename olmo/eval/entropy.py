@@ -50,7 +50,10 @@ class EntropyBatch:
                 averages.add(instance_means(model, observation, ids, mask), chosen)
                 progress(len(chosen))
         averages.reduce(ranks)
-        layers = layer_entropy(averages.average)
+        try:
+            layers = layer_entropy(averages.average)
+        except ValueError as undefined:
+            raise ValueError(f"eval/{self.label}/knowledge_entropy: {undefined}") from undefined
         found = {f"eval/{self.label}/knowledge_entropy": float(layers.sum())}
         error = float(jackknife_error(averages.leave_one_out().sum(1)))
         if np.isfinite(error):  # nan for a single instance

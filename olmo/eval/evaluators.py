@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -88,7 +89,8 @@ class Evaluators:
     def run(self, model: OLMo, chosen: Sequence[EvaluatorConfig], description: str = "evaluating") -> Evaluation:
         """Evaluate the model with the chosen evaluators; its training mode is restored afterwards.
 
-        Log-probabilities in the precision of the run, reduced in float32 and float64.
+        Log-probabilities in the precision of the run, reduced in float32 and float64. Raises ValueError, on every rank,
+        if a metric is not finite; the perplexity of a loss beyond float64 is left out.
         """
         config, device, ranks = self.config, self.device, self.ranks
         probes = [probe for evaluator, asked in self.probes if evaluator in chosen for probe in asked]
@@ -112,7 +114,8 @@ class Evaluators:
                 losses = instance_losses(model, source, size, device, ranks, limit, progress.advance)
                 result.losses[label] = losses
                 result.metrics[f"eval/{label}/CrossEntropyLoss"] = float(losses.mean())
-                result.metrics[f"eval/{label}/Perplexity"] = float(np.exp(losses.mean()))
+                with np.errstate(over="ignore"):
+                    result.metrics[f"eval/{label}/Perplexity"] = float(np.exp(losses.mean()))
             for evaluator, task in tasks:
                 tokens_per_batch = self._batch_size(evaluator) * self.length
                 result.metrics.update(task.evaluate(model, tokens_per_batch, device, ranks, progress.advance))
@@ -120,6 +123,14 @@ class Evaluators:
                 size = self._batch_size(evaluator)
                 result.metrics.update(batch.evaluate(model, size, device, ranks, progress.advance))
         model.train(training)
+        for name, value in list(result.metrics.items()):
+            if value == math.inf and name.endswith("/Perplexity"):
+                log.warning("%s: %s is left out, it exceeds every number", description, name)
+                del result.metrics[name]
+            elif not math.isfinite(value):
+                raise ValueError(
+                    f"{description}: {name} is {value}; the weights, or the data of this evaluator, are wrong"
+                )
         return result
 
 

@@ -77,6 +77,50 @@ def test_paths_are_one_label(folder: Path, config: TrainConfig, model: OLMo) -> 
 
 
 @pytest.mark.parametrize(
+    ("label", "name", "expected"),
+    [
+        ("once_semantic", "eval/once_semantic/log_probability", "evaluating: {name} is nan; the weights, or the data"),
+        ("held", "eval/held/CrossEntropyLoss", "evaluating: {name} is nan; the weights, or the data"),
+        ("copa", "eval/downstream/copa_acc", "evaluating: {name} is nan; the weights, or the data"),
+        ("entropy", "eval/entropy/knowledge_entropy", "{name}: average coefficients must be finite"),
+    ],
+)
+def test_a_metric_that_is_not_finite_is_an_error(
+    folder: Path, config: TrainConfig, label: str, name: str, expected: str
+) -> None:
+    """Accuracies too: among log-probabilities that are NaN one choice would be the most probable all the same."""
+    evaluator = {
+        "once_semantic": lm(label, dataset_path=str(folder / "once.json")),
+        "held": lm(label, paths=[str(folder / f"heldout{LENGTH}.npy")]),
+        "copa": EvaluatorConfig(label, "downstream", subset_num_batches=1),
+        "entropy": EvaluatorConfig(label, "knowledge_entropy"),
+    }[label]
+    if label == "copa":
+        pytest.importorskip("olmo_eval")
+    torch.manual_seed(1)
+    model = OLMo(config.model)
+    evaluators = build(replace(config, evaluators=[evaluator]))
+    assert evaluators.run(model, [evaluator]).metrics.keys() >= {name}
+    with torch.no_grad():
+        model.blocks[1].ff_proj.weight[3, 4] = float("nan")
+    with pytest.raises(ValueError, match=f"^{expected.format(name=name)}"):
+        evaluators.run(model, [evaluator])
+
+
+def test_a_perplexity_beyond_all_numbers_is_left_out(
+    folder: Path, config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluator = lm("held", paths=[str(folder / f"heldout{LENGTH}.npy")])
+    torch.manual_seed(1)
+    model = OLMo(config.model)
+    with torch.no_grad():
+        model.transformer["wte"].weight.mul_(1e4)
+    found = build(replace(config, evaluators=[evaluator])).run(model, [evaluator])
+    assert found.metrics.keys() == {"eval/held/CrossEntropyLoss"} and found.metrics["eval/held/CrossEntropyLoss"] > 710
+    assert "eval/held/Perplexity is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("own", "run_wide", "expected"),
     [(None, -1, 5), (1, -1, 2), (2, -1, 4), (9, -1, 5), (None, 1, 2), (2, 1, 4), (-1, 1, 5)],
 )
