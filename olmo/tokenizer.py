@@ -107,6 +107,8 @@ def run_tokenizer(config: TrainConfig) -> Tokenizer:
             f"tokenizer.identifier: {identifier} has {needed} tokens, model.embedding_size is {rows}; "
             "use the tokenizer that the model was trained with, or increase embedding_size of a new model"
         )
+    if tokenizer.id_to_token(model.eos_token_id) is None:
+        raise ConfigurationError(f"model.eos_token_id: {identifier} has no token {model.eos_token_id}")
     return tokenizer
 
 

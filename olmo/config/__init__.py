@@ -1,10 +1,10 @@
 """Every setting of a run, and how configurations are read, checked and saved."""
 
 # ruff: noqa: F401 (what is imported here is what the package exports)
+from .check import idle_settings
 from .load import load, load_model_config, make_model_config
 from .model import ActivationType, BlockType, InitFnType, LayerNormType, ModelConfig
 from .schema import (
-    WITHOUT_EFFECT,
     ActivationCheckpointingStrategy,
     CompilerConfig,
     DataConfig,
@@ -19,6 +19,7 @@ from .schema import (
     InjectionConfig,
     InjectionPosition,
     InstanceFilterConfig,
+    LossDivisor,
     OptimizerConfig,
     OptimizerType,
     PaddingDirection,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .model import ModelConfig
 from .schema import EvaluatorConfig, TrainConfig
-from .setting import setting_of
+from .setting import default_of, setting_of, walk
 
 
 def model_problems(model: ModelConfig) -> Iterator[str]:
@@ -40,6 +40,11 @@ def run_problems(config: TrainConfig) -> Iterator[str]:
     yield from _setting_problems(config)
     yield from _evaluator_problems(config.evaluators)
     yield from _injection_problems(config)
+    for name in ("eos_token_id", "pad_token_id"):
+        if (token := getattr(config.model, name)) >= config.model.vocab_size:
+            yield f"model.{name}: {token} is none of the tokens 0 to {config.model.vocab_size - 1} of model.vocab_size"
+    if config.dry_run and config.force_save_unsharded:
+        yield "force_save_unsharded: a dry run saves nothing; to unshard load_path, use scripts.convert --to olmo"
     betas, peak = config.optimizer.betas, config.optimizer.learning_rate
     if not all(0 <= beta <= 1 for beta in betas):
         yield f"optimizer.betas: expected two numbers from 0 to 1, got {list(betas)}"
@@ -74,6 +79,55 @@ def run_problems(config: TrainConfig) -> Iterator[str]:
     else:
         if not 0 < duration < math.inf:
             yield f"max_duration: {config.max_duration} must be more than 0"
+
+
+# Key -> (what it needs to have an effect, whether a configuration has that). A section is one key.
+_NEEDS: dict[str, tuple[str, Callable[[TrainConfig], Any]]] = {
+    "reset_optimizer_state": ("load_path", lambda c: c.load_path),
+    "reset_trainer_state": ("load_path", lambda c: c.load_path),
+    "model.temperature_decay": ("a temperature", lambda c: c.model.temperature_attention or c.model.temperature_MLP),
+    "model.rope_theta": ("model.rope", lambda c: c.model.rope),
+    "model.scale_emb_init": ("model.init_fn: full_megatron", lambda c: c.model.init_fn == "full_megatron"),
+    "optimizer.eps": ("optimizer.name: adamw", lambda c: c.optimizer.name == "adamw"),
+    "optimizer.metrics_log_interval": ("a section wandb, or tensorboard: true", lambda c: c.wandb or c.tensorboard),
+    "scheduler.t_max": ("a decay", lambda c: "constant" not in c.scheduler.name),
+    "scheduler.alpha_f": ("a decay", lambda c: "constant" not in c.scheduler.name),
+    "scheduler.t_warmup": ("a warm-up", lambda c: c.scheduler.name != "constant"),
+    "scheduler.grad_clip_warmup_steps": ("grad_clip_warmup_factor", lambda c: c.scheduler.grad_clip_warmup_factor),
+    "scheduler.grad_clip_warmup_factor": ("grad_clip_warmup_steps", lambda c: c.scheduler.grad_clip_warmup_steps),
+    "max_grad_norm": ("max_grad_norm_ratio: null", lambda c: c.max_grad_norm_ratio is None),
+    "auxiliary_loss_multiplier": ("softmax_auxiliary_loss", lambda c: c.softmax_auxiliary_loss),
+    "data.memmap_dtype": ("data.paths", lambda c: c.data.paths),
+    "data.pad_direction": ("data.dataset_path", lambda c: c.data.dataset_path),
+    "data.seed": ("data_shuffling", lambda c: c.data_shuffling),
+    "data.prefetch_factor": ("data.num_workers", lambda c: c.data.num_workers),
+    "eval_on_load": ("evaluators", lambda c: c.evaluators),
+    "inject_interval": ("injection or inject_indices_map", lambda c: c.injection or c.inject_indices_map),
+    "inject_start_step": ("injection or inject_indices_map", lambda c: c.injection or c.inject_indices_map),
+    "inject_position": ("injection or inject_indices_map", lambda c: c.injection or c.inject_indices_map),
+    "fsdp": ("distributed_strategy: fsdp", lambda c: c.distributed_strategy == "fsdp"),
+    "ddp": ("distributed_strategy: ddp", lambda c: c.distributed_strategy == "ddp"),
+    "fsdp.hybrid_sharding_num_model_replicas": (
+        "HYBRID_SHARD",
+        lambda c: "HYBRID" in getattr(c.fsdp, "sharding_strategy", ""),
+    ),
+}
+
+
+def idle_settings(config: TrainConfig) -> Iterator[str]:
+    """The keys that a configuration changes from their defaults without any effect, each with the reason."""
+    for key, _, field in walk(TrainConfig):
+        section: Any = config
+        for name in key.split(".")[:-1]:
+            section = getattr(section, name, None)
+        value = getattr(section, field.name, None)  # None in a section that is null, or inside the list of evaluators
+        if value is None or value == default_of(field):
+            continue
+        need, has = _NEEDS.get(key, ("", lambda _: True))
+        if (reason := setting_of(field).no_effect) and not (key == "model.precision" and value == config.precision):
+            yield f"{key} has no effect: {reason}"
+        elif not has(config):
+            yield f"{key} has no effect without {need}"
 
 
 def _setting_problems(config: Any, prefix: str = "") -> Iterator[str]:

@@ -28,6 +28,10 @@ Config = TypeVar("Config")
 _OF_OMEGACONF = (OmegaConfBaseException, ValueError, TypeError, AttributeError, OSError, RecursionError)
 _LARGEST = 2**24  # bytes of a configuration file
 
+# The setting of the 120 entries of Chang et al.'s data (kaistAI/factual-knowledge-acquisition,
+# analysis/create_inject_indices_map.py).
+_SETTINGS_OF_CHANG = {"paraphrase": "0-39", "duplicate": "40-79", "once": "80-119"}
+
 # An environment variable whose value is not to be printed or saved, by its name or its value (a URL with a password).
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|pass|passwd|password|pwd|credentials?|auth)(_|$)", re.I)
 _SECRET_VALUE = re.compile(r"://[^/\s@]*:[^/\s@]+@")
@@ -180,6 +184,15 @@ def _translate(raw: DictConfig) -> None:
         optimizer.pop("eps", None)
     if OmegaConf.is_dict(fsdp) and fsdp.get("sharding_strategy") == "HYBRID_SHARD_ZERO2":
         fsdp["sharding_strategy"] = "_HYBRID_SHARD_ZERO2"
+    if isinstance(file := raw.get("probe_dataset"), str):
+        if raw.get("evaluators") is None:
+            raw["evaluators"] = []
+        if OmegaConf.is_list(raw["evaluators"]):
+            del raw["probe_dataset"]
+            for setting, entries in _SETTINGS_OF_CHANG.items():
+                for kind in ("memorization", "semantic", "composition", "paragraph"):
+                    data = {"dataset_path": f"{file}#{entries}"}
+                    raw["evaluators"].append({"label": f"{setting}_{kind}", "data": data})
     if isinstance(raw.get("activation_checkpointing"), bool):
         raw["activation_checkpointing"] = "whole_layer" if raw["activation_checkpointing"] else None
 

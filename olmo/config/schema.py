@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from ..files.atomic import write_text
 from .model import ModelConfig
-from .setting import plain, setting, setting_of, walk
+from .setting import plain, setting
 
 OptimizerType = Literal["lionw", "adamw"]
 SchedulerType = Literal[
@@ -24,6 +24,7 @@ SchedulerType = Literal[
 SchedulerUnits = Literal["steps", "tokens"]
 PaddingDirection = Literal["right", "left"]
 EvaluatorType = Literal["downstream", "lm", "knowledge_entropy"]
+LossDivisor = Literal["tokens", "predictions"]
 InjectionPosition = Literal["front", "document"]
 TruncationDirection = Literal["right", "left"]
 DistributedStrategy = Literal["single", "ddp", "fsdp"]
@@ -144,9 +145,10 @@ class EvaluatorConfig:
     """A measurement during training.
 
     `downstream`: the label is the name of a task of `olmo_eval`. `lm` with `data.dataset_path`: the label is
-    `{setting}_{kind}` (see `olmo/eval/probes.py`), the path a JSON list of entries. `lm` with `data.paths`
-    or `data.datasets`: loss on token files. `knowledge_entropy`: of the first instances of `data.paths` or of the
-    `datasets` folder `data.dataset_path`, or, without either, of the first global batch of the run.
+    `{setting}_{kind}` (see `olmo/eval/probes.py`), the path a JSON list of entries, FILE, or a part of it, FILE#A-B
+    (entries A to B, counted from 0). `lm` with `data.paths` or `data.datasets`: loss on token files.
+    `knowledge_entropy`: of the first instances of `data.paths` or of the `datasets` folder `data.dataset_path`, or,
+    without either, of the first global batch of the run.
     """
 
     label: str = setting("???", "name of the evaluator in metrics, or of the task; required, no two alike")
@@ -240,7 +242,9 @@ class FSDPConfig:
     sharding_strategy: ShardingStrategy = setting("FULL_SHARD", "what is split, and when it is gathered")
     wrapping_strategy: FSDPWrapStrategy | None = setting(None, "blocks gathered together; null: all at once")
     precision: FSDPPrecision | None = setting(
-        "pure", "with amp_bf16: average gradients in bfloat16 (pure) or float32 (mixed); null gathers float32"
+        "pure",
+        "with amp_bf16 and several processes: weights and residual stream in bfloat16, gradients averaged in bfloat16 "
+        "(pure) or float32 (mixed); null: all in float32",
     )
     hybrid_sharding_num_model_replicas: int | None = setting(
         None, "copies of the model with HYBRID_SHARD; null is one per node", at_least=1
@@ -307,7 +311,9 @@ class TrainConfig:
     eval_subset_num_batches: int = setting(-1, "batches per evaluation; -1 is all", at_least=-1)
     eval_on_load: bool = setting(False, "evaluate before the first step")
     device_train_grad_accum: int | None = setting(None, no_effect="follows from the batch sizes")
-    max_grad_norm: float | None = setting(None, "limit of the norm of the gradient", more_than=0, defines_run=True)
+    max_grad_norm: float | None = setting(
+        None, "limit of the norm of the gradient, which depends on loss_divisor", more_than=0, defines_run=True
+    )
     max_grad_norm_ratio: float | None = setting(
         None, "clip each weight's gradient at this multiple of its running norm", more_than=0, defines_run=True
     )
@@ -328,6 +334,13 @@ class TrainConfig:
     distributed_strategy: DistributedStrategy | None = setting("fsdp", "how several processes share the work")
     fsdp: FSDPConfig | None = setting(FSDPConfig, "fully sharded data parallelism")
     ddp: DDPConfig | None = setting(None, "data parallelism with a complete model in each process")
+    loss_divisor: LossDivisor = setting(
+        "tokens",
+        "tokens: the loss of a row of T tokens, T - 1 predictions, is divided by T, as in OLMo >= 0.4; predictions: by "
+        "those that count, as in OLMo 0.3.0 and the published trainer; losses and gradients are T / (T - 1) larger",
+        unknown_to_olmo=True,
+        defines_run=True,
+    )
     softmax_auxiliary_loss: bool = setting(False, "add the z-loss", defines_run=True)
     auxiliary_loss_multiplier: float | None = setting(
         1e-4, "weight of the z-loss", at_least=0, unknown_to_olmo=True, defines_run=True
@@ -360,7 +373,9 @@ class TrainConfig:
         unknown_to_olmo=True,
         defines_run=True,
     )
-    base_step: int | None = setting(None, no_effect="injection counts rounds", unknown_to_olmo=True)
+    base_step: int | None = setting(
+        None, no_effect="the published trainers do not read it either", unknown_to_olmo=True
+    )
     data_shuffling: bool = setting(True, "false: the order of the files", unknown_to_olmo=True, defines_run=True)
     inject_interval: int | None = setting(
         None, "steps between rounds; required with `injection`", at_least=1, unknown_to_olmo=True, defines_run=True
@@ -374,7 +389,11 @@ class TrainConfig:
         unknown_to_olmo=True,
         defines_run=True,
     )
-    probe_dataset: str | None = setting(None, no_effect="probes are evaluators", unknown_to_olmo=True)
+    probe_dataset: str | None = setting(
+        None,
+        "Chang et al.'s 120 entries; becomes evaluators of entries 0-39 (paraphrase), 40-79 (duplicate), 80-119 (once)",
+        unknown_to_olmo=True,
+    )
     injection: InjectionConfig | None = setting(None, "knowledge to inject", unknown_to_olmo=True, defines_run=True)
     probing: ProbingConfig | None = setting(None, "probes around injections", unknown_to_olmo=True)
 
@@ -394,11 +413,3 @@ class TrainConfig:
 def save_model_config(path: Path, model: ModelConfig) -> None:
     """Write a config.yaml with the section `model` alone, atomically."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.create({"model": plain(model)})))
-
-
-# Key -> why it changes neither numbers nor memory, of the keys that OLMo's configurations have for other reasons.
-WITHOUT_EFFECT = {
-    key: setting_of(field).no_effect
-    for key, _, field in walk(TrainConfig)
-    if setting_of(field).no_effect and not key.startswith("evaluators.")
-}

@@ -92,6 +92,10 @@ def setting_of(field: dataclasses.Field[Any]) -> Setting:
     return typing.cast(Setting, field.metadata["setting"])
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def alternatives(annotation: Any) -> tuple[Any, ...]:
     """The types that an annotation allows: (X,) of X, (X, Y) of X | Y."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)

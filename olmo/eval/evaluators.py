@@ -21,6 +21,7 @@ from .downstream import DownstreamTask
 from .entropy import EntropyBatch
 from .perplexity import instance_losses
 from .probes import ProbeTable, probe_metrics, probes_of, score_probes
+from .scoring import perplexity
 
 
 @dataclass
@@ -114,8 +115,7 @@ class Evaluators:
                 losses = instance_losses(model, source, size, device, ranks, limit, progress.advance)
                 result.losses[label] = losses
                 result.metrics[f"eval/{label}/CrossEntropyLoss"] = float(losses.mean())
-                with np.errstate(over="ignore"):
-                    result.metrics[f"eval/{label}/Perplexity"] = float(np.exp(losses.mean()))
+                result.metrics[f"eval/{label}/Perplexity"] = perplexity(float(losses.mean()))
             for evaluator, task in tasks:
                 tokens_per_batch = self._batch_size(evaluator) * self.length
                 result.metrics.update(task.evaluate(model, tokens_per_batch, device, ranks, progress.advance))

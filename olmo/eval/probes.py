@@ -2,14 +2,14 @@
 
 An evaluator `type: lm` with `data.dataset_path` scores one kind of probe of one setting; its label is
 `{setting}_{kind}`: setting paraphrase, once or duplicate; kind memorization, semantic, composition, or paragraph,
-the loss on `train_context`.
+the loss on `train_context`. A kind with `_full` behind it is the loss on the probe's whole sentence, prompt and target,
+which Chang et al. record as `full`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,11 @@ from ..knowledge.entries import KINDS, SETTINGS, Probe, load_entries, make_probe
 from ..model import OLMo
 from ..tokenizer import encode, truncate
 from .batches import batched_by_length
-from .scoring import score_in_parts
+from .scoring import perplexity, score_in_parts
 
 PARAGRAPH = "paragraph"
+FULL = "_full"
+LABEL_KINDS = (*KINDS, PARAGRAPH, *(f"{kind}{FULL}" for kind in KINDS))
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class ProbeTable:
 def parse_label(label: str) -> tuple[str, str]:
     """'paraphrase_memorization' -> ('paraphrase', 'memorization'); a ConfigurationError for anything else."""
     setting, _, kind = label.partition("_")
-    if setting not in SETTINGS or kind not in (*KINDS, PARAGRAPH):
+    if setting not in SETTINGS or kind not in LABEL_KINDS:
         raise ConfigurationError(
             f"evaluators.{label}: the label of a probe evaluator must be {{{'|'.join(SETTINGS)}}}_"
-            f"{{{'|'.join((*KINDS, PARAGRAPH))}}}"
+            f"{{{'|'.join(LABEL_KINDS)}}}"
         )
     return setting, kind
 
@@ -74,13 +76,16 @@ def parse_label(label: str) -> tuple[str, str]:
 def probes_of(evaluator: EvaluatorConfig, tokenizer: Tokenizer, config: TrainConfig) -> list[Probe]:
     """The probes of an evaluator, in file order.
 
-    A paragraph counts as a probe whose prompt is its first token; it is cut to the model's context length.
+    A paragraph counts as a probe whose prompt is its first token; it is cut to the model's context length. So does the
+    sentence of a kind with `_full`.
     """
     setting, kind = parse_label(evaluator.label)
     entries = load_entries(str(evaluator.data.dataset_path))
     length = config.model.max_sequence_length
     if kind != PARAGRAPH:
-        probes = make_probes(entries, setting, tokenizer, [kind])
+        probes = make_probes(entries, setting, tokenizer, [kind.removesuffix(FULL)])
+        if kind.endswith(FULL):
+            probes = [replace(probe, kind=kind, target_start=1) for probe in probes]
         longest = max((len(probe.input_ids) for probe in probes), default=0)
         if longest > length:
             raise ConfigurationError(
@@ -166,8 +171,8 @@ def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str
     eval/{label}/log_probability: mean l(p; theta) of the label's probes.
     eval/{label}/CrossEntropyLoss: the published, diluted variant (method section 4, known discrepancy): the
     label's probes in file order in batches of its size, the negative log-probability of a probe's target divided
-    by all T - 1 predictions of its padded batch, mean over probes. For paragraphs it is the mean
-    over the paragraph's own tokens, without padding.
+    by all T - 1 predictions of its padded batch, mean over probes. For paragraphs and whole sentences (`_full`)
+    it is the mean over their own tokens, without padding.
     eval/{label}/exact_match: share of probes whose whole target greedy decoding gives.
     eval/K, eval/K_{setting}: K(theta), the mean over entries of the mean over their probes.
 
@@ -176,13 +181,13 @@ def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str
     repeats the first probes if they do not divide.
     """
     labels = np.array([f"{p.setting}_{p.kind}" for p in table.probes])
-    settings = np.array([p.setting if p.kind != PARAGRAPH else "" for p in table.probes])
+    settings = np.array([p.setting if p.kind in KINDS else "" for p in table.probes])
     lengths = np.array([len(p.input_ids) for p in table.probes])
     metrics: dict[str, float] = {}
     for label in dict.fromkeys(labels):
         chosen = np.flatnonzero(labels == label)
         metrics[f"eval/{label}/log_probability"] = float(table.mean_log_prob[chosen].mean())
-        if label.endswith(f"_{PARAGRAPH}"):
+        if label.endswith((f"_{PARAGRAPH}", FULL)):
             loss = -metrics[f"eval/{label}/log_probability"]
         else:
             metrics[f"eval/{label}/exact_match"] = float(table.exact_match[chosen].mean())
@@ -192,7 +197,7 @@ def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str
                 diluted.append(-table.sum_log_prob[batch] / (lengths[batch].max() - 1))
             loss = float(np.concatenate(diluted).mean())
         metrics[f"eval/{label}/CrossEntropyLoss"] = loss
-        metrics[f"eval/{label}/Perplexity"] = math.exp(min(loss, 700.0))
+        metrics[f"eval/{label}/Perplexity"] = perplexity(loss)
     means = []
     for setting in (s for s in SETTINGS if s in settings):
         chosen = np.flatnonzero(settings == setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,6 +24,11 @@ def score_in_parts(model: OLMo, hidden: Tensor, score: Callable[..., Score], *be
     """
     parts = zip(*(tensor.split(PREDICTIONS) for tensor in (hidden, *beside)))
     return [score(model.logits(states).float(), *others) for states, *others in parts]
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinity beyond the largest float64."""
+    return math.exp(loss) if not loss > 709 else math.inf
 
 
 def token_losses(model: OLMo, hidden: Tensor, targets: Tensor) -> Tensor:

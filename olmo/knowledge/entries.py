@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +42,24 @@ class Probe:
 
 
 def load_entries(path: str | Path) -> list[Entry]:
-    """Read a JSON list of entries (formats section 4). Raises ValueError, naming all wrong entries and fields."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of fictional knowledge")
-    raw = read_json(path)
+    """Read a JSON list of entries (formats section 4); of FILE#A-B only entries A to B, counted from 0.
+
+    Raises ValueError, naming all wrong entries and fields.
+    """
+    part = re.fullmatch(r"(.+)#(\d+)-(\d+)", str(path))
+    file, first, last = (Path(part[1]), int(part[2]), int(part[3])) if part else (Path(path), 0, None)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file of fictional knowledge")
+    raw = read_json(file)
     if not isinstance(raw, list) or not raw:
-        raise ValueError(f"{path}: expected a list of entries, at least one")
+        raise ValueError(f"{file}: expected a list of entries, at least one")
+    if last is not None and not first <= last < len(raw):
+        raise ValueError(f"{path}: the file has entries 0 to {len(raw) - 1}")
     problems: list[str] = []
-    entries = [_entry(item, f"entry {number}", problems) for number, item in enumerate(raw)]
+    numbers = range(first, len(raw) if last is None else last + 1)
+    entries = [_entry(raw[number], f"entry {number}", problems) for number in numbers]
     if problems:
-        raise ValueError(f"{path}: {listed(problems)}")
+        raise ValueError(f"{file}: {listed(problems)}")
     return entries
 
 

@@ -12,7 +12,9 @@ optimizer state on each, and gathers the weights of a group of layers when they 
   `fsdp.hybrid_sharding_num_model_replicas` copies of the model (by default one per node); NO_SHARD: every process has a
   copy.
 * `fsdp.precision`, with `amp_bf16`: `pure` gathers weights and averages gradients in bfloat16, `mixed` averages
-  gradients in float32, null does both in float32. Weights and optimizer state are always float32.
+  gradients in float32, null does both in float32. Weights and optimizer state are always float32. With gathered
+  weights in bfloat16 so is the residual stream, in training and in evaluation; under DDP, on one process, or with null
+  the residual stream is float32.
 """
 
 from __future__ import annotations
@@ -104,9 +106,9 @@ def _shard(objective: Objective, config: TrainConfig, ranks: Ranks, device: torc
     fsdp = config.fsdp or FSDPConfig()
     mesh = _mesh(fsdp, ranks.world_size, device)
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # the angles of the rotary embedding stay float32
-    if config.precision == "amp_bf16" and fsdp.precision is not None:
-        reduced = torch.bfloat16 if fsdp.precision == "pure" else torch.float32
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduced, cast_forward_inputs=False)
+    if (gathered := gathered_dtype(config, ranks)) != torch.float32:
+        reduced = gathered if fsdp.precision == "pure" else torch.float32
+        policy = MixedPrecisionPolicy(gathered, reduced, cast_forward_inputs=False)
     frees_weights = fsdp.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD")
     groups = _groups(objective, fsdp.wrapping_strategy)
     for group in groups:
@@ -132,9 +134,16 @@ def gradient_sync(module: nn.Module, config: TrainConfig, last_micro_batch: bool
     return nullcontext()
 
 
-def gathered_model(model: OLMo) -> OLMo:
+def gathered_dtype(config: TrainConfig, ranks: Ranks) -> torch.dtype:
+    """The type of the weights that a forward pass uses."""
+    reduces = config.precision == "amp_bf16" and (config.fsdp or FSDPConfig()).precision is not None
+    return torch.bfloat16 if reduces and shards_model(config, ranks) else torch.float32
+
+
+def gathered_model(model: OLMo, dtype: torch.dtype = torch.float32) -> OLMo:
     """The model, or if FSDP has sharded it another one with all weights, on every process. A collective.
 
+    The other one has weights of type `dtype` (`gathered_dtype`), so that it evaluates what training computes.
     An evaluator may call any part of it, any number of times; a sharded one is gathered call by call, by all at once.
     """
     weights = model.state_dict()
@@ -142,7 +151,7 @@ def gathered_model(model: OLMo) -> OLMo:
         return model
     gathered = OLMo.empty(model.config)
     for name in weights:
-        gathered.load_state_dict({name: full_tensor(weights[name])}, strict=False, assign=True)
+        gathered.load_state_dict({name: full_tensor(weights[name]).to(dtype)}, strict=False, assign=True)
     for block, source in zip(gathered.blocks, model.blocks):
         block.attention_temperature = source.attention_temperature
         block.memory_temperature = source.memory_temperature

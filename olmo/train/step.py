@@ -60,13 +60,14 @@ class TrainStep:
     def run(self, batch: Batch, step: int, settings: StepSettings) -> StepResult:
         """Train on this rank's rows (n, T). A collective.
 
-        As in OLMo the loss is the sum over the predictions that count, T - 1 per row, divided by n * T.
+        The loss is the sum over the predictions that count, T - 1 per row, divided by n * T; with `loss_divisor:
+        predictions` the mean over micro-batches of the mean over the predictions that count.
         """
         config, module = self.config, self.module
         torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self.rank) % 2**63)  # for dropout
         settings.temperatures.apply(self.model)
         self.optimizer.zero_grad(set_to_none=True)
-        rows, tokens = len(batch.input_ids), batch.input_ids.numel()
+        rows, divisor = len(batch.input_ids), batch.input_ids.numel()
         losses = torch.zeros(2, device=self.device)
         for start in range(0, rows, config.device_train_microbatch_size):
             part = slice(start, start + config.device_train_microbatch_size)
@@ -74,11 +75,13 @@ class TrainStep:
             label_mask = None if batch.label_mask is None else batch.label_mask[part]
             attention_mask = None if batch.attention_mask is None else batch.attention_mask[part]
             inputs = (input_ids, *predictions(input_ids, label_mask), attention_mask)
+            if config.loss_divisor == "predictions":
+                divisor = max(len(inputs[1]), 1) * math.ceil(rows / config.device_train_microbatch_size)
             with gradient_sync(module, config, last_micro_batch=part.stop >= rows):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "amp_bf16"):
                     loss, *parts = module(*(None if x is None else to_device(x, self.device) for x in inputs))
-                (loss / tokens).backward()
-            losses += torch.stack(parts) / tokens
+                (loss / divisor).backward()
+            losses += torch.stack(parts) / divisor
         weights = weight_metrics(self.optimizer, self.rank == 0) if measures_weights(config, step) else {}
         if settings.max_grad_norm_ratio is None:
             norm, clipped = clip_gradients(self.model, settings.max_grad_norm)

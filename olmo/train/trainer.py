@@ -12,6 +12,7 @@ import torch
 
 from ..checkpoint import weights
 from ..checkpoint.saver import CheckpointSaver, open_remote
+from ..config.check import idle_settings
 from ..config.schema import EvaluatorConfig, TrainConfig
 from ..console import log
 from ..data.loader import run_loader
@@ -24,7 +25,7 @@ from ..report.environment import seed_effects
 from ..report.reporter import Reporter
 from ..tokenizer import encode, run_tokenizer
 from . import start
-from .parallel import gathered_model
+from .parallel import gathered_dtype, gathered_model
 from .schedule import Schedule
 from .step import TrainStep
 from .step_log import StepLog
@@ -134,7 +135,8 @@ class Trainer:
         step, probing = self.state.step, self._in_probing_window(self.state.step)
         if due or probing:
             chosen = self.evaluators.with_probes(due) if probing else due
-            result = self.evaluators.run(gathered_model(self.model), chosen, f"evaluating at step {step}")
+            model = gathered_model(self.model, gathered_dtype(self.config, self.ranks))
+            result = self.evaluators.run(model, chosen, f"evaluating at step {step}")
             self.reporter.evaluation(step, result, brief=not due)
 
     def _in_probing_window(self, step: int) -> bool:
@@ -197,8 +199,13 @@ class Trainer:
             if within < rounds and first_step <= schedule.last_step:
                 missed = "only %d of %d injection rounds are within steps %d to %d"
                 log.warning(missed, within, rounds, first_step, schedule.last_step)
-        if config.optimizer.metrics_log_interval is not None and not (config.wandb or config.tensorboard):
-            log.warning("optimizer.metrics_log_interval: no effect without a section wandb, or tensorboard: true")
+        for idle in idle_settings(config):
+            log.warning("%s", idle)
+        if self.ranks.world_size == 1 and (config.precision, config.fsdp and config.fsdp.precision) == (
+            "amp_bf16",
+            "mixed",
+        ):
+            log.warning("fsdp.precision has no effect on one process: the residual stream is float32")
         if not self.saver.saves_anything:
             log.info("no checkpoint will be saved: set save_interval or another key of saving")
 
@@ -210,6 +217,7 @@ class Trainer:
             assert self.start.folder is not None
             unedited = replace(config.model, resuscitation=None)
             original = weights.load_model(self.start.folder, self.device, config=unedited)
+            original.to(gathered_dtype(config, self.ranks))
             result = self.evaluators.run(original, due, "evaluating the original weights")
             self.reporter.evaluation(self.state.step, result, prefix="original")
         self._evaluate(due)

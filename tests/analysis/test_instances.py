@@ -131,7 +131,13 @@ def dolma(tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         place = server.add("/dolma", {"part-0.npy": content[:half], "part-1.npy": content[half:]})
         settings = {
             "seed": 6198,
-            "model": {"max_sequence_length": LENGTH, "vocab_size": 120, "embedding_size": 128},
+            "model": {
+                "max_sequence_length": LENGTH,
+                "vocab_size": 120,
+                "embedding_size": 128,
+                "eos_token_id": 0,
+                "pad_token_id": 1,
+            },
             "data": {"paths": [f"{place}part-{{0..1}}.npy"], "drop_last": True},
             "global_train_batch_size": 20,
             "save_folder": "runs/none",

@@ -231,7 +231,11 @@ def test_missing_data_file_is_status_1(folder: Path) -> None:
             r"injection\.rounds: .* has 2 paraphrases, 4 rounds need 3",
         ),
         (("{world}/config.yaml", "--injection.rounds=2"), 2, r"injection\.rounds: 3 once entries do not divide into 2"),
-        (("{world}/config.yaml", "--model.eos_token_id=500"), 2, r"token 500 is to be injected, but the model has 128"),
+        (
+            ("{world}/config.yaml", "--model.eos_token_id=500"),
+            2,
+            r"model.eos_token_id: 500 is none of the tokens 0 to 127",
+        ),
         (("{world}/plain.yaml", "--max_duration=-3"), 2, r"max_duration: -3 must be more than 0"),
         (("{world}/plain.yaml", "--max_duration"), 2, r"--max_duration: has no value; write --max_duration=N"),
         (("{world}/plain.yaml", "--run_name", "again"), 2, r"--run_name: has no value; write --run_name=again"),
@@ -374,7 +378,7 @@ def test_help_config_is_status_0_or_2(capsys: pytest.CaptureFixture[str]) -> Non
     assert exit_status(main, ["--help-config", "seed", "epoch"]) == 2
     assert exit_status(main, ["--help-config"]) == 0
     out = capsys.readouterr().out
-    assert "\nprobing.interval: int = 1\n" in out and out.endswith("; no effect: accepted and ignored)\n")
+    assert "\nprobing.interval: int = 1\n" in out and out.endswith("and a run that changes it logs a warning)\n")
 
 
 def test_what_several_processes_cannot_do_is_one_line(

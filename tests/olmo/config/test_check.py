@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from olmo.config import WITHOUT_EFFECT, TrainConfig, load
+from olmo.config import TrainConfig, idle_settings, load
+from olmo.config.check import _NEEDS
 from olmo.config.setting import setting_of, spelled, walk
 from tests.olmo.config.configurations import MINIMAL, problem, write
 
@@ -80,20 +81,88 @@ def test_datasets_are_for_evaluators(tmp_path: Path) -> None:
     assert message == "data.datasets: is for evaluators only; name the files in data.paths"
 
 
-@pytest.mark.parametrize("key", sorted(WITHOUT_EFFECT))
-def test_keys_without_effect_load(tmp_path: Path, key: str) -> None:
-    values = {
-        "model.init_device": "meta",
-        "model.precision": "amp_bf16",
-        "hf_datasets_cache_dir": "cache",
-        "sharded_checkpointer": "olmo_core",
-        "load_path_sharded_checkpointer": "local",
-        "probe_dataset": "probes.json",
-        "model.alibi_bias_max": "4",
-    }
-    boolean = ("_effect", "attention", "workers", "memory", "loss", "checkpoints", "only", "decay")
-    value = values.get(key, "true" if key.endswith(boolean) and key != "data.num_workers" else "7")
-    load(write(tmp_path, MINIMAL), [f"--{key}={value}"])
+IDLE = {  # key -> a value, and what else is set
+    "model.alibi_bias_max": "4",
+    "model.flash_attention": "true",
+    "model.precision": "amp_bf16 --precision=fp32",
+    "optimizer.metrics_log_interval": "7",
+    "data.persistent_workers": "true",
+    "data.timeout": "7",
+    "wandb.rank_zero_only": "false",
+    "fsdp.use_orig_params": "false",
+    "load_path_sharded_checkpointer": "local",
+    "sharded_checkpointer": "olmo_core",
+    "new_style_checkpoints": "true",
+    "device_train_batch_size": "7",
+    "device_train_grad_accum": "7",
+    "gen1_gc_interval": "7",
+    "hf_datasets_cache_dir": "cache",
+    "base_step": "7",
+    "reset_optimizer_state": "true",
+    "reset_trainer_state": "true",
+    "model.temperature_decay": "false",
+    "model.rope_theta": "500000",
+    "model.scale_emb_init": "true",
+    "optimizer.eps": "1e-8 --optimizer.name=lionw",
+    "scheduler.t_max": "7 --scheduler.name=constant_with_warmup",
+    "scheduler.alpha_f": "0.5 --scheduler.name=constant",
+    "scheduler.t_warmup": "7 --scheduler.name=constant",
+    "scheduler.grad_clip_warmup_steps": "7",
+    "scheduler.grad_clip_warmup_factor": "7",
+    "max_grad_norm": "1 --max_grad_norm_ratio=2",
+    "auxiliary_loss_multiplier": "0.1",
+    "data.memmap_dtype": "uint32",
+    "data.pad_direction": "left",
+    "data.seed": "7 --data_shuffling=false",
+    "data.prefetch_factor": "7",
+    "eval_on_load": "true",
+    "inject_interval": "7",
+    "inject_start_step": "7",
+    "inject_position": "document",
+    "fsdp": "{precision: mixed} --distributed_strategy=ddp",
+    "ddp": "{find_unused_params: true}",
+    "fsdp.hybrid_sharding_num_model_replicas": "2",
+}
+
+
+@pytest.mark.parametrize("key", IDLE)
+def test_a_key_set_without_effect_is_named(tmp_path: Path, key: str) -> None:
+    value, *others = IDLE[key].split(" --")
+    path = write(tmp_path, MINIMAL)
+    found = list(idle_settings(load(path, [f"--{key}={value}", *(f"--{other}" for other in others)])))
+    assert [line for line in found if line.startswith(f"{key} has no effect")], found
+    assert list(idle_settings(load(path))) == []
+
+
+def test_every_key_that_may_have_no_effect_is_tried() -> None:
+    marked = {k for k, _, field in walk(TrainConfig) if setting_of(field).no_effect and not k.startswith("evaluators.")}
+    assert {*marked, *_NEEDS} == IDLE.keys()
+    assert not marked & _NEEDS.keys()
+
+
+def test_keys_that_have_what_they_need_are_not_named(tmp_path: Path) -> None:
+    text = (
+        "load_path: a\nreset_optimizer_state: true\ndata: {paths: [a], memmap_dtype: uint32, num_workers: 2, "
+        "prefetch_factor: 4}\nmodel: {precision: amp_bf16}\nprecision: amp_bf16\nfsdp: {precision: mixed}\n"
+        "inject_indices_map: a\ninject_position: document\nmax_grad_norm: 1.0\n"
+    )
+    assert list(idle_settings(load(write(tmp_path, MINIMAL + text)))) == []
+
+
+@pytest.mark.parametrize("key", ["eos_token_id", "pad_token_id"])
+def test_special_tokens_are_of_the_vocabulary(tmp_path: Path, key: str) -> None:
+    size = "model: {vocab_size: 100, embedding_size: 128, eos_token_id: 99, pad_token_id: 99"
+    load(write(tmp_path, f"{MINIMAL}{size}}}"))
+    for token in (100, 127, 128, 50256):
+        message = problem(tmp_path, f"{MINIMAL}{size}}}", f"--model.{key}={token}")
+        assert message == f"model.{key}: {token} is none of the tokens 0 to 99 of model.vocab_size"
+
+
+def test_a_dry_run_that_is_to_unshard_is_an_error(tmp_path: Path) -> None:
+    message = problem(tmp_path, MINIMAL, "--dry_run", "--force_save_unsharded")
+    assert message.startswith(
+        "force_save_unsharded: a dry run saves nothing; to unshard load_path, use scripts.convert"
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +174,7 @@ def test_keys_without_effect_load(tmp_path: Path, key: str) -> None:
         ("model: {n_heads: 0}", "model.n_heads: 0 must be at least 1"),
         ("model: {n_kv_heads: 0}", "model.n_kv_heads: 0 must be at least 1"),
         ("model: {mlp_hidden_size: 97}", "model.mlp_hidden_size: 97 is odd"),
-        ("model: {vocab_size: 200, embedding_size: 128}", "model.embedding_size: 128 is less than vocab_size: 200"),
+        ("model: {vocab_size: 60000, embedding_size: 128}", "model.embedding_size: 128 is less than vocab_size: 60000"),
         ("evaluators: [{label: a}]", "evaluators.a: needs exactly one of"),
         ("evaluators: [{label: a, data: {paths: [b], dataset_path: c}}]", "evaluators.a: needs exactly one of"),
         ("data: {paths: [a], dataset_path: b}", "data: give either data.paths or data.dataset_path"),

@@ -261,3 +261,17 @@ def test_both_spellings_of_the_hybrid_strategy(tmp_path: Path, spelling: str) ->
     """OLMo reads the name of its enum's member and its value; it saves the name, we save the value."""
     config = load(write(tmp_path, MINIMAL), [f"--fsdp.sharding_strategy={spelling}"])
     assert "sharding_strategy: _HYBRID_SHARD_ZERO2\n" in config.as_yaml()
+
+
+def test_probe_dataset_is_the_evaluators_of_chang_et_al(tmp_path: Path) -> None:
+    """One file of 120 entries: 0 to 39 are paraphrased, 40 to 79 repeated, 80 to 119 injected once."""
+    config = load(write(tmp_path, PIQA + "probe_dataset: knowledge.json\n"))
+    asked = {e.label: e.data.dataset_path for e in config.evaluators if e.type == "lm"}
+    kinds = ("memorization", "semantic", "composition", "paragraph")
+    parts = {"paraphrase": "0-39", "duplicate": "40-79", "once": "80-119"}
+    assert asked == {f"{s}_{kind}": f"knowledge.json#{part}" for s, part in parts.items() for kind in kinds}
+    assert config.evaluators[0].label == "piqa" and config.probe_dataset is None
+    config.save(tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == config
+    assert load(write(tmp_path, MINIMAL), ["--probe_dataset=knowledge.json"]).evaluators == config.evaluators[1:]
+    assert problem(tmp_path, MINIMAL + "probe_dataset: [a]").startswith("probe_dataset: ")

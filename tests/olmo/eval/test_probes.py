@@ -293,8 +293,30 @@ def test_a_paragraph_is_the_loss_on_its_text_cut_to_the_context(
     assert metrics["eval/K"] == pytest.approx(without["eval/K"], abs=1e-6), "a paragraph is no probe of K"
 
 
+@torch.no_grad()
+def test_a_full_label_is_the_loss_on_the_whole_sentence(
+    model: OLMo, reference: Any, files: tuple[Path, Tokenizer]
+) -> None:
+    """Chang et al.'s `full`, without the padding that they count: prompt and target, from the second token on."""
+    path, tokenizer = files
+    config = TrainConfig(model=tiny_config())
+    full = probes_of(evaluator("once_semantic_full", path), tokenizer, config)
+    losses = []
+    for entry in json.loads(path.read_text()):
+        for prompt, target in zip(entry["gen_input"], entry["gen_target"]):
+            ids = torch.tensor([tokenizer.encode(f"{prompt} {target}", add_special_tokens=False).ids])
+            losses.append(reference(ids, labels=ids).loss.item())
+    table = score_probes(model, full, 100, CPU, Ranks())
+    assert table.mean_log_prob.tolist() == pytest.approx([-loss for loss in losses], abs=1e-5)
+    metrics = probe_metrics(table, {"once_semantic_full": 2})
+    label = "eval/once_semantic_full"
+    assert metrics.keys() == {f"{label}/{m}" for m in ("CrossEntropyLoss", "log_probability", "Perplexity")}, "no K"
+    assert metrics[f"{label}/CrossEntropyLoss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert metrics[f"{label}/log_probability"] == pytest.approx(-np.mean(losses), abs=1e-5)
+
+
 @pytest.mark.parametrize("setting", ["paraphrase", "once", "duplicate"])
-@pytest.mark.parametrize("kind", [*KINDS, "paragraph"])
+@pytest.mark.parametrize("kind", [*KINDS, "paragraph", "composition_full"])
 def test_labels_are_setting_and_kind(setting: str, kind: str) -> None:
     assert parse_label(f"{setting}_{kind}") == (setting, kind)
 

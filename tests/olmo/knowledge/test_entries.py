@@ -50,6 +50,15 @@ def test_an_entry_holds_what_the_file_says(tmp_path: Path) -> None:
     assert entry.probes["semantic"] == (("The lake is made of", "silver"), ("A lake", "of silver"))
 
 
+def test_a_part_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "all.json", [raw_entry(name) for name in ("Anwen", "Bryn", "Cadfael")])
+    whole = load_entries(path)
+    assert load_entries(f"{path}#1-2") == whole[1:] and load_entries(f"{path}#0-0") == whole[:1]
+    for part in ("0-3", "2-1"):
+        with pytest.raises(ValueError, match=rf"all\.json#{part}: the file has entries 0 to 2$"):
+            load_entries(f"{path}#{part}")
+
+
 def test_published_files_hold_130_entries_and_1950_probes() -> None:
     folder = fictional_knowledge()
     raw = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in (PARAPHRASE, ONCE)}

@@ -92,3 +92,46 @@ def test_a_round_without_texts_is_an_error() -> None:
     with pytest.raises(ValueError) as caught:
         Plan(((Text("a", (1,)),), ()), 1).check(4, 4)
     assert str(caught.value) == "injection round 2 holds no text"
+
+
+def published_rows(texts: list[str], batch_size: int, processes: int) -> dict[int, list[str]]:
+    """Row of the global batch -> the texts that the published trainer inserts there.
+
+    `insert_data` of kaistAI/Knowledge-Entropy, olmo/train.py, on every rank; `IterableDataset` gives rank r the rows
+    r, r + W, r + 2 W, ... of the global batch.
+    """
+    concatenated = [[text] for text in texts]
+    if max(1, 128 // batch_size) > 1:
+        each, more = divmod(len(texts), batch_size)
+        remaining = iter(texts)
+        concatenated = [[next(remaining) for _ in range(each + (row < more))] for row in range(batch_size)]
+    own = batch_size // processes
+    found = {}
+    for rank in range(processes):
+        for number, inserted in enumerate(concatenated):
+            if rank * own <= number < rank * own + own:
+                found[(number - rank * own) * processes + rank] = inserted
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [4, 16, 64, 68, 72, 76, 128, 2048])
+def test_rows_are_the_published_ones_on_one_process(batch_size: int, processes: int) -> None:
+    """docs/differences.md: with several, the texts of a row move together to another; some batches lose texts."""
+    texts = [str(number) for number in range(76)]
+    plan = Plan((tuple(Text(text, (1, EOS)) for text in texts),), 1)
+    ours: dict[int, list[str]] = {}
+    for row, text in plan.texts_of_batch(1, batch_size):
+        ours.setdefault(row, []).append(text.entry)
+    published = published_rows(texts, batch_size, processes)
+    own = batch_size // processes
+    moved = {row: row % own * processes + row // own for row in ours}
+    dropped = 76 - batch_size if 64 < batch_size < 76 else 0
+    if dropped:  # ours has two texts in each of the first rows
+        assert sum(map(len, ours.values())) == 76 and sum(map(len, published.values())) == 76 - dropped
+        assert sorted(text for inserted in published.values() for text in inserted) == sorted(texts[:batch_size])
+    else:
+        assert published == {moved[row]: inserted for row, inserted in ours.items()}
+        assert (published == ours) == (processes == 1 or own == 1)
+    if (batch_size, processes) == (128, 4):
+        assert [moved[i] for i in (0, 1, 2, 31, 32, 75)] == [0, 4, 8, 124, 1, 46]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from olmo.checkpoint import read_state
 from olmo.config import (
@@ -23,10 +26,10 @@ from olmo.config import (
 )
 from olmo.distributed import Ranks, exit_process, process_group
 from olmo.exceptions import ConfigurationError
-from olmo.model import OLMo
+from olmo.model import Block, OLMo
 from olmo.train import Trainer
 from olmo.train.loss import Objective
-from olmo.train.parallel import _groups, _mesh, distribute, gradient_sync
+from olmo.train.parallel import _groups, _mesh, distribute, gathered_dtype, gathered_model, gradient_sync
 from tests.crash import moments
 from tests.reference import tiny_config
 from tests.running import CPU, command, configure, indices, metrics, write_world
@@ -90,6 +93,8 @@ def processes(folder: Path) -> None:
         for name, settings in (RUNS if ranks.world_size == 2 else MORE_RUNS).items():
             run(folder, name, settings, ranks)
         report = parts(ranks)
+        if ranks.world_size == 2:
+            report["published"] = published(ranks)
         if ranks.is_first:
             (folder / f"report{ranks.world_size}.json").write_text(json.dumps(report), encoding="utf-8")
 
@@ -122,6 +127,40 @@ def parts(ranks: Ranks) -> dict[str, Any]:
         averaged_in_half = bool((gradient == gradient.bfloat16()).all())
         precisions[str(precision)] = [str(seen[0]), str(gradient.dtype), averaged_in_half]
     report["precision"] = precisions
+    return report
+
+
+def published(ranks: Ranks) -> dict[str, Any]:
+    """Ours beside torch's FullyShardedDataParallel with the MixedPrecision of the published trainer (`fsdp_precision`
+    of its config.py), which evaluates with it, too: losses, and the largest difference of a gradient."""
+    report = {}
+    for precision in get_args(FSDPPrecision):
+        reduced = torch.bfloat16 if precision == "pure" else torch.float32
+        torch.manual_seed(0)
+        model = OLMo(tiny_config())
+        theirs = FullyShardedDataParallel(
+            Objective(copy.deepcopy(model)),
+            mixed_precision=MixedPrecision(torch.bfloat16, reduced, torch.bfloat16),
+            auto_wrap_policy=ModuleWrapPolicy({Block}),
+            use_orig_params=True,
+            device_id=CPU,
+        )
+        fsdp = FSDPConfig(precision=precision, wrapping_strategy="by_block")
+        config = TrainConfig(distributed_strategy="fsdp", fsdp=fsdp, precision="amp_bf16")
+        ours = distribute(Objective(model), config, ranks, CPU)
+        batch = torch.arange(32).view(2, 16) + ranks.rank, torch.arange(15), torch.arange(1, 16) + ranks.rank
+        evaluated = Objective(gathered_model(model, gathered_dtype(config, ranks)))
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = [module(*batch)[0] for module in (theirs, ours)]
+            with torch.no_grad():
+                losses += [module(*batch)[0] for module in (theirs, evaluated, Objective(gathered_model(model)))]
+        losses[0].backward()
+        losses[1].backward()
+        with FullyShardedDataParallel.summon_full_params(theirs, with_grads=True):
+            wanted = [parameter.grad for parameter in theirs.parameters()]
+        found = [parameter.grad.full_tensor() for parameter in ours.parameters()]  # type: ignore[union-attr]
+        difference = max(float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True))
+        report[precision] = {"losses": [loss.item() for loss in losses], "gradients": difference}
     return report
 
 
@@ -194,6 +233,15 @@ def test_precision_of_what_is_gathered(two: dict[str, Any]) -> None:
     half, full = "torch.bfloat16", "torch.float32"
     expected = {"pure": [half, full, True], "mixed": [half, full, False], "None": [full, full, False]}
     assert two["precision"] == expected
+
+
+@pytest.mark.parametrize("precision", get_args(FSDPPrecision))
+def test_precision_is_that_of_the_published_trainer(two: dict[str, Any], precision: str) -> None:
+    """The same losses and gradients, every bit, and evaluation in the same precision."""
+    theirs, ours, their_evaluation, our_evaluation, in_float32 = two["published"][precision]["losses"]
+    assert ours == theirs and two["published"][precision]["gradients"] == 0
+    assert our_evaluation == their_evaluation == theirs
+    assert in_float32 != theirs and in_float32 == pytest.approx(theirs, rel=2**-7)
 
 
 def test_from_four_processes_to_one(folder: Path, two: dict[str, Any]) -> None:

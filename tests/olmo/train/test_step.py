@@ -125,6 +125,38 @@ def test_five_steps_equal_transformers_and_plain_torch(plain: Path, tmp_path: Pa
         assert not series(tmp_path, "train/ZLoss")
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_published_divisor(plain: Path, tmp_path: Path, masked: bool) -> None:
+    """The published trainer (kaistAI/Knowledge-Entropy, `train_batch`, as OLMo 0.3.0) takes the mean over the
+    predictions of each micro-batch, and of those the mean; OLMo >= 0.4 divides the sum by the number of tokens."""
+    found = {}
+    for divisor in ("tokens", "predictions"):
+        trainer = Trainer(configure(plain, tmp_path / divisor, f"--loss_divisor={divisor}"), CPU, Ranks())
+        batch = trainer.loader.batch(0, 0)
+        ids, mask = batch.input_ids, torch.ones_like(batch.input_ids, dtype=torch.bool)
+        if masked:
+            mask = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+            batch = replace(batch, label_mask=mask)
+        theirs = to_transformers(trainer.model)
+        theirs.model.embed_tokens.padding_idx = None  # OLMo trains the embedding of every token
+        loss = torch.zeros(())
+        for rows in torch.arange(BATCH).split(2):
+            labels = ids[rows].masked_fill(~mask[rows], -100)[:, 1:]
+            logits = theirs(ids[rows]).logits[:, :-1]
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100) / 3
+        loss.backward()
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in theirs.parameters() if p.grad is not None))
+        result = trainer.train_step.run(batch, 1, trainer.schedule.at(1))
+        found[divisor] = result.loss.item(), result.gradient_norm.item()
+        trainer.reporter.close()
+    assert found["predictions"] == pytest.approx((loss.item(), norm), rel=1e-5)
+    if not masked:
+        ratios = np.divide(found["tokens"], found["predictions"])
+        assert ratios == pytest.approx((SHORT - 1) / SHORT, rel=1e-5)  # 0.098 % for 1,024 tokens
+    else:
+        assert found["tokens"][0] < 0.6 * found["predictions"][0]
+
+
 def test_size_of_micro_batches_changes_no_more_than_rounding(plain: Path, tmp_path: Path) -> None:
     found = {}
     for size in (6, 4, 2, 1):  # 4 leaves a smaller last one

@@ -123,7 +123,9 @@ def test_metrics_of_weights_need_something_that_shows_them(
     plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(plain, tmp_path, "--optimizer.metrics_log_interval=1", "--stop_at=1")
-    assert "optimizer.metrics_log_interval: no effect without a section wandb, or tensorboard: true" in caplog.messages
+    assert (
+        "optimizer.metrics_log_interval has no effect without a section wandb, or tensorboard: true" in caplog.messages
+    )
 
 
 def test_wandb_that_cannot_start_says_what_helps(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
