@@ -14,8 +14,10 @@ public buckets accept, when there are none. R2_ENDPOINT_URL is the endpoint of `
 from __future__ import annotations
 
 import os
+import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -90,6 +92,42 @@ def retry(
                 on_failure(error, pause)
             if failures == attempts or stopped.wait(pause):
                 raise OSError(f"{name}: {error} ({failures} attempts){advice}") from error
+
+
+def bounded(
+    url: str, request: Callable[[], requests.Response], most: int, seconds: float
+) -> tuple[requests.Response, bytes]:
+    """A response, requested with `stream=True`, and its body.
+
+    Raises TransferInterrupted if it is not complete within `seconds`, however many bytes arrive, OSError with `url` if
+    it has more than `most` bytes, and what `request` raises.
+    """
+    outcome: queue.SimpleQueue[tuple[requests.Response, bytes] | BaseException] = queue.SimpleQueue()
+    end = time.monotonic() + seconds
+
+    def work() -> None:
+        try:
+            with request() as response:
+                body = bytearray()
+                for piece in response.iter_content(2**12):
+                    body += piece
+                    if len(body) > most or time.monotonic() > end:
+                        break
+                outcome.put((response, bytes(body)))
+        except BaseException as error:
+            outcome.put(error)
+
+    # In a thread of its own: timeouts of requests begin anew with every byte.
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        found = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise TransferInterrupted(f"no complete answer within {seconds:g} seconds") from None
+    if isinstance(found, BaseException):
+        raise found
+    if len(found[1]) > most:
+        raise OSError(f"{url}: an answer of more than {most:,} bytes")
+    return found
 
 
 # --- clients -----------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ class ChatServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.at_once = self.most_at_once = 0
         self.seconds = 0.0  # that an answer takes
+        self.pace = 0.0  # seconds between two bytes of an answer
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -88,7 +89,11 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if cut else content)
+        for place in range(len(content) if self.server.pace else 0):
+            self.wfile.write(content[place : place + 1])
+            time.sleep(self.server.pace)
+        if not self.server.pace:
+            self.wfile.write(content[: len(content) // 2] if cut else content)
         self.close_connection = self.close_connection or cut
 
     def _error(self, status: int, message: str, code: str | None = None) -> None:

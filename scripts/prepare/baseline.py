@@ -8,10 +8,11 @@ from pathlib import Path
 
 import requests
 
-from olmo.net import TIMEOUT, describe_failure, http_session
+from olmo.net import TIMEOUT, TransferInterrupted, bounded, describe_failure, http_session
 from scripts.prepare.documents import hash_of
 from scripts.prepare.download import Remote, describe, fetch
 
+MOST_OF_PAGE, PATIENCE = 2**24, 600.0  # bytes, and seconds, of a page that lists files
 BASELINE = "https://ftp.ncbi.nlm.nih.gov/pubmed/baseline/"
 
 
@@ -24,9 +25,11 @@ def download(url: str, year: str | None, count: int | None, seed: int, folder: P
     with http_session() as session:
 
         def page(address: str) -> str:
-            response = session.get(address, timeout=TIMEOUT)
+            response, content = bounded(
+                address, lambda: session.get(address, timeout=TIMEOUT, stream=True), MOST_OF_PAGE, PATIENCE
+            )
             response.raise_for_status()
-            return response.text
+            return content.decode("utf-8", "replace")
 
         def look(name: str) -> Remote | None:
             stated = re.search(r"\b[0-9a-f]{32}\b", page(f"{url}{name}.md5").lower())
@@ -37,7 +40,7 @@ def download(url: str, year: str | None, count: int | None, seed: int, folder: P
 
         try:
             listed = set(re.findall(r'href="(pubmed(\d\d)n\d+\.xml\.gz)"', page(url)))
-        except requests.RequestException as error:
+        except (requests.RequestException, TransferInterrupted) as error:
             raise OSError(f"{url}: {describe_failure(error)}; local files can be named with --input") from error
         year = year or max((of_year for _, of_year in listed), default="YY")
         names = sorted((name for name, of_year in listed if of_year == year), key=lambda n: hash_of(n.encode(), seed))

@@ -9,6 +9,7 @@ in the name of the token limit, so none is sent; an answer cut off by the server
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -23,13 +24,14 @@ from typing import Any
 import requests
 
 from olmo.exceptions import ConfigurationError
-from olmo.net import TransferInterrupted, describe_failure, retry
+from olmo.net import TransferInterrupted, bounded, describe_failure, retry
 
 ATTEMPTS = 7  # in a row without an answer
 WAIT = 1.0  # seconds before the second attempt, about twice as long before each further one
 SILENCE = 60.0  # seconds between two warnings
 PATIENCE = 600.0  # seconds; if a server names a longer wait, the request fails
 TIMEOUT = (10, 600)  # seconds to connect, and for the complete answer
+MOST = 2**22  # bytes of an answer
 KEY = "OPENAI_API_KEY"  # the environment variable
 
 Message = dict[str, str]  # role, content
@@ -119,12 +121,17 @@ class Endpoint:
     def _ask_once(self, body: dict[str, Any]) -> Reply:
         try:
             # A redirected POST would become a GET, and the key would be sent along.
-            response = self._session.post(self.url, json=body, timeout=TIMEOUT, allow_redirects=False)
+            response, content = bounded(
+                self.url,
+                lambda: self._session.post(self.url, json=body, timeout=TIMEOUT, allow_redirects=False, stream=True),
+                MOST,
+                TIMEOUT[1],
+            )
         except requests.RequestException as error:
             raise TransferInterrupted(describe_failure(error)) from error
         try:
-            answer = response.json()
-        except ValueError:
+            answer = json.loads(content)
+        except (ValueError, RecursionError):
             answer = None
         if response.status_code != 200:
             raise self._failure(response, answer)

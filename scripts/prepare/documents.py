@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 from xml.etree import ElementTree
 
-MB, PIECE, LONGEST = 10**6, 2**20, 2**26
+MB, PIECE = 10**6, 2**20
+LONGEST = 2**24  # bytes of a record; parsing one takes up to 50 times as much memory
 START, END, LAST = b"<PubmedArticle>", b"</PubmedArticle>", b"</PubmedArticleSet>"
 OWN_PMID = re.compile(rb"<MedlineCitation\b[^>]*>\s*<PMID\b[^>]*>\s*(\d+)\s*</PMID>")
 NO_TITLE = ("", "not available", "in process citation")
@@ -147,7 +148,10 @@ def pubmed_records(stream: IO[bytes], seed: int, limit: int, counts: Counter[str
 
 def text_records(stream: IO[bytes], seed: int, limit: int, as_json: bool, counts: Counter[str]) -> Iterator[Record]:
     """The same of a file of JSON objects with `text`, one a line, or of one that is a document as it is."""
-    for number, line in enumerate(stream if as_json else [stream.read()], 1):
+    lines = iter(lambda: stream.readline(LONGEST + 1), b"") if as_json else iter([stream.read(LONGEST + 1)])
+    for number, line in enumerate(lines, 1):
+        if len(line) > LONGEST:
+            raise ValueError(f"{f'line {number} has' if as_json else 'a document of'} more than {LONGEST // MB} MB")
         if as_json and not line.strip():
             continue
         try:

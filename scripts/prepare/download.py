@@ -82,11 +82,19 @@ def describe(session: requests.Session, folder_url: str, name: str) -> Remote | 
     return Remote(
         folder_url + name,
         name,
-        int(length) if length and "Content-Encoding" not in headers else None,
+        int(length) if length and length.isdigit() and "Content-Encoding" not in headers else None,
         stated_digest(headers),
         date if tag is None or tag.startswith("W/") else tag,  # a weak tag does not identify every byte
-        parsedate_to_datetime(date).timestamp() if date else None,
+        _seconds(date) if date else None,
     )
+
+
+def _seconds(date: str) -> float | None:
+    """A header's date as seconds since 1970; None if it is none."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
 
 
 def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tuple[Path, Remote]:
@@ -152,6 +160,9 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
             with Progress(remote.name + note, total // MB, "MB", show=total > 0) as progress:
                 for piece in response.iter_content(PIECE):
                     file.write(piece)
+                    if remote.size is not None and file.tell() > remote.size:
+                        restart(file)
+                        raise TransferInterrupted(f"more than the {remote.size} bytes that the server states")
                     progress.advance((file.tell() - here) // MB - progress.done)
         if remote.size not in (None, file.tell()):
             raise TransferInterrupted(f"{file.tell()} of {remote.size} bytes received")

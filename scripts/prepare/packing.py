@@ -6,18 +6,21 @@ documents, all files are read again with twice the margin.
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from olmo.data.packing import fill
+from olmo.exceptions import ConfigurationError
+from olmo.files.lock import Lock, Locked
 from scripts.prepare.sampling import NO_LIMIT, Settings, collect, resolve
 
 MARGIN = 1.25
@@ -41,16 +44,36 @@ def save_rows(rows: NDArray[Any], folder: Path) -> None:
     stream.unlink()
 
 
+@contextmanager
+def _work_folder(output: Path) -> Iterator[str]:
+    """A folder beside `output` for this process alone, deleted afterwards; those of killed processes are, too."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = Lock(output.with_name(f".{output.name}.lock"))
+    except Locked:
+        raise ConfigurationError(f"{output}: another process is writing it") from None
+    with lock:
+        for left in output.parent.glob(f".{glob.escape(output.name)}.*.partial"):
+            shutil.rmtree(left)
+        try:
+            with tempfile.TemporaryDirectory(".partial", f".{output.name}.", output.parent) as name:
+                yield name
+        except OSError as error:  # of a file that is open already; the system does not name it
+            if error.filename is None and error.errno:
+                raise OSError(error.errno, error.strerror, str(output)) from error
+            raise
+
+
 def prepare(
     paths: Sequence[Path], output: Path, settings: Settings, instances: int, length: int, processes: int
 ) -> dict[str, Any]:
     """Write `output`, completely or not at all; returns the content of its about.json.
 
-    Raises ValueError where the files hold too few tokens or one of them is damaged, OSError where one is unreadable.
+    Raises ValueError where the files hold too few tokens or one of them is damaged, OSError where one is unreadable or
+    the disk is full, ConfigurationError where another process writes `output`.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     needed, margin = instances * length, MARGIN
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
+    with _work_folder(output) as name:
         while True:
             folder = Path(name, str(margin))
             folder.mkdir()
@@ -78,11 +101,13 @@ def prepare(
         spills = {
             pid: np.memmap(folder / f"{pid}.tokens", settings.dtype, "r") for pid in np.unique(documents["process"])
         }
-        rows = np.memmap(folder / "rows", np.int32, "w+", shape=(instances, length))
-        places = (event.item() for event in documents[["process", "start", "tokens"]])
         size = np.dtype(settings.dtype).itemsize
-        fill(rows.reshape(-1), (spills[pid][start // size :][:count] for pid, start, count in places))
-        save_rows(rows, folder / "dataset")
+        with (folder / "rows").open("wb") as file:  # through a mapped file, a full disk would end the process
+            for event in documents[: enough + 1][["process", "start", "tokens"]]:
+                pid, start, count = event.item()
+                file.write(spills[pid][start // size :][:count].astype("<i4").tobytes())
+            file.truncate(4 * needed)
+        save_rows(np.memmap(folder / "rows", "<i4", "r", shape=(instances, length)), folder / "dataset")
         about = {
             **{"corpus": settings.corpus, "seed": settings.seed, "tokenizer": settings.tokenizer},
             **{"eos_token_id": settings.eos_token_id, "instances": instances, "sequence_length": length},

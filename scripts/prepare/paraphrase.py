@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from olmo.console import Progress
 from olmo.knowledge.entries import Entry
+from olmo.knowledge.plan import is_text
 from scripts.prepare.chat import Endpoint, Message, Reply
 from scripts.prepare.journal import Journal, Place, words
 
@@ -85,6 +86,8 @@ def fault_of(reply: Reply, entry: Entry) -> str | None:
         return "the text is cut off"
     if not text:
         return "there is no text"
+    if not is_text(text):
+        return "it has halves of characters"
     if found := remarks(spoken(reply)) - remarks(entry.train_context):
         return f"it is not the text alone ({min(found)!r})"
     held = words(text)

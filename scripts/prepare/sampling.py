@@ -32,11 +32,12 @@ from numpy.typing import NDArray
 
 from olmo.console import Progress
 from olmo.tokenizer import encode_documents, load_tokenizer
-from scripts.prepare.documents import DELETED, MB, PIECE, TEXT, Record, hash_of, pubmed_records, text_records
+from scripts.prepare.documents import DELETED, LONGEST, MB, PIECE, TEXT, Record, hash_of, pubmed_records, text_records
 
 BATCH = 2**20  # characters tokenized together
 NO_LIMIT = 2**64 - 1
 SLACK = 1.25
+LARGEST_RATIO = 100  # of unpacked to packed bytes; PubMed's files have 10
 WIDE = ("priority", "identity", "order", "text", "process", "start", "tokens")
 EVENT = np.dtype([*((name, "u8") for name in WIDE), ("version", "u4"), ("kind", "u1")])  # a Record, its text on disk
 Events = NDArray[np.void]
@@ -78,6 +79,25 @@ class Hashing(io.RawIOBase):
         return count
 
 
+class Unzipped(gzip.GzipFile):
+    """A gzip file that raises ValueError if it unpacks to far more bytes than any text does."""
+
+    def __init__(self, packed: Any, file: io.FileIO):
+        super().__init__(fileobj=packed)
+        self._file = file  # from which `packed` is read
+
+    def _checked(self, content: bytes) -> bytes:
+        if self.tell() > LONGEST + LARGEST_RATIO * self._file.tell():
+            raise ValueError(f"unpacks to more than {LARGEST_RATIO} times its size, as no text does")
+        return content
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._checked(super().readline(size))
+
+
 def read_file(settings: Settings, folder: Path, number: int, path: Path, limit: int) -> FileRead:
     """Read the file with this number; tokens of documents up to `limit` are appended to this process's spill file.
 
@@ -89,7 +109,7 @@ def read_file(settings: Settings, folder: Path, number: int, path: Path, limit: 
         hashing = Hashing(file)
         raw = io.BufferedReader(hashing, PIECE)
         zipped = raw.peek(2)[:2] == b"\x1f\x8b"
-        stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if zipped else raw  # type: ignore[assignment]
+        stream: IO[bytes] = Unzipped(raw, file) if zipped else raw  # type: ignore[assignment]
         if settings.corpus == "pubmed":
             records = pubmed_records(stream, settings.seed, limit, counts)
         else:

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from analysis import entropy
 from analysis.texts import packed
+from olmo.data.packing import fill
 from olmo.exceptions import exit_status
-from scripts.prepare import packing
 from scripts.prepare.sampling import Settings, collect, resolve
 from tests.analysis.measuring import LENGTH, TEXTS, check, direct, made_model, olmo_places, result_in, run, write
 from tests.reference import tiny_tokenizer, to_transformers
@@ -60,7 +60,7 @@ def test_documents_are_those_that_are_prepared_for_training(tmp_path: Path, toke
     spilled = np.concatenate([np.fromfile(file, "<u2") for file in tmp_path.glob("*.tokens")])
     prepared = np.empty(int(documents["tokens"].sum()), np.int64)
     in_file_order = np.sort(documents, order="start")
-    packing.fill(prepared, (spilled[d["start"] // 2 :][: d["tokens"]] for d in in_file_order))
+    fill(prepared, (spilled[d["start"] // 2 :][: d["tokens"]] for d in in_file_order))
     np.testing.assert_array_equal(packed(path, tokenizer, 0, len(prepared), 1), prepared[:, None])
 
 

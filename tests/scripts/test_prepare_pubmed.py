@@ -18,9 +18,10 @@ import pytest
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models
 
-from scripts.prepare import OLMO_TOKENIZER
+from olmo.files.lock import Lock
+from scripts.prepare import OLMO_TOKENIZER, documents
 from scripts.prepare.demo_text import train_tokenizer
-from scripts.prepare.documents import NO_TEXT, hash_of, text_records
+from scripts.prepare.documents import MB, NO_TEXT, hash_of, text_records
 from tests.pubmed import (
     EOS,
     FILES,
@@ -207,6 +208,34 @@ def test_c4_and_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert run("--output", tmp_path / "text", "--corpus", "text", "--input", *files, *options) == 0
     assert read(tmp_path / "text", 64).reshape(-1).tolist() == stream
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name, what", [("a.jsonl.gz", "line 1 has"), ("a.txt.gz", "a document of")])
+def test_a_document_without_end_is_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, what: str
+) -> None:
+    monkeypatch.setattr(documents, "LONGEST", 2 * MB)
+    (tmp_path / name).write_bytes(gzip.compress(b'{"text": "' + b"a" * 3 * MB))
+    assert run("--output", tmp_path / "out", "--corpus", "text", "--input", tmp_path / name) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / name}: {what} more than 2 MB\n"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_one_process_writes_an_output_and_deletes_what_a_killed_one_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(words(1))
+    arguments = ("--output", tmp_path / "out", "--corpus", "text", "--input", tmp_path / "a.txt")
+    arguments += ("--instances", 1, "--sequence_length", 8)
+    left = tmp_path / ".out.abcd.partial"
+    left.mkdir()
+    (left / "rows").write_bytes(b"half")
+    with Lock(tmp_path / ".out.lock"):
+        assert run(*arguments) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'out'}: another process is writing it\n"
+    assert left.exists()
+    assert run(*arguments) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "out"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,35 @@ def test_a_file_that_changes_between_two_attempts_is_not_spliced(
     assert files(tmp_path) == {"config.yaml", "model.pt"}, "nothing of the older version stays"
 
 
+def test_more_than_the_stated_size_is_not_written(tmp_path: Path) -> None:
+    """A server that never ends would fill the disk."""
+
+    class Endless(requests.Session):
+        def get(self, url: str, **_: object) -> requests.Response:  # type: ignore[override]
+            response = requests.Response()
+            response.status_code, response.raw = 200, BytesIO()
+            response.iter_content = lambda size: iter(lambda: b"a" * size, b"")  # type: ignore[assignment]
+            return response
+
+    path = tmp_path / "partial"
+    with pytest.raises(net.TransferInterrupted, match="more than the 3000000 bytes that the server states"):
+        download.transfer(Endless(), download.Remote("http://host/a", "a", 3 * 10**6, None), path)
+    assert path.stat().st_size == 0
+
+
+@pytest.mark.parametrize("header", ["Content-Length", "Last-Modified"])
+def test_headers_that_state_nothing(header: str) -> None:
+    class Odd(requests.Session):
+        def head(self, url: str, **_: object) -> requests.Response:  # type: ignore[override]
+            response = requests.Response()
+            response.status_code, response.raw = 200, BytesIO()
+            response.headers[header] = "-3 soon"
+            return response
+
+    found = download.describe(Odd(), "http://host/", "a")
+    assert found is not None and (found.size, found.modified) == (None, None)
+
+
 def test_without_any_validator_nothing_is_continued(tmp_path: Path, server: Server, url: str) -> None:
     server.cuts = {MODEL: [2**21]}
     server.files[MODEL].headers = {"ETag": None, "Last-Modified": None}
@@ -98,7 +128,7 @@ def test_a_file_of_another_length_than_announced_is_not_taken(
     server.before_get = answer
     look = functools.partial(download.describe, requests.Session(), url)
     (remote,) = filter(None, [look("model.pt")])
-    with pytest.raises(OSError, match=f"{len(WEIGHTS)} of {len(WEIGHTS) + difference} bytes received"):
+    with pytest.raises(OSError, match=f"({len(WEIGHTS)} of|more than the) {len(WEIGHTS) + difference} bytes"):
         download.fetch(requests.Session(), lambda name: remote, "model.pt", tmp_path)
     assert "model.pt" not in files(tmp_path)
 

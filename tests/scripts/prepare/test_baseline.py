@@ -71,6 +71,17 @@ def test_some_files_of_a_year_chosen_by_the_seed(tmp_path: Path, baseline: list[
     assert {len(set(names)) for names in chosen.values()} == {2} and len(set(chosen.values())) > 1
 
 
+def test_a_listing_without_end_is_not_read(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pubmed_baseline, "MOST_OF_PAGE", 2**14)
+    server.add("/endless", {"": b"<a>" * 2**14}, **{"Content-Type": "text/html"})
+    url = f"{server.url}/endless/"
+    assert run("--output", tmp_path / "out", "--url", url) == 1
+    expected = f"error: {url}: an answer of more than 16,384 bytes\n"
+    assert capsys.readouterr().err == expected and not list(tmp_path.iterdir())
+
+
 def test_what_goes_wrong_with_a_download(
     tmp_path: Path, baseline: list[Path], server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,16 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(server: ChatServer, mo
     assert len(server.asked) >= 2
 
 
+def test_an_answer_a_byte_at_a_time_is_not_waited_for(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte begins the timeout of a connection anew; the limit is of the complete answer."""
+    monkeypatch.setattr(chat, "TIMEOUT", (5, 0.3))
+    monkeypatch.setattr(chat, "ATTEMPTS", 2)
+    server.pace = 0.05
+    started = time.monotonic()
+    assert failed(server) == f"{server.url}/chat/completions: no complete answer within 0.3 seconds (2 attempts)"
+    assert time.monotonic() - started < 5
+
+
 def test_it_gives_up_after_several_attempts(server: ChatServer) -> None:
     server.troubles = [Trouble(429, {"error": {"message": "Rate limit\nreached"}})] * 99
     assert failed(server) == (
@@ -219,6 +229,8 @@ def test_stopped_it_does_not_wait(server: ChatServer) -> None:
         (Trouble(301, {}, {"Location": "https://elsewhere/"}), "Moved Permanently; it is now at https://elsewhere/"),
         (Trouble(200, b"<html>Welcome</html>"), "answers with text/html, not as a chat model does"),
         (Trouble(200, ["a", "list"]), "answers with application/json, not as a chat model does"),
+        (Trouble(200, b"[" * 100_000), "answers with text/html, not as a chat model does"),
+        (Trouble(200, b"a" * (2**22 + 1)), "an answer of more than 4,194,304 bytes"),
     ],
     ids=lambda value: str(value.kind) if isinstance(value, Trouble) else None,
 )

@@ -125,6 +125,10 @@ ONE = gzip.compress(article_set(article(1)))
         (b"", "no <PubmedArticleSet>"),
         (b"<html>404</html>", "no <PubmedArticleSet>"),
         (HEAD.encode() + b"<PubmedArticleSet>" + b"a" * (2**22 + 9), "a record of more than"),
+        (
+            gzip.compress(article_set(*map(article, [1] * 400))),
+            "unpacks to more than 2 times its size, as no text does",
+        ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
@@ -136,6 +140,9 @@ def test_a_damaged_or_hostile_file_is_one_line_and_leaves_nothing(
     message: str,
 ) -> None:
     monkeypatch.setattr(documents, "LONGEST", 2**22)
+    if "unpacks" in message:
+        monkeypatch.setattr(sampling, "LONGEST", 1000)
+        monkeypatch.setattr(sampling, "LARGEST_RATIO", 2)
     path = tmp_path / "pubmed25n0001.xml.gz"
     path.write_bytes(content)
     assert run("--output", tmp_path / "out", "--input", path) == 1

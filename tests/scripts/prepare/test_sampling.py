@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from olmo.data.packing import fill
 from scripts.prepare import OLMO_TOKENIZER, packing, sampling
 from tests.pubmed import EOS, TOKENIZER, Contents, expected_texts, read, stream_of, words, write_files
 
@@ -61,5 +62,5 @@ def test_all_is_read_again_when_what_was_kept_is_replaced_later(
 def test_packing_loses_and_invents_nothing(documents: list[list[int]], size: int) -> None:
     stream = [i for document in documents for i in document]
     tokens = np.full(size, -1, np.int32)
-    assert packing.fill(tokens, (np.array(d, np.uint16) for d in documents)) == min(size, len(stream))
+    assert fill(tokens, (np.array(d, np.uint16) for d in documents)) == min(size, len(stream))
     assert tokens.tolist() == (stream + [-1] * size)[:size]
