@@ -20,13 +20,11 @@ import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter, filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.tensor import DTensor
-from torch.futures import Future
 
 from ..distributed import Ranks, is_collective_error
 from ..exceptions import short_message
-from ..files.torch_files import read_torch_file
+from ..files.torch_files import check_torch_file
 from ..files.unpickling import PATHS, unpickle
 from .saves import SHARDS
 
@@ -97,22 +95,6 @@ class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.index
 
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        for item in plan.items:
-            info = self.index.storage_data[item.storage_index]
-            with open(Path(self.path) / info.relative_path, "rb") as file:
-                tensor = read_torch_file(io.BufferedReader(_Slice(file, info.offset, info.length)))
-            for dimension, (start, length) in enumerate(zip(item.storage_offsets, item.lengths)):
-                tensor = tensor.narrow(dimension, start, length)
-            target = planner.resolve_tensor(item).detach()
-            if target.shape != tensor.shape:
-                raise ValueError(f"{info.relative_path}: {item.storage_index.fqn} has shape {tuple(tensor.shape)}")
-            target.copy_(tensor)
-            planner.commit_tensor(item, target)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
-
 
 def _tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
     """The tensors of an index by name. ValueError if they have more bytes than the parts: memory is allocated by it."""
@@ -143,6 +125,10 @@ def _read_into(folder: Path, tensors: Mapping[str, Tensor], alone: bool) -> None
             kind = f"{tuple(held.size)} and {held.properties.dtype}"
             raise ValueError(f"{folder}: {name} has shape {kind}, not {tuple(tensor.shape)} and floating point")
     try:
+        for place, info in reader.index.storage_data.items():
+            if place.fqn in tensors:
+                with (folder / SHARDS / info.relative_path).open("rb") as file:
+                    check_torch_file(io.BufferedReader(_Slice(file, info.offset, info.length)))
         distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=alone)
     except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         if is_collective_error(error):

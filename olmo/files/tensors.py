@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import stat
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .paths import check_readable
-from .torch_files import check_plain, read_torch_file, training_state
+from .torch_files import check_plain, load_torch, tensors_of
 from .unpickling import ForbiddenName, Refused, unpickle
 
 _LONGEST_KEY = 4096  # characters
@@ -65,20 +65,19 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _torch_load(path: Path, mapped: bool = True, more: Mapping[str, Any] | None = None) -> Any:
-    """What a torch file holds; a zip archive is memory-mapped if `mapped`."""
-    with path.open("rb") as file:
-        return read_torch_file(file, path if mapped else None, more)
+def _check(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ValueError that names the first of the tensors that is not dense, of ordinary numbers and all there."""
+    for name, tensor in tensors:
+        try:
+            check_plain(tensor)
+        except Refused as error:
+            raise ValueError(f"{' '.join(name.split())}: {error}") from error
 
 
 def _tensor(file: Any, key: str) -> Tensor:
-    """A tensor of an open safetensors file. Raises ValueError that names it if its numbers are not ordinary ones."""
+    """A tensor of an open safetensors file, checked."""
     tensor: Tensor = file.get_tensor(key)
-    try:
-        check_plain(tensor)
-    except Refused as error:
-        name = ".".join(map(str, decode_path(key) or (key,)))
-        raise ValueError(f"{' '.join(name.split())}: {error}") from error
+    _check([(".".join(map(str, decode_path(key) or (key,))), tensor)])
     return tensor
 
 
@@ -101,7 +100,8 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
                 with safe_open(path, "pt") as file:  # closed each time, so that its pages do not count twice
                     state[name] = _tensor(file, key).clone()
             return state
-        state = _torch_load(path, mapped)
+        state = load_torch(path, mapped)
+        _check(tensors_of(state))
     except Exception as error:  # each library has its own errors for damaged and hostile files
         raise ValueError(f"{path}: damaged or not a file of tensors: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
@@ -128,7 +128,8 @@ def read_tensor(path: Path) -> Tensor:
         tensors = list(read_tensors(path).values())
     else:
         try:
-            tensors = [_torch_load(path)]
+            tensors = [load_torch(path, mapped=True)]
+            _check([(path.stem, tensor) for tensor in tensors if isinstance(tensor, Tensor)])
         except Exception as error:
             raise ValueError(f"{path}: damaged or not a file of tensors: {_first_line(error)}") from error
     if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
@@ -211,7 +212,9 @@ def read_training_state(folder: Path, *stems: str, mapped: bool = False) -> dict
     try:
         if path.suffix == ".safetensors":
             return _read_nested(path)
-        return _torch_load(path, mapped, training_state())
+        state: dict[str, Any] = load_torch(path, mapped)
+        _check(tensors_of(state))
+        return state
     except Exception as error:  # torch raises several types for damaged and refused files
         key = "reset_optimizer_state" if "optim" in stems else "reset_trainer_state"
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Files of `torch.save`, read without torch: it trusts the sizes that a file states, and reports no tensor's name.
+"""Files of `torch.save`: checked before `torch.load` reads them, which trusts the sizes that they state, and after.
 
-A file is a zip archive: `data.pkl` describes the tensors, each storage is a record `data/KEY`. Before torch 1.6 it was
-five pickles and the storages behind them. All sizes are compared with the file before memory is allocated for them:
-a few bytes can state a pickle or a tensor of terabytes.
+Before: a compressed pickle of 3 GB took 36 s and 6.4 GB, tuples that hold one another hang (200 bytes suffice), and one
+text encoded many times fills the memory; so the pickle, of bounded size, is first read by an unpickler that makes
+nothing. After: a tensor can have 10^12 elements in a storage of one.
 """
 
 from __future__ import annotations
@@ -10,267 +10,167 @@ from __future__ import annotations
 import io
 import math
 import re
-import struct
 import zipfile
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .unpickling import PATHS, Refused, unpickle
 
 LARGEST_PICKLE = 2**22  # bytes, of some 40,000 tensors
-DTYPES = {
-    "Double": torch.float64,
-    "Float": torch.float32,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "Long": torch.int64,
-    "Int": torch.int32,
-    "Short": torch.int16,
-    "Char": torch.int8,
-    "Byte": torch.uint8,
-    "Bool": torch.bool,
-}
-_LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
+DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+_multiarray = getattr(np, "_core", None) or np.core  # moved in numpy 2
+# Beside torch's own list: what train.pt of OLMo's trainer holds, the state of numpy's generator and paths of
+# checkpoints. All of it is data: arrays, dtypes and names.
+_SAFE: list[Any] = [
+    *((_multiarray.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *(np.ndarray, np.dtype, type(np.dtype(np.uint32))),
+    *((make, name) for name, make in PATHS.items()),
+]
 
 
-@dataclass(frozen=True)
-class Storage:
-    """The numbers of one or several tensors."""
+def load_torch(file: Path | BinaryIO, mapped: bool = False) -> Any:
+    """What `torch.save` has written, if it is containers, numbers, strings, arrays, paths and tensors.
 
-    flat: Tensor  # (n,)
+    mapped: from the path of a zip archive; files from before torch 1.6 are read into memory. Raises ValueError with
+    one line.
+    """
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            zipped = check_torch_file(opened)
+    else:
+        zipped = check_torch_file(file)
+        file.seek(0)
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and zipped)
+    except Exception as error:  # torch raises several types for damaged and refused files
+        raise ValueError(_reason(error)) from error
 
 
-def _check_dtype(dtype: Any) -> None:
-    if dtype not in DTYPES.values():
-        name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else "another type"
-        raise Refused(f"numbers of {name} are not read")
+def _reason(error: Exception) -> str:
+    """The first line of torch's error, without its advice to unpickle what it refuses."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)) or type(error).__name__
+    if name := re.search(r"GLOBAL (\S+) was not an allowed global", text):
+        return f"refused to make {name[1]}"
+    if re.search("weights_?only", text, re.IGNORECASE):
+        return "not a torch file, or it holds more than tensors, numbers and strings"
+    return text.splitlines()[0]
 
 
 def check_plain(tensor: Tensor) -> None:
-    """Raise Refused unless a tensor is dense and of ordinary numbers."""
-    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
-        raise Refused("not a dense tensor")
-    _check_dtype(tensor.dtype)
-
-
-# --- what a pickle of torch may call -----------------------------------------------------------------------------
-
-
-def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    """A view of a storage, as `torch._utils._rebuild_tensor_v2`. Raises Refused if it has more elements than it."""
-    numbers = (offset, *size, *stride)
-    if not isinstance(storage, Storage) or len(size) != len(stride) or not all(type(n) is int for n in numbers):
-        raise Refused("not a tensor")
-    held, count = storage.flat.numel(), math.prod(size)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if min(numbers) < 0 or count > held or (count and last >= held):
-        raise Refused(f"a tensor of {count:,} elements, not all of which are among the {held:,} that are stored")
-    return storage.flat.as_strided(tuple(size), tuple(stride), offset)
-
-
-def _rebuild_typed(
-    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
-) -> Any:
-    if not isinstance(storage, Storage):
-        raise Refused("not a tensor")
-    _check_dtype(dtype)
-    return rebuild_tensor(Storage(storage.flat.view(dtype)), offset, size, stride)
-
-
-def _refuse(what: str) -> Callable[..., Any]:
-    def refused(*_: Any) -> Any:
-        raise Refused(f"{what} tensors are not read")
-
-    return refused
-
-
-_CALLABLE: dict[str, Any] = {
-    **{f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()},
-    "torch.storage.UntypedStorage": torch.uint8,
-    **{f"torch.{name}Storage": getattr(torch, name.lower()) for name in ("QInt8", "QUInt8", "QInt32")},
-    "torch.ComplexFloatStorage": torch.complex64,
-    "torch.ComplexDoubleStorage": torch.complex128,
-    **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
-    "torch._utils._rebuild_tensor": rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-    "torch._utils._rebuild_tensor_v3": _rebuild_typed,
-    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    "torch._utils._rebuild_sparse_tensor": _refuse("sparse"),
-    "torch._utils._rebuild_qtensor": _refuse("quantized"),
-    "torch._utils._rebuild_nested_tensor": _refuse("nested"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _refuse("meta"),
-    "torch._utils._rebuild_wrapper_subclass": _refuse("subclasses of"),
-    "torch._tensor._rebuild_from_type_v2": _refuse("subclasses of"),
-    "torch.Size": torch.Size,
-    "torch.serialization._get_layout": lambda name: name,
-    "torch.device": lambda kind, *_: kind,
-    "collections.OrderedDict": OrderedDict,
-    "builtins.set": set,
-    "__builtin__.set": set,
-}
-
-
-class _NumpyType:
-    """A type of numbers; its state, set last, is their byte order."""
-
-    def __init__(self, name: Any, *_: Any):
-        if not isinstance(name, str) or not re.fullmatch(r"[<|=]?[biuf][1248]", name):
-            raise Refused("arrays of anything but numbers are not read")
-        self.dtype = np.dtype(name)
-
-    def __setstate__(self, state: Any) -> None:
-        if state[1] == ">":
-            raise Refused("arrays of big-endian numbers are not read")
-
-
-class _Array(np.ndarray[Any, Any]):
-    """An array; its state, set last, is all that a pickle states of it."""
-
-    def __setstate__(self, state: Any) -> None:
-        version, shape, kind, fortran, content = state
-        super().__setstate__((version, shape, kind.dtype, fortran, content))
-
-
-def _encode(text: str, _: Any) -> bytes:
-    """Bytes, as Python writes them into a pickle of protocol 2."""
-    return text.encode("latin1")
-
-
-def training_state() -> dict[str, Any]:
-    """Names beside those of tensors in train.pt of OLMo's trainer: the state of numpy's generator, and paths of
-    checkpoints on the machine it was written on, whatever system this is."""
-    return {
-        **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Array(0) for core in ("core", "_core")},
-        "numpy.ndarray": None,  # only ever an argument of _reconstruct
-        "numpy.dtype": _NumpyType,
-        "_codecs.encode": cache(_encode),  # one text as many bytes objects would fill the memory
-        **PATHS,
+    """Raise Refused unless a tensor is dense, of ordinary numbers, and has them all."""
+    kinds = {
+        "a subclass of tensors": type(tensor) not in (Tensor, nn.Parameter),
+        "a nested tensor": tensor.is_nested,
+        "a sparse tensor": tensor.layout != torch.strided,
+        "a meta tensor": tensor.is_meta,
+        f"a tensor of {str(tensor.dtype).removeprefix('torch.')}": tensor.dtype not in DTYPES,
     }
+    if refused := next((kind for kind, is_so in kinds.items() if is_so), None):
+        raise Refused(f"{refused} is not read")
+    if tensor.numel() * tensor.itemsize > (held := tensor.untyped_storage().nbytes()):
+        raise Refused(f"{tensor.numel():,} elements, of which {held // tensor.itemsize:,} are stored")
 
 
-# --- the file ----------------------------------------------------------------------------------------------------
+def tensors_of(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested containers, with the keys that lead to them; each container is visited once."""
+    seen, waiting = set(), [("", value)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(f"{name}.{key}" if name else f"{key}", item) for key, item in items]
 
 
-def read_torch_file(file: BinaryIO, mapped: Path | None = None, more: Mapping[str, Any] | None = None) -> Any:
-    """What `torch.save` has written: containers, numbers, strings and dense tensors, plain ones or storages.
+# --- before torch reads it ---------------------------------------------------------------------------------------
 
-    mapped: the path of the file, if the tensors shall be mapped from it; otherwise they have memory of their own.
-    more: names that the pickle may call beside those of tensors. Raises ValueError, with the keys of the tensor.
-    """
-    allowed = {**_CALLABLE, **(more or {})}
+
+class _Inert:
+    """Whatever a pickle makes; `count` of a storage: its numbers."""
+
+    def __init__(self, *_: Any, count: int = 0) -> None:
+        self.count = count
+
+    append = extend = add = __setitem__ = __setstate__ = lambda self, *_: None
+
+
+class _Rehearsal(dict[str, Any]):
+    """The names in the pickle of a file of `size` bytes: they make nothing, and may state no more than the file has."""
+
+    def __init__(self, size: int):
+        super().__init__({"numpy.ndarray": None, "torch.Tensor": None, "_codecs.encode": self._encode})
+        self |= dict.fromkeys(("builtins.bytearray", "__builtin__.bytearray"), None)  # never called, or of any length
+        self |= {f"torch._utils._rebuild_tensor{version}": self._rebuild for version in ("", "_v2", "_v3")}
+        self.size, self.left = size, LARGEST_PICKLE
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __missing__(self, _: str) -> Any:
+        return _Inert
+
+    def storage(self, pid: Any) -> _Inert:
+        """What a persistent id names: ("storage", type, key, device, count, ...)."""
+        count = pid[4] if isinstance(pid, tuple) and len(pid) > 4 else None
+        if type(count) is not int or not 0 <= count <= self.size:
+            raise Refused(f"more numbers than the file has, of {self.size:,} bytes")
+        return _Inert(count=count)
+
+    def _rebuild(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Inert:
+        count, last = math.prod(size), offset + sum((n - 1) * step for n, step in zip(size, stride))
+        if min(offset, *size, *stride, 0) < 0 or count > storage.count or (count and last >= storage.count):
+            raise Refused(f"{count:,} elements, not all of which are among the {storage.count:,} that are stored")
+        return _Inert()
+
+    def _encode(self, text: str, _: Any) -> bytes:
+        self.left -= len(text)
+        if self.left < 0:
+            raise Refused("more bytes than a pickle of this size may make")
+        return b""
+
+
+def check_torch_file(file: BinaryIO) -> bool:
+    """Raise ValueError for a torch file that states more than it has; returns whether it is a zip archive."""
     size = file.seek(0, io.SEEK_END)
+    names = _Rehearsal(size)
     file.seek(0)
-    head = file.read(4)
-    file.seek(0)
-    if head != b"PK\3\4":
-        return _read_legacy(file, size, allowed)
+    start = file.read(LARGEST_PICKLE)
+    if not start.startswith(b"PK\3\4"):
+        pickles = io.BytesIO(start)
+        try:
+            if unpickle(pickles, {}) != torch.serialization.MAGIC_NUMBER:
+                raise ValueError("another pickle")
+        except ValueError as error:
+            raise ValueError("not a torch file") from error
+        for _ in range(3):  # version, system, content
+            unpickle(pickles, names, names.storage)
+        return False
     try:
         with zipfile.ZipFile(file) as archive:
-            return _read_zip(file, size, archive, mapped, allowed)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, struct.error) as error:
+            entries = archive.infolist()
+            for entry in entries:
+                if entry.compress_type != zipfile.ZIP_STORED and not entry.filename.endswith(".pkl"):
+                    raise Refused(f"{entry.filename} is compressed, which torch.save never does")
+            if sum(entry.file_size for entry in entries) > size:
+                raise Refused(f"its records have more bytes than the file, {size:,}")
+            for entry in entries:
+                if entry.filename.endswith(".pkl"):
+                    pickled = archive.open(entry).read(LARGEST_PICKLE + 1)  # whatever the directory states
+                    if len(pickled) > LARGEST_PICKLE:
+                        raise Refused(f"{entry.filename} has more than {LARGEST_PICKLE:,} bytes")
+                    unpickle(io.BytesIO(pickled), names, names.storage)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise ValueError(f"a damaged zip archive: {error}") from error
-
-
-def _read_zip(
-    file: BinaryIO, size: int, archive: zipfile.ZipFile, mapped: Path | None, allowed: Mapping[str, Any]
-) -> Any:
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    root = next((name[: -len("data.pkl")] for name in entries if re.fullmatch(r"[^/]+/data\.pkl", name)), None)
-    if root is None or f"{root}constants.pkl" in entries:
-        raise Refused("a zip archive, but not of torch.save")
-    if f"{root}byteorder" in entries and archive.open(f"{root}byteorder").read(8) != b"little":
-        raise Refused("big-endian numbers are not read")
-    pickled = archive.open(f"{root}data.pkl").read(LARGEST_PICKLE + 1)  # never more, whatever the archive states
-    if len(pickled) > LARGEST_PICKLE:
-        raise Refused(f"data.pkl, which describes the tensors, has more than {LARGEST_PICKLE:,} bytes")
-    whole = torch.UntypedStorage.from_file(str(mapped), False, size) if mapped else None
-
-    def read(key: str | int, length: int) -> Tensor:
-        if (entry := entries.get(f"{root}data/{key}")) is None:
-            raise Refused("its numbers are not in the file")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise Refused("its numbers are compressed, which torch.save never does")
-        file.seek(entry.header_offset)
-        start = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(30)[26:]))
-        if length != entry.file_size or start + length > size:
-            raise Refused(f"{length:,} bytes of numbers, of which the file has {entry.file_size:,}")
-        return _flat(file, start, length, whole)
-
-    return unpickle(io.BytesIO(pickled), allowed, _Storages(size, read).get)
-
-
-class _Storages:
-    """The storages that a pickle names; `read` gives the bytes of one by its key and length. Together they have at most
-    the bytes of the file, of `size`."""
-
-    def __init__(self, size: int, read: Callable[[str | int, int], Tensor]):
-        self.size, self.read = size, read
-        self.left, self.found = size, dict[str | int, Storage]()
-
-    def get(self, pid: Any) -> Storage:
-        """The storage of a persistent id. Raises Refused."""
-        parts: Sequence[Any] = pid if isinstance(pid, tuple) and len(pid) > 4 else [None] * 5
-        kind, dtype, key, _, count, *view = parts
-        if kind != "storage" or not isinstance(key, (str, int)) or type(count) is not int or count < 0 or any(view):
-            raise Refused("not a tensor")
-        _check_dtype(dtype)
-        if key not in self.found:
-            flat = self.read(key, count * dtype.itemsize)
-            self.left -= flat.numel()
-            if self.left < 0:
-                raise Refused(f"more numbers than the file has, of {self.size:,} bytes")
-            self.found[key] = Storage(flat.view(dtype))
-        if (held := self.found[key].flat).dtype != dtype or held.numel() != count:
-            raise Refused("two tensors disagree about the numbers that they share")
-        return self.found[key]
-
-
-def _flat(file: BinaryIO, start: int, length: int, whole: Any) -> Tensor:
-    """Bytes of a file (length,) uint8, mapped from it if it is mapped as a `whole`."""
-    if whole is not None and length:
-        return torch.empty(0, dtype=torch.uint8).set_(whole[start : start + length])
-    flat = torch.empty(length, dtype=torch.uint8)
-    file.seek(start)
-    if length and file.readinto(flat.numpy()) != length:  # type: ignore[attr-defined]
-        raise ValueError("the file has become shorter while it was read")
-    return flat
-
-
-def _read_legacy(file: BinaryIO, size: int, allowed: Mapping[str, Any]) -> Any:
-    """Magic number, version, system, content and keys as pickles; then of each storage its count, and its bytes."""
-    pickles = io.BytesIO(file.read(LARGEST_PICKLE))
-    try:
-        magic, version, system = (unpickle(pickles, {}) for _ in range(3))
-        if (magic, version, system["little_endian"]) != (_LEGACY_MAGIC, _LEGACY_VERSION, True):
-            raise ValueError("another format")
-    except (ValueError, TypeError, KeyError) as error:
-        raise Refused("not a torch file, or of a machine with big-endian numbers") from error
-
-    def room(_: str | int, length: int) -> Tensor:
-        if length > size:
-            raise Refused(f"{length:,} bytes of numbers, the file has {size:,}")
-        return torch.empty(length, dtype=torch.uint8)
-
-    storages = _Storages(size, room)
-    content = unpickle(pickles, allowed, storages.get)
-    keys = unpickle(pickles, {})
-    place = pickles.tell()
-    if not isinstance(keys, list) or set(keys) != storages.found.keys() or len(keys) > len(storages.found):
-        raise Refused("the numbers are not those of the tensors")
-    for key in keys:
-        held = storages.found[key].flat
-        file.seek(place)
-        if struct.unpack("<q", file.read(8)) != (held.numel(),):
-            raise Refused("not as many numbers as the tensors have")
-        held.view(torch.uint8).copy_(_flat(file, place + 8, held.numel() * held.itemsize, None))
-        place += 8 + held.numel() * held.itemsize
-    return content
+    return True

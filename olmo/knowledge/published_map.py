@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.torch_files import read_torch_file, rebuild_tensor
+from ..files.torch_files import check_plain, load_torch
 from ..files.unpickling import unpickle
 from .plan import Rounds, Text, is_token
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise ValueError("a tensor without a storage")
+    everything = torch.empty(0, dtype=storage.dtype).set_(storage)
+    # as_strided rejects a view beyond the storage; set_ would extend the storage by uninitialized memory.
+    view = everything.as_strided(tuple(size), tuple(stride), offset)
+    check_plain(view)
+    return view
 
 
 def _parts_of_a_tensor() -> dict[str, Any]:
     """The only names that a map may contain; containers, numbers and strings need none."""
     return {
-        "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         # One piece of bytes is one storage, however often the map names it.
-        "torch.storage._load_from_bytes": cache(lambda content: read_torch_file(io.BytesIO(content))),
+        "torch.storage._load_from_bytes": cache(lambda content: load_torch(io.BytesIO(content))),
         "collections.OrderedDict": OrderedDict,
     }
 

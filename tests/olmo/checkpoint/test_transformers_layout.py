@@ -157,8 +157,8 @@ def test_the_saved_frequencies_of_old_transformers_are_passed_over(tmp_path: Pat
     "weight, told",
     [
         (torch.ones(128, 32, dtype=torch.int8), r"transformer\.wte\.weight holds torch\.int8 numbers"),
-        (torch.ones(128, 32, dtype=torch.complex64), r"transformer\.wte\.weight: numbers of complex64 are not read"),
-        (torch.ones(128, 32).to_sparse(), r"transformer\.wte\.weight: sparse tensors are not read"),
+        (torch.ones(128, 32, dtype=torch.complex64), r"transformer\.wte\.weight: a tensor of complex64 is not read"),
+        (torch.ones(128, 32).to_sparse(), r"transformer\.wte\.weight: a sparse tensor is not read"),
     ],
     ids=["int8", "complex", "sparse"],
 )
