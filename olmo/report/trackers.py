@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import TrainConfig
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, conceal
 
 
 def start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
@@ -31,7 +31,7 @@ def start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
             name=chosen.name or config.run_name,
             tags=list(chosen.tags or []),
             dir=config.save_folder,
-            config=json.loads(json.dumps(asdict(config))),
+            config=json.loads(conceal(json.dumps(asdict(config)))),
             id=known,
             resume="allow" if known else None,
         )

@@ -113,6 +113,14 @@ def test_every_key_acts_or_is_refused_or_is_warned_of() -> None:
     assert not wrong
 
 
+def test_the_page_of_differences_lists_the_keys_that_are_refused() -> None:
+    """And no others; test_every_key_of_olmo_is_there proves that all are known."""
+    text = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8").partition("\n## Keys\n")[2]
+    listed = text.partition("instead: ")[2].partition(". A key")[0]
+    refused = {key for key, _, f in walk(TrainConfig) if setting_of(f).only and not key.startswith("evaluators.")}
+    assert set(re.findall(r"`([\w.]+)`", listed)) - {"amp_fp16"} == refused
+
+
 def test_every_key_is_documented_at_its_field() -> None:
     for key, _, field in walk(TrainConfig):
         setting = setting_of(field)

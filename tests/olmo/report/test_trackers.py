@@ -8,6 +8,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,17 @@ def test_wandb_that_is_not_installed_is_a_configuration_error(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigurationError, match="wandb: is configured but not installed; pip install wandb"):
         trackers.start_wandb(TrainConfig(wandb=WandbConfig()), Path("wandb-id.txt"), resumed=False)
+
+
+def test_wandb_gets_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+    started = SimpleNamespace(id="abc")
+    fake = SimpleNamespace(init=lambda **given: sent.update(given) or started, Error=OSError)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("olmo.exceptions._SECRETS", {"passw0rd": "${oc.env:PASSWORD}"})
+    config = TrainConfig(wandb=WandbConfig(), load_path="https://user:passw0rd@host.org/step5")
+    assert trackers.start_wandb(config, tmp_path / "id.txt", resumed=False) is started
+    assert sent["config"]["load_path"] == "https://user:${oc.env:PASSWORD}@host.org/step5"
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:
