@@ -14,7 +14,7 @@ from pathlib import Path
 
 from analysis.locations import check_writable
 from analysis.results import RESULT
-from analysis.series import SERIES, draw, table, write
+from analysis.series import SERIES, draw, read_result, table, write
 from olmo.exceptions import Parser, exit_status
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     files = list(dict.fromkeys(file for place in args.results for file in result_files(place)))
     check_writable(args.output)
-    series = write(files, args.output)
+    series = write([(read_result(file), file) for file in files], args.output)
     print(table(series), flush=True)
     draw(series, args.output)
 

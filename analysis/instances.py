@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.context import context_length
+from analysis.prefetch import FailedForAll
 from analysis.texts import check_text, eos_of, one_each, packed
 from olmo import checkpoint
 from olmo.config import DataConfig, load
@@ -42,6 +44,7 @@ class Instances:
     tokenizer: str | None = None
     pack: bool = True
     of_official_run: bool = False
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_text(self) -> bool:
@@ -82,24 +85,41 @@ class Instances:
 
     def read(self, folder: Path) -> list[NDArray[np.int64]]:
         """The instances for the model of a checkpoint folder, token ids in rows of at most `length_for` it (ragged
-        where rows or texts are shorter). Raises ValueError where the data has fewer, OSError where it cannot be read.
+        where rows or texts are shorter). They are kept for the next checkpoint, which usually has the same.
+
+        Raises FailedForAll where the data has fewer or cannot be read, ConfigurationError where the folder names no
+        tokenizer for text, or no EOS token to pack it.
         """
-        path, length = Path(self.data), self.length_for(folder)
+        length, identifier, eos = self.length_for(folder), None, None
+        if self.is_text:
+            identifier = self.tokenizer or tokenizer_of_folder(folder)
+            if not Path(self.data).is_file():
+                raise FailedForAll(f"{self.data}: no such data (--data)")
+            with _as_data_error():
+                check_text(Path(self.data))
+            if identifier is None:
+                raise ConfigurationError(f"{folder}: names no tokenizer; give --tokenizer")
+            if self._kept.get("identifier") != identifier:
+                self._kept.update(identifier=identifier, tokenizer=load_tokenizer(identifier))
+            eos = eos_of(folder, self._kept["tokenizer"]) if self.pack else None
+        which = (length, identifier, eos)
+        if self._kept.get("which") != which:
+            with _as_data_error():
+                self._kept.update(rows=self._read(length, eos), which=which)
+        return self._kept["rows"]
+
+    def _read(self, length: int, eos: int | None) -> list[NDArray[np.int64]]:
+        path = Path(self.data)
+        if self.is_text:
+            tokenizer = self._kept["tokenizer"]
+            if self.pack:
+                assert eos is not None
+                return packed(path, tokenizer, eos, self.count, length)
+            return one_each(path, tokenizer, self.count, length)
         if path.suffix in CONFIGURATIONS:
             return self._first_of_run(length)
-        if not self.is_text:
-            source = TokenDataset(path, length) if path.is_dir() else TokenFiles([self.data], length)
-            return open_masks(DataConfig(), 0, source).rows(source, self._first(len(source), path), str(path))
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such data (--data)")
-        check_text(path)
-        identifier = self.tokenizer or tokenizer_of_folder(folder)
-        if identifier is None:
-            raise ConfigurationError(f"{folder}: names no tokenizer; give --tokenizer")
-        tokenizer = load_tokenizer(identifier)
-        if self.pack:
-            return packed(path, tokenizer, eos_of(folder, tokenizer), self.count, length)
-        return one_each(path, tokenizer, self.count, length)
+        source = TokenDataset(path, length) if path.is_dir() else TokenFiles([self.data], length)
+        return open_masks(DataConfig(), 0, source).rows(source, self._first(len(source), path), str(path))
 
     def _first_of_run(self, length: int) -> list[NDArray[np.int64]]:
         """The first instances of the run of a configuration, each cut to `length` tokens."""
@@ -123,6 +143,16 @@ class Instances:
         if available < self.count:
             raise ValueError(f"{where}: {available} instances, --data_size asks for {self.count}")
         return np.arange(self.count)
+
+
+@contextmanager
+def _as_data_error() -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FailedForAll(str(error)) from error
 
 
 def digest_of(rows: Sequence[NDArray[np.int64]]) -> str:

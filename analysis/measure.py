@@ -108,6 +108,9 @@ def measure(
     averages: dict[str, GroupedMeans] = {}
     next_check, tokens, estimate = _FIRST_CHECK, 0, ""
     vocabulary = next(module for module in model.modules() if isinstance(module, nn.Embedding)).num_embeddings
+    largest = max(int(row.max()) for row in rows)
+    if largest >= vocabulary:
+        raise ValueError(f"token {largest} in the data, the model's vocabulary has {vocabulary}")
     with (
         observe(model, coefficient) as observation,
         Progress(description, len(rows), "instances", show=ranks.is_first) as progress,
@@ -118,9 +121,6 @@ def measure(
             mine = np.arange(start + ranks.rank, stop, ranks.world_size)
             if len(mine):
                 chosen = [rows[i] for i in mine.tolist()]
-                largest = max(int(row.max()) for row in chosen)
-                if largest >= vocabulary:
-                    raise ValueError(f"token {largest} in the data, the model's vocabulary has {vocabulary}")
                 ids, mask = padded(chosen, device)
                 values_of = instance_entropies(model, observation, ids, mask, measures)
                 if not averages:

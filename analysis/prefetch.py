@@ -31,6 +31,10 @@ def is_first_of_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+class FailedForAll(ValueError):
+    """Something that all items have in common cannot be used, such as the data: the loop ends."""
+
+
 class FailedTogether(ValueError):
     """Raised on all ranks where `together` failed on one; `reports` on the ranks that should print the reason."""
 
@@ -46,7 +50,7 @@ def together(ranks: Ranks, call: Callable[[], Ready]) -> Ready:
     error: BaseException | None = None
     try:
         result = call()
-    except ConfigurationError:
+    except (ConfigurationError, FailedForAll):
         raise  # ends this process, and torchrun the others
     except FAILURES as raised:
         error = raised
@@ -108,14 +112,14 @@ class Failures:
     def of(self, item: object) -> Iterator[None]:
         """Within `with`, a failure is this item's.
 
-        Raised are the failure of a single item, a ConfigurationError, which concerns all items, and on several ranks
+        Raised are the failure of a single item, a ConfigurationError or FailedForAll, and on several ranks
         any failure other than FailedTogether, because the other ranks may be waiting in a collective.
         """
         try:
             yield
         except FAILURES as error:
             on_all_ranks = self.ranks.world_size == 1 or isinstance(error, FailedTogether)
-            if self.items == 1 or isinstance(error, ConfigurationError) or not on_all_ranks:
+            if self.items == 1 or isinstance(error, (ConfigurationError, FailedForAll)) or not on_all_ranks:
                 raise
             self.failed += 1
             if not isinstance(error, FailedTogether) or error.reports:

@@ -37,7 +37,7 @@ def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) 
     }
     average = torch.from_numpy(measurement.coefficients).float()
     with atomic_path(folder / RESULT) as partial_result, atomic_path(folder / COEFFICIENTS_FILE) as partial:
-        partial_result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial_result.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         write_safetensors(partial, {"mlp_average_coefficients": average}, metadata)
         (folder / RESULT).unlink(missing_ok=True)  # it would stand beside coefficients of another measurement
 

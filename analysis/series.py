@@ -7,6 +7,7 @@ A result is what `python -m analysis.entropy` wrote for one checkpoint: `knowled
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,21 +77,22 @@ def read_result(path: Path) -> dict[str, Any]:
         known = False
     if not known:
         raise ValueError(f"{path}: knowledge_entropy, maximum and layers must be finite numbers; measure it again")
-    return result
+    # Of the numbers without each group, only their sums are needed: a series may have thousands of results.
+    result["leave_one_group_out"] = [[sum(layers)] for layers in result["leave_one_group_out"]]
+    return {name: value for name, value in result.items() if not name.endswith("_leave_one_group_out")}
 
 
-def gather(files: Sequence[Path]) -> dict[str, Any]:
-    """All numbers of a series, ready for JSON: `rows`, those of a kind together, each kind in order of its steps if all
-    are known; `not_paired`, a line or None; and `distributions` of the first, the middle and the last row of the kind
-    that has most, if all have their file of coefficients.
+def gather(read: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
+    """All numbers of a series of results and their files, ready for JSON: `rows`, those of a kind together, each kind
+    in order of its steps if all are known; `not_paired`, a line or None; and `distributions` of the first, the middle
+    and the last row of the kind that has most, if all have their file of coefficients.
 
     A row has H and its parts, `name`, `kind` (`analysis.kinds.labels`), `tokens` (or None), and the paired differences
     of H `from_previous`, `from_first` and `from_last` of its kind: `value` and `standard_error`, or None if there is no
     such pair.
     """
-    read = [(read_result(file), file) for file in files]
     if all(result["checkpoint"]["step"] >= 0 for result, _ in read):
-        read.sort(key=lambda pair: pair[0]["checkpoint"]["step"])
+        read = sorted(read, key=lambda pair: pair[0]["checkpoint"]["step"])
     results = [result for result, _ in read]
     names = [Path(result["checkpoint"]["path"]).name for result in results]
     if len(set(names)) < len(names):
@@ -177,9 +179,9 @@ def _shown(difference: dict[str, float | None] | None) -> str:
     return fixed(difference["value"], 4, "+") + (f" +- {error:.4f}" if error is not None else "")
 
 
-def write(files: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Write `knowledge_entropy_series.json` of these results atomically; returns its content."""
-    series = gather(files)
+def write(read: Sequence[tuple[dict[str, Any], Path]], folder: Path) -> dict[str, Any]:
+    """Write `knowledge_entropy_series.json` of results and their files atomically; returns its content."""
+    series = gather(read)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SERIES, json.dumps(series) + "\n")
     return series
@@ -198,22 +200,25 @@ class Series:
 
     def __init__(self, locations: Sequence[Location], output: Path | None):
         parents = {Path(location).absolute().parent for location in locations}
-        self.files: list[Path] = []
+        self.read: list[tuple[dict[str, Any], Path]] = []
+        self._due = 0.0  # when the series is to be written again: all of it each time, at a twentieth of the time
         self.folder = output or (parents.pop() if len(parents) == 1 else None)
         if self.folder is not None:
             check_writable(self.folder)
 
     def add(self, result_folder: Path, new: bool) -> None:
-        """Add a result; a `new` one is written to the series at once, in case the command is killed."""
-        self.files.append(result_folder / RESULT)
-        if new and self.folder is not None:
-            write(self.files, self.folder)
+        """Add a result; a `new` one is written to the series soon, in case the command is killed."""
+        self.read.append((read_result(result_folder / RESULT), result_folder / RESULT))
+        started = time.monotonic()
+        if new and self.folder is not None and started >= self._due:
+            write(self.read, self.folder)
+            self._due = time.monotonic() + 20 * (time.monotonic() - started)
 
     def draw(self) -> None:
         """Print the table and draw the figures of the results so far."""
-        if not self.files:
+        if not self.read:
             return
-        series = gather(self.files) if self.folder is None else write(self.files, self.folder)
+        series = gather(self.read) if self.folder is None else write(self.read, self.folder)
         print(table(series), flush=True)
         if self.folder is None:
             print("the checkpoints are in several folders: name one with --output to save this table and its figures")

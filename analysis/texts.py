@@ -48,9 +48,10 @@ def packed(path: Path, tokenizer: Tokenizer, eos: int, count: int, length: int) 
             written = fill(tokens, [start])
             break
     if written < len(tokens):
+        fitting = f"--data_size {written // length}, " if written >= length else ""
         raise ValueError(
             f"{path}: {written} tokens, {written // length} instances of {length}; --data_size asks for {count}: use "
-            f"--data_size {max(written // length, 1)}, a smaller --sequence_length or more text"
+            f"{fitting}a smaller --sequence_length or more text"
         )
     return list(tokens.reshape(count, length))
 
@@ -69,7 +70,7 @@ def one_each(path: Path, tokenizer: Tokenizer, count: int, length: int) -> list[
     found = len(rows)
     raise ValueError(
         f"{path}: {found} {'text' if found == 1 else 'texts'}, --data_size asks for {count}; texts are separated by "
-        f"blank lines, or JSON objects; use --data_size {max(found, 1)} or more text"
+        f"blank lines, or JSON objects; use {f'--data_size {found} or ' if found else ''}more text"
     )
 
 

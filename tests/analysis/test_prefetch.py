@@ -17,7 +17,7 @@ from olmo import checkpoint
 from olmo.distributed import Ranks
 from tests.analysis.measuring import made_model, write
 from tests.analysis.series_folders import SERIES, read, run, run_of_three, tokens_file
-from tests.reference import to_transformers
+from tests.reference import tiny_tokenizer, to_transformers
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,37 @@ def test_a_wrong_command_line_ends_a_series_at_once(tmp_path: Path, capsys: pyte
     capsys.readouterr()  # transformers prints while it saves
     assert run("--checkpoint", tmp_path / "run/*", "--data", tmp_path / "data.txt", "--data_size", 1) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/run/step1: names no tokenizer; give --tokenizer\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--data", "nowhere.txt"], "nowhere.txt: no such data (--data)"),
+        (["--data", "nowhere.npy"], "nowhere.npy: no such token file"),
+        (["--data", "{tokens}", "--data_size", "1000"], "asks for 1000"),
+        (["--data", "empty.txt", "--tokenizer", "tokenizer.json", "--data_size", "1"], "0 tokens, 0 instances of 16"),
+        (["--data", "empty.npy"], "empty.npy: "),
+        (["--data", "empty.jsonl", "--tokenizer", "tokenizer.json", "--pack", "none"], "empty.jsonl: 0 texts"),
+    ],
+)
+def test_data_that_cannot_be_used_ends_a_series_at_once(
+    argv: list[str],
+    said: str,
+    tmp_path: Path,
+    tokens: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty.txt", "empty.npy", "empty.jsonl"):
+        Path(name).touch()
+    tiny_tokenizer("tokenizer.json")
+    for seed in (1, 2):
+        write(tmp_path / f"run/step{seed}", made_model(seed))
+    assert run("--checkpoint", "run/*", *(text.format(tokens=tokens) for text in argv)) == 1
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.count("\n") == 1 and not shown.out
+    assert "--data_size 0" not in shown.err and "use --data_size 1 " not in shown.err
 
 
 @pytest.mark.parametrize("steps", [["all"], ["100", "9", "10"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -173,6 +174,28 @@ def test_results_of_different_kinds_are_neither_paired_nor_joined_in_one_line(
         series.paired_difference(*(read(run_folder / f"step{s}-unsharded/knowledge_entropy.json") for s in (9, 100)))
 
 
+def test_each_result_of_a_long_series_is_read_once(
+    tmp_path: Path, run_folder: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the whole series is written again with a few of them only; both were done with each of them."""
+    assert run("--data", tokens, "--data_size", 3, "--checkpoint", run_folder / "step9-unsharded") == 0
+    content = read(run_folder / "step9-unsharded/knowledge_entropy.json")
+    read_files: list[Path] = []
+    writes: list[int] = []
+    real_read, real_write = series.read_result, series.write
+    monkeypatch.setattr(series, "read_result", lambda path: read_files.append(path) or real_read(path))
+    monkeypatch.setattr(series, "write", lambda results, out: writes.append(len(results)) or real_write(results, out))
+    results = series.Series([tmp_path / "out" / str(step) for step in range(60)], tmp_path / "out")
+    for step in range(60):
+        (tmp_path / "out" / str(step)).mkdir(parents=True)
+        content["checkpoint"] |= {"step": step, "path": f"run/{step}"}
+        (tmp_path / "out" / str(step) / "knowledge_entropy.json").write_text(json.dumps(content))
+        results.add(tmp_path / "out" / str(step), new=True)
+    assert len(read_files) == 60 and writes[0] == 1 and len(writes) <= 20
+    results.draw()
+    assert len(read(tmp_path / "out" / SERIES)["rows"]) == 60 and len(read_files) == 60
+
+
 def test_checkpoints_of_several_folders_without_steps(
     tmp_path: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +205,7 @@ def test_checkpoints_of_several_folders_without_steps(
     assert "name one with --output to save this table" in capsys.readouterr().out
     assert not [*tmp_path.rglob(SERIES)]
     files = [folder / "knowledge_entropy.json" for folder in folders]
-    rows = series.gather(files)["rows"]
+    rows = series.gather([(series.read_result(file), file) for file in files])["rows"]
     assert [row["name"] for row in rows] == [str(folder) for folder in folders]
     assert rows[1]["from_first"]["standard_error"] is None  # one instance gives no error
 
