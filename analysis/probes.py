@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from analysis.estimates import Values
 from olmo.knowledge.entries import KINDS, SETTINGS
 
 Integers = NDArray[np.int64]
+MOST_ENTRIES = 10**6  # of a setting; an array has room for each
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class ProbeSeries:
     settings: NDArray[np.str_]  # (Q,)
     entries: Integers  # (Q,)
     kinds: NDArray[np.str_]  # (Q,)
-    values: Values  # (T, Q), NaN where a table lacks the probe
+    values: Values  # (T, Q), NaN where a table lacks the probe or has no finite number for it
+    not_finite: dict[int, int] = field(default_factory=dict)  # step -> probes without a finite number, if there are any
 
     def same(self, other: ProbeSeries) -> bool:
         """Whether both have the same probes."""
@@ -98,14 +102,52 @@ class ProbeSeries:
         return Knowledge.of(*(column[there] for column in columns))
 
 
-def _table_of_probes(path: Path) -> tuple[pyarrow.Table, Values]:
-    """(setting, entry, kind and index of each row, mean_log_prob of each row)."""
-    names = ["setting", "entry", "kind", "index"]
+def table_paths(folder: Path) -> dict[int, Path]:
+    """Step -> table, of a run's folder of tables. A table is renamed to this once it is complete; files of any other
+    name are no tables."""
+    found = ((re.fullmatch(r"step(\d+)", path.stem), path) for path in folder.glob("step*.parquet"))
+    return {int(named[1]): path for named, path in found if named}
+
+
+def read_table(path: Path, columns: Mapping[str, Callable[[pyarrow.DataType], bool]]) -> pyarrow.Table:
+    """These columns of a Parquet file, of types that the functions accept; raises ValueError for another file."""
     try:
-        table = pyarrow.parquet.read_table(path, columns=[*names, "mean_log_prob"])
+        table = pyarrow.parquet.read_table(path, columns=list(columns))
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a table of probes: {error}") from error
-    return table.select(names), table["mean_log_prob"].to_numpy().astype(np.float64)
+        raise ValueError(f"{path}: not a table of {path.parent.name}: {str(error).splitlines()[0]}") from error
+    for name, is_expected in columns.items():
+        if name not in table.column_names or not is_expected(table.schema.field(name).type):
+            found = table.schema.field(name).type if name in table.column_names else "missing"
+            raise ValueError(f"{path}: not a table of {path.parent.name}: its column {name} is {found}")
+    return table
+
+
+def finite_or_nan(column: pyarrow.ChunkedArray) -> Values:
+    """A column as float64, NaN for what is no finite number."""
+    values = column.to_numpy().astype(np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def is_text(of_column: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_string(of_column) or pyarrow.types.is_large_string(of_column)
+
+
+_COLUMNS = {
+    "setting": is_text,
+    "entry": pyarrow.types.is_integer,
+    "kind": is_text,
+    "index": pyarrow.types.is_integer,
+    "mean_log_prob": pyarrow.types.is_floating,
+}
+
+
+def _table_of_probes(path: Path) -> tuple[pyarrow.Table, Values]:
+    """(setting, entry, kind and index of each row, mean_log_prob of each row, NaN where it is not finite)."""
+    table = read_table(path, _COLUMNS)
+    entries = table["entry"].to_numpy()
+    if len(entries) and not 0 <= entries.min() <= entries.max() < MOST_ENTRIES:
+        raise ValueError(f"{path}: entries are numbered from {entries.min()} to {entries.max()}")
+    return table.drop_columns("mean_log_prob"), finite_or_nan(table["mean_log_prob"])
 
 
 def read_knowledge(path: Path) -> Knowledge:
@@ -117,8 +159,7 @@ def read_knowledge(path: Path) -> Knowledge:
 
 def read_probes(folder: Path) -> ProbeSeries:
     """All tables of probes in a run's folder, without paragraphs, which are no probes."""
-    # A table is renamed to this once it is complete.
-    paths = {int(path.stem.removeprefix("step")): path for path in folder.glob("probes/step*.parquet")}
+    paths = table_paths(folder / "probes")
     place_of: dict[tuple[str, int, str, int], int] = {}  # probe -> its number, in order of appearance
     found: list[tuple[int, Integers, Values]] = []  # step, numbers of its probes, their values
     keys, chosen, numbers = None, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)
@@ -138,6 +179,7 @@ def read_probes(folder: Path) -> ProbeSeries:
         range(len(probes)),
         key=lambda i: (SETTINGS.index(probes[i][0]), probes[i][1], kinds.index(probes[i][2]), probes[i][3]),
     )
+    not_finite = {step: int(np.isnan(scores).sum()) for step, _, scores in found if np.isnan(scores).any()}
     values = np.full((len(found), len(probes)), np.nan)
     for row, (_, columns, scores) in enumerate(found):
         values[row, columns] = scores
@@ -147,4 +189,5 @@ def read_probes(folder: Path) -> ProbeSeries:
         np.array([probes[i][1] for i in order], dtype=np.int64),
         np.array([probes[i][2] for i in order]),
         values[:, order],
+        not_finite,
     )

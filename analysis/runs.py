@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
+import pyarrow
 from omegaconf import OmegaConf
 
 from analysis.estimates import Values
 from analysis.locations import step_of
-from analysis.probes import Knowledge, ProbeSeries, read_knowledge, read_probes
+from analysis.probes import (
+    Knowledge,
+    ProbeSeries,
+    finite_or_nan,
+    is_text,
+    read_knowledge,
+    read_probes,
+    read_table,
+    table_paths,
+)
 from olmo.checkpoint import is_hub_id
 from olmo.knowledge.entries import SETTINGS
 
@@ -51,6 +60,7 @@ class Run:
     accuracy_steps: tuple[int, int] | None  # steps before and after
     original_accuracy: dict[str, float]  # of the weights before resuscitation
     chance: dict[str, float]
+    accuracies_not_finite: int  # left out
     curve: list[tuple[int, dict[str, float]]]  # (step, `Knowledge.means`) of every table
     injections: list[int]  # steps
     encounters: dict[Entry, list[int]] | None  # entry -> steps whose batch held it; None: the run did not log it
@@ -109,7 +119,12 @@ def read_encounters(folder: Path) -> dict[Entry, list[int]] | None:
         return None
     found: dict[Entry, set[int]] = {}
     for line in _complete_lines(path):
-        for text in line.get("texts", ()):
+        texts = line.get("texts", [])
+        if not isinstance(texts, list) or not all(
+            isinstance(t, dict) and isinstance(t.get("entry"), str) for t in texts
+        ):
+            raise ValueError(f"{path}: the texts of step {line['step']} are not a list of entries")
+        for text in texts:
             named = re.fullmatch(r"(\w+)/(\d+)", text["entry"])
             if named and named[1] in SETTINGS:
                 found.setdefault((named[1], int(named[2])), set()).add(line["step"])
@@ -118,11 +133,8 @@ def read_encounters(folder: Path) -> dict[Entry, list[int]] | None:
 
 def _table_of_losses(path: Path) -> dict[str, Values]:
     """Label -> loss of each instance of one table."""
-    try:
-        table = pyarrow.parquet.read_table(path, columns=["label", "loss"])
-        labels, losses = np.array(table["label"].to_pylist()), table["loss"].to_numpy().astype(np.float64)
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise ValueError(f"{path}: not a table of losses: {error}") from error
+    table = read_table(path, {"label": is_text, "loss": pyarrow.types.is_floating})
+    labels, losses = np.array(table["label"].to_pylist()), finite_or_nan(table["loss"])
     return {label: losses[labels == label] for label in dict.fromkeys(labels.tolist())}
 
 
@@ -149,7 +161,7 @@ def _losses(folder: Path, last: int) -> dict[str, list[tuple[int, Values]]]:
     """Label -> (step, loss of each instance) of its oldest and its newest table up to a step; labels that have no two
     tables of the same instances are left out."""
     found: dict[str, list[tuple[int, Values]]] = {}
-    paths = {int(path.stem.removeprefix("step")): path for path in folder.glob("losses/step*.parquet")}
+    paths = table_paths(folder / "losses")
     for step in sorted(step for step in paths if step <= last):
         for label, of_label in _table_of_losses(paths[step]).items():
             oldest = found.setdefault(label, [(step, of_label)])
@@ -167,6 +179,7 @@ class _Metrics:
     accuracy: dict[int, dict[str, float]] = field(default_factory=dict)  # step -> task -> accuracy
     original: dict[str, float] = field(default_factory=dict)  # task -> accuracy of the weights before resuscitation
     chance: dict[str, float] = field(default_factory=dict)  # task -> accuracy of guessing
+    accuracies_not_finite: int = 0
 
     def add(self, line: dict[str, Any]) -> None:
         """One line. Of a step with several lines the last values count. Values that are no numbers are left out."""
@@ -177,7 +190,9 @@ class _Metrics:
             self.injections.add(step)
         for name, value in line.items():
             found = _ACCURACY.fullmatch(name) if "/downstream/" in name else None
-            if found and isinstance(value, (int, float)) and math.isfinite(value):
+            if found and not (isinstance(value, (int, float)) and math.isfinite(value)):
+                self.accuracies_not_finite += 1
+            elif found:
                 of_step = self.original if found[1] else self.accuracy.setdefault(step, {})
                 (self.chance if found[3] == "chance" else of_step)[found[2]] = value
 
@@ -252,7 +267,9 @@ def read_run(folder: Path) -> Run:
     first, *later = evaluated
     last = next((place for place in reversed(later) if np.array_equal(asked[place], asked[first])), None)
     if last is None:
-        raise ValueError(f"{folder}: no evaluation after step {probes.steps[first]} has the same probes")
+        lost = probes.not_finite.get(int(probes.steps[first]), 0)
+        why = f"; {lost} of its log-probabilities are not finite numbers" if lost else ""
+        raise ValueError(f"{folder}: no evaluation after step {probes.steps[first]} has the same probes{why}")
     first_step, step = int(probes.steps[first]), int(probes.steps[last])
     accuracy = {s: of_step for s, of_step in metrics.accuracy.items() if s <= step}
     accuracy_before = accuracy[min(accuracy)] if accuracy else {}
@@ -274,6 +291,7 @@ def read_run(folder: Path) -> Run:
         (min(accuracy), max(comparable)) if comparable else None,
         metrics.original,
         metrics.chance,
+        metrics.accuracies_not_finite,
         # The last tables of a run that diverged may hold NaN only.
         [(int(s), probes.knowledge(place).means()) for place, s in enumerate(probes.steps) if asked[place].any()],
         sorted(metrics.injections),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis import shapes
 from analysis.directions import directions
 from analysis.outcomes import acquired, acquired_in_parts, forgotten, loss_rises, strata
 from analysis.results import RESULT
@@ -16,6 +17,33 @@ from analysis.runs import TASKS, Run, distinct, from_original, read_run
 from olmo.files.paths import read_json
 from olmo.knowledge.entries import SETTINGS
 
+# What the report needs of demo.json, and of each knowledge_entropy.json.
+MANIFEST: dict[str, Any] = {
+    "setting": str,
+    "published": bool,
+    "seeds": int,
+    "pretraining": [str],
+    "conditions": {"*": {"name": str, "start": int, "runs": [str]}},
+    "stages": [{"name": str, "command": [str], "seconds": float, "peak_memory_mib": float}],
+    "environment": {
+        "platform": str,
+        "processor_count": (int, None),
+        "python": str,
+        "versions": {"*": (str, None)},
+        "git": (str, dict, None),
+    },
+}
+ENTROPY: dict[str, Any] = {
+    "knowledge_entropy": float,
+    "standard_error": (float, None),
+    "layers": [float],
+    "layer_standard_errors": [(float, None)],
+    "maximum": float,
+    "number_of_instances": int,
+    "leave_one_group_out": [[float]],
+    "checkpoint": {"step": int},
+    "data": {"sha256": str},
+}
 CONDITIONS = ("early", "middle", "last", "last_q1", "last_q2", "last_control")
 
 
@@ -28,9 +56,18 @@ def gather(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; run make demo first")
     manifest = read_json(path)
+    shapes.check(path, manifest, {"?conditions": {"*": dict}})
     if not set(CONDITIONS) <= manifest.get("conditions", {}).keys() or "environment" not in manifest:
         raise ValueError(f"{path}: the demo has not finished; run it again, it continues where it stopped")
+    shapes.check(path, manifest, MANIFEST)
+    if not manifest["stages"] or not all(len(c["runs"]) for c in manifest["conditions"].values()):
+        raise ValueError(f"{path}: lists no stages, or a condition without runs; run the demo again")
     entropies = [read_entropies(folder / pretraining) for pretraining in manifest["pretraining"]]
+    for pretraining, results in zip(manifest["pretraining"], entropies):
+        if missing := {c["start"] for c in manifest["conditions"].values()} - {
+            r["checkpoint"]["step"] for r in results
+        }:
+            raise ValueError(f"{folder / pretraining}: no {RESULT} of step {min(missing)}")
     by_step = [{result["checkpoint"]["step"]: result for result in results} for results in entropies]
     conditions = manifest["conditions"]
     runs = {key: [read_run(folder / run) for run in condition["runs"]] for key, condition in conditions.items()}
@@ -62,7 +99,10 @@ def gather(folder: Path) -> dict[str, Any]:
 
 def read_entropies(pretraining: Path) -> list[dict[str, Any]]:
     """knowledge_entropy.json of every checkpoint of a run, by step."""
-    found = [read_json(path) for path in pretraining.glob(f"step*/{RESULT}")]
+    found = []
+    for path in pretraining.glob(f"step*/{RESULT}"):
+        found.append(read_json(path))
+        shapes.check(path, found[-1], ENTROPY)
     return sorted(found, key=lambda result: result["checkpoint"]["step"])
 
 

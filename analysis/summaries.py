@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import decay, dynamics, estimates
+from analysis import decay, dynamics, estimates, shapes
 from analysis.conditions import Condition, conditions, pairs
 from analysis.dynamics import Dynamics
 from analysis.outcomes import (
@@ -27,6 +27,78 @@ from analysis.outcomes import (
 from analysis.runs import Run, distinct, from_original, read_run
 from analysis.summary_table import estimates_of
 from olmo.files.paths import read_json
+
+_OUTCOMES: dict[str, Any] = {
+    "run": str,
+    "start": (int, None),
+    "step": int,
+    "K_before": shapes.ESTIMATE,
+    "K_after": shapes.ESTIMATE,
+    "A": shapes.ESTIMATE,
+    "A_against_original": (shapes.ESTIMATE, None),
+    "loss_rise": {"*": shapes.ESTIMATE},
+    "?loss_rise_against_original": ({"*": shapes.ESTIMATE}, None),
+    "downstream": ({"F": shapes.ESTIMATE, "P_before": shapes.ESTIMATE, "P_after": shapes.ESTIMATE}, None),
+    "?downstream_against_original": ({"F": shapes.ESTIMATE}, None),
+}
+_CURVE = {"at": [int], "mean": [float], "low": [(float, None)], "high": [(float, None)], "values": [int]}
+_GROUP: dict[str, Any] = {
+    "probes": int,
+    "nothing_acquired": int,
+    "not_known": int,
+    "effectivity": (shapes.ESTIMATE, None),
+    "retainability": _CURVE,
+    "decay": ({"a": shapes.ESTIMATE, "line": [[float]]}, None),
+}
+_DYNAMICS: dict[str, Any] = {
+    "window": int,
+    "fit_range": [(float, None)],
+    "coverage": {"*": int} | dict.fromkeys(("pairs", "measured", "no_table_after", "cut_short", "tables"), int),
+    "groups": {"all": _GROUP, "*": _GROUP},
+}
+# What tables and figures need of acquisition.json.
+RESULT_SHAPE: dict[str, Any] = {
+    "runs": [
+        {
+            **_OUTCOMES,
+            "begins": (int, None),
+            "first_step": int,
+            "loss_steps": {"*": [int]},
+            "downstream_steps": ([int], None),
+            "curve": [{"step": int, "*": float}],
+            "injections": [int],
+            "injections_logged": bool,
+            "dynamics": (_DYNAMICS, None),
+            "?not_finite": {"probes": {"*": int}, "losses": {"*": int}, "accuracies": int},
+        }
+    ],
+    "?conditions": [
+        {
+            **_OUTCOMES,
+            "runs": [str],
+            "spread": {"*": float},
+            "dynamics": (
+                {"groups": {"all": {"effectivity": (shapes.ESTIMATE, None), "decay": ({"a": shapes.ESTIMATE}, None)}}},
+                None,
+            ),
+        }
+    ],
+    "?identical": {"*": str},
+    "comparisons": [
+        {
+            "from": str,
+            "to": str,
+            "?runs": [[str]],
+            **dict.fromkeys(("A", "K_after", "F"), (shapes.ESTIMATE, None)),
+            "loss_rise": {"*": shapes.ESTIMATE},
+            "?common_start": (
+                {"A": shapes.ESTIMATE, "F": (shapes.ESTIMATE, None), "loss_rise": {"*": shapes.ESTIMATE}},
+                None,
+            ),
+            "dynamics": ({"all": {"effectivity": (shapes.ESTIMATE, None), "a": (shapes.ESTIMATE, None)}}, None),
+        }
+    ],
+}
 
 Measured = dict[str, Dynamics | None]  # by the name of the run
 
@@ -69,8 +141,9 @@ def summarise(
 def read(path: Path) -> dict[str, Any]:
     """What `summarise` returned, from its file; raises ValueError for another file."""
     result = read_json(path)
-    if not isinstance(result, dict) or not {"runs", "comparisons"} <= result.keys():
+    if not isinstance(result, dict) or not {"runs", "comparisons"} <= result.keys() or not result["runs"]:
         raise ValueError(f"{path}: not written by analysis.acquisition")
+    shapes.check(path, result, RESULT_SHAPE)
     return result
 
 
@@ -112,6 +185,11 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
         "injections": run.injections,
         "injections_logged": run.encounters is not None,
         "dynamics": None if measured is None else decay.summarise(measured),
+        "not_finite": {
+            "probes": {str(step): count for step, count in run.probes.not_finite.items()},
+            "losses": {label: sum(int(np.isnan(v).sum()) for _, v in pair) for label, pair in run.losses.items()},
+            "accuracies": run.accuracies_not_finite,
+        },
     }
 
 

@@ -190,6 +190,17 @@ def _notes(run: dict[str, Any]) -> Iterator[str]:
         if (before, after) != (run["first_step"], run["step"]):
             yield f"{name} was evaluated at steps {before} and {after}"
 
+    not_finite = run.get("not_finite", {"probes": {}, "losses": {}, "accuracies": 0})
+    if not_finite["probes"]:
+        at = {int(step): count for step, count in not_finite["probes"].items()}
+        compared = f"; step {run['step']} is compared, the newest without any" if max(at) > run["step"] else ""
+        yield f"{sum(at.values())} log-probabilities, the first at step {min(at)}, are not finite numbers{compared}"
+    for label, count in not_finite["losses"].items():
+        if count:
+            yield f"{count} losses of {label} are not finite numbers"
+    if not_finite["accuracies"]:
+        yield f"{not_finite['accuracies']} accuracies are not finite numbers"
+
 
 def _notes_on_dynamics(run: dict[str, Any]) -> Iterator[str]:
     if run["dynamics"] is None:
