@@ -29,6 +29,7 @@ from olmo.distributed import Ranks
 from olmo.train import Trainer
 from scripts.prepare.fictional_knowledge import make_entries
 from tests.reference import tiny_config, tiny_tokenizer
+from tests.warm import environment, warm_python
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -100,22 +101,20 @@ def train(config: Path, folder: Path, *overrides: str) -> Trainer:
     return trainer
 
 
-def _environment() -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def command(arguments: list[str], cwd: Path, processes: int = 1, new: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS`, or torchrun with as many processes, from `cwd`; the code is found wherever that is.
 
-
-def command(arguments: list[str], cwd: Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS`, or torchrun with as many processes, from `cwd`; the code is found wherever that is."""
-    launcher = [sys.executable]
+    `new`: with the real python, for what depends on the imports of a new process.
+    """
+    python = sys.executable if new else warm_python()
+    launcher = [python]
     if processes > 1:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    return subprocess.run(
-        [*launcher, *arguments], cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=120
-    )
+    variables = {**environment(), "PYTHON_EXEC": python}  # of the processes that torchrun starts
+    return subprocess.run([*launcher, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=120)
 
 
 def slurm_variables(rank: int, processes: int) -> dict[str, str]:
@@ -131,9 +130,9 @@ def srun(arguments: list[str], cwd: Path, processes: int) -> subprocess.Complete
     """Run `python ARGUMENTS` in several processes as srun starts them; their output joined, the highest status."""
     started = [
         subprocess.Popen(
-            [sys.executable, *arguments],
+            [warm_python(), *arguments],
             cwd=cwd,
-            env={**_environment(), **slurm_variables(rank, processes)},
+            env={**environment(), **slurm_variables(rank, processes)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from olmo.config import TokenizerConfig, TrainConfig
 from olmo.exceptions import exit_status
 from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
+from tests import running
 from tests.reference import tiny_config
 from tests.running import ROOT
 
@@ -100,11 +99,8 @@ def check(folder: Path, average: Tensor) -> None:
     torch.testing.assert_close(coefficients_in(folder), average.float(), rtol=1e-5, atol=1e-7)
 
 
-def command(*argv: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, argv)], env=environment, cwd=cwd, capture_output=True, text=True
-    )
+def command(*argv: object, cwd: Path = ROOT, new: bool = False) -> subprocess.CompletedProcess[str]:
+    return running.command(["-m", *map(str, argv)], cwd, new=new)
 
 
 def failing(capsys: pytest.CaptureFixture[str], *argv: object) -> str:

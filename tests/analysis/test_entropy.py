@@ -354,6 +354,6 @@ def test_the_examples_of_the_help_are_complete(capsys: pytest.CaptureFixture[str
 
 
 def test_the_command_itself_ends_with_status_and_one_line(tmp_path: Path, shared: Path) -> None:
-    done = command("analysis.entropy", "--checkpoint", shared, "--data", tmp_path / "nowhere.npy")
+    done = command("analysis.entropy", "--checkpoint", shared, "--data", tmp_path / "nowhere.npy", new=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines() == [f"error: {tmp_path / 'nowhere.npy'}: no such token file"]

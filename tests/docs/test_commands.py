@@ -29,6 +29,7 @@ from tests.chatting import chatting
 from tests.docs.pages import MARKERS, ROOT, Command, blocks, commands, outside_blocks, pages
 from tests.docs.world import build
 from tests.running import command as python
+from tests.warm import warm_python
 
 PAGES = {page.name: page for page in pages()}
 # Pattern, what takes its place, and whether a command that needed the network needs none with it.
@@ -72,7 +73,7 @@ class Runner:
     def __init__(self, world: Path, endpoint: str):
         self.world, self.endpoint, self.done = world, endpoint, set[str]()
         self.distributed = False  # whether torchrun has run: all its other commands run in this process alone
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{Path(warm_python()).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
         # resuscitation.sh measures few instances, and trains in one process.
         sizes = {"ENTROPY_FLAGS": "--data_size 8 --batch_size 4", "PROCESSES": "1"}
@@ -94,7 +95,7 @@ class Runner:
             assert all((ROOT / path).exists() for path in words[3:])
         elif words[0] == "torchrun" and not self.distributed:  # on CPUs, by gloo, and at a free port
             self.distributed = True
-            done = python(words[words.index("-m") :], self.world, processes=2)
+            done = python(words[words.index("-m") :], self.world, processes=2, new=True)
             assert done.returncode == 0, done.stderr[-3000:]
         elif words[0] in ("torchrun", "python"):
             start = words.index("-m") + 1

@@ -19,6 +19,7 @@ from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
 from tests.reference import tiny_config
 from tests.running import ROOT, SHORT, write_world
+from tests.warm import warm_python
 
 SETTING = "step738020_ratio0.5_factor2_select_random"
 
@@ -45,7 +46,8 @@ def script(place: Path, *arguments: str, **variables: str) -> subprocess.Complet
     inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
     environment = {
         **inherited,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{Path(warm_python()).parent}:{os.environ['PATH']}",
+        "PYTHON_EXEC": warm_python(),  # of torchrun
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "ENTROPY_FLAGS": "--data tokens.npy --data_size 40",
