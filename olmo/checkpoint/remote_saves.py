@@ -106,6 +106,8 @@ class RemoteSaves:
         for step, kind in reversed(self.steps()):
             if step <= step_here:
                 break
+            if kind and not self._restarts(f"step{step}{kind}"):
+                continue  # weights alone
             try:
                 return self.fetch(f"step{step}{kind}")
             except ValueError as error:
@@ -116,6 +118,13 @@ class RemoteSaves:
         if newest is None and damaged is not None:
             raise damaged
         return newest
+
+    def _restarts(self, name: str) -> bool:
+        """`saves.restarts` of an unsharded copy; also where its manifest cannot be read, which fetching it reports."""
+        try:
+            return saves.has_trainer_state(json.loads(self.place.read(f"{name}/{manifest.NAME}"))["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
 
     def fetch(self, name: str) -> Path:
         """Fetch a checkpoint into the save folder atomically, with the reports up to it; returns its folder.

@@ -90,8 +90,14 @@ class CheckpointSaver:
         intervals = (config.save_interval, config.save_interval_unsharded, config.save_interval_ephemeral)
         return any(i is not None for i in intervals) or bool(config.save_steps_unsharded or config.force_save_unsharded)
 
+    @property
+    def saves_only_weights(self) -> bool:
+        """Whether all checkpoints of the configuration are weights alone, so that a run that is killed starts anew."""
+        intervals = (self.config.save_interval, self.config.save_interval_ephemeral)
+        return self.saves_anything and not self.config.save_unsharded_optimizer and intervals == (None, None)
+
     def due(self, step: int, *, final: bool, cancelled: bool = False) -> list[str]:
-        """The kinds of checkpoint to save after a step; a cancelled run saves one in any case."""
+        """The kinds of checkpoint to save after a step; a cancelled run saves one that can resume it in any case."""
 
         def ends(interval: int | None, final: bool) -> bool:
             return interval is not None and (final or step % interval == 0)
@@ -102,7 +108,8 @@ class CheckpointSaver:
             kinds.append(UNSHARDED)
         if ends(config.save_interval, final):  # last: a thread writes it while training continues
             kinds.append(SHARDED)
-        if not kinds and (cancelled or ends(config.save_interval_ephemeral, final=False)):
+        restarts = SHARDED in kinds or (UNSHARDED in kinds and config.save_unsharded_optimizer)
+        if not restarts and (cancelled or ends(config.save_interval_ephemeral, final=False)):
             kinds.append(EPHEMERAL)
         return kinds
 
@@ -119,7 +126,8 @@ class CheckpointSaver:
             path = self._path(state["global_step"], kind)
             self._kept[kind].append(state["global_step"])
             if kind == UNSHARDED:
-                writing.save(path, self.model, self._written, self.optimizer, state, temperatures, first=ranks.is_first)
+                optimizer = self.optimizer if self.config.save_unsharded_optimizer else None
+                writing.save(path, self.model, self._written, optimizer, state, temperatures, first=ranks.is_first)
                 self._completed(path, self._take_expired())
                 ranks.barrier()
                 continue
@@ -193,7 +201,8 @@ class CheckpointSaver:
     def _take_expired(self) -> list[Path]:
         """Checkpoints beyond the numbers to keep, and ephemeral ones older than the newest; stops counting them."""
         config, kept = self.config, self._kept
-        newest = max((step for steps in kept.values() for step in steps), default=0)
+        restart = [k for k in kept if k != UNSHARDED or config.save_unsharded_optimizer]
+        newest = max((step for kind in restart for step in kept[kind]), default=0)
         expired = {EPHEMERAL: [step for step in kept[EPHEMERAL] if step < newest]}
         keep = (config.save_num_checkpoints_to_keep, config.save_num_unsharded_checkpoints_to_keep)
         for kind, number in zip((SHARDED, UNSHARDED), keep):

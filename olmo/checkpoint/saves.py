@@ -32,6 +32,21 @@ def is_sharded(folder: Path) -> bool:
     return (folder / SHARDS / ".metadata").is_file()
 
 
+def has_trainer_state(names: Iterable[str]) -> bool:
+    """Whether a checkpoint of these files has train.pt, or parts of it."""
+    return any(name.startswith("train") for name in names)
+
+
+def restarts(folder: Path) -> bool:
+    """Whether a checkpoint, complete or damaged, was written with what a restart needs beside the weights."""
+    if (folder / "train.pt").is_file() or not (folder / manifest.NAME).is_file():
+        return (folder / "train.pt").is_file()
+    try:
+        return not folder.name.endswith("-unsharded") or has_trainer_state(manifest.sizes(folder))
+    except ValueError:  # damaged
+        return True
+
+
 def latest(save_folder: Path) -> Path | None:
     """The newest complete checkpoint that can restart a run; warns about damaged ones.
 
@@ -40,8 +55,8 @@ def latest(save_folder: Path) -> Path | None:
     damaged = []
     for step, kind in reversed(saved_steps(save_folder)):
         folder = save_folder / f"step{step}{kind}"
-        if not (folder / "train.pt").is_file() and not (folder / manifest.NAME).is_file():
-            continue  # weights alone
+        if not restarts(folder):
+            continue
         problem = manifest.problem(folder)
         if problem is None:
             return folder
@@ -66,9 +81,10 @@ def check_complete(folder: Path, unused: Collection[str] = ()) -> None:
 
 def link_latest(folder: Path) -> None:
     """Set the link `latest` beside a checkpoint to it, or to the sharded one of its step, and `latest-unsharded`, as
-    OLMo does, to an unsharded one."""
+    OLMo does, to an unsharded one. Weights alone are never `latest`."""
     restart = folder.with_name(folder.name.removesuffix("-unsharded"))
-    links = {"latest": restart if restart.is_dir() else folder}
+    newest = restart if restart.is_dir() else folder
+    links = {} if newest.name.endswith("-unsharded") and not restarts(newest) else {"latest": newest}
     if folder != restart:
         links["latest-unsharded"] = folder
     for name, target in links.items():

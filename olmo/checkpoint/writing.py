@@ -27,16 +27,16 @@ def save(
     folder: Path,
     model: OLMo,
     config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     trainer: dict[str, Any],
     temperatures: Temperatures | None = None,
     first: bool = True,
 ) -> None:
     """Write an unsharded checkpoint atomically, replacing an older one of that name.
 
-    The current `temperatures` are part of it, so that the loaded model computes the same.
-    It is on the disk before it gets its name. Tensors that FSDP has sharded are gathered (a collective); only the
-    `first` process writes. Raises OSError.
+    Without an optimizer it holds the weights alone, and neither optim.pt nor train.pt. The current `temperatures` are
+    part of it, so that the loaded model computes the same. It is on the disk before it gets its name. Tensors that FSDP
+    has sharded are gathered (a collective); only the `first` process writes. Raises OSError.
     """
 
     def gathered(value: Any) -> Any:
@@ -47,17 +47,18 @@ def save(
         return value.cpu().contiguous() if first else None
 
     weights = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
-    saved = optimizer_state(optimizer)
+    saved = {"state": {}} if optimizer is None else optimizer_state(optimizer)
     saved["state"] = {name: {e: gathered(v) for e, v in entries.items()} for name, entries in saved["state"].items()}
     if not first:
         return
     with _failing(folder):
-        _begin(folder, config, trainer, temperatures)
+        _begin(folder, config, None if optimizer is None else trainer, temperatures)
         write_olmo_safetensors(_partial(folder) / "model.safetensors", weights)
-        for group in saved["param_groups"]:  # what OLMo's optimizer clips by
-            limits = {"max_grad_norm": config.max_grad_norm, "max_grad_norm_ratio": config.max_grad_norm_ratio}
-            group.update(sharded=False, **limits)
-        _torch_save(saved, _partial(folder) / "optim.pt")
+        if optimizer is not None:
+            for group in saved["param_groups"]:  # what OLMo's optimizer clips by
+                limits = {"max_grad_norm": config.max_grad_norm, "max_grad_norm_ratio": config.max_grad_norm_ratio}
+                group.update(sharded=False, **limits)
+            _torch_save(saved, _partial(folder) / "optim.pt")
         _complete(folder)
 
 
@@ -102,7 +103,9 @@ def _failing(folder: Path, kind: type[OSError] = OSError) -> Iterator[None]:
         ) from error
 
 
-def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatures: Temperatures | None) -> None:
+def _begin(
+    folder: Path, config: TrainConfig, trainer: dict[str, Any] | None, temperatures: Temperatures | None
+) -> None:
     """Create the temporary folder with everything but weights and optimizer state."""
     written = _partial(folder)
     shutil.rmtree(written, ignore_errors=True)
@@ -124,7 +127,8 @@ def _begin(folder: Path, config: TrainConfig, trainer: dict[str, Any], temperatu
     elif config.model.temperature_attention or config.model.temperature_MLP:  # they have decayed to 1
         config = replace(config, model=replace(config.model, temperature_attention=None, temperature_MLP=None))
     config.save(written / "config.yaml")
-    _torch_save(trainer, written / "train.pt")
+    if trainer is not None:
+        _torch_save(trainer, written / "train.pt")
 
 
 def _torch_save(state: Any, path: Path) -> None:

@@ -293,6 +293,11 @@ class TrainConfig:
     )
     save_overwrite: bool = setting(False, "delete the run that save_folder already contains")
     force_save_unsharded: bool = setting(False, "also save step{N}-unsharded after the last step")
+    save_unsharded_optimizer: bool = setting(
+        True,
+        "false: step{N}-unsharded holds the weights alone, a third of the size, and cannot resume the run",
+        unknown_to_olmo=True,
+    )
     no_pre_train_checkpoint: bool = setting(False, "no checkpoint before the first step")
     load_path: str | None = setting(None, "checkpoint to start from", defines_run=True)
     load_path_sharded_checkpointer: ShardedCheckpointerType | None = setting(None, no_effect=_LAYOUT)

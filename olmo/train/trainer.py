@@ -208,6 +208,11 @@ class Trainer:
             log.warning("fsdp.precision has no effect on one process: the residual stream is float32")
         if not self.saver.saves_anything:
             log.info("no checkpoint will be saved: set save_interval or another key of saving")
+        if self.saver.saves_only_weights:
+            log.warning(
+                "save_unsharded_optimizer: false, and no save_interval: if this run is killed, it begins anew, since "
+                "its checkpoints are weights alone"
+            )
 
     def _evaluate_and_save_start(self) -> None:
         """Evaluate the starting point; if it was resuscitated, before that the original weights."""
