@@ -106,6 +106,7 @@ _NEEDS: dict[str, tuple[str, Callable[[TrainConfig], Any]]] = {
     "inject_start_step": ("injection or inject_indices_map", lambda c: c.injection or c.inject_indices_map),
     "inject_position": ("injection or inject_indices_map", lambda c: c.injection or c.inject_indices_map),
     "fsdp": ("distributed_strategy: fsdp", lambda c: c.distributed_strategy == "fsdp"),
+    "fsdp.precision": ("precision: amp_bf16", lambda c: c.precision == "amp_bf16"),
     "ddp": ("distributed_strategy: ddp", lambda c: c.distributed_strategy == "ddp"),
     "fsdp.hybrid_sharding_num_model_replicas": (
         "HYBRID_SHARD",

@@ -6,13 +6,13 @@ import glob
 import os
 import re
 import typing
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from ..exceptions import ConfigurationError, conceal, did_you_mean, remember_secret
 from ..files.paths import parse_step
@@ -93,21 +93,21 @@ def _refuse(where: str | Path, problems: Iterable[str]) -> None:
         raise ConfigurationError(f"{where}: {found}")
 
 
-def _typed(schema: type[Config], raw: Any, where: str, overridden: Container[str] = ()) -> Config:
+def _typed(schema: type[Config], raw: Any, where: str, overridden: Collection[str] = ()) -> Config:
     """The values of `raw` in a dataclass."""
     merged = _merged(schema, raw, where, overridden)
     with _naming(schema, raw, where, overridden):
         return typing.cast(Config, OmegaConf.to_object(merged))
 
 
-def _merged(schema: type, raw: Any, where: str, overridden: Container[str] = ()) -> Any:
+def _merged(schema: type, raw: Any, where: str, overridden: Collection[str] = ()) -> Any:
     """The values of `raw`, of the types of a schema; interpolations remain."""
     with _naming(schema, raw, where, overridden):
         return OmegaConf.merge(OmegaConf.structured(schema), raw)
 
 
 @contextmanager
-def _naming(schema: type, raw: Any, where: str, overridden: Container[str]) -> Iterator[None]:
+def _naming(schema: type, raw: Any, where: str, overridden: Collection[str]) -> Iterator[None]:
     """Turn OmegaConf's errors into ConfigurationErrors with the key and `where` it was given, or the command line."""
     try:
         yield
@@ -115,7 +115,8 @@ def _naming(schema: type, raw: Any, where: str, overridden: Container[str]) -> I
         key, problem = getattr(error, "full_key", None), _in_a_line(error)
         if not key and (found := _wrong_value(schema, raw)):
             key, problem = found
-        place = "command line: " if key in overridden else where
+        given = any(name == key or name.startswith(f"{key}.") for name in overridden)
+        place = "command line: " if given else where
         raise ConfigurationError(f"{place}{key}: {problem}" if key else f"{place.rstrip('.: ')}: {problem}") from error
 
 
@@ -184,7 +185,7 @@ def _translate(raw: DictConfig) -> None:
         optimizer.pop("eps", None)
     if OmegaConf.is_dict(fsdp) and fsdp.get("sharding_strategy") == "HYBRID_SHARD_ZERO2":
         fsdp["sharding_strategy"] = "_HYBRID_SHARD_ZERO2"
-    if isinstance(file := raw.get("probe_dataset"), str):
+    if (file := raw.get("probe_dataset")) is not None and not OmegaConf.is_config(file):
         if raw.get("evaluators") is None:
             raw["evaluators"] = []
         if OmegaConf.is_list(raw["evaluators"]):
@@ -272,7 +273,7 @@ def _environment(name: str, default: Any = _REQUIRED) -> str | None:
     value = os.environ.get(name)
     if value is None:
         if default is _REQUIRED:
-            raise KeyError(f"Environment variable '{name}' not found")
+            raise InterpolationResolutionError(f"Environment variable '{name}' not found")
         return None if default is None else str(default)
     if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
         remember_secret(value, f"${{oc.env:{name}}}")

@@ -36,6 +36,8 @@ def test_override_of_a_missing_section_makes_it(tmp_path: Path) -> None:
         ("seed=3", "expected --key.sub=value, got 'seed=3'"),
         ("--model.dmodel=3", "command line: unknown key 'model.dmodel', did you mean 'model.d_model'?"),
         ("--seed=x", "command line: seed: Value 'x'"),
+        ("--seed.x=3", "command line: seed: Value '{'x': 3}'"),
+        ("--seed=${oc.env:NO_SUCH_VARIABLE}", "command line: seed: Environment variable 'NO_SUCH_VARIABLE' not found"),
         ("--model=3", "command line: model: expected keys and values"),
         ("--data.paths=[a,", "--data.paths=[a,: "),
         ("--evaluators.0.label=a", "command line: evaluators: expected a list"),
@@ -274,4 +276,5 @@ def test_probe_dataset_is_the_evaluators_of_chang_et_al(tmp_path: Path) -> None:
     config.save(tmp_path / "saved.yaml")
     assert load(tmp_path / "saved.yaml") == config
     assert load(write(tmp_path, MINIMAL), ["--probe_dataset=knowledge.json"]).evaluators == config.evaluators[1:]
+    assert load(write(tmp_path, MINIMAL + "probe_dataset: 3")).evaluators[0].data.dataset_path == "3#0-39"
     assert problem(tmp_path, MINIMAL + "probe_dataset: [a]").startswith("probe_dataset: ")
