@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.docs.pages import ROOT, outside_blocks, pages
+from tests.docs.pages import ROOT, commands, outside_blocks, pages
 
 PAGES = {page.name: page for page in pages()}
 FOLDERS = "olmo|analysis|scripts|configs|docs|tests"
@@ -51,3 +51,13 @@ def test_every_page_is_found_from_the_readme() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_outputs_of_documented_commands_are_ignored_by_git(page: str) -> None:
+    """A user who follows the pages has a clean `git status`, and a clean state of the code in environment.json."""
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text("utf-8").split() if line.endswith("/")}
+    for command in commands(PAGES[page]):
+        for place in re.findall(r"--(?:output|save_folder|keep)[= ](\w[^\s]*)", command.text):
+            # Outside the repository, or below an ignored folder; `--keep none` keeps nothing.
+            assert place.split("/")[0] in {*ignored, "none"}, f"{page}, line {command.line}: {place}"
