@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from analysis import figures
-from analysis.page import draw
+from analysis.page import draw, render
 from tests.run_folders import TASKS
+from tests.study import Page
 
 
 def test_the_numbers_shown_are_those_of_report_json(page, saved):
@@ -94,6 +95,24 @@ def test_every_figure_says_in_words_what_it_shows(study, page):
 def test_what_comes_from_outside_is_escaped(study):
     text = (study / "report.html").read_text()
     assert "--a=&lt;b&gt;" in text and "--a=<b>" not in text
+
+
+def test_no_name_reaches_the_page_as_markup(saved, figures_of_study):
+    """Every text of report.json but the verdicts, and every name of a task, a setting or a package."""
+    hostile = "\"'><script>alert(1)</script><a href='javascript:x'>"
+
+    def spoil(value, key=""):
+        if isinstance(value, dict):
+            names = {"versions": f"torch{hostile}", "A_by_setting": f"once{hostile}"}
+            return {names.get(key, k): spoil(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [spoil(item, key) for item in value]
+        return value + hostile if isinstance(value, str) and key != "verdict" else value
+
+    text = render(spoil(saved), figures_of_study)
+    assert "&lt;script&gt;alert(1)" in text
+    found = Page(text)
+    assert not {"script", "a"} & set(found.tags) and not any(name.startswith("on") for _, name, _ in found.attributes)
 
 
 def test_the_page_says_what_it_took_and_on_what(study):
