@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -33,11 +35,23 @@ def test_a_contestant_that_dies_says_what_of(tmp_path) -> None:
         bench_training.Contestant("torch", tmp_path, threads=1)
 
 
+class Untrained(nullcontext):
+    """A contestant without a process, for what is compared before anything is measured."""
+
+    def __init__(self, name: str, folder: Path, threads: int):
+        super().__init__(self)
+        self.name, self.answers = name, list[object]()
+
+    def train(self, steps: int) -> None:
+        pass
+
+
 def test_other_losses_are_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         bench_training, "SHAPE", {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_sequence_length": 16}
     )
     monkeypatch.setattr(bench_training, "ENVIRONMENTS", dict.fromkeys(bench_training.ENVIRONMENTS, "no-such-folder"))
     monkeypatch.setattr(bench_training, "first_losses", lambda contestant, _: [float(len(contestant.name))] * 3)
+    monkeypatch.setattr(bench_training, "Contestant", Untrained)
     with pytest.raises(RuntimeError, match=r"first losses differ: .*torch.*5.0.*ours.*4.0"):
         bench_training.bench_training(tmp_path, rounds=1)
