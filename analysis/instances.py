@@ -62,7 +62,7 @@ class Instances:
             if not Path(order).is_file():
                 raise ConfigurationError(
                     f"{order}: no such data order, whose first instances are the default of --data; get it with: bash "
-                    f"scripts/get_dataorder.sh --model_size {model_size}, or rebuild only as much as is needed with: "
+                    f"scripts/get_dataorder.sh --model_size {model_size}; or rebuild only as much as is needed with: "
                     f"python -m scripts.data_order rebuild {data} --first {count} --output {order}; a model with "
                     "another tokenizer than OLMo's needs --data"
                 )

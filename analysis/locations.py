@@ -16,6 +16,7 @@ from typing import Any
 from olmo.checkpoint import is_hub_id, resolve
 from olmo.checkpoint.formats import explain
 from olmo.exceptions import ConfigurationError
+from olmo.files.atomic import delete_files_of_dead_processes
 from olmo.files.tensors import read_training_state
 
 Location = Path | str
@@ -75,7 +76,9 @@ def _steps(steps: Sequence[int | str], model_size: str) -> list[Path]:
             raise ConfigurationError("--step: `all`, or numbers")
         found = [p for p in place.glob("*-unsharded") if p.is_dir() and re.fullmatch(r"\d+-unsharded", p.name)]
         if not found:
-            raise ConfigurationError(f"{place}: no checkpoints (*-unsharded); download some with scripts/get_model.sh")
+            raise ConfigurationError(
+                f"{place}: no checkpoints (*-unsharded); list known ones with: bash scripts/get_model.sh --list"
+            )
         return sorted(found, key=step_of)
     folders = [place / f"{step}-unsharded" for step in sorted(set(map(int, steps)))]
     for folder in folders:
@@ -88,11 +91,14 @@ def _steps(steps: Sequence[int | str], model_size: str) -> list[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise an OSError, before any work is spent on its content, if `folder` cannot be written or created."""
+    """Raise an OSError, before any work is spent on its content, if `folder` cannot be written or created.
+
+    Deletes the temporary files that killed processes have left in it.
+    """
     try:
         existing = next(place for place in (folder, *folder.parents) if place.exists())
         with tempfile.TemporaryFile(dir=existing):
-            pass
+            delete_files_of_dead_processes(folder)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise type(error)(f"{folder}: cannot be written: {reason}; name another place with --output") from error

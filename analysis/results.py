@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,9 +123,10 @@ def find_coefficients(folder: Path) -> Path:
         listed = ", ".join(str(path.parent) for path in found)
         raise ConfigurationError(f"{folder}: measured several times, in {listed}; name one with --coefficients")
     if not found:
+        command = shlex.join(["python", "-m", "analysis.entropy", "--checkpoint", str(folder)])
         raise FileNotFoundError(
-            f"{folder}: no {COEFFICIENTS_FILE}; run python -m analysis.entropy on it first, or name its --output with "
-            "--coefficients"
+            f"{folder}: no {COEFFICIENTS_FILE}; name that of another folder with --coefficients, or measure it first: "
+            f"{command}"
         )
     return found[0]
 

@@ -54,7 +54,7 @@ def gather(folder: Path) -> dict[str, Any]:
     """
     path = folder / "demo.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; run make demo first")
+        raise FileNotFoundError(f"{path}: missing; make it with: make demo")
     manifest = read_json(path)
     shapes.check(path, manifest, {"?conditions": {"*": dict}})
     if not set(CONDITIONS) <= manifest.get("conditions", {}).keys() or "environment" not in manifest:

@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if output.is_file():
         check = f"python -m scripts.data_order verify {config} --order {shlex.quote(str(output))}"
         places = f"{output.stat().st_size // DTYPE.itemsize:,} places"
-        print(f"{output}: already exists, {places}; check it with: {check}, or remove it to download it again")
+        print(f"{output}: already exists, {places}; check it with: {check}; or remove it to download it again")
         return
     check_new(output)
     if not args.rebuild:

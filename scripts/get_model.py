@@ -76,7 +76,7 @@ def instead(address: str) -> str:
     """Advice for a checkpoint that is not available."""
     model, step = locate(address)
     if model is None or step is None:
-        return "bash scripts/get_model.sh --list shows the known checkpoints"
+        return "list the known checkpoints with: bash scripts/get_model.sh --list"
     steps = {s for of_run in model.runs.values() for s in of_run} - set(model.not_on_hub)
     if step in steps and model.hub_id(step) != address:
         return f"try the hub: bash scripts/get_model.sh {model.hub_id(step)}"

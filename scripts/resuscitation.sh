@@ -18,7 +18,8 @@
 #     ENTROPY_FLAGS  of analysis.entropy (default: --data_size 2048 --batch_size 4)
 #     CHANGE_FLAGS   of analysis.change_parameters, such as --select random, --verify or --format temperature
 #     PROCESSES      of training (default: the GPUs here, or 1)
-# STEP, RATIO, FACTOR and CHANGE_FLAGS name the run and its folder, checkpoints/resuscitated/MODEL_SIZE/NAME.
+# CONFIG, STEP, RATIO, FACTOR, CHANGE_FLAGS and every --key.sub=value that changes the run name it and its folder,
+# checkpoints/resuscitated/MODEL_SIZE/NAME. A run of other settings under that name is an error of the trainer.
 set -euo pipefail
 if [ $# -lt 4 ]; then
     echo "usage: bash scripts/resuscitation.sh STEP RATIO FACTOR CONFIG [--key.sub=value ...]" >&2
@@ -52,7 +53,18 @@ case " ${change_flags[*]-} " in
 esac
 setting=step${step}_ratio${ratio}_factor${factor}${change_flags[*]:+_${change_flags[*]}}
 setting=$(tr -cs 'A-Za-z0-9.\n' _ <<<"$setting")
-name=$(basename "$config" .yaml)_$setting
+overrides=
+for flag in "$@"; do
+    case $flag in
+        --save_* | --run_name=* | --device=* | --wandb.* | --try_load_latest_save* | --debug) ;;
+        *) overrides+=_${flag#--} ;;
+    esac
+done
+overrides=$(tr -cs 'A-Za-z0-9.\n+-' _ <<<"$overrides")
+if [ ${#overrides} -gt 120 ]; then # a file name has room for 255 characters
+    overrides=${overrides:0:100}_$(cksum <<<"$*" | cut -d " " -f 1)
+fi
+name=$(basename "$config" .yaml)_$setting$overrides
 edit=$PWD/checkpoints/resuscitated/$model_size/$setting.$suffix
 folder=checkpoints/pretrained_1B
 [ "$model_size" = 1B ] || folder=checkpoints/pretrained

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shlex
 import typing
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         _override(raw, overrides)
         _translate(raw)
         problems = list(_wrong_keys(raw, TrainConfig))
-        _refuse(path if of_file.intersection(problems) else "command line", problems)
+        if not of_file.intersection(problems):
+            _refuse("command line", [re.sub(r"(\S+): (.*); write (.+)", _as_flag, problem) for problem in problems])
+        _refuse(path, problems)
         evaluators = raw.get("evaluators") or []
         if evaluators and not (OmegaConf.is_list(evaluators) and all(map(OmegaConf.is_dict, evaluators))):
             raise ConfigurationError(f"{path}: evaluators: expected a list of keys and values")
@@ -86,6 +89,12 @@ def make_model_config(section: DictConfig | dict[str, Any], where: str) -> Model
     config = _typed(ModelConfig, section, f"{where}: model.")
     _refuse(where, model_problems(config))
     return config
+
+
+def _as_flag(problem: re.Match[str]) -> str:
+    """A problem whose remedy is a value, with the flag of a shell that gives this value."""
+    key, wrong, value = problem.groups()
+    return f"{key}: {wrong}; write {shlex.quote(f'--{key}={value}')}"
 
 
 def _refuse(where: str | Path, problems: Iterable[str]) -> None:
@@ -204,7 +213,7 @@ def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
     for key in raw:
         if key not in types:
             meant = did_you_mean(str(key), types, prefix)
-            yield f"unknown key '{prefix}{key}'{meant or '; scripts.train --help-config prints all keys'}"
+            yield f"unknown key '{prefix}{key}'{meant or '; list all keys: python -m scripts.train --help-config'}"
             continue
         section, value = section_of(types[key]), raw._get_node(key)
         if OmegaConf.is_missing(raw, key):
@@ -238,11 +247,13 @@ def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
         types = alternatives(known.get(re.sub(r"\.\d+", "", override[2:]), bool))
         if "=" not in override and bool not in types:
             value = ("N" if int in types else "VALUE") if following.startswith("--") else following
-            raise ConfigurationError(f"{override}: has no value; write {override}={value}")
+            raise ConfigurationError(f"{override}: has no value; write {shlex.quote(f'{override}={value}')}")
         try:
             raw.merge_with_dotlist([override[2:] if "=" in override else f"{override[2:]}=true"])
         except Exception as error:  # PyYAML's errors and OmegaConf's have no base class in common
-            hint = "; quote values with braces: --key=['part-{000..004}.npy']" if ".." in override else ""
+            key, _, value = override.partition("=")
+            quoted = ", ".join(f'"{item.strip()}"' for item in value.strip("[]").split(","))
+            hint = f"; quote braces for YAML and the shell: {shlex.quote(f'{key}=[{quoted}]')}" if ".." in value else ""
             raise ConfigurationError(f"{override}: {str(error).splitlines()[0]}{hint}") from error
 
 

@@ -304,6 +304,9 @@ class TrainConfig:
     try_load_latest_save: bool = setting(
         False, "continue from the newest checkpoint in save_folder", unknown_to_olmo=True
     )
+    allow_changed_settings: bool = setting(
+        False, "continue a run whose settings have changed since its last start", unknown_to_olmo=True
+    )
     reset_optimizer_state: bool = setting(False, "load no optimizer state from load_path", defines_run=True)
     reset_trainer_state: bool = setting(False, "load no step, epoch and data position", defines_run=True)
     sharded_checkpointer: ShardedCheckpointerType = setting("torch_legacy", no_effect=_LAYOUT)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.load import load
 from ..config.schema import TrainConfig
-from ..config.setting import changed_keys
+from ..config.setting import changed_keys, plain, spelled
 from ..console import Progress, log, on_terminal
 from ..exceptions import ConfigurationError, Interrupted
 from . import trackers
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..eval.evaluators import Evaluation
     from ..knowledge.plan import Text
 
+_LONGEST_VALUE = 80  # characters of a setting in a log line or an error
 _SECONDS_TO_EVENTS = 10  # until TensorBoard can read a metric
 
 
@@ -40,9 +42,10 @@ class Reporter:
     A run that resumes from a step first drops what was written about later steps. A new run deletes what an older one
     wrote and saved (`save_overwrite`), after all else that can fail at a start has succeeded. Until `begin`, or the
     first metrics, the folder does not count as one that holds a run, so a start that fails can be repeated.
+    `has_steps_left`: whether a run that resumes has something to train.
     """
 
-    def __init__(self, config: TrainConfig, active: bool, resume_step: int | None):
+    def __init__(self, config: TrainConfig, active: bool, resume_step: int | None, has_steps_left: bool = True):
         self.config, self.active = config, active and not config.dry_run
         self.folder = Path(config.save_folder)
         self.wandb: Any = None  # the run, as wandb.init returns it
@@ -52,6 +55,7 @@ class Reporter:
             log.setLevel(logging.INFO)
         if not self.active:
             return
+        changed = "" if resume_step is None else _changed_settings(config, has_steps_left)
         self._files = RunFolder(self.folder)
         event_writer = trackers.summary_writer() if config.tensorboard else None
         if config.wandb is not None:
@@ -65,10 +69,6 @@ class Reporter:
             self._board = event_writer(
                 str(self._files.tensorboard), purge_step=purge_step, flush_secs=_SECONDS_TO_EVENTS
             )
-        changed: list[str] = []
-        if resume_step is not None:
-            with suppress(ConfigurationError):  # the file is missing, or of another version
-                changed = changed_keys(load(self.folder / "config.yaml"), config)
         config.save(self.folder / "config.yaml")
         record_start(self.folder / "environment.json", config, resume_step)
         self._logfile = _LogFile(self.folder / "train.log")
@@ -76,11 +76,11 @@ class Reporter:
         log.addHandler(self._logfile)
         if changed:
             log.warning(
-                "save_folder: %s holds a run that was last started with another %s; it continues from step %d with "
-                "the new values; choose another save_folder to start a new run",
+                "save_folder: %s was last started with other settings, and continues from step %d with the new "
+                "values: %s; choose another save_folder to start a new run",
                 self.folder,
-                ", ".join(changed),
                 resume_step,
+                changed,
             )
 
     def on_disk(self) -> None:
@@ -179,6 +179,33 @@ class Reporter:
         log.removeHandler(self._logfile)
         with suppress(OSError):  # the disk may be full
             self._logfile.close()
+
+
+def _changed_settings(config: TrainConfig, has_steps_left: bool) -> str:
+    """The settings that define the run and differ from those of its last start, with both values; "" if none do.
+
+    Raises ConfigurationError for them unless `allow_changed_settings`, or only a run is prolonged.
+    """
+    try:
+        before = load(Path(config.save_folder) / "config.yaml")
+    except ConfigurationError:  # the file is missing, or of another version
+        log.warning("save_folder: %s has no readable config.yaml to compare settings with", config.save_folder)
+        return ""
+    keys = changed_keys(before, config)
+    shown = ", ".join(f"{key} {_value_of(before, key)} -> {_value_of(config, key)}" for key in keys)
+    prolonged = has_steps_left and keys == ["max_duration"]
+    if keys and not prolonged and not config.allow_changed_settings:
+        kind = "run" if has_steps_left else "finished run"
+        raise ConfigurationError(
+            f"save_folder: {config.save_folder} holds a {kind} of other settings: {shown}; choose another "
+            "save_folder, or add --allow_changed_settings to continue that run with the new values"
+        )
+    return shown
+
+
+def _value_of(config: TrainConfig, key: str) -> str:
+    text = spelled(plain(reduce(getattr, key.split("."), config)))
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 class _LogFile(logging.FileHandler):

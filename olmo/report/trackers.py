@@ -19,7 +19,7 @@ def start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ConfigurationError("wandb: is configured but not installed; pip install wandb") from error
+        raise ConfigurationError("wandb: is configured but not installed: python -m pip install wandb") from error
     chosen = config.wandb
     assert chosen is not None
     known = id_file.read_text(encoding="utf-8") if resumed and id_file.is_file() else None
@@ -49,5 +49,5 @@ def summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigurationError("tensorboard: true, but tensorboard is missing; pip install tensorboard") from error
+        raise ConfigurationError("tensorboard: is not installed: python -m pip install tensorboard") from error
     return SummaryWriter

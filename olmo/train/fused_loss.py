@@ -57,6 +57,6 @@ def loss_function(fused: bool | None, device: torch.device) -> LossFunction:
         import liger_kernel.transformers.functional  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
-            f"fused_loss: needs Liger Kernel; pip install 'liger-kernel>=0.8', or leave it out ({error})"
+            f"fused_loss: needs Liger Kernel ({error}); leave it out, or: python -m pip install 'liger-kernel>=0.8'"
         ) from error
     return fused_linear_cross_entropy

@@ -159,7 +159,8 @@ class Trainer:
         """The reporter of this rank. On the first one it deletes an older run, before any rank writes."""
         if self.start.replaces_run and self.state.step < self.schedule.last_step:
             self.loader.batch(self.state.epoch, self.state.batch)  # if the data are unreadable, the older run stays
-        reporter = partial(Reporter, self.config, resume_step=self.resumed_at)
+        left = self.state.step < self.schedule.last_step
+        reporter = partial(Reporter, self.config, resume_step=self.resumed_at, has_steps_left=left)
         return self.ranks.run_on_first(partial(reporter, active=True)) or reporter(active=False)
 
     def _announce(self) -> None:

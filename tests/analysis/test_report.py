@@ -50,7 +50,7 @@ def test_report_json_is_json_and_nothing_is_left_half_written(study, saved):
 def test_a_study_that_has_not_finished_is_one_line(tmp_path, capsys):
     absent = tmp_path / "absent"
     assert command([str(absent)]) == 1
-    assert capsys.readouterr().err == f"error: {absent}/demo.json: missing; run make demo first\n"
+    assert capsys.readouterr().err == f"error: {absent}/demo.json: missing; make it with: make demo\n"
     folder = make_study(tmp_path / "demo", PAPER, (1.0, 1.5, 2.0), seeds=2)
     runs = folder / "seed0" / "continual", folder / "seed1" / "continual"
     for name in ("metrics.jsonl", "probes/step0.parquet", "probes/step150.parquet", "losses/step150.parquet"):

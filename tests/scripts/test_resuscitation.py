@@ -69,7 +69,8 @@ def test_entropy_parameters_training_and_again(place: Path) -> None:
     assert json.loads((folder / "knowledge_entropy.json").read_text())["number_of_instances"] == 40
     edit = place / f"checkpoints/resuscitated/1B/{SETTING}.safetensors"
     assert load_multipliers(edit).about["select"] == "random"
-    run = place / f"runs/run_{SETTING}"
+    [run] = place.glob("runs/*")
+    assert run.name.startswith(f"run_{SETTING}_optimizer.learning_rate_0_max_duration_2")
     wanted = rescale(checkpoint.read_state(folder), load_multipliers(edit).values)
     found = checkpoint.read_state(run / "step2-unsharded")
     assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
@@ -116,9 +117,10 @@ def test_an_edit_of_older_coefficients_ends_it(place: Path) -> None:
 
 def test_temperatures_instead_of_an_edit_and_a_run_that_begins_anew(place: Path) -> None:
     setting = SETTING.replace("select_random", "format_temperature")
+    overrides = "max_duration_1_reset_optimizer_state_reset_trainer_state"
     asked = ["738020", "0.5", "2", "run.yaml", "--max_duration=1"]
     asked += ["--reset_optimizer_state", "--reset_trainer_state"]
-    run = place / f"checkpoints/resuscitated/1B/run_{setting}"  # where the script puts it
+    run = place / f"checkpoints/resuscitated/1B/run_{setting}_{overrides}"  # where the script puts it
     run.mkdir(parents=True)
     (run / "metrics.jsonl").touch()  # it ended before its first checkpoint
     done = script(place, *asked, "--save_overwrite", CHANGE_FLAGS="--format temperature")
@@ -134,6 +136,35 @@ def test_a_configuration_that_is_not_there_is_told_before_anything_is_measured(p
     failed = script(place, "738020", "0.5", "2", "none.yaml", SLURM_SUBMIT_DIR=str(tmp_path))
     assert failed.returncode == 2
     assert failed.stderr == f"error: none.yaml: not in {place}, where this script runs\n" and not failed.stdout
+
+
+def names(place: Path, *overrides: str, **variables: str) -> tuple[str, str]:
+    """The run's name and its edit, as the script gives them to a stub of Python."""
+    stub = place / ".venv/bin/python"
+    stub.parent.mkdir(parents=True, exist_ok=True)
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    given = dict(
+        line.split("=", 1)
+        for line in script(place, "738020", "0.5", "2", "run.yaml", *overrides, **variables).stdout.splitlines()
+        if line.startswith(("--run_name=", "--model.resuscitation=", "--save_folder="))
+    )
+    assert given["--save_folder"] == f"checkpoints/resuscitated/1B/{given['--run_name']}"
+    return given["--run_name"], given["--model.resuscitation"]
+
+
+def test_every_override_that_changes_the_run_names_it(place: Path) -> None:
+    first = names(place)
+    assert first[0] == f"run_{SETTING}" and first == names(
+        place, "--save_interval=3", "--save_overwrite", "--device=cpu"
+    )
+    others = [["--seed=2"], ["--seed=22"], ["--seed=2", "--max_duration=3"], ["--optimizer.learning_rate=1e-3"]]
+    others += [["--optimizer.learning_rate=1e+3"], ["--data_shuffling=false"]]
+    others += [[f"--data.paths=[{'long/' * 60}{name}]"] for name in "ab"]
+    found = [names(place, *overrides) for overrides in others]
+    assert len({first[0], *(name for name, _ in found)}) == 1 + len(others)
+    assert {edit for _, edit in found} == {first[1]}  # one edit serves all of them
+    assert found[0][0] == f"run_{SETTING}_seed_2" and max(len(name) for name, _ in found) < 220
 
 
 def test_too_few_arguments(place: Path) -> None:

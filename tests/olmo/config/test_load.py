@@ -41,13 +41,16 @@ def test_override_of_a_missing_section_makes_it(tmp_path: Path) -> None:
         ("--model=3", "command line: model: expected keys and values"),
         ("--data.paths=[a,", "--data.paths=[a,: "),
         ("--evaluators.0.label=a", "command line: evaluators: expected a list"),
-        ("--data.paths=a.npy", "command line: data.paths: expected a list; write [a.npy]"),
-        ("--data.paths=a-{0..3}.npy", "command line: data.paths: expected a list; write ['a-{0..3}.npy']"),
+        ("--data.paths=a.npy", "command line: data.paths: expected a list; write '--data.paths=[a.npy]'"),
+        ("--data.paths=a-{0..3}.npy", "command line: data.paths: expected a list; write '--data.paths=["),
         (
             "--data.paths=[a-{0..3}.npy]",
-            "--data.paths=[a-{0..3}.npy]: while parsing a flow sequence; quote values with braces: --key=['",
+            "--data.paths=[a-{0..3}.npy]: while parsing a flow sequence; quote braces for YAML and the shell: '--data.",
         ),
-        ("--evaluators=piqa", "command line: evaluators: expected a list; write [{label: piqa, type: ...}]"),
+        (
+            "--evaluators=piqa",
+            "command line: evaluators: expected a list; write '--evaluators=[{label: piqa, type: ...}]'",
+        ),
         ("--max_duration", "--max_duration: has no value; write --max_duration=N"),
         ("--save_folder", "--save_folder: has no value; write --save_folder=VALUE"),
         ("--model.n_layers", "--model.n_layers: has no value; write --model.n_layers=N"),
@@ -131,7 +134,7 @@ def test_wrong_base(tmp_path: Path, base: str, expected: str) -> None:
     [
         ("sed: 3", "unknown key 'sed', did you mean 'seed'?"),
         ("model: {n_head: 3}", "unknown key 'model.n_head', did you mean 'model.n_heads'?"),
-        ("zzz: 3", "unknown key 'zzz'; scripts.train --help-config prints all keys"),
+        ("zzz: 3", "unknown key 'zzz'; list all keys: python -m scripts.train --help-config"),
         ("fsdp: {precison: mixed}", "unknown key 'fsdp.precison', did you mean 'fsdp.precision'?"),
         ("injection: {onec: a}", "unknown key 'injection.onec', did you mean 'injection.once'?"),
         (

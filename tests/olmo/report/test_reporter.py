@@ -19,6 +19,7 @@ import torch
 
 from olmo.config import TrainConfig, load
 from olmo.console import log
+from olmo.exceptions import ConfigurationError
 from olmo.knowledge.plan import Text
 from olmo.report.environment import environment
 from olmo.report.reporter import Reporter
@@ -131,24 +132,46 @@ CHANGES: list[tuple[list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("overrides", "named"), CHANGES)
-def test_a_run_that_goes_on_with_other_settings_says_which(
+def test_a_run_that_continues_with_other_settings_must_be_allowed_to(
     config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], named: list[str]
 ) -> None:
+    """The error and the warning name each with both values; what the run has written stays."""
     config.save(tmp_path / "before.yaml")
     folder = [f"--save_folder={config.save_folder}", "--data.paths=[a.npy,b.npy]"]
     Reporter(load(tmp_path / "before.yaml", folder), active=True, resume_step=None).close()
     assert not caplog.messages
-    Reporter(load(tmp_path / "before.yaml", [*folder, *(f"--{o}" for o in overrides)]), True, resume_step=4).close()
-    wanted = (
-        f"save_folder: {config.save_folder} holds a run that was last started with another {', '.join(named)}; it "
-        "continues from step 4 with the new values; choose another save_folder to start a new run"
-    )
-    assert caplog.messages == ([wanted] if named else [])
-    told = (Path(config.save_folder) / "train.log").read_text()
-    assert (wanted in told) == bool(named)
+    now, saved = [*folder, *(f"--{o}" for o in overrides)], (Path(config.save_folder) / "config.yaml").read_text()
+    for finished in (False, True) if named else ():
+        with pytest.raises(ConfigurationError) as raised:
+            Reporter(load(tmp_path / "before.yaml", now), True, resume_step=4, has_steps_left=not finished)
+        said = f"save_folder: {config.save_folder} holds a {'finished ' * finished}run of other settings: {named[0]} "
+        assert str(raised.value).startswith(said) and all(f"{key} " in str(raised.value) for key in named)
+        assert str(raised.value).endswith("or add --allow_changed_settings to continue that run with the new values")
+        assert (Path(config.save_folder) / "config.yaml").read_text() == saved
+    Reporter(load(tmp_path / "before.yaml", [*now, "--allow_changed_settings"]), True, resume_step=4).close()
+    assert bool(caplog.messages) == bool(named)
+    assert all(message in (Path(config.save_folder) / "train.log").read_text() for message in caplog.messages)
 
 
-def test_nothing_is_said_of_settings_where_nothing_goes_on_or_nothing_is_known(
+def test_both_values_are_named(config: TrainConfig, tmp_path: Path) -> None:
+    Reporter(config, active=True, resume_step=None).close()
+    config.seed, config.data.paths = 8, ["x" * 99]
+    with pytest.raises(ConfigurationError, match=rf"seed 6198 -> 8, data\.paths null -> \[{'x' * 79}\.\.\.; choose"):
+        Reporter(config, active=True, resume_step=4)
+
+
+def test_a_run_may_be_prolonged_unless_it_has_done_more(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    Reporter(config, active=True, resume_step=None).close()
+    before, config.max_duration = config.max_duration, 99
+    Reporter(config, active=True, resume_step=4).close()
+    said = f"continues from step 4 with the new values: max_duration {before} -> 99; choose another save_folder"
+    assert len(caplog.messages) == 1 and said in caplog.messages[0]
+    config.max_duration = 3
+    with pytest.raises(ConfigurationError, match="finished run of other settings: max_duration 99 -> 3; choose"):
+        Reporter(config, active=True, resume_step=4, has_steps_left=False)
+
+
+def test_settings_of_a_new_run_are_not_compared_and_unreadable_ones_are_a_warning(
     config: TrainConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     Reporter(config, active=True, resume_step=None).close()
@@ -159,4 +182,5 @@ def test_nothing_is_said_of_settings_where_nothing_goes_on_or_nothing_is_known(
     for text in ("seed: [", "a_key_of_another_version: 1"):
         (Path(config.save_folder) / "config.yaml").write_text(text)
         Reporter(config, active=True, resume_step=4).close()
-    assert not caplog.messages
+    said = f"save_folder: {config.save_folder} has no readable config.yaml to compare settings with"
+    assert caplog.messages == [said, said]

@@ -133,11 +133,11 @@ def test_divisors_beside_the_starting_point_serve_a_restart(
     caplog.clear()
     parts = train(plain, tmp_path / "parts", *asked, "--try_load_latest_save")
     assert same(weights(parts), weights(whole))
-    assert not [message for message in caplog.messages if "last started with another" in message]
-    train(plain, tmp_path / "parts", "--max_duration=8", "--try_load_latest_save")
-    warned = (
-        r"model\.temperature_MLP, load_path, reset_optimizer_state, reset_trainer_state, max_duration; it continues"
-    )
+    assert not [message for message in caplog.messages if "other settings" in message]
+    with pytest.raises(ConfigurationError, match=r"other settings: model\.temperature_MLP /"):
+        train(plain, tmp_path / "parts", "--max_duration=8", "--try_load_latest_save")
+    train(plain, tmp_path / "parts", "--max_duration=8", "--try_load_latest_save", "--allow_changed_settings")
+    warned = "load_path .* -> null, reset_optimizer_state true -> false, reset_trainer_state .*, max_duration 7 -> 8;"
     assert len([message for message in caplog.messages if re.search(warned, message)]) == 1
 
 

@@ -293,8 +293,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(plain: Path, 
     train(plain, tmp_path, *settings, "--stop_at=2")
     final = checkpoint.read_state(tmp_path / "step2")
     # Weights near the largest float: the step itself is finite, the next forward pass is not.
+    resumed = ("--try_load_latest_save", "--allow_changed_settings")
     with pytest.raises(ValueError, match=r"loss nan at step 4; the checkpoints before it are intact"):
-        train(plain, tmp_path, *settings, "--try_load_latest_save", "--optimizer.learning_rate=1e37")
+        train(plain, tmp_path, *settings, *resumed, "--optimizer.learning_rate=1e37")
     assert checkpoints(tmp_path) == {"step1", "step2", "step3"}
     assert same(final, checkpoint.read_state(tmp_path / "step2"))
     assert all(tensor.isfinite().all() for tensor in checkpoint.read_state(tmp_path / "step3").values())
