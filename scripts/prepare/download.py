@@ -160,6 +160,7 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
             with Progress(remote.name + note, total // MB, "MB", show=total > 0) as progress:
                 for piece in response.iter_content(PIECE):
                     file.write(piece)
+                    file.flush()  # for the next attempt, if this process is killed
                     if remote.size is not None and file.tell() > remote.size:
                         restart(file)
                         raise TransferInterrupted(f"more than the {remote.size} bytes that the server states")

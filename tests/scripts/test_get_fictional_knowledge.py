@@ -171,7 +171,7 @@ def test_broken_connections_are_tried_again(
     server.failures = {f"{FOLDER}/{INJECTION_MAP}": [503, 429]}
     assert run([f"--from={url}", f"--output={tmp_path}"]) == 0
     assert held(tmp_path) == contents
-    assert server.sent(path) == [1000, 500, len(contents[PARAPHRASE])]
+    assert server.sent(path) == [1000, 500, len(contents[PARAPHRASE]) - 1500]
     assert server.resets[f"{FOLDER}/{ONCE}"] == 0 and server.failures[f"{FOLDER}/{INJECTION_MAP}"] == []
 
 
@@ -222,7 +222,7 @@ def test_the_published_files_killed_in_the_middle(tmp_path: Path, server: Server
     )
     folder = root / "data" / "fictional_knowledge"
     process = started()
-    wait_for(lambda: any(p.stat().st_size == 2**20 for p in folder.glob(f".{INJECTION_MAP}.*.partial")), process)
+    wait_for(lambda: any(p.stat().st_size == 3 * 2**19 for p in folder.glob(f".{INJECTION_MAP}.*.partial")), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert all(name.startswith(".") for name in held(folder))
@@ -231,5 +231,5 @@ def test_the_published_files_killed_in_the_middle(tmp_path: Path, server: Server
     stdout, stderr = (process := started()).communicate(timeout=60)
     assert (process.returncode, stderr) == (0, "")
     assert held(folder) == real
-    assert [(asked.path, asked.sent) for asked in server.asked] == [(path, len(real[INJECTION_MAP]) - 2**20)]
+    assert [(asked.path, asked.sent) for asked in server.asked] == [(path, len(real[INJECTION_MAP]) - 3 * 2**19)]
     assert "70 entries" in stdout and "60 entries" in stdout and "10 rounds, 760 texts" in stdout

@@ -60,11 +60,14 @@ def test_a_file_that_changes_between_two_attempts_is_not_spliced(
 def test_more_than_the_stated_size_is_not_written(tmp_path: Path) -> None:
     """A server that never ends would fill the disk."""
 
+    class Body(BytesIO):
+        def read1(self, size: int, decode_content: bool) -> bytes:  # type: ignore[override]
+            return b"a" * size
+
     class Endless(requests.Session):
         def get(self, url: str, **_: object) -> requests.Response:  # type: ignore[override]
             response = requests.Response()
-            response.status_code, response.raw = 200, BytesIO()
-            response.iter_content = lambda size: iter(lambda: b"a" * size, b"")  # type: ignore[assignment]
+            response.status_code, response.raw = 200, Body()
             return response
 
     path = tmp_path / "partial"
