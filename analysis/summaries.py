@@ -199,6 +199,10 @@ def _of_condition(condition: Condition, measured: Measured) -> dict[str, Any]:
     for run in runs:
         if not run.before.same_probes(runs[0].before):
             raise ValueError(f"{runs[0].name} and {run.name} were probed with different entries")
+        if (run.original is None) != (runs[0].original is None):
+            raise ValueError(
+                f"{runs[0].name} and {run.name} are no seeds of one setting: one began with edited weights"
+            )
     steps, starts = {run.step for run in runs}, {run.start for run in runs}
     row = {
         "run": f"mean of {condition.name} ({len(runs)} seeds)",

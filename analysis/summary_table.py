@@ -190,6 +190,12 @@ def _notes(run: dict[str, Any]) -> Iterator[str]:
         if (before, after) != (run["first_step"], run["step"]):
             yield f"{name} was evaluated at steps {before} and {after}"
 
+    unknown = run["loss_rise"].keys() - (run.get("loss_rise_against_original") or {}).keys()
+    if run["A_against_original"] is not None and unknown:
+        yield (
+            f"the losses of the original weights on {', '.join(sorted(unknown))} are not known, so figures lack them; "
+            "eval_on_load evaluates these weights"
+        )
     not_finite = run.get("not_finite", {"probes": {}, "losses": {}, "accuracies": 0})
     if not_finite["probes"]:
         at = {int(step): count for step, count in not_finite["probes"].items()}

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ class Stages:
         if done:
             print(f"{head}: done before, in {clock(done[0]['seconds'])}", flush=True)
             return
-        print(f"{head}: {' '.join(command)}", flush=True)
+        print(f"{head}: {shlex.join(command)}", flush=True)
         self.stale = True
         # From here on no other command counts as finished with this output.
         kept = [s for s in self.manifest["stages"] if s["name"] != name and s.get("output") != str(output)]
@@ -84,7 +85,7 @@ class Stages:
         code = os.waitstatus_to_exitcode(status)
         process.returncode = code
         if code:
-            raise ValueError(f"stage '{name}' failed with status {code}: {' '.join(command)}")
+            raise ValueError(f"stage '{name}' failed with status {code}: {shlex.join(command)}")
         seconds = time.monotonic() - started
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
         peak = usage.ru_maxrss * unit / 2**20

@@ -152,6 +152,9 @@ def test_an_edited_run_is_compared_from_the_common_start(tmp_path, capsys, monke
     assert rest[0].startswith("edited minus plain, both from the original weights: A +0.02 points [")
     assert "F +10.00 points [" in rest[0] and "rise of general +5.56 points [" in rest[0]
     drawn = {row["name"]: row for row in bars["rows"]}
+    (edited / "losses" / "original.parquet").unlink()
+    assert command([str(edited)]) == 0
+    assert "the losses of the original weights on general are not known" in capsys.readouterr().out
     assert drawn["edited"]["loss_rise"]["value"] == pytest.approx(10)
     assert drawn["edited"]["A"]["value"] - drawn["plain"]["A"]["value"] == pytest.approx(100e-3 / 5.875)
 

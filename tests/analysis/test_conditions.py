@@ -108,6 +108,9 @@ def test_seeds_can_be_named(runs, tmp_path, capsys, no_figures):
     assert found["comparisons"][0]["K_after"] is None
     assert "other minus base: not compared, they have no seed in common" in capsys.readouterr().out
     assert command(["--seeds", str(base[0]), "--seeds", str(base[0])]) == 2
+    shutil.copy(base[0] / "probes" / "step0.parquet", base[0] / "probes" / "original.parquet")
+    assert command(["--seeds", *map(str, base)]) == 1
+    assert "no seeds of one setting: one began with edited weights" in capsys.readouterr().err
     assert command([]) == 2
 
 
