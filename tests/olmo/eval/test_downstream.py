@@ -16,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from olmo.config import EvaluatorConfig, TokenizerConfig, TrainConfig
 from olmo.distributed import Ranks
@@ -248,6 +250,13 @@ class Collector(olmo_eval.ICLMetric):
         return {"len_norm_v1": 0.0}
 
 
+class Apart(Ranks):
+    """One rank among several that are never summed."""
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_share_the_samples_out(
     model: OLMo, few_documents: None, monkeypatch: pytest.MonkeyPatch, ranks: int
@@ -256,7 +265,7 @@ def test_ranks_share_the_samples_out(
     used: list[Collector] = []
     monkeypatch.setattr(task, "_make_metric", lambda: used.append(Collector("len_norm")) or used[-1])
     for rank in range(ranks):
-        task.evaluate(model, 200, CPU, Ranks(rank, ranks))
+        task.evaluate(model, 200, CPU, Apart(rank, ranks))
     together = [place for metric in used for place in state(metric, "loglikelihoods")]
     assert sorted(together) == sorted((s["doc_id"], s["cont_id"]) for s in task.task.samples)
 
