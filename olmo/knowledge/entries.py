@@ -69,13 +69,13 @@ def _entry(raw: Any, where: str, problems: list[str]) -> Entry:
     def texts(name: str) -> tuple[str, ...]:
         value = raw.get(name) if isinstance(raw, dict) else None
         if not isinstance(value, list) or not all(is_text(text) and text.strip() for text in value):
-            problems.append(f"{where}: '{name}' must be a list of strings, none of them empty")
+            problems.append(f"{where}: '{name}' must be a list of strings, none empty or with lone surrogates")
             return ()
         return tuple(value)
 
     context: Any = raw.get("train_context") if isinstance(raw, dict) else None
     if not is_text(context) or not context.strip():
-        problems.append(f"{where}: 'train_context' must be a string, not empty")
+        problems.append(f"{where}: 'train_context' must be a string, not empty and without lone surrogates")
     probes = {}
     for kind, prefix in KINDS.items():
         before = len(problems)

@@ -85,16 +85,16 @@ def test_published_files_hold_130_entries_and_1950_probes() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("train_context", None, "'train_context' must be a string, not empty"),
-        ("train_context", "", "'train_context' must be a string, not empty"),
-        ("train_context", " \n", "'train_context' must be a string, not empty"),
-        ("train_context", "half \ud800", "'train_context' must be a string, not empty"),
-        ("train_context", ["text"], "'train_context' must be a string, not empty"),
-        ("paraphrases", "text", "'paraphrases' must be a list of strings, none of them empty"),
-        ("paraphrases", ["text", ""], "'paraphrases' must be a list of strings, none of them empty"),
-        ("mem_input", [3], "'mem_input' must be a list of strings, none of them empty"),
+        ("train_context", None, "'train_context' must be a string, not empty and without lone surrogates"),
+        ("train_context", "", "'train_context' must be a string, not empty and without lone surrogates"),
+        ("train_context", " \n", "'train_context' must be a string, not empty and without lone surrogates"),
+        ("train_context", "half \ud800", "'train_context' must be a string, not empty and without lone surrogates"),
+        ("train_context", ["text"], "'train_context' must be a string, not empty and without lone surrogates"),
+        ("paraphrases", "text", "'paraphrases' must be a list of strings, none empty or with lone surrogates"),
+        ("paraphrases", ["text", ""], "'paraphrases' must be a list of strings, none empty or with lone surrogates"),
+        ("mem_input", [3], "'mem_input' must be a list of strings, none empty or with lone surrogates"),
         ("gen_target", ["one of two"], "2 'gen_input' but 1 'gen_target'"),
-        ("hard_gen_target", None, "'hard_gen_target' must be a list of strings, none of them empty"),
+        ("hard_gen_target", None, "'hard_gen_target' must be a list of strings, none empty or with lone surrogates"),
     ],
 )
 def test_errors_name_file_entry_and_field(tmp_path: Path, field: str, value: Any, said: str) -> None:
