@@ -41,8 +41,8 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
     model = empty_model(source)
     files = checkpoint.model_files(source)
     for path in source.iterdir():
-        is_index = path.name.endswith(".index.json")
-        if path.is_file() and not is_index and path.suffix not in _WEIGHTS and path.name not in _MEASURED:
+        left_out = path.suffix in _WEIGHTS or path.name in _MEASURED or path.name.startswith(".")
+        if path.is_file() and not left_out and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
     if resuscitation.suffix == ".pt":
         state = read_tensors(resuscitation)

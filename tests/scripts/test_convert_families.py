@@ -168,8 +168,9 @@ def test_other_layouts_of_the_same_weights(
     layout(model, tmp_path / "model", prefix)
     scales = edit_of(model, tmp_path / "model", tmp_path / "edit.safetensors")
     flags = ["--to", "hf", "--resuscitation", str(tmp_path / "edit.safetensors")]
+    (tmp_path / "model/.env").write_text("a secret")
     main([str(tmp_path / "model"), str(tmp_path / "new"), *flags])
-    assert not list((tmp_path / "new").glob("*.bin*"))
+    assert not list((tmp_path / "new").glob("*.bin*")) and not list((tmp_path / "new").glob(".*"))
     if layout is as_torch_files:
         index = json.loads((tmp_path / "new/model.safetensors.index.json").read_text())
         assert index["metadata"] == {"total_size": 1} and len(set(index["weight_map"].values())) == 2
