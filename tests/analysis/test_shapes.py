@@ -13,6 +13,7 @@ from analysis import acquisition, report
 from analysis.study import read_entropies
 from olmo.exceptions import exit_status
 from tests.run_folders import AFTER, BEFORE, TASKS, probe_table, write_injections, write_run
+from tests.study import PAPER, make_study
 
 command = functools.partial(exit_status, acquisition.main)
 pytestmark = [pytest.mark.usefixtures("few_resamples"), pytest.mark.filterwarnings("error")]
@@ -27,6 +28,12 @@ def run(tmp_path: Path, monkeypatch) -> Path:
     folder = write_run(tmp_path / "run", tables, losses, accuracy, injections=[10])
     write_injections(folder, {10: ["once/0"]})
     return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A study without its report."""
+    return make_study(tmp_path_factory.mktemp("study"), PAPER, (1.0, 1.5, 2.0))
 
 
 def change_table(path: Path, **columns) -> None:
