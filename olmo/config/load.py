@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from ..console import log
 from ..exceptions import ConfigurationError, conceal, did_you_mean, remember_secret
 from ..files.paths import parse_step
 from .check import model_problems, run_problems
@@ -59,8 +60,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             raise ConfigurationError(f"{path}: evaluators: expected a list of keys and values")
         for position, evaluator in enumerate(evaluators):  # OmegaConf reports no position in a list
             _merged(EvaluatorConfig, evaluator, f"{path}: evaluators[{position}].")
-        config = _typed(TrainConfig, raw, f"{path}: ", {override[2:].partition("=")[0] for override in overrides})
-        _refuse(path, run_problems(config))
+        keys = [override[2:].partition("=")[0].split(".") for override in overrides]
+        given = {".".join(key[:length]) for key in keys for length in range(1, len(key) + 1)}
+        config = _typed(TrainConfig, raw, f"{path}: ", given)
+        problems = list(run_problems(config))  # of the command line, if all are about what it gave
+        _refuse("command line" if {p.partition(":")[0] for p in problems} <= given else path, problems)
     except ConfigurationError as error:
         raise ConfigurationError(conceal(str(error))) from None
     except _OF_OMEGACONF as error:  # such as an interpolation that cannot be resolved
@@ -212,7 +216,7 @@ def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
     types = typing.get_type_hints(schema)
     for key in raw:
         if key not in types:
-            meant = did_you_mean(str(key), types, prefix)
+            meant = _in_a_section(str(key), prefix) or did_you_mean(str(key), types, prefix)
             yield f"unknown key '{prefix}{key}'{meant or '; list all keys: python -m scripts.train --help-config'}"
             continue
         section, value = section_of(types[key]), raw._get_node(key)
@@ -237,11 +241,23 @@ def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}{place}: expected keys and values"
 
 
+def _in_a_section(key: str, prefix: str) -> str:
+    """The end of an error about a key at the top that some sections of a run have: where it belongs."""
+    found = [name for name, _, _ in walk(TrainConfig) if name.rpartition(".")[2] == key and not prefix]
+    return f", did you mean '{found[0]}'?" if len(found) == 1 else ""
+
+
 def _override(raw: DictConfig, overrides: Sequence[str]) -> None:
     known = {key: annotation for key, annotation, _ in walk(TrainConfig)}
+    seen: dict[str, str] = {}
     for override, following in zip(overrides, (*overrides[1:], "--")):
-        if not override.startswith("--"):
-            raise ConfigurationError(f"expected --key.sub=value, got {override!r}")
+        key, _, value = override[2:].partition("=")
+        if not override.startswith("--") or not key:
+            meant = f"; write --{override.lstrip('-')}" if re.match(r"-?[\w.]+=", override) else ""
+            raise ConfigurationError(f"expected --key.sub=value, got {override!r}{meant}")
+        if seen.get(key, value) != value:
+            log.warning("--%s: given more than once; the last value is used", key)
+        seen[key] = value
         if override.startswith("--base="):
             raise ConfigurationError(f"{override}: 'base' can only be set in the file")
         types = alternatives(known.get(re.sub(r"\.\d+", "", override[2:]), bool))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import reduce
@@ -147,11 +148,10 @@ class Reporter:
         self.metrics(step, named)
         if not brief:
             log.info("step %d: evaluation%s", step, f" of the {prefix} weights" if prefix else "")
-        for name, value in named.items():
-            if brief and name == "eval/K":
-                log.info("step %d: %s = %.4f", step, name, value)
-            elif not brief and _is_shown(name, named):
-                log.info("  %s = %.4f", name, value)
+        if brief and "eval/K" in named:
+            log.info("step %d: eval/K = %.4f", step, named["eval/K"])
+        for line in () if brief else _summary(named):
+            log.info("%s", line)
 
     def ended(self, error: Exception) -> None:
         """Write to train.log why a run ended before its last step; the command prints it on the console."""
@@ -215,11 +215,26 @@ class _LogFile(logging.FileHandler):
         pass
 
 
-def _is_shown(name: str, metrics: Mapping[str, float]) -> bool:
-    """Whether the console shows a metric: losses, accuracies, K, and of probes the log-probability. Their
-    CrossEntropyLoss, diluted by prompt and padding, is recorded only for comparison with published figures."""
-    label, _, last = name.rpartition("/")
-    if last == "CrossEntropyLoss":
-        return f"{label}/log_probability" not in metrics
-    accuracy = "/downstream/" in name and not last.endswith("_chance")
-    return accuracy or last in ("K", "log_probability", "knowledge_entropy") or last.startswith("K_")
+def _summary(metrics: Mapping[str, float]) -> list[str]:
+    """An evaluation in a few lines for people: K (without probes of it, log-probabilities), losses on token files,
+    accuracies, entropies. metrics.jsonl has all."""
+    groups: dict[str, list[str]] = {"K": [], "log-probability": [], "loss": [], "accuracy": [], "knowledge entropy": []}
+    has_k = any(name.endswith("eval/K") for name in metrics)
+    for name, value in metrics.items():
+        label, _, last = name.partition("eval/")[2].rpartition("/")
+        group, shown = "", label
+        if not label and last.partition("_")[0] == "K":
+            group, shown = "K", last.removeprefix("K").removeprefix("_") or "all"
+        elif label == "downstream" and not last.endswith("_chance"):
+            group, shown = "accuracy", last
+        elif last == "knowledge_entropy":
+            group = "knowledge entropy"
+        elif last == "log_probability" and not has_k:
+            group = "log-probability"
+        # That of probes, diluted by prompt and padding, is recorded only for comparison with published figures.
+        elif last == "CrossEntropyLoss" and f"{name.rpartition('/')[0]}/log_probability" not in metrics:
+            group = "loss"
+        if group:
+            groups[group].append(f"{shown} {value:.4f}")
+    lines = (f"{group}: {', '.join(items)}" for group, items in groups.items() if items)
+    return [row for line in lines for row in textwrap.wrap(line, 100, initial_indent="  ", subsequent_indent="    ")]

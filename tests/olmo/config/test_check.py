@@ -9,7 +9,14 @@ import pytest
 from olmo.config import TrainConfig, idle_settings, load
 from olmo.config.check import _NEEDS
 from olmo.config.setting import setting_of, spelled, walk
-from tests.olmo.config.configurations import MINIMAL, problem, write
+from tests.olmo.config import configurations
+from tests.olmo.config.configurations import MINIMAL, write
+
+
+def problem(folder: Path, text: str, *overrides: str) -> str:
+    """What is wrong with values of a file, or of overrides (`test_load.py` tests that the place is named)."""
+    return configurations.problem(folder, text, *overrides).removeprefix("command line: ")
+
 
 UNSUPPORTED = [
     (key, setting_of(field).only, setting_of(field).instead)
@@ -210,7 +217,7 @@ def test_values_that_do_not_go_together(tmp_path: Path, text: str, expected: str
 @pytest.mark.parametrize("betas", ["[0.9]", "[0.9, 0.95, 0.99]"])
 def test_betas_are_two(tmp_path: Path, betas: str) -> None:
     message = problem(tmp_path, MINIMAL, f"--optimizer.betas={betas}")
-    assert message == f"command line: optimizer.betas: expected tuple of float, float, got {betas}"
+    assert message == f"optimizer.betas: expected tuple of float, float, got {betas}"
     assert load(tmp_path / "config.yaml", ["--optimizer.betas=[0.8, 0.9]"]).optimizer.betas == (0.8, 0.9)
 
 

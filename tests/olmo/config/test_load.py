@@ -33,7 +33,16 @@ def test_override_of_a_missing_section_makes_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("seed=3", "expected --key.sub=value, got 'seed=3'"),
+        ("seed=3", "expected --key.sub=value, got 'seed=3'; write --seed=3"),
+        ("-seed=3", "expected --key.sub=value, got '-seed=3'; write --seed=3"),
+        ("--=3", "expected --key.sub=value, got '--=3'"),
+        ("--foo", "command line: unknown key 'foo'; list all keys: python -m scripts.train --help-config"),
+        ("--a.b=c", "command line: unknown key 'a'; list all keys: python -m scripts.train --help-config"),
+        ("--learning_rate=3", "command line: unknown key 'learning_rate', did you mean 'optimizer.learning_rate'?"),
+        ("--seed.x=3", "command line: seed: "),
+        ("--max_duration=abc", "command line: max_duration: 'abc' is neither steps, epochs ('1ep') nor tokens"),
+        ("--model.d_model=0", "command line: model.d_model: 0 must be at least 1"),
+        ("--probing.steps=3", "command line: probing: probes injections, and nothing is injected"),
         ("--model.dmodel=3", "command line: unknown key 'model.dmodel', did you mean 'model.d_model'?"),
         ("--seed=x", "command line: seed: Value 'x'"),
         ("--seed.x=3", "command line: seed: Value '{'x': 3}'"),
@@ -62,6 +71,19 @@ def test_wrong_override(tmp_path: Path, override: str, expected: str) -> None:
     message = problem(tmp_path, MINIMAL, override)
     assert message.startswith(expected)
     assert "\n" not in message
+
+
+def test_an_override_that_is_repeated_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert load(path, ["--seed=1", "--epoch=0", "--seed=1", "--epoch=0"]).seed == 1 and not caplog.messages
+    assert load(path, ["--seed=1", "--seed=2"]).seed == 2
+    assert caplog.messages == ["--seed: given more than once; the last value is used"]
+
+
+def test_problems_of_both_places_name_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "time_limit: 0\n")
+    with pytest.raises(ConfigurationError, match=f"^{path}: time_limit"):
+        load(path, ["--max_duration=abc"])
 
 
 def test_errors_name_the_file_or_the_command_line(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_metrics_are_one_object_a_line(world: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "environment.json").read_text())["versions"]["torch"] == torch.__version__
     log = (tmp_path / "train.log").read_text()
     assert "step 2/3: loss" in log and "steps 1 to 3, 1,536 tokens per step" in log
-    assert "step 3/3: loss" in log and "eval/K = -" in log
+    assert "step 3/3: loss" in log and "  K: paraphrase -" in log
 
 
 def test_only_steps_that_log_or_save_reduce_and_read(
