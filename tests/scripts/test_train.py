@@ -242,7 +242,7 @@ def test_missing_data_file_is_status_1(folder: Path) -> None:
         (
             ("{world}/plain.yaml", "--data.paths=nowhere.npy"),
             2,
-            r"data\.paths: expected a list; write \[nowhere\.npy\]",
+            r"data\.paths: expected a list; write '--data\.paths=\[nowhere\.npy\]'",
         ),
         (("{world}/config.yaml", "--injection.once=nowhere.json", "--evaluators=[]"), 1, r"no such file of fictional"),
         (("{world}/plain.yaml", "--optimizer.learning_rate=1e37", "--scheduler.name=constant"), 1, r"loss nan at step"),
