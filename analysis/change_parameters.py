@@ -46,9 +46,9 @@ def main(argv: Sequence[str]) -> None:
             how = (args.amplifying_factor, args.batch_size, args.device)
             verified.extend(verify(before, folder, written, dtype, coefficients.average, chosen, *how))
 
-    write_edit(folder, edit, chosen, coefficients, output, args.format, check, args.overwrite)
     if coefficients.checkpoint is None:
         print(f"warning: {coefficients.path}: states no checkpoint; it may belong to another one", file=sys.stderr)
+    write_edit(folder, edit, chosen, coefficients, output, args.format, check, args.overwrite)
     rows, dead, capped = (int(part.sum()) for part in (chosen.selected, chosen.dead, chosen.capped))
     done = "memories get a temperature" if args.format == "temperature" else "up-projection rows multiplied"
     print(f"{output}: {rows - dead} of {chosen.selected.numel()} {done}")

@@ -72,14 +72,20 @@ def read_result(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path}: not a result of analysis.entropy, it has no {sorted(missing)[0]}")
     try:
-        known = bool(np.isfinite([result["knowledge_entropy"], result["maximum"], *result["layers"]]).all())
-    except TypeError:
+        numbers = [result["knowledge_entropy"], result["maximum"], *result["layers"], result["number_of_instances"]]
+        # Of the numbers without each group, only their sums are needed: a series may have thousands of results.
+        left_out = [[sum(layers)] for layers in result["leave_one_group_out"]]
+        known = bool(np.isfinite([*numbers, *(one for [one] in left_out), result["checkpoint"]["step"] + 0]).all())
+        known &= all(isinstance(result[key]["path"], str) for key in ("checkpoint", "data"))
+        known &= isinstance(result["data"]["sha256"], str) and len(result["layers"]) > 0
+    except (TypeError, KeyError, AttributeError):
         known = False
     if not known:
-        raise ValueError(f"{path}: knowledge_entropy, maximum and layers must be finite numbers; measure it again")
-    # Of the numbers without each group, only their sums are needed: a series may have thousands of results.
-    result["leave_one_group_out"] = [[sum(layers)] for layers in result["leave_one_group_out"]]
-    return {name: value for name, value in result.items() if not name.endswith("_leave_one_group_out")}
+        raise ValueError(
+            f"{path}: expected checkpoint, data, and numbers that are finite; measure it again with analysis.entropy"
+        )
+    kept = {name: value for name, value in result.items() if not name.endswith("leave_one_group_out")}
+    return {**kept, "leave_one_group_out": left_out}
 
 
 def gather(read: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:

@@ -13,18 +13,24 @@ public buckets accept, when there are none. R2_ENDPOINT_URL is the endpoint of `
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from .exceptions import ConfigurationError
 
@@ -32,6 +38,9 @@ WORKERS = 32  # simultaneous requests; their number, not their size, hides the l
 ATTEMPTS = 5
 WAIT = 0.5  # seconds before the second attempt, about twice as long before each further one
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of a response
+HEADERS = 60.0  # seconds for all headers of a response
+WINDOW, LEAST = 60.0, 2**16  # seconds, and the bytes that must arrive in them; slower is a failure
+REDIRECTS = 5
 
 Result = TypeVar("Result")
 
@@ -49,6 +58,10 @@ class TransferInterrupted(OSError):
 
 def describe_failure(error: BaseException) -> str:
     """Why a request failed, in one line: the server's status, or the system's error, which libraries wrap in layers."""
+    if isinstance(error, requests.exceptions.TooManyRedirects):
+        return f"redirects more than {REDIRECTS} times"
+    if isinstance(error, requests.exceptions.InvalidSchema):
+        return str(error)
     if (response := getattr(error, "response", None)) is not None:
         phrase = getattr(response, "reason_phrase", None) or getattr(response, "reason", None)  # httpx's, requests'
         return f"{response.status_code} {phrase or ''}".rstrip()
@@ -57,7 +70,7 @@ def describe_failure(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+    if isinstance(error, (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.ProtocolError)):
         return "the connection broke off"
     return str(error) if isinstance(error, TransferInterrupted) else type(error).__name__
 
@@ -142,13 +155,92 @@ class Response:
     body: Iterator[bytes]
 
 
+class _Deadline(HTTPConnection):
+    """A connection that is shut down if the headers of a response take longer than HEADERS: the timeout of a socket
+    begins again with every byte."""
+
+    def getresponse(self) -> Any:
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            if self.sock is not None:
+                with suppress(OSError):
+                    socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+        timer = threading.Timer(HEADERS, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().getresponse()
+        finally:
+            timer.cancel()
+            if late.is_set():  # the end of the connection may have passed for that of the headers
+                raise TimeoutError(errno.ETIMEDOUT, f"no complete headers within {HEADERS:g} seconds")
+
+
+class _SecureDeadline(_Deadline, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Deadline
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureDeadline
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Where a response redirects to; not from https to http, nor to anything else, such as file://."""
+        target = super().get_redirect_target(resp)
+        if target is not None:
+            scheme = urlsplit(urljoin(resp.url, target)).scheme.lower()
+            if scheme not in ("http", "https") or (scheme == "http" and resp.url.lower().startswith("https:")):
+                raise requests.exceptions.InvalidSchema(f"redirects to {scheme}://, which is not followed")
+        return target
+
+
 def http_session() -> requests.Session:
-    """A session for files: requests nothing compressed, which has neither a file's size nor its byte ranges."""
-    session = requests.Session()
+    """A session for files: requests nothing compressed, which has neither a file's size nor its byte ranges. A redirect
+    to another host is followed without the headers and passwords of this one."""
+    session = _Session()
     session.headers["Accept-Encoding"] = "identity"
+    session.max_redirects = REDIRECTS
     for scheme in ("http://", "https://"):
-        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=WORKERS))
+        session.mount(scheme, _Adapter(pool_maxsize=WORKERS))
     return session
+
+
+def pieces(response: requests.Response, size: int = 2**20) -> Iterator[bytes]:
+    """The body of a streamed response as it arrives, at most `size` bytes a piece.
+
+    Raises TransferInterrupted if fewer than LEAST bytes arrive within WINDOW seconds, or the connection breaks off.
+    """
+    began, came = time.monotonic(), 0
+    try:
+        while piece := response.raw.read1(size, decode_content=True):
+            came += len(piece)
+            yield piece
+            if (now := time.monotonic()) - began > WINDOW:
+                if came < LEAST:
+                    raise TransferInterrupted(f"fewer than {LEAST:,} bytes came in {WINDOW:g} seconds")
+                began, came = now, 0
+    except urllib3.exceptions.HTTPError as error:
+        raise TransferInterrupted(describe_failure(error)) from error
+
+
+def request_failure(url: str, error: requests.RequestException) -> OSError:
+    """What to raise for a request without a response: TransferInterrupted, if it may pass."""
+    permanent = isinstance(error, (requests.exceptions.TooManyRedirects, requests.exceptions.InvalidSchema))
+    return OSError(f"{url}: {describe_failure(error)}") if permanent else TransferInterrupted(describe_failure(error))
 
 
 class HttpClient:
@@ -170,11 +262,11 @@ class HttpClient:
                 method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True
             ) as response:
                 lower = {name.lower(): value for name, value in response.headers.items()}
-                yield Response(response.status_code, lower, response.iter_content(2**20))
+                yield Response(response.status_code, lower, pieces(response))
         except requests.exceptions.InvalidURL as error:
             raise ConfigurationError(f"{url}: {error}") from error
         except requests.RequestException as error:
-            raise TransferInterrupted(describe_failure(error)) from error
+            raise request_failure(url, error) from error
 
 
 def s3_client(scheme: str, attempts: int = 1, writes: bool = False) -> Any:

@@ -142,6 +142,7 @@ def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespac
     )
     stages.manifest.setdefault("pretraining", []).append(str(pretrain.relative_to(folder)))
     data = ["--data", f"{text}/general_train.npy", "--data_size", str(512 * 256 // length), "--batch_size", "16"]
+    data.append("--overwrite")  # of a setting that has changed
     stages.run(
         f"knowledge entropy of every checkpoint{tag}",
         "analysis.entropy",
@@ -218,7 +219,12 @@ def main(argv: Sequence[str]) -> None:
     if args.published:
         copy_published(args.published, knowledge)
     else:
-        make = ["--output", str(knowledge), *(x for k, n in KNOWLEDGE.items() for x in (f"--{k}", str(n)))]
+        make = [
+            "--overwrite",
+            "--output",
+            str(knowledge),
+            *(x for k, n in KNOWLEDGE.items() for x in (f"--{k}", str(n))),
+        ]
         stages.run("fictional knowledge", "scripts.make_fictional_knowledge", make, knowledge)
     for seed in range(args.seeds):
         seed_stages(stages, folder, seed, args, length)

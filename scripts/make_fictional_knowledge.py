@@ -32,6 +32,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--once", type=int, default=60, help="entries of setting once")
     parser.add_argument("--paraphrases", type=int, default=9, help="other wordings of each entry")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
+    parser.add_argument("--overwrite", action="store_true", help="replace entries of other settings, or published ones")
     parser.add_argument("--max_words", type=int, default=80, help="longest text allowed")
     parser.add_argument("--max_tokens", type=int, help="longest text allowed, in tokens of --tokenizer")
     parser.add_argument("--tokenizer", metavar="ID", help="file, name in olmo_eval, or hub id; without it OLMo's")
@@ -63,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
         {
             args.output / "fictional_knowledge_paraphrase.json": entries[: args.paraphrase],
             args.output / "fictional_knowledge_once.json": entries[args.paraphrase :],
-        }
+        },
+        args.overwrite,
     )
     texts = [text for entry in entries for text in (entry["train_context"], *entry["paraphrases"])]
     lengths = [f"{spread(count_words(texts))} words"]

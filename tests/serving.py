@@ -62,6 +62,9 @@ class Server(ThreadingHTTPServer):
         self.before_get: Callable[[str], None] = lambda path: None
         self.asked: list[Asked] = []
         self.heads: list[str] = []  # the paths of all HEAD requests
+        self.drip: dict[str, float] = {}  # path -> seconds between two bytes of the body, or ("HEAD path") of the head
+        self.endless: set[str] = set()  # paths whose bodies go on after the content
+        self.received: list[dict[str, str]] = []  # the headers of all requests
         self.resets: dict[str, int] = {}  # path -> how many GETs find the connection reset
 
     def add(self, folder: str, files: dict[str, bytes], **headers: str | None) -> str:
@@ -133,6 +136,9 @@ class Handler(BaseHTTPRequestHandler):
         return file
 
     def do_HEAD(self) -> None:
+        self.server.received.append(dict(self.headers))
+        if pause := self.server.drip.get(f"HEAD {self.path}"):
+            self._drip(b"HTTP/1.1 200 OK\r\n" + b"X-Header: 1\r\n" * 50, pause)
         self.server.heads.append(self.path)
         failures = self.server.failures.get(f"HEAD {self.path}")
         if failures and (failure := failures.pop(0)) != 200:
@@ -142,7 +148,15 @@ class Handler(BaseHTTPRequestHandler):
         elif file := self._found():
             self._head(file, file.status, len(file.content))
 
+    def _drip(self, content: bytes, pause: float) -> None:
+        for byte in content:
+            self.wfile.write(bytes([byte]))
+            if self.server.released.wait(pause):
+                break
+        self.close_connection = True
+
     def do_GET(self) -> None:
+        self.server.received.append(dict(self.headers))
         self.server.before_get(self.path)
         if (file := self._found()) is None:
             return
@@ -168,12 +182,16 @@ class Handler(BaseHTTPRequestHandler):
         asked = Asked(self.path, wanted, condition, status)
         self.server.asked.append(asked)
         self._head(file, status, len(content), part)
+        if pause := self.server.drip.get(self.path):
+            return self._drip(content, pause)
         cuts = self.server.cuts.get(self.path, [])
         end = cuts.pop(0) if cuts else self.server.stall.get(self.path, len(content))
         for first in range(0, end, 1 << 16):
             piece = content[first : min(first + (1 << 16), end)]
             asked.sent += len(piece)  # before the client can have it and look here
             self.wfile.write(piece)
+        while self.path in self.server.endless and not self.server.released.is_set():
+            self.wfile.write(bytes(1 << 16))
         if end < len(content):
             if self.path in self.server.stall:
                 self.server.released.wait(30)

@@ -33,7 +33,9 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
         partial.replace(path)
     except OSError as error:
         # numpy's tofile states only how many items it has written.
-        is_unnamed = error.filename is None and (error.errno in _OF_WRITING or " written" in str(error))
+        is_unnamed = error.filename is None and (
+            error.errno in _OF_WRITING or re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None
+        )
         if str(partial) not in str(error) and not is_unnamed:
             raise
         cause = str(error).partition(f"{partial}: cannot be written: ")[2] or error.strerror or str(error)

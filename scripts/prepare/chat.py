@@ -31,7 +31,7 @@ WAIT = 1.0  # seconds before the second attempt, about twice as long before each
 SILENCE = 60.0  # seconds between two warnings
 PATIENCE = 600.0  # seconds; if a server names a longer wait, the request fails
 TIMEOUT = (10, 600)  # seconds to connect, and for the complete answer
-MOST = 2**22  # bytes of an answer
+MOST = 2**20  # bytes of an answer
 KEY = "OPENAI_API_KEY"  # the environment variable
 
 Message = dict[str, str]  # role, content
@@ -64,7 +64,7 @@ def named_pause(header: str | None) -> float | None:
             seconds = parsedate_to_datetime(header).timestamp() - time.time()
         except ValueError:
             return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+    return min(max(seconds, 0.0), 1e9) if math.isfinite(seconds) else None
 
 
 class Endpoint:

@@ -20,11 +20,12 @@ import requests
 from olmo.console import Progress
 from olmo.files.digests import file_digest
 from olmo.files.lock import Lock, Locked
-from olmo.net import TIMEOUT, TransferInterrupted, describe_failure, retry
+from olmo.net import LEAST, TIMEOUT, TransferInterrupted, describe_failure, pieces, request_failure, retry
 
 PIECE = 2**20
 DIGITS = 12  # of a version, in the name of a partial file
 MB = 10**6
+LARGEST_UNSTATED = 2**33  # bytes of a file whose size the server does not state; an endless one would fill the disk
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,19 @@ def fetch(session: requests.Session, look: Look, name: str, folder: Path) -> tup
             finally:
                 size = path.stat().st_size if path.exists() else 0
         except (requests.RequestException, TransferInterrupted) as error:
-            progress, most = size > most, max(size, most)
+            failure = error if isinstance(error, TransferInterrupted) else request_failure(name, error)
+            if not isinstance(failure, TransferInterrupted):
+                raise failure from error
+            progress, most = size - most >= LEAST, max(size, most)
             raise TransferInterrupted(describe_failure(error), progress=progress) from error
         return path, remote
 
     path, remote = retry(attempt, name, advice="; the same command continues the download")
+    with path.open("rb") as file:
+        start = file.read(100).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        path.unlink()
+        raise ValueError(f"{remote.url}: a web page is in its place")
     if remote.digest and file_digest(path, remote.digest[0]) != remote.digest[1]:
         path.unlink()
         raise ValueError(f"{remote.url}: the download does not have the {remote.digest[0]} hash that the server states")
@@ -153,17 +162,23 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
                 restart(file)
                 raise TransferInterrupted("the server does not have the requested part")
             seen = response.headers.get("ETag" if '"' in (remote.validator or "") else "Last-Modified")
+            if here and not seen and not remote.digest:
+                restart(file)
+                raise TransferInterrupted("the server does not state of which version of the file it sends a part")
             if remote.validator and seen and seen != remote.validator:
                 raise TransferInterrupted("the file is changing on the server")
             total = (remote.size or 0) - here
             note = f", from {here // MB} MB on" if here else ""
             with Progress(remote.name + note, total // MB, "MB", show=total > 0) as progress:
-                for piece in response.iter_content(PIECE):
+                for piece in pieces(response, PIECE):
                     file.write(piece)
                     file.flush()  # for the next attempt, if this process is killed
                     if remote.size is not None and file.tell() > remote.size:
                         restart(file)
                         raise TransferInterrupted(f"more than the {remote.size} bytes that the server states")
+                    if file.tell() > LARGEST_UNSTATED and remote.size is None:
+                        restart(file)
+                        raise ValueError(f"{remote.url}: no size stated, and more than {LARGEST_UNSTATED:,} bytes sent")
                     progress.advance((file.tell() - here) // MB - progress.done)
         if remote.size not in (None, file.tell()):
             raise TransferInterrupted(f"{file.tell()} of {remote.size} bytes received")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path
 from olmo.tokenizer import encode
 from scripts.prepare.fictional_templates import Category, Slot, categories
@@ -207,10 +208,18 @@ def make_entries(
     return entries
 
 
-def write_entries(lists: dict[Path, list[dict]]) -> None:
-    """Write each list of entries to its path; no file is replaced before all have been written."""
+def write_entries(lists: dict[Path, list[dict]], overwrite: bool = False) -> None:
+    """Write each list of entries to its path; no file is replaced before all have been written.
+
+    Raises ConfigurationError where a file has other content, such as the published entries, unless `overwrite`.
+    """
+    texts = {path: json.dumps(entries, indent=1, ensure_ascii=False) + "\n" for path, entries in lists.items()}
+    for path, text in texts.items():
+        if not overwrite and path.exists() and path.read_bytes() != text.encode():
+            raise ConfigurationError(
+                f"{path}: already exists with other entries; name another --output, or --overwrite"
+            )
     with ExitStack() as stack:
-        for path, entries in lists.items():
+        for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
             stack.enter_context(atomic_path(path)).write_text(text, encoding="utf-8")

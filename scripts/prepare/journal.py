@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import threading
 import unicodedata
@@ -67,7 +69,14 @@ class Journal:
             )
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        """Append a line, all of it or nothing; OSError with the file's name if the disk is full."""
+        content, end = json.dumps(line, ensure_ascii=False).encode() + b"\n", self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def add(self, place: Place, text: str) -> bool:
         """Keep a text. False if its entry has the same one already, or the journal is closed."""

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,11 +218,23 @@ def test_checkpoints_of_several_folders_without_steps(
         ("{", "not JSON"),
         ("[]", "not a result"),
         ('{"layers": []}', "it has no"),
+        ({"knowledge_entropy": math.nan}, "numbers that are finite"),
+        ({"layers": [math.inf, 1.0]}, "numbers that are finite"),
+        ({"layers": []}, "numbers that are finite"),
+        ({"leave_one_group_out": [[math.nan, 1.0]]}, "numbers that are finite"),
+        ({"leave_one_group_out": None}, "numbers that are finite"),
+        ({"data": "tokens.npy"}, "numbers that are finite"),
+        ({"checkpoint": {"path": "x", "step": None}}, "numbers that are finite"),
     ],
 )
 def test_no_result_is_one_line(
-    content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: str | dict[str, Any] | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if isinstance(content, dict):
+        sound = {"checkpoint": {"path": "run/step1", "step": 1}, "data": {"path": "t.npy", "sha256": "0"}}
+        sound |= {"layers": [1.0, 2.0], "layer_standard_errors": [0.1, 0.1], "leave_one_group_out": [[1.0, 2.0]]}
+        sound |= {"knowledge_entropy": 3.0, "standard_error": 0.1, "maximum": 4.0, "number_of_instances": 1}
+        content = json.dumps({**sound, "coefficient": "abs", **content})
     if content is not None:
         (tmp_path / "knowledge_entropy.json").write_text(content)
     assert exit_status(entropy_series.main, [str(tmp_path), "--output", str(tmp_path / "out")]) == 1

@@ -42,6 +42,17 @@ def test_command_writes_two_lists_and_says_so(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(NAMES)
 
 
+def test_other_entries_are_only_replaced_on_request(tmp_path, capsys):
+    argv = ["--output", str(tmp_path), "--paraphrase", "2", "--once", "1", "--paraphrases", "1"]
+    assert run(argv) == run(argv) == 0
+    before = read(tmp_path)
+    capsys.readouterr()
+    assert run([*argv, "--seed", "1"]) == 2
+    said = f"error: {tmp_path / NAMES[0]}: already exists with other entries; name another --output, or --overwrite\n"
+    assert capsys.readouterr().err == said and read(tmp_path) == before
+    assert run([*argv, "--seed", "1", "--overwrite"]) == 0 and read(tmp_path) != before
+
+
 def test_defaults_are_the_published_sizes(tmp_path):
     assert run(["--output", str(tmp_path)]) == 0
     paraphrase, once = read(tmp_path)
@@ -123,7 +134,7 @@ def test_a_failure_leaves_the_old_files_and_no_others(tmp_path, monkeypatch, cap
         return write_text(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "write_text", full_disk)
-    assert run([*argv, "--seed", "1"]) == 1
+    assert run([*argv, "--seed", "1", "--overwrite"]) == 1
     assert "no space left on device" in capsys.readouterr().err
     monkeypatch.undo()
     assert read(tmp_path) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from olmo.files.lock import Lock
 from olmo.knowledge.entries import load_entries
 from scripts.prepare.fictional_knowledge import make_entries
+from scripts.prepare.journal import Journal
 from tests.chatting import ChatServer, chatting, reworded, text_in
 from tests.paraphrasing import accepted, run, start, the_error
 from tests.running import wait_for
@@ -43,6 +45,25 @@ def test_killed_half_way_it_asks_only_for_the_rest(
     made = load_entries(tmp_path / "out.json")
     assert [len(entry.paraphrases) for entry in made] == [4, 4, 4] and not journal.exists()
     assert all(made[line["entry"]].paraphrases[line["paraphrase"]] == line["text"] for line in before)
+
+
+def test_on_a_full_disk_no_half_of_a_line_stays(tmp_path: Path) -> None:
+    """The system writes what fits; a line behind half of one would make the file unreadable."""
+    path, limits = tmp_path / "out.json.partial.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(path, {"seed": 1}) as journal:
+        assert journal.add((0, 0), "The first text.")
+        before = path.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+        try:
+            for place in (1, 2):
+                with pytest.raises(OSError) as caught:
+                    journal.add((0, place), f"Text {place}.")
+                assert caught.value.filename == str(path) and caught.value.strerror
+                assert path.read_bytes() == before
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Journal(path, {"seed": 1}) as journal:
+        assert journal.texts == {(0, 0): "The first text."}
 
 
 def test_interrupted_from_the_keyboard_it_ends_at_once(arguments: list[str], server: ChatServer, journal: Path) -> None:

@@ -200,6 +200,7 @@ def test_no_pause_is_read_where_none_is_named(header: str | None) -> None:
 def test_a_pause_is_never_negative() -> None:
     assert chat.named_pause("-3") == chat.named_pause("Wed, 31 Jan 2024 10:00:00 GMT") == 0.0
     assert chat.named_pause("12") == 12.0
+    assert chat.named_pause("1e300") == 1e9
 
 
 def test_stopped_it_does_not_wait(server: ChatServer) -> None:
@@ -230,7 +231,7 @@ def test_stopped_it_does_not_wait(server: ChatServer) -> None:
         (Trouble(200, b"<html>Welcome</html>"), "answers with text/html, not as a chat model does"),
         (Trouble(200, ["a", "list"]), "answers with application/json, not as a chat model does"),
         (Trouble(200, b"[" * 100_000), "answers with text/html, not as a chat model does"),
-        (Trouble(200, b"a" * (2**22 + 1)), "an answer of more than 4,194,304 bytes"),
+        (Trouble(200, b"a" * (2**20 + 1)), "an answer of more than 1,048,576 bytes"),
     ],
     ids=lambda value: str(value.kind) if isinstance(value, Trouble) else None,
 )
