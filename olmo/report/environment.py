@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import TrainConfig
+from ..exceptions import printable
 from ..files.atomic import write_text
 
 
@@ -73,7 +74,7 @@ def record_start(path: Path, config: TrainConfig, resume_step: int | None) -> No
         "cuda": torch.version.cuda,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "resumed_from": resume_step,
-        "command": shlex.join(sys.orig_argv),
+        "command": printable(shlex.join(sys.orig_argv)),  # an argument may be a URL with a password
         "working_directory": os.getcwd(),
         "world_size": dist.get_world_size() if dist.is_initialized() else 1,
         "seed": config.seed,

@@ -130,7 +130,8 @@ def naming(path: Path) -> Iterator[None]:
 def _drop_lines(path: Path, drop: Callable[[str], bool]) -> None:
     """Keep the complete lines of a file for which `drop` is false."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and not drop(line)]
-        with atomic_path(path) as partial, naming(path):
-            partial.write_text("".join(kept), encoding="utf-8")
+        # Line by line: metrics of a long run are gigabytes.
+        with path.open(encoding="utf-8") as lines, atomic_path(path) as partial, naming(path):
+            kept = (line for line in lines if line.endswith("\n") and not drop(line))
+            with partial.open("w", encoding="utf-8") as file:
+                file.writelines(kept)

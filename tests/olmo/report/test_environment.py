@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from olmo.config import TrainConfig, load
 from olmo.report.environment import seed_effects
 from olmo.report.reporter import Reporter
@@ -14,7 +16,7 @@ from tests.running import ROOT
 
 def test_every_start_of_a_run_stays_on_record(config: TrainConfig) -> None:
     for step, seed in ((None, 1), (5, 2), (7, 3)):
-        Reporter(replace(config, seed=seed), active=True, resume_step=step).close()
+        Reporter(replace(config, seed=seed, allow_changed_settings=True), active=True, resume_step=step).close()
     path = Path(config.save_folder) / "environment.json"
     last = json.loads(path.read_text())
     starts = [*last.pop("earlier"), last]
@@ -36,6 +38,16 @@ def test_what_the_seed_varies_is_on_record(config: TrainConfig) -> None:
     Reporter(config, active=True, resume_step=None).close()
     record = json.loads((Path(config.save_folder) / "environment.json").read_text())
     assert record["seed_varies"] == seed_effects(config) != []
+
+
+def test_the_command_is_on_record_without_its_secrets(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "hf_0123456789abcdef")
+    urls = ("--data.paths=[https://me:pass-word@data.org/a.npy?X-Sig=abcdef]", "--run_name=hf_0123456789abcdef")
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "scripts.train", "a.yaml", *urls])
+    Reporter(config, active=True, resume_step=None).close()
+    command = json.loads((Path(config.save_folder) / "environment.json").read_text())["command"]
+    assert command.startswith("python -m scripts.train a.yaml ") and "data.org/a.npy" in command
+    assert not any(secret in command for secret in ("pass-word", "hf_0123456789abcdef", "abcdef"))
 
 
 def test_a_record_of_an_older_version_is_kept_where_it_is_whole(config: TrainConfig) -> None:
