@@ -142,7 +142,7 @@ def one_record_many_times(path: Path) -> None:
 
 def tuples(levels: int = 60) -> bytes:
     """A key that holds itself twice, at every level: its hash takes 2^levels steps."""
-    return Opcodes(b"}", b"N\x85q\0", *[b"h\0h\0\x86q\0" for _ in range(levels)], b"Ns").bytes
+    return Opcodes(b"}", b"N\x85q\0", *[b"h\0\x86q\0" for _ in range(levels)], b"Ns").bytes
 
 
 class Marked(torch.Tensor):
