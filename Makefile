@@ -9,7 +9,7 @@ GOLDEN = .venv-golden
 PEERS = .venv-peers
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast test test-gpu checks bench bench-against crash golden
+.PHONY: help setup demo demo-contrast test test-gpu checks bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
 	@echo "make crash          training killed 50 times, compared with uninterrupted runs: five minutes, or thirty on a busy machine"
+	@echo "make crash-analysis commands of the analysis killed 100 times, compared with uninterrupted ones"
 	@echo "make golden         regenerate the numbers of ai2-olmo 0.6.0 that the tests compare with (tests/golden/README.md)"
 	@echo "make setup          only the virtual environment, in $(VENV)"
 
@@ -59,6 +60,9 @@ crash: $(READY)
 	$(RUN) -m tests.crash runs/crash --kills 30
 	$(RUN) -m tests.crash runs/crash-two --kills 10 --processes 2
 	$(RUN) -m tests.crash runs/crash-fsdp --kills 10 --processes 2 --distributed_strategy=fsdp
+
+crash-analysis: $(READY)
+	$(RUN) -m tests.crash_analysis runs/crash-analysis --kills 20
 
 golden: $(READY) $(GOLDEN)/.ready
 	$(GOLDEN_RUN) --keep runs/golden-olmo
