@@ -135,28 +135,30 @@ def adopt_launcher() -> None:
     given = os.environ
     if "RANK" in given and "WORLD_SIZE" in given:
         return
-    for launcher, (rank, size, local_rank, local_size, job) in _LAUNCHERS.items():
-        if not (given.get(rank, "").isdecimal() and given.get(size, "").isdecimal()):
-            continue
-        if int(given[size]) == 1:
-            return
+    for launcher, (*names, job) in _LAUNCHERS.items():
         # SLURM writes the numbers of tasks of all machines: 4(x2),3
-        local = {name: re.match(r"\d+", given.get(name, "")) for name in (local_rank, local_size)}
-        missing = [name for name, number in local.items() if number is None]
+        found = {name: number[0] for name in names if (number := re.match(r"\d+", given.get(name, "")))}
+        rank, size, _, local_size = map(found.get, names)
+        if rank is None or size is None:
+            continue
+        if int(size) == 1:
+            return
+        missing = [name for name in names if name not in found]
+        if missing and launcher == "mpiexec" and given.get("SLURM_STEP_NUM_TASKS") == size:
+            continue  # srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE
         first = "127.0.0.1"
-        if not missing and local[local_size][0] != given[size]:  # type: ignore[index]
+        if not missing and local_size != size:
             first = given.get("SLURM_STEP_NODELIST", "") if launcher == "srun" else ""
             missing = [] if first or "MASTER_ADDR" in given else ["MASTER_ADDR (the host of the first process)"]
         if missing:
             raise ConfigurationError(
-                f"{launcher} started {given[size]} processes, but {' and '.join(missing)} is not set; "
+                f"{launcher} started {size} processes, but {' and '.join(missing)} is not set; "
                 "set it, or start the processes with torchrun"
             )
         port = 15000 + zlib.crc32(f"{given.get(job)}.{given.get('SLURM_STEP_ID')}".encode()) % 15000
         given.setdefault("MASTER_ADDR", _first_host(first))
         given.setdefault("MASTER_PORT", str(port))
-        given.update(RANK=given[rank], WORLD_SIZE=given[size])
-        given.update(LOCAL_RANK=local[local_rank][0], LOCAL_WORLD_SIZE=local[local_size][0])  # type: ignore[index]
+        given.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=found[names[2]], LOCAL_WORLD_SIZE=found[names[3]])
         return
     if (tasks := given.get("SLURM_NTASKS", "1")) != "1":
         raise ConfigurationError(

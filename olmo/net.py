@@ -116,6 +116,7 @@ def bounded(
     it has more than `most` bytes, and what `request` raises.
     """
     outcome: queue.SimpleQueue[tuple[requests.Response, bytes] | BaseException] = queue.SimpleQueue()
+    late = TransferInterrupted(f"no complete answer within {seconds:g} seconds")
     end = time.monotonic() + seconds
 
     def work() -> None:
@@ -124,8 +125,10 @@ def bounded(
                 body = bytearray()
                 for piece in response.iter_content(2**12):
                     body += piece
-                    if len(body) > most or time.monotonic() > end:
-                        break
+                    if time.monotonic() > end:
+                        raise late
+                    if len(body) > most:
+                        raise OSError(f"{url}: an answer of more than {most:,} bytes")
                 outcome.put((response, bytes(body)))
         except BaseException as error:
             outcome.put(error)
@@ -135,11 +138,9 @@ def bounded(
     try:
         found = outcome.get(timeout=seconds)
     except queue.Empty:
-        raise TransferInterrupted(f"no complete answer within {seconds:g} seconds") from None
+        raise late from None
     if isinstance(found, BaseException):
         raise found
-    if len(found[1]) > most:
-        raise OSError(f"{url}: an answer of more than {most:,} bytes")
     return found
 
 

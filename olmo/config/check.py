@@ -42,7 +42,8 @@ def run_problems(config: TrainConfig) -> Iterator[str]:
     yield from _injection_problems(config)
     for name in ("eos_token_id", "pad_token_id"):
         if (token := getattr(config.model, name)) >= config.model.vocab_size:
-            yield f"model.{name}: {token} is none of the tokens 0 to {config.model.vocab_size - 1} of model.vocab_size"
+            tokens = f"the tokens 0 to {config.model.vocab_size - 1} of model.vocab_size"
+            yield f"model.{name}: {token} is none of {tokens}; set it to the tokenizer's"
     if config.dry_run and config.force_save_unsharded:
         yield "force_save_unsharded: a dry run saves nothing; to unshard load_path, use scripts.convert --to olmo"
     betas, peak = config.optimizer.betas, config.optimizer.learning_rate

@@ -93,17 +93,23 @@ class Endpoint:
 
     def ask(self, messages: Sequence[Message], seed: int | None = None) -> Reply:
         """The model's answer to a conversation. Raises OSError without one, after several attempts with a warning on
-        stderr where the failure may pass."""
+        stderr where the failure may pass; after two, if both exceed the time for an answer."""
         settings = self.settings if seed is None else {**self.settings, "seed": seed}
         body = {**settings, "messages": list(messages)}
-        return retry(
-            lambda: self._ask_once(body),
-            self.url,
-            attempts=ATTEMPTS,
-            wait=WAIT,
-            stopped=self.stopped,
-            on_failure=self._warn,
-        )
+        late = 0
+
+        def attempt() -> Reply:
+            nonlocal late
+            began = time.monotonic()
+            try:
+                return self._ask_once(body)
+            except TransferInterrupted as error:
+                late += time.monotonic() - began >= TIMEOUT[1]
+                if late == 2:
+                    raise OSError(f"{self.url}: {error}, twice") from error
+                raise
+
+        return retry(attempt, self.url, attempts=ATTEMPTS, wait=WAIT, stopped=self.stopped, on_failure=self._warn)
 
     def _warn(self, error: TransferInterrupted, pause: float) -> None:
         """Print a failure to stderr, once a minute for all threads together: every request may fail in the same way."""

@@ -193,6 +193,8 @@ def adopted(variables: dict[str, str]) -> tuple[list[str | None], dict[str, str]
         # mpirun starts processes of other machines by an srun of its own, of one task a machine.
         ({**TWO_NODES, "SLURM_STEP_NUM_TASKS": "2", **OPEN_MPI}, ["3", "4", "3", "4", "127.0.0.1"]),
         (MPICH, ["1", "2", "1", "2", "127.0.0.1"]),
+        # srun --mpi=pmi2, the default of many clusters.
+        ({**TWO_NODES, "PMI_RANK": "5", "PMI_SIZE": "8"}, ["5", "8", "1", "4", "a-b007"]),
         # One task of srun; a batch script that was submitted from within one; torchrun inside srun.
         (slurm_variables(0, 1), [None] * 5),
         ({**slurm_variables(0, 1), "SLURM_NTASKS": "4"}, [None] * 5),
