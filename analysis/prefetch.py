@@ -18,8 +18,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from olmo.console import printable
 from olmo.distributed import ABANDONABLE, Ranks
-from olmo.exceptions import FAILURES, ConfigurationError, printable
+from olmo.exceptions import FAILURES, ConfigurationError
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")

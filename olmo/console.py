@@ -1,4 +1,4 @@
-"""Progress of a command on the console: bars, and log lines above them.
+"""What a command prints: log lines, bars of progress, and no secrets.
 
 On a terminal rich draws the bars, and prints above them whatever Python writes to stdout or stderr. It is imported for
 the first bar, which is drawn once work has taken a second. Where stderr is not a terminal, or is one that cannot
@@ -7,16 +7,17 @@ rewrite its lines (TERM=dumb), progress is printed as plain lines without contro
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
-
-from .exceptions import printable
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
@@ -24,7 +25,41 @@ if TYPE_CHECKING:
 
 _LARGEST_BAR = 40  # columns
 
+# Secret -> what is printed and saved in its place. A configuration may take a secret from the environment
+# (`${oc.env:TOKEN}`); errors and saved configurations name the variable.
+_SECRETS: dict[str, str] = {}
+_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY|SECRET_KEY)$", re.IGNORECASE)
+_SHORTEST_SECRET = 8  # characters
+_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
+_QUERY = re.compile(r"(?<=[\w/.-])\?[\w%.~-]+=[^\s'\"]*?(?=[:;,)]*(\s|['\"]|$))")
+# All but tabs and ends of lines; those that turn the direction of a text, too.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
 log = logging.getLogger("olmo")
+
+
+def remember_secret(value: str, shown: str) -> None:
+    """Let `conceal` replace this value by `shown`."""
+    if value:
+        _SECRETS[value] = shown
+
+
+def conceal(text: str) -> str:
+    """The text with every known secret replaced by the name of its variable."""
+    for value in sorted(_SECRETS, key=len, reverse=True):
+        text = text.replace(value, _SECRETS[value])
+    return text
+
+
+def printable(text: str) -> str:
+    """A text to print or log that may hold what others have written: control characters are escaped, passwords and
+    queries of URLs removed (a query can be a signature), secrets of the environment and of `conceal` replaced."""
+    text = conceal(text)
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
+            text = text.replace(value, f"${name}")
+    text = _QUERY.sub("?...", _USER.sub(r"\1", text))
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
@@ -182,3 +217,36 @@ def above_bars(message: str) -> str:
     """
     bars = len(_bars.tasks)
     return ("\n" if bars else "") + message + "\n" * max(bars, 1)
+
+
+class Stream:
+    """Stdout or stderr of a command: characters it cannot encode are escaped, and once it cannot be written the rest is
+    discarded. `error`: the reason."""
+
+    def __init__(self, stream: TextIO | None):
+        # Python has None for a stream that was closed before it started.
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115 (open to the end)
+        self.error: OSError | None = None
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self._unless_failed(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._unless_failed(self._stream.flush)
+
+    def _unless_failed(self, call: Callable[..., object], *arguments: Any) -> None:
+        if self.error is not None:
+            return
+        try:
+            call(*arguments)
+        except OSError as error:
+            self.error = error
+            # What is still buffered would fail again when the interpreter ends.
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

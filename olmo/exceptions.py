@@ -7,34 +7,22 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
 import os
-import re
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
+
+from .console import Stream, printable
 
 # What torchrun has time for between the end of one process and that of the others.
 _TORCHRUN_DELAY = 10.0  # seconds
 
-
-# Secret -> what is printed and saved in its place. A configuration may take a secret from the environment
-# (`${oc.env:TOKEN}`); errors and saved configurations name the variable.
-_SECRETS: dict[str, str] = {}
-
-
-_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY|SECRET_KEY)$", re.IGNORECASE)
-_SHORTEST_SECRET = 8  # characters
-_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
-_QUERY = re.compile(r"(?<=[\w/.-])\?[\w%.~-]+=[^\s'\"]*?(?=[:;,)]*(\s|['\"]|$))")
-# All but tabs and ends of lines; those that turn the direction of a text, too.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 # What a user's files, settings or machine can cause; anything else is a programming error.
 FAILURES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
@@ -53,30 +41,6 @@ class Interrupted(Exception):
 
     Commands exit with status 75, EX_TEMPFAIL of sysexits.h: try again.
     """
-
-
-def remember_secret(value: str, shown: str) -> None:
-    """Let `conceal` replace this value by `shown`."""
-    if value:
-        _SECRETS[value] = shown
-
-
-def conceal(text: str) -> str:
-    """The text with every known secret replaced by the name of its variable."""
-    for value in sorted(_SECRETS, key=len, reverse=True):
-        text = text.replace(value, _SECRETS[value])
-    return text
-
-
-def printable(text: str) -> str:
-    """A text to print or log that may hold what others have written: control characters are escaped, passwords and
-    queries of URLs removed (a query can be a signature), secrets of the environment and of `conceal` replaced."""
-    text = conceal(text)
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
-            text = text.replace(value, f"${name}")
-    text = _QUERY.sub("?...", _USER.sub(r"\1", text))
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class Terminated(KeyboardInterrupt):
@@ -136,7 +100,7 @@ def exit_status(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    output, errors = _Stream(sys.stdout), _Stream(sys.stderr)
+    output, errors = Stream(sys.stdout), Stream(sys.stderr)
     with redirect_stdout(cast(TextIO, output)), redirect_stderr(cast(TextIO, errors)), _signals_raise():
         try:
             status = _status(main, arguments, debug)
@@ -178,39 +142,6 @@ def _status(main: Callable[[Sequence[str]], None], arguments: Sequence[str], deb
         print(f"error: {line}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
-
-
-class _Stream:
-    """Stdout or stderr of a command: characters it cannot encode are escaped, and once it cannot be written the rest is
-    discarded. `error`: the reason."""
-
-    def __init__(self, stream: TextIO | None):
-        # Python has None for a stream that was closed before it started.
-        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115 (open to the end)
-        self.error: OSError | None = None
-        if isinstance(self._stream, io.TextIOWrapper):
-            self._stream.reconfigure(errors="backslashreplace")
-
-    def write(self, text: str) -> int:
-        self._unless_failed(self._stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._unless_failed(self._stream.flush)
-
-    def _unless_failed(self, call: Callable[..., object], *arguments: Any) -> None:
-        if self.error is not None:
-            return
-        try:
-            call(*arguments)
-        except OSError as error:
-            self.error = error
-            # What is still buffered would fail again when the interpreter ends.
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ PACKAGES = ("olmo", "analysis", "scripts")
 
 # The rooms of olmo/, in order: a module imports from its own room and from rooms above it.
 ROOMS = (
-    "exceptions",
     "console",
+    "exceptions",
     "files",
     "config",
     "net",

@@ -2,8 +2,9 @@
 
 `warm_python()` is the path of an executable that stands for `python -m MODULE` and `python FILE.py` where a test is
 about what a process does and not about how it is started. Each command is a process of its own, with its exit status
-and streams, which SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 reach. Whatever else is asked of it, another value of a variable
-that imports read included, is left to the real python. tests/warm_server.py is the other side.
+and streams, which SIGHUP, SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 reach. Whatever else is asked of it, another value of a
+variable that imports read included, is left to the real python, as is everything outside Linux. tests/warm_server.py
+is the other side.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ link.sendall(request)
 child = int.from_bytes(link.recv(4), "little")
 if not child:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda number, frame: os.kill(child, number))
 status = os.waitstatus_to_exitcode(int.from_bytes(link.recv(4), "little"))
 if status < 0:
@@ -48,6 +49,8 @@ def environment() -> dict[str, str]:
 @cache
 def warm_python() -> str:
     """The path of the executable; its folder has it as `python` and `python3`. It serves until this process ends."""
+    if sys.platform != "linux":
+        return sys.executable
     folder = tempfile.TemporaryDirectory(prefix="warm")
     address = f"{folder.name}/address"
     for name in ("python", "python3"):

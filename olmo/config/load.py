@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from ..console import log
-from ..exceptions import ConfigurationError, conceal, did_you_mean, remember_secret
+from ..console import conceal, log, remember_secret
+from ..exceptions import ConfigurationError, did_you_mean
 from ..files.paths import parse_step
 from .check import model_problems, run_problems
 from .help import type_in_words

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..exceptions import conceal
+from ..console import conceal
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import TrainConfig
-from ..exceptions import printable
+from ..console import printable
 from ..files.atomic import write_text
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config.schema import TrainConfig
-from ..exceptions import ConfigurationError, conceal
+from ..console import conceal
+from ..exceptions import ConfigurationError
 
 
 def start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from olmo.console import Progress, clock, fixed
+from olmo.console import Progress, clock, fixed, printable
 from olmo.exceptions import exit_status
 from scripts.train import main
 from tests.running import command, write_world
@@ -186,11 +186,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"))
 
 
-def arguments(folder: Path) -> list[str]:
-    """Of a run that goes on until someone ends it, or two seconds have passed."""
+def arguments(folder: Path, seconds: int = 2) -> list[str]:
+    """Of a run that ends after so many seconds, or a signal."""
     settings = [
         "--max_duration=100000",
-        "--time_limit=2",
+        f"--time_limit={seconds}",
         "--canceled_check_interval=1",
         "--extra_steps_after_cancel=0",
     ]
@@ -198,7 +198,7 @@ def arguments(folder: Path) -> list[str]:
 
 
 def run_in_fork(folder: Path, *settings: str) -> Callable[[], int]:
-    return lambda: exit_status(main, [*arguments(folder), *settings])
+    return lambda: exit_status(main, [*arguments(folder, seconds=30), *settings])
 
 
 def logged(folder: Path) -> list[str]:
@@ -222,7 +222,7 @@ def test_a_run_on_a_terminal_has_a_bar_below_its_log_lines(world: Path) -> None:
 
 
 def test_control_c_in_a_narrow_terminal_without_colours(world: Path) -> None:
-    run = run_in_fork(world / "narrow", "--time_limit=30", "--run_name=" + "n" * 70)
+    run = run_in_fork(world / "narrow", "--run_name=" + "n" * 70)
     bar_with_loss = r"step [^\r\n]*: loss [^\r\n]*left\r\x1b"  # followed by its next drawing; no log line is
     session = on_terminal(run, 60, {"NO_COLOR": "1"}, control_c_at=bar_with_loss)
     assert session.status == 75 and not re.search(r"\x1b\[[\d;]*m", session.output)
@@ -248,3 +248,21 @@ def test_a_run_without_a_terminal_is_plain_and_does_without_rich(world: Path) ->
     script += "print('rich' in sys.modules, file=sys.stderr)"
     done = command(["-c", script, *arguments(world / "piped"), "--stop_at=5"], world)
     assert done.stdout.splitlines() == logged(world / "piped") and done.stderr == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a.\x1b[2J\x1b]0;title\x07\r\x9b31m", "a.\\x1b[2J\\x1b]0;title\\x07\\r\\x9b31m"),
+        ("a\u202egnp.exe", "a\\u202egnp.exe"),
+        ("Grüße, 日本語\tand\nlines", "Grüße, 日本語\tand\nlines"),
+        ("https://user:pa55word@host/f: 404", "https://host/f: 404"),
+        ("https://token@host/f", "https://host/f"),
+        ("see https://host/f?X-Amz-Signature=abc&x=1: 403", "see https://host/f?...: 403"),
+        ("GET '/f.npy?sig=abc%2F' failed", "GET '/f.npy?...' failed"),
+        ("did you mean 'x'? a=b", "did you mean 'x'? a=b"),
+        ("user@host, a@b.c and owner/name@revision", "user@host, a@b.c and owner/name@revision"),
+    ],
+)
+def test_what_is_printable(text: str, shown: str) -> None:
+    assert printable(text) == shown

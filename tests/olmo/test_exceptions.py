@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from olmo.console import log
-from olmo.exceptions import ConfigurationError, Interrupted, Parser, exit_status, printable
+from olmo.exceptions import ConfigurationError, Interrupted, Parser, exit_status
 from tests.running import ROOT
 
 
@@ -251,27 +251,6 @@ def test_an_error_of_the_system_is_its_words_and_the_name_of_the_file(
     for name, said in (("a file", f"a file: {os.strerror(number)}"), (None, os.strerror(number))):
         assert exit_status(failing(OSError(number, os.strerror(number), name)), []) == 1
         assert capsys.readouterr().err == f"error: {said}\n"
-
-
-# --- what others have written reaches a terminal -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a.\x1b[2J\x1b]0;title\x07\r\x9b31m", "a.\\x1b[2J\\x1b]0;title\\x07\\r\\x9b31m"),
-        ("a\u202egnp.exe", "a\\u202egnp.exe"),
-        ("Grüße, 日本語\tand\nlines", "Grüße, 日本語\tand\nlines"),
-        ("https://user:pa55word@host/f: 404", "https://host/f: 404"),
-        ("https://token@host/f", "https://host/f"),
-        ("see https://host/f?X-Amz-Signature=abc&x=1: 403", "see https://host/f?...: 403"),
-        ("GET '/f.npy?sig=abc%2F' failed", "GET '/f.npy?...' failed"),
-        ("did you mean 'x'? a=b", "did you mean 'x'? a=b"),
-        ("user@host, a@b.c and owner/name@revision", "user@host, a@b.c and owner/name@revision"),
-    ],
-)
-def test_what_is_printable(text: str, shown: str) -> None:
-    assert printable(text) == shown
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY"])

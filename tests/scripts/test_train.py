@@ -42,7 +42,9 @@ def one(folder: Path) -> Path:
     """The run of one process."""
     arguments = ["task.yaml", "--save_folder=one", "--force_save_unsharded", "--eval_on_load"]
     done = command(["-m", "scripts.train", *arguments], folder)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    progress = r".*: \d+/\d+ \w+, [\d.,]+/s, [\d:?]+ left"  # of what takes ten seconds on a busy machine
+    assert not [line for line in done.stderr.splitlines() if not re.fullmatch(progress, line)], done.stderr
+    assert done.returncode == 0
     assert "step 7/7: loss" in done.stdout and "step 2: injection round 1, 4 texts" in done.stdout
     return folder / "one"
 
@@ -187,7 +189,7 @@ def test_what_a_run_leaves_in_its_folder(one: Path) -> None:
     environment = json.loads((one / "environment.json").read_text(encoding="utf-8"))
     assert environment.keys() == {
         *("python", "platform", "processor_count", "versions", "git", "host", "threads", "gpus", "cuda", "started"),
-        *("resumed_from", "command", "working_directory", "world_size", "seed", "data_seed", "earlier"),
+        *("resumed_from", "command", "working_directory", "world_size", "seed", "data_seed", "seed_varies", "earlier"),
     }
     assert "-m scripts.train" in environment["command"] and environment["world_size"] == 1
 

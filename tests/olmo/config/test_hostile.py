@@ -120,7 +120,7 @@ def test_any_value_of_any_key_is_accepted_or_refused_in_one_line(
 def test_a_secret_is_neither_saved_nor_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("olmo.exceptions._SECRETS", {})
+    monkeypatch.setattr("olmo.console._SECRETS", {})
     monkeypatch.setenv("MY_TOKEN", "hf_verysecret")
     monkeypatch.setenv("MIRROR", "https://user:passw0rd@host.org/data")
     monkeypatch.setenv("JOB", "4711")

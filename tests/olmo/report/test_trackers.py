@@ -36,7 +36,7 @@ def test_wandb_gets_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     started = SimpleNamespace(id="abc")
     fake = SimpleNamespace(init=lambda **given: sent.update(given) or started, Error=OSError)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("olmo.exceptions._SECRETS", {"passw0rd": "${oc.env:PASSWORD}"})
+    monkeypatch.setattr("olmo.console._SECRETS", {"passw0rd": "${oc.env:PASSWORD}"})
     config = TrainConfig(wandb=WandbConfig(), load_path="https://user:passw0rd@host.org/step5")
     assert trackers.start_wandb(config, tmp_path / "id.txt", resumed=False) is started
     assert sent["config"]["load_path"] == "https://user:${oc.env:PASSWORD}@host.org/step5"
