@@ -244,9 +244,10 @@ class TokenDataset:
         shortest, longest, length = int(lengths.min()), int(lengths.max()), self.sequence_length
         if longest > length or (shortest < length and not pad_rows):
             found = f"{longest}" if shortest == longest else f"{shortest} to {longest} (mean {lengths.mean():.1f})"
+            change = f"set it to {longest}, or " if shortest == longest else ""
             raise ValueError(
-                f"{self.path}: its rows have {found} tokens, model.max_sequence_length is {length}: set it to "
-                f"{longest}, or make rows of {length} tokens (scripts.prepare_pubmed --sequence_length {length})"
+                f"{self.path}: its rows have {found} tokens, model.max_sequence_length is {length}: {change}"
+                f"make rows of {length} tokens (scripts.prepare_pubmed --sequence_length {length})"
                 + ("" if longest > length else f"; with {key}.pad_rows: true, short rows are padded")
             )
         return lengths

@@ -166,9 +166,9 @@ def test_short_dataset_rows_are_padded(tmp_path: Path, side: PaddingDirection) -
     ("lengths", "told"),
     [
         ([3, 3, 3], "3 tokens, model.max_sequence_length is 4: set it to 3, or make rows of 4 tokens (scripts."),
-        ([4, 1, 4], "1 to 4 (mean 3.0) tokens, model.max_sequence_length is 4: set it to 4, or make rows of 4 tokens"),
+        ([4, 1, 4], "1 to 4 (mean 3.0) tokens, model.max_sequence_length is 4: make rows of 4 tokens"),
         ([5, 5, 5], "5 tokens, model.max_sequence_length is 4: set it to 5, or make rows of 4 tokens (scripts."),
-        ([2, 4, 5], "2 to 5 (mean 3.7) tokens, model.max_sequence_length is 4: set it to 5, or make rows of 4 tokens"),
+        ([2, 4, 5], "2 to 5 (mean 3.7) tokens, model.max_sequence_length is 4: make rows of 4 tokens"),
     ],
 )
 def test_dataset_rows_of_another_length(tmp_path: Path, lengths: list[int], told: str) -> None:
