@@ -88,6 +88,8 @@ _NEEDS: dict[str, tuple[str, Callable[[TrainConfig], Any]]] = {
     "reset_trainer_state": ("load_path", lambda c: c.load_path),
     "model.temperature_decay": ("a temperature", lambda c: c.model.temperature_attention or c.model.temperature_MLP),
     "model.rope_theta": ("model.rope", lambda c: c.model.rope),
+    "model.rope_full_precision": ("model.rope", lambda c: c.model.rope),
+    "model.init_std": ("model.init_fn: normal", lambda c: c.model.init_fn in ("normal", "full_megatron")),
     "model.scale_emb_init": ("model.init_fn: full_megatron", lambda c: c.model.init_fn == "full_megatron"),
     "optimizer.eps": ("optimizer.name: adamw", lambda c: c.optimizer.name == "adamw"),
     "optimizer.metrics_log_interval": ("a section wandb, or tensorboard: true", lambda c: c.wandb or c.tensorboard),
@@ -99,10 +101,22 @@ _NEEDS: dict[str, tuple[str, Callable[[TrainConfig], Any]]] = {
     "max_grad_norm": ("max_grad_norm_ratio: null", lambda c: c.max_grad_norm_ratio is None),
     "auxiliary_loss_multiplier": ("softmax_auxiliary_loss", lambda c: c.softmax_auxiliary_loss),
     "data.memmap_dtype": ("data.paths", lambda c: c.data.paths),
-    "data.pad_direction": ("data.dataset_path", lambda c: c.data.dataset_path),
+    "data.pad_rows": ("data.dataset_path", lambda c: c.data.dataset_path),
+    "data.pad_direction": ("data.pad_rows: true", lambda c: c.data.pad_rows),
     "data.seed": ("data_shuffling", lambda c: c.data_shuffling),
     "data.prefetch_factor": ("data.num_workers", lambda c: c.data.num_workers),
     "eval_on_load": ("evaluators", lambda c: c.evaluators),
+    "eval_interval": ("evaluators", lambda c: c.evaluators),
+    "eval_subset_num_batches": ("evaluators", lambda c: c.evaluators),
+    "device_eval_batch_size": ("evaluators", lambda c: c.evaluators),
+    "canceled_check_interval": (
+        "early_stopping_factor or a section wandb",
+        lambda c: c.early_stopping_factor is not None or c.wandb,
+    ),
+    "extra_steps_after_cancel": ("time_limit or a section wandb", lambda c: c.time_limit is not None or c.wandb),
+    "save_num_checkpoints_to_keep": ("save_interval", lambda c: c.save_interval),
+    "save_num_unsharded_checkpoints_to_keep": ("an unsharded checkpoint", lambda c: _saves_unsharded(c)),
+    "save_unsharded_optimizer": ("an unsharded checkpoint", lambda c: _saves_unsharded(c)),
     "inject_interval": ("injection or inject_indices_map", lambda c: c.injection or c.inject_indices_map),
     "inject_start_step": ("injection or inject_indices_map", lambda c: c.injection or c.inject_indices_map),
     "inject_position": ("injection or inject_indices_map", lambda c: c.injection or c.inject_indices_map),
@@ -114,6 +128,10 @@ _NEEDS: dict[str, tuple[str, Callable[[TrainConfig], Any]]] = {
         lambda c: "HYBRID" in getattr(c.fsdp, "sharding_strategy", ""),
     ),
 }
+
+
+def _saves_unsharded(config: TrainConfig) -> bool:
+    return bool(config.save_interval_unsharded or config.save_steps_unsharded or config.force_save_unsharded)
 
 
 def idle_settings(config: TrainConfig) -> Iterator[str]:
