@@ -21,6 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .console import log
 from .exceptions import ConfigurationError
 
 Result = TypeVar("Result")
@@ -129,8 +130,8 @@ def adopt_launcher() -> None:
     """Set torchrun's variables (RANK, WORLD_SIZE, ..., MASTER_PORT) in a process that srun or mpirun started.
 
     To be called first in every command that joins processes. Nothing changes under torchrun, whose variables come
-    first even inside srun, and in a process alone. Raises ConfigurationError where what the launcher set is not enough,
-    and in a SLURM job of several tasks outside srun, in which one process would do the work of all.
+    first even inside srun, and in a process alone. In a SLURM job of several tasks, a process that srun did not start
+    warns that it is alone. Raises ConfigurationError where what the launcher set is not enough.
     """
     given = os.environ
     if "RANK" in given and "WORLD_SIZE" in given:
@@ -161,9 +162,10 @@ def adopt_launcher() -> None:
         given.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=found[names[2]], LOCAL_WORLD_SIZE=found[names[3]])
         return
     if (tasks := given.get("SLURM_NTASKS", "1")) != "1":
-        raise ConfigurationError(
-            f"SLURM gave this job {tasks} tasks (SLURM_NTASKS), but srun did not start this process, which would run "
-            "alone; write srun before python, or unset SLURM_NTASKS for one process"
+        log.warning(  # no error: with --ntasks, many ask for the processors of one process
+            "SLURM gave this job %s tasks (SLURM_NTASKS), but srun did not start this process: it runs alone; for one "
+            "process per task, write srun before python",
+            tasks,
         )
 
 

@@ -155,10 +155,7 @@ def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespac
         stages.run(
             f"resuscitation, q = {factor:g}{tag}",
             "analysis.change_parameters",
-            [
-                *("--checkpoint", str(last), "--resuscitation_ratio", "0.5", "--amplifying_factor", f"{factor:g}"),
-                "--overwrite",
-            ],
+            ["--checkpoint", str(last), "--resuscitation_ratio=0.5", f"--amplifying_factor={factor:g}", "--overwrite"],
             edited[factor],
         )
 
@@ -219,12 +216,8 @@ def main(argv: Sequence[str]) -> None:
     if args.published:
         copy_published(args.published, knowledge)
     else:
-        make = [
-            "--overwrite",
-            "--output",
-            str(knowledge),
-            *(x for k, n in KNOWLEDGE.items() for x in (f"--{k}", str(n))),
-        ]
+        counts = (x for k, n in KNOWLEDGE.items() for x in (f"--{k}", str(n)))
+        make = ["--overwrite", "--output", str(knowledge), *counts]
         stages.run("fictional knowledge", "scripts.make_fictional_knowledge", make, knowledge)
     for seed in range(args.seeds):
         seed_stages(stages, folder, seed, args, length)

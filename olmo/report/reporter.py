@@ -188,8 +188,8 @@ def _changed_settings(config: TrainConfig, has_steps_left: bool) -> str:
     """
     try:
         before = load(Path(config.save_folder) / "config.yaml")
-    except ConfigurationError:  # the file is missing, or of another version
-        log.warning("save_folder: %s has no readable config.yaml to compare settings with", config.save_folder)
+    except ConfigurationError as error:  # the file is missing, or of another version
+        log.warning("save_folder: the settings cannot be compared with those of its last start: %s", error)
         return ""
     keys = changed_keys(before, config)
     shown = ", ".join(f"{key} {_value_of(before, key)} -> {_value_of(config, key)}" for key in keys)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..config.schema import TrainConfig
-from ..console import conceal
+from ..console import printable
 from ..exceptions import ConfigurationError
 
 
@@ -32,7 +31,7 @@ def start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
             name=chosen.name or config.run_name,
             tags=list(chosen.tags or []),
             dir=config.save_folder,
-            config=json.loads(conceal(json.dumps(asdict(config)))),
+            config=_without_secrets(asdict(config)),
             id=known,
             resume="allow" if known else None,
         )
@@ -43,6 +42,15 @@ def start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
         ) from error
     id_file.write_text(run.id, encoding="utf-8")
     return run
+
+
+def _without_secrets(value: Any) -> Any:
+    """A configuration in which no text has passwords, signed queries of URLs, or secrets of the environment."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def summary_writer() -> Any:

@@ -202,10 +202,8 @@ class Trainer:
                 log.warning(missed, within, rounds, first_step, schedule.last_step)
         for idle in idle_settings(config):
             log.warning("%s", idle)
-        if self.ranks.world_size == 1 and (config.precision, config.fsdp and config.fsdp.precision) == (
-            "amp_bf16",
-            "mixed",
-        ):
+        chosen = config.fsdp and config.fsdp.precision == "mixed"  # pure is the default
+        if chosen and config.precision == "amp_bf16" and self.ranks.world_size == 1:
             log.warning("fsdp.precision has no effect on one process: the residual stream is float32")
         if not self.saver.saves_anything:
             log.info("no checkpoint will be saved: set save_interval or another key of saving")

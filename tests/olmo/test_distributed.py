@@ -218,8 +218,6 @@ def test_the_port_is_the_same_for_all_processes_of_a_job_step_and_another_for_th
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        # A batch script, or a shell of salloc: one process, in which two tasks were asked for.
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "2 tasks .* write srun before python, or un"),
         ({k: v for k, v in TWO_NODES.items() if k != "SLURM_LOCALID"}, "srun started 8 .* SLURM_LOCALID is not set"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, r"mpirun started 4 processes, but MASTER_ADDR .* is not set"),
     ],
@@ -227,6 +225,14 @@ def test_the_port_is_the_same_for_all_processes_of_a_job_step_and_another_for_th
 def test_a_process_that_cannot_find_the_others_does_not_run_alone(variables: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         adopted(variables)
+
+
+def test_a_process_that_srun_did_not_start_warns_that_it_is_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A batch script, or a shell of salloc; many ask for tasks to have the processors of one process."""
+    assert adopted({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"})[0] == [None] * 5
+    assert "2 tasks" in caplog.text and "it runs alone; for one process per task, write srun" in caplog.text
+    caplog.clear()
+    assert adopted({**slurm_variables(0, 1), "SLURM_NTASKS": "4"})[0] == [None] * 5 and not caplog.text
 
 
 def test_a_process_that_sees_only_its_own_gpu_uses_that(monkeypatch: pytest.MonkeyPatch) -> None:

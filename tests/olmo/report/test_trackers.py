@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from olmo.config import TrainConfig, WandbConfig
+from olmo.config import DataConfig, TrainConfig, WandbConfig
 from olmo.exceptions import ConfigurationError
 from olmo.report import trackers
 from olmo.report.reporter import Reporter
@@ -36,10 +36,12 @@ def test_wandb_gets_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     started = SimpleNamespace(id="abc")
     fake = SimpleNamespace(init=lambda **given: sent.update(given) or started, Error=OSError)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("olmo.console._SECRETS", {"passw0rd": "${oc.env:PASSWORD}"})
-    config = TrainConfig(wandb=WandbConfig(), load_path="https://user:passw0rd@host.org/step5")
+    monkeypatch.setattr("olmo.console._SECRETS", {"6198": "${oc.env:BUCKET}"})  # the seed, too
+    paths = ["https://user:passw0rd@host.org/a.npy", "https://6198.org/b.npy?X-Amz-Signature=abc"]
+    config = TrainConfig(wandb=WandbConfig(), data=DataConfig(paths=paths))
     assert trackers.start_wandb(config, tmp_path / "id.txt", resumed=False) is started
-    assert sent["config"]["load_path"] == "https://user:${oc.env:PASSWORD}@host.org/step5"
+    assert sent["config"]["data"]["paths"] == ["https://host.org/a.npy", "https://${oc.env:BUCKET}.org/b.npy?..."]
+    assert sent["config"]["seed"] == 6198
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:
