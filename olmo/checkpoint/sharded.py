@@ -12,6 +12,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,9 @@ import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter, filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.tensor import DTensor
+from torch.futures import Future
 
 from ..distributed import Ranks, is_collective_error
 from ..exceptions import short_message
@@ -54,12 +57,16 @@ def read_index(folder: Path) -> Metadata:
     try:
         with path.open("rb") as file:
             index = unpickle(file, _PARTS_OF_AN_INDEX)
-        names = {info.relative_path for info in index.storage_data.values()}
-        if not isinstance(index, Metadata) or any(name != Path(name).name for name in names):
+        if not isinstance(index, Metadata) or any(name != Path(name).name for name in _parts(index)):
             raise ValueError("it names files elsewhere")
     except Exception as error:  # a damaged pickle raises anything
         raise ValueError(f"{path}: damaged, or not an index of a checkpoint: {error}") from error
     return index
+
+
+def _parts(index: Metadata) -> set[str]:
+    """The names of the files that hold the numbers."""
+    return {info.relative_path for info in index.storage_data.values()}
 
 
 class _Slice(io.RawIOBase):
@@ -85,55 +92,73 @@ class _Slice(io.RawIOBase):
         return int(read)
 
 
-class _Reader(FileSystemReader):
-    """torch's own reader with an index that was read safely; it reads tensors only."""
+class Reader(FileSystemReader):
+    """torch's own reader with an index that was read once, and safely; it reads tensors only."""
 
     def __init__(self, folder: Path):
         super().__init__(folder / SHARDS)
-        self.index = read_index(folder)
+        self.folder, self.index = folder, read_index(folder)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.index
 
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Check the parts that this process needs, before torch trusts the sizes that they state."""
+        parts = {place: self.index.storage_data[place] for place in (item.storage_index for item in plan.items)}
+        for info in parts.values():
+            with (self.folder / SHARDS / info.relative_path).open("rb") as file:
+                check_torch_file(io.BufferedReader(_Slice(file, info.offset, info.length)))
+        return super().read_data(plan, planner)
 
-def _tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """The tensors of an index by name. ValueError if they have more bytes than the parts: memory is allocated by it."""
-    index = read_index(folder)
-    tensors = {n: h for n, h in index.state_dict_metadata.items() if isinstance(h, TensorStorageMetadata)}
-    stated = sum(math.prod(held.size) * held.properties.dtype.itemsize for held in tensors.values())
-    try:
-        parts = {info.relative_path for info in index.storage_data.values()}
-        found = sum((folder / SHARDS / part).stat().st_size for part in parts)
-    except OSError as error:
-        raise ValueError(f"{folder / SHARDS}: damaged: {error.filename}: {error.strerror}") from error
-    if stated > found:
-        raise ValueError(f"{folder / SHARDS}: damaged: its index has tensors of {stated:,} bytes, its files {found:,}")
-    return tensors
+    @cached_property
+    def tensors(self) -> dict[str, TensorStorageMetadata]:
+        """The tensors of the index by name. ValueError if they have more bytes than the parts: memory is allocated by
+        it."""
+        place, index = self.folder / SHARDS, self.index
+        tensors = {n: h for n, h in index.state_dict_metadata.items() if isinstance(h, TensorStorageMetadata)}
+        stated = sum(math.prod(held.size) * held.properties.dtype.itemsize for held in tensors.values())
+        try:
+            found = sum((place / part).stat().st_size for part in _parts(index))
+        except OSError as error:
+            raise ValueError(f"{place}: damaged: {error.filename}: {error.strerror}") from error
+        if stated > found:
+            raise ValueError(f"{place}: damaged: its index has tensors of {stated:,} bytes, its files {found:,}")
+        return tensors
 
+    def shapes(self, prefix: str) -> dict[str, Tensor]:
+        """Meta tensors of the shapes and dtypes of the tensors whose names begin with `prefix`, without it."""
+        return {
+            name.removeprefix(prefix): torch.empty(held.size, dtype=held.properties.dtype, device="meta")
+            for name, held in self.tensors.items()
+            if name.startswith(prefix)
+        }
 
-def _read_into(folder: Path, tensors: Mapping[str, Tensor], alone: bool) -> None:
-    """Fill tensors with those of the same names, which must be there with the same shapes. ValueError otherwise.
+    def read(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, without it, in full and in memory, for one process by itself."""
+        tensors = {name: torch.empty_like(like, device="cpu") for name, like in self.shapes(prefix).items()}
+        self.read_into({f"{prefix}{name}": tensor for name, tensor in tensors.items()}, alone=True)
+        return tensors
 
-    A collective, unless `alone`.
-    """
-    reader = _Reader(folder)
-    for name, tensor in tensors.items():
-        held = reader.index.state_dict_metadata.get(name)
-        if not isinstance(held, TensorStorageMetadata):  # anything else would be unpickled
-            raise ValueError(f"{folder}: no tensor {name}")
-        if held.size != tensor.shape or not held.properties.dtype.is_floating_point:
-            kind = f"{tuple(held.size)} and {held.properties.dtype}"
-            raise ValueError(f"{folder}: {name} has shape {kind}, not {tuple(tensor.shape)} and floating point")
-    try:
-        for place, info in reader.index.storage_data.items():
-            if place.fqn in tensors:
-                with (folder / SHARDS / info.relative_path).open("rb") as file:
-                    check_torch_file(io.BufferedReader(_Slice(file, info.offset, info.length)))
-        distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=alone)
-    except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        if is_collective_error(error):
-            raise RuntimeError(short_message(error)) from error
-        raise ValueError(f"{folder / SHARDS}: damaged: {short_message(error)}") from error
+    def read_into(self, tensors: Mapping[str, Tensor], alone: bool) -> None:
+        """Fill tensors with those of the same names, which must be there with the same shapes. ValueError otherwise.
+
+        A collective, unless `alone`.
+        """
+        for name, tensor in tensors.items():
+            held = self.index.state_dict_metadata.get(name)
+            if not isinstance(held, TensorStorageMetadata):  # anything else would be unpickled
+                raise ValueError(f"{self.folder}: no tensor {name}")
+            if held.size != tensor.shape or not held.properties.dtype.is_floating_point:
+                kind = f"{tuple(held.size)} and {held.properties.dtype}"
+                raise ValueError(
+                    f"{self.folder}: {name} has shape {kind}, not {tuple(tensor.shape)} and floating point"
+                )
+        try:
+            distributed_checkpoint.load(dict(tensors), storage_reader=self, no_dist=alone)
+        except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            if is_collective_error(error):
+                raise RuntimeError(short_message(error)) from error
+            raise ValueError(f"{self.folder / SHARDS}: damaged: {short_message(error)}") from error
 
 
 def read_weights(folder: Path, model: nn.Module) -> None:
@@ -141,12 +166,12 @@ def read_weights(folder: Path, model: nn.Module) -> None:
 
     Raises ValueError where it has others than the model.
     """
-    state = model.state_dict()
-    held = {n.removeprefix(WEIGHTS) for n in read_index(folder).state_dict_metadata if n.startswith(WEIGHTS)}
+    state, reader = model.state_dict(), Reader(folder)
+    held = {n.removeprefix(WEIGHTS) for n in reader.index.state_dict_metadata if n.startswith(WEIGHTS)}
     if missing := sorted(state.keys() - held) or sorted(held - state.keys()):
         what = "missing" if missing[0] in state else "not expected"
         raise ValueError(f"{folder}: weights and config disagree: {what} {', '.join(missing[:3])}")
-    _read_into(folder, {f"{WEIGHTS}{name}": tensor for name, tensor in state.items()}, alone=False)
+    reader.read_into({f"{WEIGHTS}{name}": tensor for name, tensor in state.items()}, alone=False)
 
 
 def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -154,32 +179,22 @@ def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[
 
     Entries that the checkpoint lacks are missing; those of other weights are not read.
     """
+    reader = Reader(folder)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
-    for key, held in _tensors(folder).items():
+    for key, held in reader.tensors.items():
         name, _, entry = key.removeprefix(MOMENTS).rpartition(".")
         if key.startswith(MOMENTS) and name in weights:
             whole = held.size == weights[name].shape
             found[name][entry] = (
                 torch.zeros_like(weights[name]) if whole and held.size else torch.zeros(held.size, dtype=torch.float32)
             )
-    _read_into(folder, _flat(found), alone=False)
+    reader.read_into(_flat(found), alone=False)
     return {name: entries for name, entries in found.items() if entries}
 
 
-def read_shapes(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """Meta tensors of the shapes and dtypes of the tensors whose names begin with `prefix`, without it."""
-    return {
-        name.removeprefix(prefix): torch.empty(held.size, dtype=held.properties.dtype, device="meta")
-        for name, held in _tensors(folder).items()
-        if name.startswith(prefix)
-    }
-
-
 def read_all(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it, in full and in memory, for one process by itself."""
-    tensors = {name: torch.empty_like(like, device="cpu") for name, like in read_shapes(folder, prefix).items()}
-    _read_into(folder, {f"{prefix}{name}": tensor for name, tensor in tensors.items()}, alone=True)
-    return tensors
+    """`Reader.read` of one prefix."""
+    return Reader(folder).read(prefix)
 
 
 def _flat(moments: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,20 +144,18 @@ class StateOnDisk(Mapping[str, Tensor]):
     `like` has their shapes and dtypes (meta tensors)."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        if saves.is_sharded(folder):
-            from . import sharded
-
-            self.like = sharded.read_shapes(folder, sharded.WEIGHTS)
-        else:
+        self._read: Callable[[str], Tensor] = lambda name: read_state(folder)[name]
+        if not saves.is_sharded(folder):
             self.like = {name: tensor.to("meta") for name, tensor in read_state(folder).items()}
+            return
+        from . import sharded
+
+        reader = sharded.Reader(folder)  # whose index, of a large run, takes seconds to read
+        self.like = reader.shapes(sharded.WEIGHTS)
+        self._read = lambda name: reader.read(f"{sharded.WEIGHTS}{name}")[""]
 
     def __getitem__(self, name: str) -> Tensor:
-        if saves.is_sharded(self.folder):
-            from . import sharded
-
-            return sharded.read_all(self.folder, f"{sharded.WEIGHTS}{name}")[""]
-        return read_state(self.folder)[name]
+        return self._read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.like)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .unpickling import PATHS, Refused, unpickle
 
-LARGEST_PICKLE = 2**22  # bytes, of some 40,000 tensors
+LARGEST_PICKLE = 2**23  # bytes, of some 60,000 tensors
 DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -146,9 +146,9 @@ def check_torch_file(file: BinaryIO) -> bool:
     size = file.seek(0, io.SEEK_END)
     names = _Rehearsal(size)
     file.seek(0)
-    start = file.read(LARGEST_PICKLE)
-    if not start.startswith(b"PK\3\4"):
-        pickles = io.BytesIO(start)
+    if file.read(4) != b"PK\3\4":
+        file.seek(0)
+        pickles = io.BytesIO(file.read(LARGEST_PICKLE))
         try:
             if unpickle(pickles, {}) != torch.serialization.MAGIC_NUMBER:
                 raise ValueError("another pickle")
