@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 from xml.etree import ElementTree
 
 MB, PIECE = 10**6, 2**20
-LONGEST = 2**24  # bytes of a record; parsing one takes up to 50 times as much memory
+LONGEST = 2**24  # bytes of a record or line; parsing one takes up to 50 times as much memory
 START, END, LAST = b"<PubmedArticle>", b"</PubmedArticle>", b"</PubmedArticleSet>"
 OWN_PMID = re.compile(rb"<MedlineCitation\b[^>]*>\s*<PMID\b[^>]*>\s*(\d+)\s*</PMID>")
 NO_TITLE = ("", "not available", "in process citation")
@@ -148,10 +148,13 @@ def pubmed_records(stream: IO[bytes], seed: int, limit: int, counts: Counter[str
 
 def text_records(stream: IO[bytes], seed: int, limit: int, as_json: bool, counts: Counter[str]) -> Iterator[Record]:
     """The same of a file of JSON objects with `text`, one a line, or of one that is a document as it is."""
-    lines = iter(lambda: stream.readline(LONGEST + 1), b"") if as_json else iter([stream.read(LONGEST + 1)])
+    if as_json:
+        lines = iter(lambda: stream.readline(LONGEST + 1), b"")
+    else:  # of any length; in pieces, after each of which a packed file is checked
+        lines = iter([b"".join(iter(lambda: stream.read(PIECE), b""))])
     for number, line in enumerate(lines, 1):
-        if len(line) > LONGEST:
-            raise ValueError(f"{f'line {number} has' if as_json else 'a document of'} more than {LONGEST // MB} MB")
+        if as_json and len(line) > LONGEST:
+            raise ValueError(f"line {number} has more than {LONGEST // MB} MB")
         if as_json and not line.strip():
             continue
         try:

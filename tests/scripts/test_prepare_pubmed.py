@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models
 
 from olmo.files.lock import Lock
-from scripts.prepare import OLMO_TOKENIZER, documents
+from scripts.prepare import OLMO_TOKENIZER, documents, sampling
 from scripts.prepare.demo_text import train_tokenizer
 from scripts.prepare.documents import MB, NO_TEXT, hash_of, text_records
 from tests.pubmed import (
@@ -210,15 +210,26 @@ def test_c4_and_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name, what", [("a.jsonl.gz", "line 1 has"), ("a.txt.gz", "a document of")])
+@pytest.mark.parametrize(
+    "name, what", [("a.jsonl.gz", "line 1 has more than 2 MB"), ("a.txt.gz", "unpacks to more than 100 times its size")]
+)
 def test_a_document_without_end_is_not_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, what: str
 ) -> None:
     monkeypatch.setattr(documents, "LONGEST", 2 * MB)
+    monkeypatch.setattr(sampling, "LONGEST", 2 * MB)
     (tmp_path / name).write_bytes(gzip.compress(b'{"text": "' + b"a" * 3 * MB))
     assert run("--output", tmp_path / "out", "--corpus", "text", "--input", tmp_path / name) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path / name}: {what} more than 2 MB\n"
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / name}: {what}")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_plain_text_is_a_document_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "LONGEST", 10)
+    (tmp_path / "a.txt").write_text(words(20))
+    options = ("--corpus", "text", "--instances", 2, "--sequence_length", 8)
+    assert run("--output", tmp_path / "out", "--input", tmp_path / "a.txt", *options) == 0
+    assert read(tmp_path / "out", 8).shape == (2, 8)
 
 
 def test_one_process_writes_an_output_and_deletes_what_a_killed_one_left(
