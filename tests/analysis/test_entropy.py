@@ -193,6 +193,9 @@ def test_a_checkpoint_replaced_while_it_is_measured_gives_no_result(
     change[0] = lambda: shutil.copyfile(other, folder / weights)
     assert f"{folder}: replaced while it was measured; nothing is kept" in failing(capsys, *argv)
     assert not (folder / "knowledge_entropy.json").exists()
+    change[0] = lambda: shutil.rmtree(folder)  # as a run prunes its checkpoints
+    assert f"{folder}" in failing(capsys, *argv, "--overwrite")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

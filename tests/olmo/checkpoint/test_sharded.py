@@ -124,6 +124,21 @@ def test_a_hostile_index_runs_nothing(folder: Path, kind: str) -> None:
     assert "\n" not in str(caught.value) and not touched.exists()
 
 
+def test_one_tensor_after_the_other_reads_the_index_once_and_checks_each_part_once(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index of 1,000 tensors of 64 processes takes 10 s to read, and the parts are all of the weights."""
+    index, indices, parts = sharded.read_index(written), [], []
+    read, check = sharded.read_index, sharded.check_torch_file
+    monkeypatch.setattr(sharded, "read_index", lambda folder: indices.append(folder) or read(folder))
+    monkeypatch.setattr(sharded, "check_torch_file", lambda file: parts.append(file) or check(file))
+    on_disk = checkpoint.StateOnDisk(written)
+    assert len([on_disk[name] for name in on_disk]) == len(parts)
+    assert len(parts) == sum(place.fqn.startswith(sharded.WEIGHTS) for place in index.storage_data)
+    sharded.read_weights(written, OLMo(tiny_config()))
+    assert len(indices) == 2
+
+
 def test_bytes_in_place_of_a_tensor_are_not_unpickled(folder: Path) -> None:
     """torch's reader would unpickle without a thought what its index calls bytes."""
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata
