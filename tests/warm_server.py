@@ -39,9 +39,10 @@ def receive(link: socket.socket) -> tuple[list[str], str, dict[str, str], list[i
     """Arguments, folder, environment and streams; None if the command cannot be run in a fork."""
     head, streams, _, _ = socket.recv_fds(link, 4, 3)
     size, body = int.from_bytes(head, "little"), b""
-    while len(body) < size:
-        body += link.recv(size - len(body))
-    arguments, folder, environment = json.loads(body)
+    while len(body) < size and (piece := link.recv(size - len(body))):
+        body += piece
+    # Incomplete if the client was killed.
+    arguments, folder, environment = json.loads(body) if size and len(body) == size else ([""], "", {})
     if arguments[:1] == ["-u"]:
         arguments = arguments[1:]
     if not arguments[0].endswith((".py", "-m")) or read_early(environment) != AT_START:
@@ -87,8 +88,8 @@ def serve(path: str) -> list[str]:
         link, _ = listener.accept()
         request = receive(link)
         if request is None:
-            link.sendall(bytes(4))
-            link.close()
+            with link, suppress(OSError):  # the client is gone
+                link.sendall(bytes(4))
             continue
         arguments, folder, environment, streams = request
         child = os.fork()
