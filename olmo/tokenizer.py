@@ -52,15 +52,11 @@ def tokenizer_file(identifier: str) -> str:
     if Path(identifier).is_dir():
         found = tokenizer_of_folder(Path(identifier))
         if found is None or Path(found).is_dir():
-            slow = next(
-                (n for n in ("tokenizer.model", "vocab.json", "vocab.txt") if Path(identifier, n).is_file()), ""
-            )
+            slow = [n for n in ("tokenizer.model", "vocab.json", "vocab.txt") if Path(identifier, n).is_file()]
+            hint = "; make one of its %s: transformers' AutoTokenizer.from_pretrained, then save_pretrained"
             raise FileNotFoundError(
                 f"{identifier}: no tokenizer.json in this folder, and no config.yaml that names a tokenizer"
-                + (
-                    f"; make one of its {slow}: transformers' AutoTokenizer.from_pretrained, then save_pretrained"
-                    * bool(slow)
-                )
+                + (hint % slow[0] if slow else "")
             )
         return tokenizer_file(found)
     packaged = packaged_tokenizer(identifier)

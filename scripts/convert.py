@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from analysis.edited_folder import write_edited_folder
 from olmo import checkpoint
 from olmo.checkpoint.transformers_layout import has_original_keys, to_transformers_config, to_transformers_state
@@ -32,7 +30,7 @@ from olmo.files.tensors import write_olmo_safetensors, write_safetensors
 from olmo.memory.rescaling import load_multipliers
 from olmo.memory.temperature import Temperatures
 from olmo.model import OLMo
-from olmo.tokenizer import load_tokenizer
+from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -48,8 +46,7 @@ def write_tokenizer(source: Path, target: Path, identifier: str | None, model: M
                 shutil.copyfile(source / name, target / name)
         return str(source / "tokenizer.json")
     asked = identifier is not None
-    if identifier is None and (source / "config.yaml").is_file():
-        identifier = OmegaConf.select(OmegaConf.load(source / "config.yaml"), "tokenizer.identifier")
+    identifier = identifier or tokenizer_of_folder(source)
     if identifier is None:
         return None
     try:

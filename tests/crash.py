@@ -142,7 +142,7 @@ def differences(mine: Path, whole: Path) -> list[str]:
 def moments(folder: Path) -> dict[str, Any]:
     """What the optimizer kept."""
     if is_sharded(folder):
-        return sharded.read_all(folder, sharded.MOMENTS)
+        return sharded.Reader(folder).read(sharded.MOMENTS)
     return read_training_state(folder, "optim")
 
 

@@ -192,11 +192,6 @@ def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[
     return {name: entries for name, entries in found.items() if entries}
 
 
-def read_all(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """`Reader.read` of one prefix."""
-    return Reader(folder).read(prefix)
-
-
 def _flat(moments: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{MOMENTS}{name}.{entry}": t for name, entries in moments.items() for entry, t in entries.items()}
 

@@ -128,7 +128,7 @@ def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
     if saves.is_sharded(folder):
         from . import sharded  # what it imports takes longer than most of what reads a checkpoint
 
-        return sharded.read_all(folder, sharded.WEIGHTS)
+        return sharded.Reader(folder).read(sharded.WEIGHTS)
     state: dict[str, Tensor] = {}
     for path in model_files(folder):
         tensors = read_tensors(path, mapped)
