@@ -227,7 +227,8 @@ def _wrong_keys(raw: Any, schema: type, prefix: str = "") -> Iterator[str]:
             continue
         is_list = any(typing.get_origin(kind) is list for kind in alternatives(types[key]))
         if is_list and not OmegaConf.is_list(value):
-            item = str(value) if re.fullmatch(r"[\w./-]+", str(value)) else f"'{value}'"
+            plain = r"[\w./-]+" if section else r"[\w./,-]+"  # several with commas, as other programs have them
+            item = str(value) if re.fullmatch(plain, str(value)) else f"'{value}'"
             item = f"{{label: {item}, type: ...}}" if section else item
             yield f"{prefix}{key}: expected a list" + ("" if OmegaConf.is_dict(value) else f"; write [{item}]")
             continue

@@ -51,6 +51,8 @@ def test_override_of_a_missing_section_makes_it(tmp_path: Path) -> None:
         ("--data.paths=[a,", "--data.paths=[a,: "),
         ("--evaluators.0.label=a", "command line: evaluators: expected a list"),
         ("--data.paths=a.npy", "command line: data.paths: expected a list; write '--data.paths=[a.npy]'"),
+        ("--data.paths=a.npy,b.npy", "command line: data.paths: expected a list; write '--data.paths=[a.npy,b.npy]'"),
+        ("--save_steps_unsharded=3,5", "command line: save_steps_unsharded: expected a list; write '--save_steps_unsh"),
         ("--data.paths=a-{0..3}.npy", "command line: data.paths: expected a list; write '--data.paths=["),
         (
             "--data.paths=[a-{0..3}.npy]",
