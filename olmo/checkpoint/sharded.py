@@ -212,10 +212,20 @@ def snapshot(model: nn.Module, moments: Mapping[str, Mapping[str, Tensor]], rank
     return chosen
 
 
+class _Writer(FileSystemWriter):
+    """torch's writer, whose errors name what the system answered, such as a full disk."""
+
+    def write_data(self, *arguments: Any) -> Any:
+        try:
+            return super().write_data(*arguments)
+        except RuntimeError as error:  # raised when torch closes the stream that could not be written
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
 def write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Write what `snapshot` has copied on every process into `folder`, which may exist. A collective of the thread
     that saves. Raises OSError on all processes where one fails."""
-    writer = FileSystemWriter(folder / SHARDS)
+    writer = _Writer(folder / SHARDS)
     alone = ranks.world_size == 1
     try:
         distributed_checkpoint.save(dict(tensors), storage_writer=writer, process_group=ranks.saving, no_dist=alone)

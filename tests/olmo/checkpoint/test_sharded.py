@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 import shutil
 import time
 import zipfile
@@ -275,6 +276,18 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, trained: Any) -> None:
     with pytest.raises(OSError, match=r"taken/step1: cannot be saved \(.*\); the checkpoints before it are intact"):
         saved(tmp_path / "taken" / "step1", trained)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_save_names_what_the_system_answered(tmp_path: Path) -> None:
+    """torch's own error, `unexpected pos 704 vs 598`, hides it where the stream is closed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tensors = {f"model.{i}": torch.zeros(10_000) for i in range(20)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"^File too large$"):
+            sharded.write(tmp_path, tensors, Ranks())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
