@@ -142,7 +142,10 @@ def _claim(config: TrainConfig, remote: RemoteSaves | None, batches_per_epoch: i
     if not config.save_overwrite and (copy_holds_run or (holds_run and not _has_only_begun(config, batches_per_epoch))):
         taken = f"remote_save_folder: {config.remote_save_folder}" if copy_holds_run else f"save_folder: {folder}"
         if resumes:
-            raise ConfigurationError(f"{taken} holds a run without a checkpoint to resume from; add --save_overwrite")
+            raise ConfigurationError(
+                f"{taken} holds a run without a checkpoint to resume from; choose another folder, or delete this run, "
+                "checkpoints of weights alone included: --save_overwrite"
+            )
         raise ConfigurationError(f"{taken} holds a run; add --save_overwrite, or --try_load_latest_save to resume it")
     if holds_run and config.load_path and folder.resolve() in Path(config.load_path).resolve().parents:
         raise ConfigurationError(
