@@ -32,7 +32,7 @@ def kind_of(result: dict[str, Any]) -> dict[str, str]:
         _LENGTH: f"{result.get('sequence_length')} tokens",
         _INSTANCES: instances,
         _PACKING: "packed texts" if data.get("pack") else "texts or rows as they are",
-        _EDIT: "as trained" if result.get("resuscitation") is None else "edited",
+        _EDIT: "as saved" if result.get("resuscitation") is None else "edited",
         _DATA: data["sha256"],
     }
 

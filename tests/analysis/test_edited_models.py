@@ -218,7 +218,7 @@ def test_a_measurement_of_edits_that_makes_no_sense(
     assert exit_status(entropy.main, [str(a) for a in ("--checkpoint", tmp_path / "llama", *argv)]) == 1
     assert f"error: {full}: no state dict of the model in {tmp_path / 'llama'}\n" in capsys.readouterr().err
     assert exit_status(entropy.main, [str(a) for a in ("--checkpoint", folder, *argv[:-3], "none.pt")]) == 1
-    assert f"error: --resuscitation: none.pt is not a file, here or in {folder}\n" in capsys.readouterr().err
+    assert f"error: --resuscitation: none.pt is not a file, here or in {folder}; analysis." in capsys.readouterr().err
     # Of several, an edit is of one, and the others are named; forced, it is of all.
     argv = ["--data", tokens, "--data_size", 40, "--output", output, "--resuscitation", edit]
     argv += ["--checkpoint", folder, other]

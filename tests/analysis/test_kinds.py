@@ -50,7 +50,7 @@ def test_a_legend_is_made_of_what_differs() -> None:
 
 def test_edited_checkpoints_are_compared_with_their_originals_but_not_joined() -> None:
     edited = changed(resuscitation="c" * 64)
-    assert difference(RESULT, edited) is None and labels([RESULT, edited]) == ["as trained", "edited"]
+    assert difference(RESULT, edited) is None and labels([RESULT, edited]) == ["as saved", "edited"]
 
 
 def test_a_tolerance_joins_what_needed_other_numbers_of_instances() -> None:

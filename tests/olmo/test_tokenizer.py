@@ -40,7 +40,9 @@ def test_a_file_on_disk_comes_before_the_packaged_one(tmp_path: Path, monkeypatc
 
 
 def test_missing_file_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"^no/such\.json: no such tokenizer file \(tokenizer\.identifier\)$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^no/such\.json: no such tokenizer file or folder \(tokenizer\.identifier\)$"
+    ):
         load_tokenizer("no/such.json")
 
 
@@ -55,6 +57,12 @@ def test_without_the_package_nothing_is_packaged(monkeypatch: pytest.MonkeyPatch
     assert packaged_tokenizer(DOLMA) is None
     with pytest.raises(FileNotFoundError, match=DOLMA):
         tokenizer_file(DOLMA)
+
+
+@pytest.mark.parametrize("path", ["../no/folder", "/no/folder", "runs/no/folder", "~/folder"])
+def test_a_path_that_does_not_exist_is_no_hub_id(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"folder: no such tokenizer file or folder"):
+        tokenizer_file(path)
 
 
 def test_damaged_file_is_named(tmp_path: Path) -> None:
