@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from analysis.models import empty_model
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
 
@@ -60,18 +60,8 @@ def context_of(folder: Path) -> Context:
     if checkpoint.is_olmo(folder):
         config = checkpoint.read_config(folder)
         return Context(config.max_sequence_length, fixed=not config.rope)
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if (layers := getattr(whole.get_text_config(), "num_hidden_layers", 0)) > 10_000:
-            raise ValueError(f"config.json has {layers:,} layers")
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(whole)
-    except Exception as error:  # of any type
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{folder}: transformers cannot build this model: {reason}") from error
-    config = whole.get_text_config()
+    model = empty_model(folder, has_weights=False)  # those of the hub are downloaded later
+    config = model.config.get_text_config()
     tables = [
         module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two rows are no positions
         for name, module in model.named_modules()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from analysis.locations import check_writable
-from analysis.models import identity_of, open_model
+from analysis.models import identity_of, open_model, state_of_files
 from analysis.results import Coefficients
 from analysis.resuscitation import Resuscitation, resuscitate
 from olmo import checkpoint
@@ -90,16 +90,11 @@ def edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights
     others mapped. Raises ValueError where the multipliers do not fit: when an edit is written, not in training; and for
     weights that are not finite, or that another program replaces meanwhile.
     """
-    files = _files(folder)
+    before = state_of_files(folder)
     edited = _edit_weights(folder, multipliers, keep)
-    if _files(folder) != files:
+    if state_of_files(folder) != before:
         raise ValueError(f"{folder}: its weights were replaced while they were read; nothing is written")
     return edited
-
-
-def _files(folder: Path) -> list[tuple[Path, int, int, int]]:
-    stats = [(path, path.stat()) for path in checkpoint.model_files(folder)]
-    return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def _edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights:

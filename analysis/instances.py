@@ -19,7 +19,7 @@ from olmo import checkpoint
 from olmo.config import DataConfig, load
 from olmo.data.masks import open_masks
 from olmo.data.order import OrderFile, check_places, instances_at
-from olmo.data.sources import TokenDataset, TokenFiles, open_source
+from olmo.data.sources import TokenDataset, TokenFiles, TokenSource, open_source
 from olmo.exceptions import ConfigurationError
 from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
 
@@ -118,7 +118,10 @@ class Instances:
             return one_each(path, tokenizer, self.count, length)
         if path.suffix in CONFIGURATIONS:
             return self._first_of_run(length)
-        source = TokenDataset(path, length) if path.is_dir() else TokenFiles([self.data], length)
+        if path.is_dir():
+            source: TokenSource = TokenDataset(path, length, length_key="--sequence_length")
+        else:
+            source = TokenFiles([self.data], length)
         return open_masks(DataConfig(), 0, source).rows(source, self._first(len(source), path), str(path))
 
     def _first_of_run(self, length: int) -> list[NDArray[np.int64]]:

@@ -18,6 +18,7 @@ from olmo.files.tensors import read_tensors
 from olmo.memory.rescaling import rescale_model
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MOST_LAYERS = 10_000  # an empty model of more takes minutes to build
 _NO_CODE = {"trust_remote_code": False}  # without it, transformers asks on a terminal whether to run it
 
 
@@ -65,13 +66,19 @@ def open_model(
     return model.to(device).eval()
 
 
-def empty_model(folder: Path) -> nn.Module:
-    """The model of a transformers folder on the meta device, without weights. Raises ValueError if it has no class."""
+def empty_model(folder: Path, has_weights: bool = True) -> nn.Module:
+    """The model of a transformers folder on the meta device, without weights. Raises ValueError if it has no class.
+
+    has_weights: whether the folder has them, so that the layers of its config.json can be compared with theirs.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    checkpoint.check_layers(folder)
+    if has_weights:
+        checkpoint.check_layers(folder)
     with _named_errors(folder), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
+        if (layers := getattr(config.get_text_config(), "num_hidden_layers", 0)) > _MOST_LAYERS:
+            raise ValueError(f"config.json has {layers:,} layers")
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **_NO_CODE).eval()
 
 

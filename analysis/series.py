@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.estimates import finite
-from analysis.kinds import difference, labels
+from analysis.kinds import difference, kind_of, labels
 from analysis.locations import Location, check_writable
 from analysis.results import COEFFICIENTS_FILE, RESULT
 from olmo.console import fixed
@@ -88,15 +88,33 @@ def read_result(path: Path) -> dict[str, Any]:
     return {**kept, "leave_one_group_out": left_out}
 
 
+def _distinct(
+    read: Sequence[tuple[dict[str, Any], Path]],
+) -> tuple[list[tuple[dict[str, Any], Path]], list[str]]:
+    """(the results without repetitions, a line for each of these): results of the same weights, edit and kind, such as
+    those of a checkpoint that was named twice, by a path and by a link."""
+    kept: dict[str, tuple[dict[str, Any], Path]] = {}
+    repeated = []
+    for result, path in read:
+        checkpoint = result["checkpoint"]
+        what = str((checkpoint.get("fingerprint") or path.resolve(), result.get("resuscitation"), kind_of(result)))
+        first, _ = kept.setdefault(what, (result, path))
+        if first is not result:
+            repeated.append(f"left out: {checkpoint['path']} has the weights of {first['checkpoint']['path']}")
+    return list(kept.values()), repeated
+
+
 def gather(read: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
     """All numbers of a series of results and their files, ready for JSON: `rows`, those of a kind together, each kind
-    in order of its steps if all are known; `not_paired`, a line or None; and `distributions` of the first, the middle
-    and the last row of the kind that has most, if all have their file of coefficients.
+    in order of its steps if all are known; `not_paired`, a line or None; `repeated`, a line for each result that is
+    left out because its weights are those of another one; and `distributions` of the first, the middle and the last row
+    of the kind that has most, if all have their file of coefficients.
 
     A row has H and its parts, `name`, `kind` (`analysis.kinds.labels`), `tokens` (or None), and the paired differences
     of H `from_previous`, `from_first` and `from_last` of its kind: `value` and `standard_error`, or None if there is no
     such pair.
     """
+    read, repeated = _distinct(read)
     if all(result["checkpoint"]["step"] >= 0 for result, _ in read):
         read = sorted(read, key=lambda pair: pair[0]["checkpoint"]["step"])
     results = [result for result, _ in read]
@@ -132,6 +150,7 @@ def gather(read: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
     return {
         "rows": rows,
         "not_paired": f"not paired with {names[0]}: {refused}" if refused else None,
+        "repeated": repeated,
         "distributions": _distributions(
             [(f"{names[i]} {kind_of_most}".rstrip(), read[i][1].with_name(COEFFICIENTS_FILE)) for i in chosen]
         ),
@@ -152,7 +171,7 @@ def _distributions(files: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
 
 
 def table(series: dict[str, Any]) -> str:
-    """The rows of a series as text, and below them the line about what could not be paired."""
+    """The rows of a series as text, and below them what could not be paired or is left out."""
     several = any(row["kind"] for row in series["rows"])
     head = ["checkpoint", "step", "tokens", "H", "error", "from the one before", "from the first"]
     lines = [head + ["kind"] * several]
@@ -175,7 +194,7 @@ def table(series: dict[str, Any]) -> str:
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
         for line in lines
     ]
-    return "\n".join([*text, series["not_paired"]] if series["not_paired"] else text)
+    return "\n".join([*text, *filter(None, [series["not_paired"]]), *series["repeated"]])
 
 
 def _shown(difference: dict[str, float | None] | None) -> str:

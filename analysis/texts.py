@@ -23,7 +23,7 @@ from olmo.exceptions import ConfigurationError
 from olmo.tokenizer import encode, encode_documents
 
 _BATCH = 2**20  # characters encoded together
-_PER_TOKEN = 16  # characters of a plain text that are read first, for each token that is needed
+_SAMPLE = 2**16  # characters of a plain text that are encoded first, to learn how many make a token
 _UNSURE = 64  # last tokens of a text that is cut, which may be others than in the complete text
 
 
@@ -33,20 +33,11 @@ def packed(path: Path, tokenizer: Tokenizer, eos: int, count: int, length: int) 
     Raises ValueError where the file has fewer tokens.
     """
     tokens = np.empty(count * length, dtype=np.int64)
-    written = 0
-    for most in (_PER_TOKEN * len(tokens), -1):
-        documents = (
-            np.array(ids, dtype=np.int64)
-            for batch in _batches(_documents(path, most))
-            for ids in encode_documents(tokenizer, batch, eos)
-        )
-        if most < 0 or _is_json(path):
-            written = fill(tokens, documents)
-            break
-        start = np.concatenate(list(documents) or [tokens[:0]])
-        if len(start) >= len(tokens) + _UNSURE:
-            written = fill(tokens, [start])
-            break
+    if _is_json(path):
+        batches = (encode_documents(tokenizer, batch, eos) for batch in _batches(_documents(path)))
+    else:
+        batches = iter([[_beginning(path, tokenizer, eos, len(tokens))]])
+    written = fill(tokens, (np.array(ids, dtype=np.int64) for batch in batches for ids in batch))
     if written < len(tokens):
         fitting = f"--data_size {written // length}, " if written >= length else ""
         raise ValueError(
@@ -54,6 +45,22 @@ def packed(path: Path, tokenizer: Tokenizer, eos: int, count: int, length: int) 
             f"{fitting}a smaller --sequence_length or more text"
         )
     return list(tokens.reshape(count, length))
+
+
+def _beginning(path: Path, tokenizer: Tokenizer, eos: int, needed: int) -> list[int]:
+    """At least `needed` tokens of a plain text, or all of them and EOS; only as much is encoded as that takes."""
+    text, most = "", _SAMPLE
+    with _opened(path) as file:
+        while True:
+            text += file.read(most - len(text))
+            if not text.strip() and len(text) < most:
+                return []
+            [ids] = encode_documents(tokenizer, [text], eos)
+            if len(text) < most:
+                return ids
+            if len(ids) > needed + _UNSURE:
+                return ids[:-_UNSURE]
+            most = max(2 * most, int(1.1 * len(text) / len(ids) * (needed + _UNSURE)))
 
 
 def one_each(path: Path, tokenizer: Tokenizer, count: int, length: int) -> list[NDArray[np.int64]]:
@@ -123,13 +130,10 @@ def check_text(path: Path) -> None:
         file.read(1000)
 
 
-def _documents(path: Path, most: int = -1) -> Iterator[str]:
-    """The texts of a JSON file's objects (`text` or `train_context`), or the first `most` characters of a plain text;
-    those of white space alone are left out."""
+def _documents(path: Path) -> Iterator[str]:
+    """The texts of a JSON file's objects (`text` or `train_context`); those of white space alone are left out."""
     with _opened(path) as file:
-        if not _is_json(path):
-            texts: Iterable[str] = [file.read(most)]
-        elif _suffix(path) == ".jsonl":
+        if _suffix(path) == ".jsonl":
             texts = _texts_of_lines(file, path)
         else:
             content = file.read()

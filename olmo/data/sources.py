@@ -204,6 +204,7 @@ class TokenDataset:
         pad_direction: PaddingDirection = "right",
         pad_rows: bool = True,
         key: str = "data",
+        length_key: str = "model.max_sequence_length",
     ):
         import datasets  # takes a second; only runs on such folders need it
 
@@ -234,9 +235,9 @@ class TokenDataset:
             except ValueError as error:
                 raise ValueError(f"{path}: column '{name}' is damaged: {error}") from error
         self._rows = loaded.select_columns(self.columns).with_format("numpy")
-        self._lengths = self._row_lengths(loaded, pad_rows, key)
+        self._lengths = self._row_lengths(loaded, pad_rows, key, length_key)
 
-    def _row_lengths(self, loaded: Any, pad_rows: bool, key: str) -> NDArray[np.integer]:
+    def _row_lengths(self, loaded: Any, pad_rows: bool, key: str, length_key: str) -> NDArray[np.integer]:
         """Tokens in each row (n,), 0 where one is missing. Raises ValueError for rows of another length."""
         import pyarrow.compute as arrow
 
@@ -244,9 +245,9 @@ class TokenDataset:
         shortest, longest, length = int(lengths.min()), int(lengths.max()), self.sequence_length
         if longest > length or (shortest < length and not pad_rows):
             found = f"{longest}" if shortest == longest else f"{shortest} to {longest} (mean {lengths.mean():.1f})"
-            change = f"set it to {longest}, or " if shortest == longest else ""
+            change = f"set it to {longest}, or " if shortest == longest or pad_rows else ""
             raise ValueError(
-                f"{self.path}: its rows have {found} tokens, model.max_sequence_length is {length}: {change}"
+                f"{self.path}: its rows have {found} tokens, {length_key} is {length}: {change}"
                 f"make rows of {length} tokens (scripts.prepare_pubmed --sequence_length {length})"
                 + ("" if longest > length else f"; with {key}.pad_rows: true, short rows are padded")
             )

@@ -189,7 +189,8 @@ def _ours(model: OLMo, number: int) -> Memory:
 def _layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The longest list of modules that is not inside another list (such as of experts), and its name in the model."""
     # Encoders of images or sound before the language model have layers too.
-    root: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
+    root = model if decoder is None else decoder  # None for most families in transformers 4.56
     prefix = next(name for name, module in model.named_modules() if module is root)
     lists = {name: module for name, module in root.named_modules(prefix=prefix) if isinstance(module, nn.ModuleList)}
     outer = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}

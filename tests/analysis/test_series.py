@@ -175,6 +175,21 @@ def test_results_of_different_kinds_are_neither_paired_nor_joined_in_one_line(
         series.paired_difference(*(read(run_folder / f"step{s}-unsharded/knowledge_entropy.json") for s in (9, 100)))
 
 
+def test_a_checkpoint_that_is_named_twice_is_one_result(
+    tmp_path: Path, run_folder: Path, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its difference from itself would be printed as a difference of 0 between two checkpoints."""
+    link = tmp_path / "step9-without"
+    link.symlink_to(run_folder / "step9-unsharded")
+    named = [run_folder / "step9-unsharded", link, run_folder / "step10-unsharded"]
+    assert run("--checkpoint", *named, "--data", tokens, "--data_size", 5, "--output", tmp_path / "out") == 0
+    for _ in range(2):
+        table = capsys.readouterr().out.split("checkpoint ")[1].splitlines()[1:4]
+        assert [line.split()[0] for line in table] == ["step9-unsharded", "step10-unsharded", "left"]
+        assert table[2] == f"left out: {link} has the weights of {named[0]}" and "0.0000" not in "".join(table)
+        assert exit_status(entropy_series.main, [str(tmp_path / "out"), "--output", str(tmp_path / "out")]) == 0
+
+
 def test_each_result_of_a_long_series_is_read_once(
     tmp_path: Path, run_folder: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +204,7 @@ def test_each_result_of_a_long_series_is_read_once(
     results = series.Series([tmp_path / "out" / str(step) for step in range(60)], tmp_path / "out")
     for step in range(60):
         (tmp_path / "out" / str(step)).mkdir(parents=True)
-        content["checkpoint"] |= {"step": step, "path": f"run/{step}"}
+        content["checkpoint"] |= {"step": step, "path": f"run/{step}", "fingerprint": str(step)}
         (tmp_path / "out" / str(step) / "knowledge_entropy.json").write_text(json.dumps(content))
         results.add(tmp_path / "out" / str(step), new=True)
     assert len(read_files) == 60 and writes[0] == 1 and len(writes) <= 20

@@ -65,7 +65,7 @@ def test_documents_are_those_that_are_prepared_for_training(tmp_path: Path, toke
 
 
 def test_only_the_start_of_a_long_plain_text_is_encoded(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    text = " ".join(TEXTS) * 400
+    text = " ".join(TEXTS) * 4000
     (tmp_path / "a.txt").write_text(text)
     read: list[int] = []
 
@@ -74,9 +74,9 @@ def test_only_the_start_of_a_long_plain_text_is_encoded(tmp_path: Path, tokenize
             read.append(sum(map(len, texts)))
             return tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
 
-    rows = packed(tmp_path / "a.txt", Counting(), 0, 12, 16)  # type: ignore[arg-type]
-    whole = tokenizer.encode(text, add_special_tokens=False).ids[: 12 * 16]
-    assert np.concatenate(rows).tolist() == whole and read == [12 * 16 * 16]
+    rows = packed(tmp_path / "a.txt", Counting(), 0, 4000, 16)  # type: ignore[arg-type]
+    whole = tokenizer.encode(text, add_special_tokens=False).ids[: 4000 * 16]
+    assert np.concatenate(rows).tolist() == whole and read[0] == 2**16 and len(text) / 2 > read[-1] > read[0]
 
 
 def test_the_result_is_that_of_full_instances_and_states_their_lengths(

@@ -58,6 +58,14 @@ def test_layers_of_what_sees_images_are_not_those_of_the_language_model() -> Non
     assert observed(model, "abs", 3).shape == (len(LENGTHS), LAYERS, 48)
 
 
+def test_a_model_that_names_no_decoder_is_searched_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in transformers 4.56."""
+    model = built("Qwen2-MoE")
+    expected = describe(model)
+    monkeypatch.setattr(type(model), "get_decoder", lambda _: None)
+    assert describe(model) == expected
+
+
 def test_looking_for_shared_experts_leaves_no_trace() -> None:
     model = built("Qwen2-MoE")
     torch.manual_seed(1)
