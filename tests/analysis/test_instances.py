@@ -169,7 +169,7 @@ def test_the_first_batch_of_the_official_run_by_default(
     assert exit_status(entropy.main, [str(a) for a in argv[1:]]) == 2
     assert capsys.readouterr().err == (
         "error: data/global_indices/1B/global_indices.npy: no such data order, whose first instances are the default "
-        "of --data; get it with: bash scripts/get_dataorder.sh --model_size 1B, or rebuild only as much as is needed "
+        "of --data; get it with: bash scripts/get_dataorder.sh --model_size 1B; or rebuild only as much as is needed "
         "with: python -m scripts.data_order rebuild configs/official/OLMo-1B.yaml --first 20 --output "
         "data/global_indices/1B/global_indices.npy; a model with another tokenizer than OLMo's needs --data\n"
     )
