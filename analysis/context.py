@@ -60,7 +60,7 @@ def context_of(folder: Path) -> Context:
     if checkpoint.is_olmo(folder):
         config = checkpoint.read_config(folder)
         return Context(config.max_sequence_length, fixed=not config.rope)
-    model = empty_model(folder, has_weights=False)  # those of the hub are downloaded later
+    model: Any = empty_model(folder, has_weights=False)  # those of the hub are downloaded later
     config = model.config.get_text_config()
     tables = [
         module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two rows are no positions

@@ -60,10 +60,8 @@ def main(argv: Sequence[str]) -> None:
     series = Series(locations, args.output) if len(locations) > 1 else None
     disable_malloc_trim()
     device = pick_device(args.device)
-    how = (args.coefficient, args.precision, args.measures, args.tolerance, args.batch_size)
-    edit = (args.resuscitation, args.resuscitation_force)
-    compiled = device.type == "cuda" and not args.eager
-    settings = Settings(instances, *how, *edit, compiled, args.allow_longer, args.overwrite)
+    flags = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
+    settings = Settings(instances, compiled=device.type == "cuda" and not args.eager, **flags)
     jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
     with process_group(device) as ranks:
         failures = Failures(len(jobs), ranks)

@@ -119,8 +119,7 @@ def summarise(
     if len({run.name for run in read.values()}) < len(read):  # for instance runs of several seeds
         read = {folder: replace(run, name=str(folder)) for folder, run in read.items()}
     runs, identical = distinct(list(read.values()))
-    twice = {run.name: folders.count(folder) for folder, run in read.items()}
-    identical.update({f"{name}, named {count} times,": name for name, count in twice.items() if count > 1})
+    identical = {run.name: run.name for folder, run in read.items() if folders.count(folder) > 1} | identical
     measured = {run.name: _measure(run, options) for run in runs}
     kept = [[run for run in map(read.__getitem__, group) if run.name in measured] for group in together]
     found = conditions(runs, [group for group in kept if group])

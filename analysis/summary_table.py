@@ -161,10 +161,8 @@ def notes(result: dict[str, Any]) -> list[str]:
             of_runs.setdefault(note, []).append(run["run"])
     found = [f"note: {_names(names)}: {note}" for note, names in of_runs.items()]
     for name, first in result.get("identical", {}).items():
-        found.append(
-            f"note: {name} has exactly the metrics of {first} and counts as the same run: the seed varies nothing, or "
-            "a run was named twice"
-        )
+        why = f"has exactly the metrics of {first}: its seed varies nothing, or it is the same run"
+        found.append(f"note: {name} {'was named twice' if name == first else why}; it counts once")
     for row in result.get("conditions", ()):
         digits = {name: COLUMNS.get(name, ("", 2))[1] for name in row["spread"]}
         spread = ", ".join(f"{COLUMNS.get(n, (n,))[0]} {fixed(v, digits[n])}" for n, v in row["spread"].items())

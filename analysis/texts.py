@@ -33,6 +33,7 @@ def packed(path: Path, tokenizer: Tokenizer, eos: int, count: int, length: int) 
     Raises ValueError where the file has fewer tokens.
     """
     tokens = np.empty(count * length, dtype=np.int64)
+    batches: Iterator[list[list[int]]]
     if _is_json(path):
         batches = (encode_documents(tokenizer, batch, eos) for batch in _batches(_documents(path)))
     else:

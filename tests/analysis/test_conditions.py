@@ -131,4 +131,8 @@ def test_a_run_that_is_named_twice_is_one_run(runs, tmp_path, capsys, no_figures
     assert len(found["runs"]) == 2 and len(found["comparisons"]) == 1 and found["conditions"] == []
     assert len(found["identical"]) == 1
     printed = capsys.readouterr().out
-    assert "has exactly the metrics of" in printed and "+0.00 [+0.00, +0.00]" not in printed
+    assert (
+        ("named twice" if how == "path" else "has exactly the metrics of") in printed
+        and "counts once" in printed
+        and "+0.00 [+0.00, +0.00]" not in printed
+    )
