@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from olmo import checkpoint
-from olmo.data.packing import fill
 from olmo.exceptions import ConfigurationError
 from olmo.tokenizer import encode, encode_documents
 
@@ -62,6 +61,18 @@ def _beginning(path: Path, tokenizer: Tokenizer, eos: int, needed: int) -> list[
             if len(ids) > needed + _UNSURE:
                 return ids[:-_UNSURE]
             most = max(2 * most, int(1.1 * len(text) / len(ids) * (needed + _UNSURE)))
+
+
+def fill(tokens: NDArray[Any], documents: Iterable[NDArray[Any]]) -> int:
+    """Fill `tokens` (size,) with documents (n,) in sequence until it is full; returns the number of ids written."""
+    place = 0
+    for document in documents:
+        piece = document[: len(tokens) - place]
+        tokens[place : place + len(piece)] = piece
+        place += len(piece)
+        if place == len(tokens):
+            break
+    return place
 
 
 def one_each(path: Path, tokenizer: Tokenizer, count: int, length: int) -> list[NDArray[np.int64]]:

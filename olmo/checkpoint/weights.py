@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,11 +183,6 @@ class Fingerprint:
         checksum = sum(int(piece.view(torch.int32).sum(dtype=torch.int64)) for piece in pieces)
         ends = torch.cat((flat[:64], flat[-64:])).float().cpu().numpy().tobytes()
         self._parts[name] = f"{name} {tuple(tensor.shape)} {checksum}".encode() + ends
-
-    @property
-    def names(self) -> Set[str]:
-        """Of the tensors that were added."""
-        return self._parts.keys()
 
     def __str__(self) -> str:
         return hashlib.sha256(b"".join(self._parts[name] for name in sorted(self._parts))).hexdigest()

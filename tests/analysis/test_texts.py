@@ -11,8 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from analysis import entropy
-from analysis.texts import packed
-from olmo.data.packing import fill
+from analysis.texts import fill, packed
 from olmo.exceptions import exit_status
 from scripts.prepare.sampling import Settings, collect, resolve
 from tests.analysis.measuring import LENGTH, TEXTS, check, direct, made_model, olmo_places, result_in, run, write

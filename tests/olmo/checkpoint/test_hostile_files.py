@@ -225,3 +225,10 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(torch_files, "unpickle", cut)
     with pytest.raises(ValueError, match=r"model\.pt: damaged or not a file of tensors: [^\n]*$"):
         read_tensors(path, mapped=False)
+
+
+def test_the_pickle_of_40_000_tensors_is_read(tmp_path: Path) -> None:
+    """Those of a mixture of experts have names of 50 characters: 5.3 MB."""
+    names = {"names": " " * 5_300_000}
+    torch.save(names, tmp_path / "train.pt")
+    assert read_training_state(tmp_path, "train") == names

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from olmo.data.packing import fill
+from analysis.texts import fill
 from scripts.prepare import OLMO_TOKENIZER, packing, sampling
 from tests.pubmed import EOS, TOKENIZER, Contents, expected_texts, read, stream_of, words, write_files
 
