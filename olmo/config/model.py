@@ -84,7 +84,9 @@ class ModelConfig:
     resuscitation: str | None = setting(
         None, "file of multipliers, or state dict, to apply on loading", unknown_to_olmo=True
     )
-    resuscitation_force: bool = setting(False, "apply multipliers of another checkpoint, too", unknown_to_olmo=True)
+    resuscitation_force: bool = setting(
+        False, "apply multipliers of another checkpoint, too", unknown_to_olmo=True, defines_run=False
+    )
     save_grad_: bool | None = setting(False, only=(None, False), instead="leave it out", unknown_to_olmo=True)
 
     @property

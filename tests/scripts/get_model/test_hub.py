@@ -107,7 +107,7 @@ def test_a_file_in_gits_own_store_is_verified(tmp_path: Path, hub: Server, capsy
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("owner/name@third", "404 Not Found; bash scripts/get_model.sh --list shows"),
+        ("owner/name@third", "404 Not Found; list the known checkpoints with: bash scripts/get_model.sh --list"),
         ("allenai/OLMo-1B@step738020-tokens3094B", f"404 Not Found; try the hub: bash scripts/get_model.sh {HUB_ID}"),
         ("allenai/OLMo-1B@step1000-tokens4B", "the hub's nearest known one is allenai/OLMo-1B@step20000-tokens84B"),
     ],
