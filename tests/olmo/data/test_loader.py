@@ -286,6 +286,7 @@ def ended() -> bool:
 
 
 def test_the_next_batch_is_read_ahead_and_no_more() -> None:
+    assert ended()  # what earlier tests read
     source = Counting(40)
     batches = Loader(source, 4, seed=0).batches()
     for taken in range(1, 25):  # two epochs and a half
