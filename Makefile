@@ -37,9 +37,9 @@ demo: $(READY)
 demo-contrast: $(READY)
 	$(RUN) -m scripts.demo --contrast --seeds $(SEEDS)
 
-# Three at a time: many tests wait for the processes that they start, and two would leave two cores idle.
+# Four at a time: many tests wait for the processes that they start, and two would leave two cores idle.
 test: $(READY)
-	$(RUN) -m pytest -m 'not gpu' --numprocesses=3 --dist=loadfile
+	$(RUN) -m pytest -m 'not gpu' --numprocesses=4 --dist=loadfile
 
 test-gpu: $(READY)
 	$(RUN) -m pytest -m gpu
