@@ -1,4 +1,4 @@
-"""An S3 server on this machine, a relay before it, and a run's folder with a place of its own there."""
+"""An S3 server on this machine, a relay before it, a run's folder with a place of its own there, an unbroken run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import functools
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from olmo.checkpoint import s3 as remote_folder
 from olmo.checkpoint.remote_saves import RemoteSaves
 from tests.remote_runs import LISTED, tell
+from tests.running import train, weights, write_world
 from tests.s3 import KEYS, Relay, client_of, no_settings, relaying, s3_server
 
 _numbers = count()
@@ -53,3 +55,15 @@ def remote(relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rem
     (here / "probes").mkdir(parents=True)
     tell(here, 1, 2)
     return RemoteSaves(f"s3://runs/of/{next(_numbers)}/", here)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world")) / "plain.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """An unbroken run of 7 steps, saved after 2, 4, 6 and 7; its folder and weights."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, weights(train(plain, folder, "--save_interval=2"))

@@ -26,21 +26,8 @@ from tests.running import (
     series,
     train,
     weights,
-    write_world,
 )
 from tests.s3 import Relay
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world")) / "plain.yaml"
-
-
-@pytest.fixture(scope="module")
-def whole(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """An unbroken run of 7 steps, saved after 2, 4, 6 and 7; its folder and weights."""
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, weights(train(plain, folder, "--save_interval=2"))
 
 
 def options(remote: RemoteSaves, *more: str) -> tuple[str, ...]:

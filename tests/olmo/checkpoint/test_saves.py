@@ -26,22 +26,9 @@ from tests.running import (
     series,
     train,
     weights,
-    write_world,
 )
 
 SAVES = ("--save_interval=2", "--try_load_latest_save")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world")) / "plain.yaml"
-
-
-@pytest.fixture(scope="module")
-def whole(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A run of 7 steps, saved after 2, 4, 6 and 7."""
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, weights(train(plain, folder, *SAVES))
 
 
 @pytest.fixture
