@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import OLMo
+from ..model import Block, OLMo
 
 
 @dataclass(frozen=True)
@@ -42,43 +42,72 @@ class Experts:
     gated: bool
 
 
-def find_memories(model: nn.Module) -> list[list[Memory | Experts]]:
-    """The feed-forward memories of each layer, first layer first; several parts only for a shared expert beside routed
-    ones.
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a model's stack."""
+
+    name: str  # in the model
+    number: int  # in the stack, from 0
+    module: nn.Module
+    parts: tuple[Memory | Experts, ...]  # its feed-forward memories; empty for a layer that has none
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """Every layer of the model's stack with its feed-forward memories, first layer first; several parts only for a
+    shared expert beside routed ones.
 
     Ours are known by name. Otherwise the matrices of a layer outside the attention (any module with "att" in its name)
     must be one linear map from M to D with M != D, and from D one map to M, two to M (gated) or one to 2 M (gated); or
     experts as in transformers 5 with their router, and optionally a shared expert whose output is added (checked with
-    random tokens). Raises ValueError, naming the place, for anything else, and if layers differ.
+    random tokens). Layers may differ. Raises ValueError, naming the place, for anything else.
     """
     if isinstance(model, OLMo):
-        return [[_ours(model, number)] for number in range(len(model.blocks))]
+        return [
+            Layer(f"transformer.blocks.{number}", number, block, (_ours(block, number),))
+            for number, block in enumerate(model.blocks)
+        ]
     try:
         where, stack = _layers(model)
         width = _width(model)
-        layers = [_parts(layer, f"{where}.{number}", width) for number, layer in enumerate(stack)]
-        held = [" and ".join(map(_held, parts)) for parts in layers]
-        other = next((number for number, memories in enumerate(held) if memories != held[0]), None)
-        if other is not None:
-            raise ValueError(
-                f"{where}.0 has {held[0]}, {where}.{other} has {held[other]}; only models whose layers are all alike "
-                "can be measured"
-            )
+        return [
+            Layer(f"{where}.{number}", number, layer, tuple(_parts(layer, f"{where}.{number}", width)))
+            for number, layer in enumerate(stack)
+        ]
     except ValueError as error:
         raise ValueError(f"{type(model).__name__}: {error}") from None
-    return layers
+
+
+def find_memories(model: nn.Module) -> list[list[Memory | Experts]]:
+    """The parts of each of `find_layers` that has any."""
+    return [list(layer.parts) for layer in find_layers(model) if layer.parts]
 
 
 def describe(model: nn.Module) -> str:
-    """What `find_memories` finds, in one line; raises ValueError as it does."""
-    layers = find_memories(model)
-    shown = []
-    for number, part in enumerate(layers[0]):
-        # The part of the name that differs in the last layer is the number of the layer.
-        pairs = zip(part.name.split("."), layers[-1][number].name.split("."))
-        pattern = ".".join(first if first == last else "*" for first, last in pairs)
-        shown.append(f"{pattern}: {_held(part)}")
-    return f"{type(model).__name__}, {len(layers)} layers; each has in " + ", and shared in ".join(shown)
+    """What `find_layers` finds, in one line; raises ValueError as it does."""
+    layers = find_layers(model)
+    groups: dict[str, list[int]] = {}
+    for layer in layers:
+        # Only the number of the layer differs between the names of layers that are alike.
+        pattern = f"{layer.name.rpartition('.')[0]}.*"
+        shown = [f"{part.name.replace(layer.name, pattern, 1)}: {_held(part)}" for part in layer.parts]
+        groups.setdefault(", and shared in ".join(shown), []).append(layer.number)
+    if len(groups) == 1:
+        return f"{type(model).__name__}, {len(layers)} layers; each has in {next(iter(groups))}"
+    held = [f"{_numbered(numbers)} in {shown}" if shown else "" for shown, numbers in groups.items()]
+    without = [f"no feed-forward memories in {_numbered(groups[''])}"] if "" in groups else []
+    return "; ".join([f"{type(model).__name__}, {len(layers)} layers", *filter(None, held), *without])
+
+
+def _numbered(numbers: Sequence[int]) -> str:
+    """Increasing numbers of layers in words: "layer 0", "layers 1 to 3, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(shown)}"
 
 
 def _held(part: Memory | Experts) -> str:
@@ -179,8 +208,7 @@ def _tokens(block: nn.Module, width: int) -> Tensor:
     return torch.randn(1, 8, width, generator=torch.Generator().manual_seed(0)).to(next(block.parameters()))
 
 
-def _ours(model: OLMo, number: int) -> Memory:
-    block = model.blocks[number]
+def _ours(block: Block, number: int) -> Memory:
     count = sizes(block.ff_out)[0]
     gated = sizes(block.ff_proj)[1] == 2 * count
     return Memory(f"transformer.blocks.{number}.ff_out", block.ff_out, (block.ff_proj,), count, gated)

@@ -6,9 +6,10 @@ M memories of a layer, E experts of a layer, N tokens of one expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -30,16 +31,17 @@ class Observation:
 
     Set `mask` (B, T), 1 for tokens and 0 for padding, before the pass; None counts every position. `shape` (B, T) is
     only needed if the model flattens its tokens before the feed-forward layer, as OPT and mixtures of experts do. A
-    layer with shared experts beside routed ones has several `parts`, whose memories are concatenated.
+    layer with shared experts beside routed ones has several parts, whose memories are concatenated; `parts` has their
+    number for each layer.
     """
 
-    def __init__(self, layers: int, parts: int = 1, coefficient: str = "abs"):
+    def __init__(self, parts: Sequence[int], coefficient: str = "abs"):
         self.coefficient, self.parts = coefficient, parts
         self.mask: Tensor | None = None
         self.shape: torch.Size | None = None
         self.ends_early = True  # the forward pass of a model that is not ours, at the last coefficient
         self.compiled = False  # the layers of our own model, for `abs`; worth its minute on a GPU
-        self.of_parts: list[Tensor | None] = [None] * (layers * parts)  # float32 (B, M)
+        self.of_parts: list[Tensor | None] = [None] * sum(parts)  # float32 (B, M)
 
     def record(self, part: int, coefficients: Tensor) -> None:
         """Reduce C (B, T, M) or (B T, M), non-negative or signed-for-abs, to its mean over tokens, float32 (B, M)."""
@@ -64,8 +66,8 @@ class Observation:
         self.of_parts[part] = torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True))
 
     def stop_after(self, part: int) -> None:
-        """End the forward pass after the last part; if layers have several parts, their order is not known."""
-        if self.ends_early and self.parts == 1 and part == len(self.of_parts) - 1:
+        """End the forward pass after the last part; if the last layer has several, their order is not known."""
+        if self.ends_early and self.parts[-1] == 1 and part == len(self.of_parts) - 1:
             raise _LastCoefficientSeen
 
     @property
@@ -73,7 +75,11 @@ class Observation:
         """1/T_n sum_j C[n, j, i] of every layer, float32 (B, L, M)."""
         means = [m for m in self.of_parts if m is not None]
         assert len(means) == len(self.of_parts), "no forward pass yet"
-        return torch.stack([torch.cat(means[i : i + self.parts], 1) for i in range(0, len(means), self.parts)], dim=1)
+        ends = list(accumulate(self.parts))
+        of_layers = [torch.cat(means[end - n : end], 1) for end, n in zip(ends, self.parts)]
+        if len({mean.shape for mean in of_layers}) > 1:
+            raise ValueError("only models whose layers are all alike can be measured")
+        return torch.stack(of_layers, dim=1)
 
 
 @contextmanager
@@ -94,7 +100,7 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     if coefficient not in COEFFICIENTS:
         raise ValueError(f"coefficient {coefficient!r} is none of {', '.join(COEFFICIENTS)}")
     layers = find_memories(model)
-    observation = Observation(len(layers), len(layers[0]), coefficient)
+    observation = Observation([len(parts) for parts in layers], coefficient)
     blocks = model.blocks if isinstance(model, OLMo) else []
     with ExitStack() as hooks:
         for part, block in enumerate(blocks):

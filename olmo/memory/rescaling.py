@@ -133,7 +133,7 @@ def row_factors(model: nn.Module, multipliers: Tensor) -> dict[str, Tensor]:
     """
     layers = find_memories(model)
     counts = [sum(part.count for part in parts) for parts in layers]
-    if multipliers.shape != (len(layers), counts[0]):
+    if [multipliers.shape[-1]] * len(multipliers) != counts:
         raise ValueError(f"multipliers of shape {tuple(multipliers.shape)}, memories of shape {len(layers), counts[0]}")
     names = {parameter: name for name, parameter in model.named_parameters()}
     result: dict[str, Tensor] = {}
