@@ -22,7 +22,7 @@ from ..config.schema import TrainConfig
 from ..console import log
 from ..distributed import Ranks
 from ..memory.temperature import Temperatures
-from ..model import OLMo
+from ..model.olmo import OLMo
 from . import saves, sharded, writing
 from .background import BackgroundTask
 from .manifest import is_ephemeral

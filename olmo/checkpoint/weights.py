@@ -26,7 +26,7 @@ from ..files.paths import check_not_lfs, read_json
 from ..files.tensors import read_tensors, tensor_names
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
-from ..model import OLMo
+from ..model.olmo import OLMo
 from . import saves
 from .formats import OLMO_CORE, explain, is_olmo_core
 from .transformers_layout import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names

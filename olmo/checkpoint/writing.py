@@ -18,7 +18,7 @@ from ..distributed import Ranks, full_tensor, is_collective_error
 from ..exceptions import FailedOnAllRanks, short_message
 from ..files.tensors import write_olmo_safetensors
 from ..memory.temperature import Temperatures
-from ..model import OLMo
+from ..model.olmo import OLMo
 from . import manifest, saves
 from .optimizer import optimizer_state
 

@@ -15,7 +15,7 @@ InitFnType = Literal["mitchell", "normal", "kaiming_normal", "fan_in", "full_meg
 
 @dataclass
 class ModelConfig:
-    """The transformer; `olmo/model.py` lists the shapes that follow from these keys."""
+    """The transformer; `olmo/model/olmo.py` lists the shapes that follow from these keys."""
 
     d_model: int = setting(768, "width of the residual stream", at_least=1)
     n_heads: int = setting(12, "attention heads, each d_model / n_heads wide", at_least=1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError, did_you_mean
-from ..model import OLMo
+from ..model.olmo import OLMo
 from ..tokenizer import tokenizer_file
 from .batches import batched_by_length
 from .scoring import score_in_parts

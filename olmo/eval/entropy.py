@@ -15,7 +15,7 @@ from ..data.sources import open_source
 from ..distributed import Ranks
 from ..memory.entropy import CoefficientAverages, jackknife_error, layer_entropy
 from ..memory.observation import instance_means, observe
-from ..model import OLMo
+from ..model.olmo import OLMo
 
 
 class EntropyBatch:

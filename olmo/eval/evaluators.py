@@ -16,7 +16,7 @@ from ..console import Progress, log
 from ..data.sources import TokenFiles
 from ..distributed import Ranks
 from ..knowledge.entries import Probe
-from ..model import OLMo
+from ..model.olmo import OLMo
 from .downstream import DownstreamTask
 from .entropy import EntropyBatch
 from .perplexity import instance_losses

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..data.sources import TokenSource
 from ..distributed import Ranks
-from ..model import OLMo
+from ..model.olmo import OLMo
 from .scoring import token_losses
 
 

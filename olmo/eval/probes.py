@@ -23,7 +23,7 @@ from ..config.schema import EvaluatorConfig, TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
 from ..knowledge.entries import KINDS, SETTINGS, Probe, load_entries, make_probes
-from ..model import OLMo
+from ..model.olmo import OLMo
 from ..tokenizer import encode, truncate
 from .batches import batched_by_length
 from .scoring import perplexity, score_in_parts

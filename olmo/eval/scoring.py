@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import OLMo
+from ..model.olmo import OLMo
 
 PREDICTIONS = 1024  # tokens whose logits are in memory at a time: 200 MB in float32 for 50,304 rows of a vocabulary
 

@@ -1,6 +1,6 @@
 """The forward pass of our own model up to its last memory coefficient: in little memory on a CPU, compiled on a GPU.
 
-For a model in evaluation: the residual stream has no dropout. Shapes as in `olmo/model.py`.
+For a model in evaluation: the residual stream has no dropout. Shapes as in `olmo/model/olmo.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import Block, OLMo, Table
+from ..model.olmo import Block, OLMo, Table
 
 SUMMED_AT_ONCE = 2**21  # coefficients, on a CPU: 8 MB
 PROJECTED_AT_ONCE = 2**24  # outputs of ff_proj, on a CPU: 1024 tokens of OLMo-1B

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import Block, OLMo
+from ..model.olmo import Block, OLMo
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import Block, OLMo
+from ..model.olmo import Block, OLMo
 from .forward import compiled_means, counted, means_in_pieces, token_means
 from .locate import Experts, Memory, find_memories
 

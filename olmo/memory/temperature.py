@@ -17,7 +17,7 @@ from ..config.model import ModelConfig
 from ..distributed import to_device
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_tensor
-from ..model import OLMo
+from ..model.olmo import OLMo
 
 
 @dataclass(frozen=True)

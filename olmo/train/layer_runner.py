@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config.schema import ActivationCheckpointingStrategy, TrainConfig
 from ..exceptions import ConfigurationError
-from ..model import Block, LayerRunner, Table
+from ..model.olmo import Block, LayerRunner, Table
 
 # Strategy -> (k, whether the layers that are multiples of k are recomputed, or all others).
 _CHOSEN = {

@@ -4,7 +4,7 @@ The logits of 32 x 1024 tokens over 50,304 entries of a vocabulary are 6.6 GB in
 temporary copies several times that. Here the logits of a part of the tokens are computed, reduced to the loss and the
 gradients of hidden states and vocabulary, and freed before the next part: nothing is computed twice.
 
-N positions of a batch (rows x T), n of them predict a token that counts; D and V as in `olmo/model.py`.
+N positions of a batch (rows x T), n of them predict a token that counts; D and V as in `olmo/model/olmo.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..model import LayerRunner, OLMo
+from ..model.olmo import LayerRunner, OLMo
 
 # Tokens whose logits are in memory at a time. Every part reads and writes the gradient of the vocabulary (V, D); on a
 # GPU, where products are cheap compared with memory traffic, larger parts are faster.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.schema import OptimizerConfig
 from ..distributed import full_tensor
-from ..model import LayerNorm
+from ..model.olmo import LayerNorm
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:

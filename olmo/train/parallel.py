@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config.schema import DDPConfig, FSDPConfig, FSDPWrapStrategy, TrainConfig
 from ..distributed import Ranks, full_tensor
 from ..exceptions import ConfigurationError
-from ..model import Block, OLMo
+from ..model.olmo import Block, OLMo
 from .loss import Objective
 
 

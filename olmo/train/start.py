@@ -19,7 +19,7 @@ from ..config.model import ModelConfig
 from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
-from ..model import OLMo
+from ..model.olmo import OLMo
 from .fused_loss import loss_function
 from .layer_runner import layer_runner
 from .loss import Objective

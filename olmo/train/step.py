@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config.schema import TrainConfig
 from ..data.loader import Batch
 from ..distributed import Ranks, to_device
-from ..model import OLMo
+from ..model.olmo import OLMo
 from .loss import predictions
 from .optim import clip_each_gradient, clip_gradients, weight_metrics
 from .parallel import gradient_sync

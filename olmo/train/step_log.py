@@ -13,7 +13,7 @@ from ..console import clock, log
 from ..data.loader import Batch
 from ..distributed import Ranks
 from ..knowledge.plan import Plan, Text
-from ..model import OLMo
+from ..model.olmo import OLMo
 from ..report.reporter import Reporter, StepBar
 from ..report.run_folder import append_indices
 from .schedule import Schedule

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..config.schema import TrainConfig
-from ..model import OLMo
+from ..model.olmo import OLMo
 
 # Dense operations per second with bfloat16 and float32 (without TF32), from the manufacturers' data sheets, by a part
 # of torch's name of the device; the first match counts.

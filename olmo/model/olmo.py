@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config.model import ActivationType, ModelConfig
+from ..config.model import ActivationType, ModelConfig
 
 Table: TypeAlias = tuple[Tensor, Tensor] | None  # sine and cosine of the rotary angles, (T, C) each; None without RoPE
 Tap: TypeAlias = Callable[[Tensor, Tensor], None]  # gets the output of ff_proj (B, T, P), memory coefficients (B, T, M)
