@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from .config.schema import TokenizerConfig, TrainConfig
 from .exceptions import ConfigurationError
-from .files.paths import check_not_lfs
+from .files.paths import check_not_lfs, read_json
 
 
 def packaged_tokenizer(identifier: str) -> Path | None:
@@ -35,12 +36,52 @@ def tokenizer_of_folder(folder: Path) -> str | None:
     that its config.yaml names; None where it has neither."""
     if (folder / "tokenizer.json").is_file():
         return str(folder / "tokenizer.json")
-    if (folder / "config.yaml").is_file():
-        from omegaconf import OmegaConf
+    named = _of_run(folder, "tokenizer.identifier")
+    return str(named) if named else None
 
-        named = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "tokenizer.identifier")
-        return str(named) if named else None
+
+def document_end(folder: Path) -> int | None:
+    """The id of the token that ends a document, for the model or tokenizer in a folder; None where nothing names one.
+
+    That is, the first of: what config.yaml states for the run; the `eos_token` of the tokenizer's own settings, if the
+    folder's tokenizer.json has it; `eos_token_id` of config.json or generation_config.json (of a list, the first).
+    Raises ValueError or OSError that names an unreadable file.
+    """
+    stated = _of_run(folder, "model.eos_token_id")
+    if isinstance(stated, int):
+        return stated
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = _settings(folder / name).get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and (folder / "tokenizer.json").is_file():
+            found = load_tokenizer(str(folder / "tokenizer.json")).token_to_id(token)
+            if found is not None:
+                return found
+    for name in ("config.json", "generation_config.json"):
+        raw = _settings(folder / name)
+        of_text = raw.get("text_config")  # of a model that also reads images
+        ids = raw.get("eos_token_id", of_text.get("eos_token_id") if isinstance(of_text, dict) else None)
+        first = ids[0] if isinstance(ids, list) and ids else ids
+        if isinstance(first, int):
+            return first
     return None
+
+
+def _of_run(folder: Path, key: str) -> Any:
+    """The value of a key in a folder's config.yaml; None where either does not exist."""
+    if not (folder / "config.yaml").is_file():
+        return None
+    from omegaconf import OmegaConf
+
+    return OmegaConf.select(OmegaConf.load(folder / "config.yaml"), key)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The keys of a JSON file; none where it does not exist. Raises ValueError where it holds something else."""
+    raw = read_json(path) if path.is_file() else {}
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected keys and values")
+    return raw
 
 
 def tokenizer_file(identifier: str) -> str:

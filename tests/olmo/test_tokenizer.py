@@ -1,5 +1,6 @@
 """Where a tokenizer is found, what it makes of text, and truncation."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from olmo.config import TokenizerConfig
-from olmo.tokenizer import encode, load_tokenizer, packaged_tokenizer, tokenizer_file, truncate
+from olmo.tokenizer import document_end, encode, load_tokenizer, packaged_tokenizer, tokenizer_file, truncate
 from tests.reference import END_OF_TEXT, tiny_tokenizer
 
 DOLMA = "allenai_gpt-neox-olmo-dolma-v1_5.json"
@@ -102,6 +103,39 @@ def test_hub_failure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("olmo.tokenizer.Tokenizer", Offline)
     with pytest.raises(ValueError, match=r"^owner/name: cannot load this tokenizer: no network for owner/name$"):
         load_tokenizer("owner/name")
+
+
+TOKENIZER, MODEL, GENERATION = "tokenizer_config.json", "config.json", "generation_config.json"
+
+
+@pytest.mark.parametrize(
+    "files, end",
+    [
+        ({}, None),
+        ({TOKENIZER: {"eos_token": END_OF_TEXT}, MODEL: {"eos_token_id": 5}}, 0),
+        ({TOKENIZER: {"eos_token": {"content": END_OF_TEXT}}, MODEL: {"eos_token_id": [5, 0]}}, 0),
+        ({"special_tokens_map.json": {"eos_token": END_OF_TEXT}}, 0),
+        ({TOKENIZER: {"eos_token": None}, MODEL: {"eos_token_id": [5, 0]}, GENERATION: {"eos_token_id": 7}}, 5),
+        ({TOKENIZER: {"eos_token": "<other>"}, MODEL: {"eos_token_id": None}, GENERATION: {"eos_token_id": 7}}, 7),
+        ({MODEL: {"text_config": {"eos_token_id": 9}}}, 9),
+        ({MODEL: {"eos_token_id": []}}, None),
+        ({"config.yaml": {"model": {"eos_token_id": 3}}, TOKENIZER: {"eos_token": END_OF_TEXT}}, 3),
+        ({"config.yaml": {"run_name": "a"}, TOKENIZER: {"eos_token": END_OF_TEXT}}, 0),
+    ],
+)
+def test_the_end_of_a_document_is_read_from_the_folder(tmp_path: Path, files: dict[str, dict], end: int | None) -> None:
+    tiny_tokenizer(tmp_path / "tokenizer.json")
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content), "utf-8")  # JSON is YAML, too
+    assert document_end(tmp_path) == end
+
+
+def test_without_the_tokenizer_itself_the_name_of_its_end_is_not_enough(tmp_path: Path) -> None:
+    (tmp_path / TOKENIZER).write_text('{"eos_token": "</s>"}', "utf-8")
+    assert document_end(tmp_path) is None
+    (tmp_path / MODEL).write_text("[]", "utf-8")
+    with pytest.raises(ValueError, match=r"/config\.json: expected keys and values$"):
+        document_end(tmp_path)
 
 
 def test_no_special_token_is_added(tmp_path: Path) -> None:
