@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from analysis.models import empty_model
 from olmo import checkpoint
+from olmo.checkpoint import empty_network
 from olmo.exceptions import ConfigurationError
 
 # The context length in the config.json of different families: GPT-2 has n_positions, MPT max_seq_len.
@@ -60,7 +60,7 @@ def context_of(folder: Path) -> Context:
     if checkpoint.is_olmo(folder):
         config = checkpoint.read_config(folder)
         return Context(config.max_sequence_length, fixed=not config.rope)
-    model: Any = empty_model(folder, has_weights=False)  # those of the hub are downloaded later
+    model: Any = empty_network(folder, has_weights=False)  # those of the hub are downloaded later
     config = model.config.get_text_config()
     tables = [
         module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two rows are no positions

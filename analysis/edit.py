@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from analysis.locations import check_writable
-from analysis.models import identity_of, open_model, state_of_files
+from analysis.models import open_model, state_of_files
 from analysis.results import Coefficients
 from analysis.resuscitation import Resuscitation, resuscitate
 from olmo import checkpoint
+from olmo.checkpoint import identity_of
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path
 from olmo.files.lock import writing

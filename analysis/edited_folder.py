@@ -15,8 +15,8 @@ from pathlib import Path
 
 from torch import Size, Tensor, nn
 
-from analysis.models import empty_model, identity_of
 from olmo import checkpoint
+from olmo.checkpoint import empty_network, identity_of
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError
 from olmo.files.paths import read_json
@@ -38,7 +38,7 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
     raw = checkpoint.transformers_config(source) or {}
     if "quantization_config" in raw:
         raise ConfigurationError(f"{source}: quantized weights cannot be edited; use those that were quantized")
-    model = empty_model(source)
+    model = empty_network(source)
     files = checkpoint.model_files(source)
     for path in source.iterdir():
         left_out = path.suffix in _WEIGHTS or path.name in _MEASURED or path.name.startswith(".")

@@ -126,7 +126,7 @@ class Instances:
 
     def _first_of_run(self, length: int) -> list[NDArray[np.int64]]:
         """The first instances of the run of a configuration, each cut to `length` tokens."""
-        config = load(self.data)
+        config = load(self.data, complete=checkpoint.complete)
         if not (config.data.paths or config.data.dataset_path):
             raise ConfigurationError(f"{self.data}: names no data; set data.paths or data.dataset_path")
         source = open_source(config.data, config.model.max_sequence_length)

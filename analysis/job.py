@@ -19,10 +19,11 @@ from analysis.downloads import Downloads
 from analysis.instances import Instances, digest_of
 from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
 from analysis.measure import measure
-from analysis.models import PRECISIONS, identity_of, open_model, state_of_files
+from analysis.models import PRECISIONS, open_model, state_of_files
 from analysis.prefetch import is_first_of_machine, together
 from analysis.results import find_result, record_output, save_result
 from olmo import checkpoint
+from olmo.checkpoint import identity_of
 from olmo.distributed import Ranks
 from olmo.files.digests import file_digest
 from olmo.memory.locate import describe

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from olmo.checkpoint import complete
 from olmo.config import TrainConfig, load
 from olmo.console import Progress
 from olmo.data.order import PIECE, OrderFile, check_places, verify_order
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     for name, least in (("first", 1), ("world_size", 1), ("epoch", 0)):
         if (value := getattr(args, name, None)) is not None and value < least:
             raise ConfigurationError(f"--{name} must be at least {least}")
-    config = load(args.config, overrides)
+    config = load(args.config, overrides, complete)
     if args.mode != "verify":
         check_new(args.output)
     if args.mode == "rebuild":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.config.schema import DEFAULT_DTYPE
 from olmo.console import Progress
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=numbers, metavar="A-B", required=True, help="from 1, both included")
     parser.add_argument("--output", type=Path, metavar="FILE", required=True)
     args, overrides = parser.parse_known_args(argv)
-    config = load(args.config, overrides)
+    config = load(args.config, overrides, complete)
     check_new(args.output)
     # A run over the file derives both from the tokens again.
     config.data.generate_attention_mask, config.data.instance_filter = False, None

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.knowledge.build import needs_tokenizer, plan_from_config
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("--output", type=Path, metavar="FILE", required=True, help=f"ends in {' or '.join(SUFFIXES)}")
     args, overrides = parser.parse_known_args(argv)
-    config = load(args.config, overrides)
+    config = load(args.config, overrides, complete)
     check_new(args.output)
     tokenizer = run_tokenizer(config) if needs_tokenizer(config) else None
     plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)

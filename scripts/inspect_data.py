@@ -17,6 +17,7 @@ from functools import partial
 
 import numpy as np
 
+from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.knowledge.build import needs_tokenizer, plan_from_config
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--decode", action="store_true", help="text instead of token ids")
     parser.add_argument("--json", action="store_true", help="one line a row")
     args, overrides = parser.parse_known_args(argv)
-    config = load(args.config, overrides)
+    config = load(args.config, overrides, complete)
     tokenizer = run_tokenizer(config) if args.decode or needs_tokenizer(config) else None
     plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
     batch = batches_of_run(config, range(args.step, args.step + 1))(args.step)

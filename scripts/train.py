@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.config.help import LEGEND, describe
 from olmo.console import StdoutHandler
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         return
     adopt_launcher()
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
-    config = load(argv[0], [flag for flag in argv[1:] if flag not in named])
+    config = load(argv[0], [flag for flag in argv[1:] if flag not in named], complete)
     logging.basicConfig(format="%(message)s", handlers=[StdoutHandler()])
     disable_malloc_trim()
     device = pick_device(named[-1].partition("=")[2] if named else None)

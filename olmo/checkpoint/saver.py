@@ -22,7 +22,7 @@ from ..config.schema import TrainConfig
 from ..console import log
 from ..distributed import Ranks
 from ..memory.temperature import Temperatures
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 from . import saves, sharded, writing
 from .background import BackgroundTask
 from .manifest import is_ephemeral
@@ -55,7 +55,7 @@ class CheckpointSaver:
     """Saves a run's model and optimizer. Every method is called by all ranks, in the same order."""
 
     def __init__(
-        self, config: TrainConfig, model: OLMo, optimizer: Optimizer, ranks: Ranks, remote: RemoteSaves | None = None
+        self, config: TrainConfig, model: Model, optimizer: Optimizer, ranks: Ranks, remote: RemoteSaves | None = None
     ):
         self.config, self.model, self.optimizer, self.ranks, self.remote = config, model, optimizer, ranks, remote
         self.folder = Path(config.save_folder)
@@ -134,7 +134,9 @@ class CheckpointSaver:
             moments = optimizer_state(self.optimizer)["state"]
             tensors = sharded.snapshot(self.model, moments, ranks)
             ephemeral = kind == EPHEMERAL
-            write = partial(writing.save_sharded, path, tensors, self._written, state, temperatures, ephemeral, ranks)
+            write = partial(
+                writing.save_sharded, path, tensors, self.model, self._written, state, temperatures, ephemeral, ranks
+            )
             self._task.start(partial(self._write, write, path, self._take_expired()))
         return path
 

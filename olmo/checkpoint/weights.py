@@ -31,6 +31,8 @@ from . import saves
 from .formats import OLMO_CORE, explain, is_olmo_core
 from .transformers_layout import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
 
+_OF_FAMILY = re.compile(r"^  transformers: (?!null$)", re.MULTILINE)  # in the section `model`
+
 
 def model_files(folder: Path) -> list[Path]:
     """The weight files of a checkpoint folder of any layout; where they are several, those that its index names.
@@ -91,9 +93,10 @@ def check_layers(folder: Path) -> None:
 
 
 def transformers_config(folder: Path) -> dict[str, Any] | None:
-    """config.json of a transformers folder, None for another layout."""
-    path = folder / "config.json"
-    if not path.is_file() or (folder / "config.yaml").is_file():
+    """config.json of a transformers folder, None for another layout. Our checkpoints of other families are such folders
+    too, whose config.yaml names the family."""
+    path, ours = folder / "config.json", folder / "config.yaml"
+    if not path.is_file() or (ours.is_file() and not _OF_FAMILY.search(ours.read_text("utf-8", errors="replace"))):
         return None
     raw = read_json(path)
     if not isinstance(raw, dict):

@@ -18,14 +18,14 @@ from ..distributed import Ranks, full_tensor, is_collective_error
 from ..exceptions import FailedOnAllRanks, short_message
 from ..files.tensors import write_olmo_safetensors
 from ..memory.temperature import Temperatures
-from ..model.olmo import OLMo
-from . import manifest, saves
+from ..model.causal_lm import CausalLM, Model
+from . import families, manifest, saves
 from .optimizer import optimizer_state
 
 
 def save(
     folder: Path,
-    model: OLMo,
+    model: Model,
     config: TrainConfig,
     optimizer: torch.optim.Optimizer | None,
     trainer: dict[str, Any],
@@ -53,7 +53,10 @@ def save(
         return
     with _failing(folder):
         _begin(folder, config, None if optimizer is None else trainer, temperatures)
-        write_olmo_safetensors(_partial(folder) / "model.safetensors", weights)
+        if isinstance(model, CausalLM):
+            families.write_folder(_partial(folder), model, weights)
+        else:
+            write_olmo_safetensors(_partial(folder) / "model.safetensors", weights)
         if optimizer is not None:
             for group in saved["param_groups"]:  # what OLMo's optimizer clips by
                 limits = {"max_grad_norm": config.max_grad_norm, "max_grad_norm_ratio": config.max_grad_norm_ratio}
@@ -65,6 +68,7 @@ def save(
 def save_sharded(
     folder: Path,
     tensors: Mapping[str, Tensor],
+    model: Model,
     config: TrainConfig,
     trainer: dict[str, Any],
     temperatures: Temperatures | None,
@@ -79,6 +83,8 @@ def save_sharded(
 
     with _failing(folder, FailedOnAllRanks):
         ranks.run_on_first(partial(_begin, folder, config, trainer, temperatures), saving=True)
+        if ranks.is_first and isinstance(model, CausalLM):
+            families.write_beside(_partial(folder), model)
         sharded.write(_partial(folder), tensors, ranks)
         ranks.run_on_first(partial(sharded.check_parts, _partial(folder)), saving=True)
         ranks.run_on_first(partial(_complete, folder, ephemeral), saving=True)

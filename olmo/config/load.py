@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import typing
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,9 +40,12 @@ _SECRET_VALUE = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 _REQUIRED = object()
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), complete: Callable[[DictConfig], None] | None = None
+) -> TrainConfig:
     """Read a run's configuration: defaults, then `base` files, then the file, then `--key.sub=value`.
 
+    `complete` adds to what was given what follows from it (`checkpoint.families.complete`).
     Raises ConfigurationError with all problems found, each with its key.
     """
     try:
@@ -60,6 +63,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             raise ConfigurationError(f"{path}: evaluators: expected a list of keys and values")
         for position, evaluator in enumerate(evaluators):  # OmegaConf reports no position in a list
             _merged(EvaluatorConfig, evaluator, f"{path}: evaluators[{position}].")
+        if complete is not None:
+            complete(raw)
         keys = [override[2:].partition("=")[0].split(".") for override in overrides]
         given = {".".join(key[:length]) for key in keys for length in range(1, len(key) + 1)}
         config = _typed(TrainConfig, raw, f"{path}: ", given)

@@ -15,8 +15,18 @@ InitFnType = Literal["mitchell", "normal", "kaiming_normal", "fan_in", "full_meg
 
 @dataclass
 class ModelConfig:
-    """The transformer; `olmo/model/olmo.py` lists the shapes that follow from these keys."""
+    """The transformer; `olmo/model/olmo.py` lists the shapes that follow from these keys.
 
+    A model of another family, transformers' own class, is described by its config.json: only the keys marked
+    `any_family` apply to it.
+    """
+
+    transformers: str | None = setting(
+        None,
+        "new weights of another family: a transformers folder or hub id with its config.json; filled in from load_path",
+        unknown_to_olmo=True,
+        any_family=True,
+    )
     d_model: int = setting(768, "width of the residual stream", at_least=1)
     n_heads: int = setting(12, "attention heads, each d_model / n_heads wide", at_least=1)
     n_kv_heads: int | None = setting(None, "heads of keys and values; null is n_heads", at_least=1)
@@ -47,15 +57,17 @@ class ModelConfig:
     layer_norm_with_affine: bool = setting(True, "norms have a weight")
     layer_norm_eps: float = setting(1e-05, "added to the variance in norms", more_than=0)
     attention_layer_norm_with_affine: bool = setting(True, "the norms of queries and keys have a weight")
-    max_sequence_length: int = setting(1024, "tokens per instance", at_least=1)
+    max_sequence_length: int = setting(1024, "tokens per instance", at_least=1, any_family=True)
     include_bias: bool = setting(True, "linear layers have a bias")
     bias_for_layer_norm: bool | None = setting(None, "norms with a weight have a bias; null is include_bias")
     scale_logits: bool = setting(False, "divide the logits by sqrt(d_model)")
-    vocab_size: int = setting(50257, "number of tokens", at_least=1)
-    embedding_size: int | None = setting(50304, "rows of the embedding, at least vocab_size; null is vocab_size")
+    vocab_size: int = setting(50257, "number of tokens", at_least=1, any_family=True)
+    embedding_size: int | None = setting(
+        50304, "rows of the embedding, at least vocab_size; null is vocab_size", any_family=True
+    )
     weight_tying: bool = setting(True, "the output layer is the embedding")
-    eos_token_id: int = setting(50256, "token at the end of a document", at_least=0)
-    pad_token_id: int = setting(50256, "token that fills short rows", at_least=0)
+    eos_token_id: int = setting(50256, "token at the end of a document", at_least=0, any_family=True)
+    pad_token_id: int = setting(50256, "token that fills short rows", at_least=0, any_family=True)
     init_device: str | None = setting(
         None,
         "meta: create weights on the device that trains them",
@@ -82,10 +94,10 @@ class ModelConfig:
         True, "both temperatures reach 1 linearly over the run", unknown_to_olmo=True
     )
     resuscitation: str | None = setting(
-        None, "file of multipliers, or state dict, to apply on loading", unknown_to_olmo=True
+        None, "file of multipliers, or state dict, to apply on loading", unknown_to_olmo=True, any_family=True
     )
     resuscitation_force: bool = setting(
-        False, "apply multipliers of another checkpoint, too", unknown_to_olmo=True, defines_run=False
+        False, "apply multipliers of another checkpoint, too", unknown_to_olmo=True, any_family=True, defines_run=False
     )
     save_grad_: bool | None = setting(False, only=(None, False), instead="leave it out", unknown_to_olmo=True)
 

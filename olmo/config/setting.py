@@ -34,6 +34,7 @@ class Setting:
             configuration changes it logs a warning (`check.idle_settings`).
         unknown_to_olmo: ai2-olmo 0.6.0, or the published trainer (a fork of 0.4), refuses the key. It is left out of a
             saved configuration if it has its default.
+        any_family: The key of a model applies to every family; others describe a model of ours.
         defines_run: Whether the key decides what a run learns; None for the answer of its section.
     """
 
@@ -46,6 +47,7 @@ class Setting:
     null_is: Any = None
     no_effect: str = ""
     unknown_to_olmo: bool = False
+    any_family: bool = False
     defines_run: bool | None = None
 
     @property
@@ -136,7 +138,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         return conceal(re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value))
     if dataclasses.is_dataclass(value):
-        items = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        fields = dataclasses.fields(value)
+        if getattr(value, "transformers", None) is not None:  # a model that is not ours
+            fields = tuple(field for field in fields if setting_of(field).any_family)
+        items = ((field, getattr(value, field.name)) for field in fields)
         return {f.name: plain(item) for f, item in items if not (setting_of(f).unknown_to_olmo and item == f.default)}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError, did_you_mean
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 from ..tokenizer import tokenizer_file
 from .batches import batched_by_length
 from .scoring import score_in_parts
@@ -81,7 +81,7 @@ class DownstreamTask:
     @torch.no_grad()
     def evaluate(
         self,
-        model: OLMo,
+        model: Model,
         tokens_per_batch: int,
         device: torch.device,
         ranks: Ranks,
@@ -110,7 +110,7 @@ class DownstreamTask:
         return {**found, f"eval/downstream/{self.label}_chance": self.chance} if kind in ACCURACIES else found
 
     def _scored(
-        self, samples: Sequence[dict[str, Any]], model: OLMo, device: torch.device
+        self, samples: Sequence[dict[str, Any]], model: Model, device: torch.device
     ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
         """Inputs of the metric: a batch, logits, and for `pmi_dc` the logits after the domain's own prompt.
 

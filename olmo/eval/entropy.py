@@ -15,7 +15,7 @@ from ..data.sources import open_source
 from ..distributed import Ranks
 from ..memory.entropy import CoefficientAverages, jackknife_error, layer_entropy
 from ..memory.observation import instance_means, observe
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 
 
 class EntropyBatch:
@@ -35,7 +35,7 @@ class EntropyBatch:
         self.rows: list[NDArray[np.int64]] = masks.rows(source, places, f"evaluators.{evaluator.label}")
 
     def evaluate(
-        self, model: OLMo, batch_size: int, device: torch.device, ranks: Ranks, progress: Callable[[int], None]
+        self, model: Model, batch_size: int, device: torch.device, ranks: Ranks, progress: Callable[[int], None]
     ) -> dict[str, float]:
         """H, its standard error and the H of every layer, under their names in metrics.jsonl.
 

@@ -16,7 +16,7 @@ from ..console import Progress, log
 from ..data.sources import TokenFiles
 from ..distributed import Ranks
 from ..knowledge.entries import Probe
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 from .downstream import DownstreamTask
 from .entropy import EntropyBatch
 from .perplexity import instance_losses
@@ -87,7 +87,7 @@ class Evaluators:
         return [e for e in self.config.evaluators if e in due or e in probing]
 
     @torch.no_grad()
-    def run(self, model: OLMo, chosen: Sequence[EvaluatorConfig], description: str = "evaluating") -> Evaluation:
+    def run(self, model: Model, chosen: Sequence[EvaluatorConfig], description: str = "evaluating") -> Evaluation:
         """Evaluate the model with the chosen evaluators; its training mode is restored afterwards.
 
         Log-probabilities in the precision of the run, reduced in float32 and float64. Raises ValueError, on every rank,

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from ..data.sources import TokenSource
 from ..distributed import Ranks
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 from .scoring import token_losses
 
 
 @torch.no_grad()
 def instance_losses(
-    model: OLMo,
+    model: Model,
     source: TokenSource,
     batch_size: int,
     device: torch.device,

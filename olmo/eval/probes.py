@@ -23,7 +23,7 @@ from ..config.schema import EvaluatorConfig, TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
 from ..knowledge.entries import KINDS, SETTINGS, Probe, load_entries, make_probes
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 from ..tokenizer import encode, truncate
 from .batches import batched_by_length
 from .scoring import perplexity, score_in_parts
@@ -104,7 +104,7 @@ def probes_of(evaluator: EvaluatorConfig, tokenizer: Tokenizer, config: TrainCon
 
 @torch.no_grad()
 def score_probes(
-    model: OLMo,
+    model: Model,
     probes: Sequence[Probe],
     tokens_per_batch: int,
     device: torch.device,
@@ -135,7 +135,7 @@ def score_probes(
     )
 
 
-def _score(probes: Sequence[Probe], model: OLMo, device: torch.device) -> NDArray[np.float64]:
+def _score(probes: Sequence[Probe], model: Model, device: torch.device) -> NDArray[np.float64]:
     """(n, 4): sum of log-probabilities, that of the first target token, its rank, wrong greedy tokens.
 
     probes: the longest first.

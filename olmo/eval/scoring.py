@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 
 PREDICTIONS = 1024  # tokens whose logits are in memory at a time: 200 MB in float32 for 50,304 rows of a vocabulary
 
 Score = TypeVar("Score")
 
 
-def score_in_parts(model: OLMo, hidden: Tensor, score: Callable[..., Score], *beside: Tensor) -> list[Score]:
+def score_in_parts(model: Model, hidden: Tensor, score: Callable[..., Score], *beside: Tensor) -> list[Score]:
     """`score(logits, *beside)` of at most PREDICTIONS tokens at a time, in order.
 
     hidden (n, D) and beside (n, ...) are split alike; `score` gets their logits, float32 (k, V), and k rows of each.
@@ -31,7 +31,7 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if not loss > 709 else math.inf
 
 
-def token_losses(model: OLMo, hidden: Tensor, targets: Tensor) -> Tensor:
+def token_losses(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     """Negative log-probabilities (n,), float32, of targets (n,) after hidden states (n, D)."""
 
     def losses(logits: Tensor, wanted: Tensor) -> Tensor:

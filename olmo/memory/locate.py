@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.causal_lm import CausalLM
 from ..model.olmo import Block, OLMo
 
 
@@ -61,6 +62,8 @@ def find_layers(model: nn.Module) -> list[Layer]:
     experts as in transformers 5 with their router, and optionally a shared expert whose output is added (checked with
     random tokens). Layers may differ. Raises ValueError, naming the place, for anything else.
     """
+    if isinstance(model, CausalLM):
+        return find_layers(model.network)
     if isinstance(model, OLMo):
         return [
             Layer(f"transformer.blocks.{number}", number, block, (_ours(block, number),))

@@ -17,7 +17,7 @@ from ..config.model import ModelConfig
 from ..distributed import to_device
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_tensor
-from ..model.olmo import OLMo
+from ..model.causal_lm import CausalLM, Model
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ class Temperatures:
     def __bool__(self) -> bool:
         return self.attention is not None or self.memories is not None
 
-    def apply(self, model: OLMo) -> None:
-        """Make the model compute with these temperatures."""
+    def apply(self, model: Model) -> None:
+        """Make the model compute with these temperatures, which other families do not have."""
+        if isinstance(model, CausalLM):
+            return
         device = next(model.parameters()).device
         attention = None if self.attention is None else torch.full((), self.attention, device=device)
         memories = None if self.memories is None else to_device(self.memories, device)

@@ -270,6 +270,21 @@ class OLMo(nn.Module):
         module = self.transformer["wte" if tied else "ff_out"]
         return cast(nn.Parameter, module.weight), None if tied else cast(nn.Parameter | None, module.bias)
 
+    @property
+    def width(self) -> int:
+        """D, of the residual stream."""
+        return self.config.d_model
+
+    @property
+    def logit_divisor(self) -> float:
+        """What the scores of the vocabulary are divided by."""
+        return math.sqrt(self.config.d_model) if self.config.scale_logits else 1.0
+
+    @property
+    def logit_cap(self) -> float | None:
+        """A soft cap of the logits, which OLMo has none of; `CausalLM` may."""
+        return None
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, (..., D) -> (..., V)."""
         scores = F.linear(hidden, *self.vocabulary)

@@ -17,6 +17,7 @@ def fused_linear_cross_entropy(
     targets: Tensor,
     *,
     divisor: float = 1.0,
+    cap: float | None = None,
     z_multiplier: float | None = None,
 ) -> Losses:
     """`linear_cross_entropy` by Liger Kernel (github.com/linkedin/Liger-Kernel, 0.8), whose kernel replaces logits by
@@ -29,7 +30,9 @@ def fused_linear_cross_entropy(
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     if not len(places):  # Liger divides by their number
-        return linear_cross_entropy(hidden, weight, bias, places, targets, divisor=divisor, z_multiplier=z_multiplier)
+        return linear_cross_entropy(
+            hidden, weight, bias, places, targets, divisor=divisor, cap=cap, z_multiplier=z_multiplier
+        )
     states = hidden.index_select(0, places)
     if torch.is_autocast_enabled(hidden.device.type):
         states = states.float()  # autocast rounds them for the product; z-losses have the dtype of the states
@@ -39,6 +42,7 @@ def fused_linear_cross_entropy(
         targets,
         bias=None if bias is None else bias / divisor,
         lse_square_scale=z_multiplier or 0.0,
+        softcap=cap,
         reduction="sum",
         return_z_loss=True,
         accum_dtype=torch.float32,

@@ -9,15 +9,16 @@ N positions of a batch (rows x T), n of them predict a token that counts; D and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..model.olmo import LayerRunner, OLMo
+from ..model.causal_lm import Model
+from ..model.olmo import LayerRunner
 
 # Tokens whose logits are in memory at a time. Every part reads and writes the gradient of the vocabulary (V, D); on a
 # GPU, where products are cheap compared with memory traffic, larger parts are faster.
@@ -55,6 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         places: Tensor,
         targets: Tensor,
         divisor: float,
+        cap: float | None,
         z_multiplier: float | None,
     ) -> Losses:
         kind = hidden.device.type
@@ -79,6 +81,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     torch.addmm(offset, states, matrix.t(), out=logits)
                 if divisor != 1.0:
                     logits /= divisor
+                capped = None
+                if cap is not None:  # z = cap tanh(s / cap), whose derivative is 1 - (z / cap)^2
+                    logits.div_(cap).tanh_()
+                    capped = 1.0 - logits.to(exact).square()
+                    logits.mul_(cap)
                 largest, scores = (t.to(exact) for t in (logits.amax(1, keepdim=True), logits.gather(1, wanted)))
                 torch.softmax(logits, -1, dtype=exact, out=probabilities)
                 # log of the sum of exp(logit - largest), whose largest term is 1: no second exp of all logits.
@@ -93,6 +100,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     continue
                 gradient = probabilities if factor is None else probabilities.mul_(factor)
                 gradient.scatter_add_(1, wanted, gradient.new_full((), -1.0).expand(wanted.shape))
+                if capped is not None:
+                    gradient *= capped
                 if divisor != 1.0:
                     gradient /= divisor
                 if bias_gradient is not None:
@@ -119,7 +128,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("backward: the gradient of this loss was already computed; it can be computed once")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = (None if g is None else g.mul_(upstream).to(d) for g, d in zip(gradients, ctx.dtypes))
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def linear_cross_entropy(
@@ -130,16 +139,25 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     divisor: float = 1.0,
+    cap: float | None = None,
     z_multiplier: float | None = None,
 ) -> Losses:
     """(loss, cross-entropy, z-loss) summed over n predictions; the loss, the sum of both, alone has a gradient.
 
-    hidden (N, D); weight (V, D), bias (V,) or none, whose logits are divided by `divisor`; places (n,) of `hidden` that
-    predict targets (n,). z-loss: `z_multiplier` times the squared log-partition; None: 0. Logits have the dtype of
-    autocast, or else of `hidden`; all after them is float32 (float64 for float64).
+    hidden (N, D); weight (V, D), bias (V,) or none, whose scores are divided by `divisor`, then softly capped at `cap`;
+    places (n,) of `hidden` that predict targets (n,). z-loss: `z_multiplier` times the squared log-partition; None: 0.
+    Logits have the dtype of autocast, or else of `hidden`; all after them is float32 (float64 for float64).
     backward() may be called once, and has no second derivative.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, bias, places, targets, divisor, z_multiplier)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, places, targets, divisor, cap, z_multiplier)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, z_multiplier: float | None = None) -> Losses:
+    """`linear_cross_entropy` of given logits (n, V), all in memory at once, by torch's own operations."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(exact, targets, reduction="sum")
+    z_loss = loss.new_zeros(()) if z_multiplier is None else z_multiplier * exact.logsumexp(1).square().sum()
+    return loss + z_loss, loss.detach(), z_loss.detach()
 
 
 class Objective(nn.Module):
@@ -148,7 +166,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        model: OLMo,
+        model: Model,
         z_multiplier: float | None = None,
         run_layer: LayerRunner | None = None,
         loss: LossFunction = linear_cross_entropy,
@@ -161,6 +179,14 @@ class Objective(nn.Module):
     ) -> Losses:
         """As `linear_cross_entropy`, of rows (B, T) and their `predictions`; attention_mask as in `OLMo`."""
         hidden = self.model.hidden_states(input_ids, attention_mask, self.run_layer).flatten(0, 1)
-        divisor = math.sqrt(self.model.config.d_model) if self.model.config.scale_logits else 1.0
-        weight, bias = self.model.vocabulary
-        return self.loss(hidden, weight, bias, places, targets, divisor=divisor, z_multiplier=self.z_multiplier)
+        if self.model.vocabulary is None:
+            return cross_entropy(hidden.index_select(0, places), targets, self.z_multiplier)
+        return self.loss(
+            hidden,
+            *self.model.vocabulary,
+            places,
+            targets,
+            divisor=self.model.logit_divisor,
+            cap=self.model.logit_cap,
+            z_multiplier=self.z_multiplier,
+        )

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..config.schema import OptimizerConfig
 from ..distributed import full_tensor
-from ..model.olmo import LayerNorm
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
@@ -20,10 +19,14 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
     """
     decayed: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
+    seen: set[nn.Parameter] = set()  # one that two modules share is named after the first
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
             full_name = f"{module_name}.{name}" if module_name else name
-            if isinstance(module, LayerNorm) or name == "bias":
+            if parameter.ndim < 2 or "norm" in type(module).__name__.lower():
                 decays = config.decay_norm_and_bias
             elif isinstance(module, nn.Embedding):
                 decays = config.decay_embeddings

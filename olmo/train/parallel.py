@@ -33,7 +33,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config.schema import DDPConfig, FSDPConfig, FSDPWrapStrategy, TrainConfig
 from ..distributed import Ranks, full_tensor
 from ..exceptions import ConfigurationError
-from ..model.olmo import Block, OLMo
+from ..model.causal_lm import CausalLM, Model
+from ..model.olmo import OLMo
 from .loss import Objective
 
 
@@ -83,16 +84,16 @@ def _mesh(fsdp: FSDPConfig, world_size: int, device: torch.device) -> DeviceMesh
     return init_device_mesh(device.type, (replicas, world_size // replicas), mesh_dim_names=names)
 
 
-def _groups(objective: Objective, strategy: FSDPWrapStrategy | None) -> list[list[Block]]:
+def _groups(objective: Objective, strategy: FSDPWrapStrategy | None) -> list[list[nn.Module]]:
     """The layers whose weights are gathered together."""
-    blocks = objective.model.blocks
+    blocks: list[nn.Module] = [*objective.model.blocks]
     if strategy is None:
         return []
     if strategy.startswith("one_in_"):
         every = {"two": 2, "three": 3, "four": 4, "five": 5}[strategy.removeprefix("one_in_")]
         return [[block] for block in blocks[::every]]
     if strategy == "size_based":
-        groups: list[list[Block]] = [[]]
+        groups: list[list[nn.Module]] = [[]]
         for block in blocks:
             groups[-1].append(block)
             if sum(p.numel() for b in groups[-1] for p in b.parameters()) >= 100_000_000:
@@ -112,7 +113,7 @@ def _shard(objective: Objective, config: TrainConfig, ranks: Ranks, device: torc
     frees_weights = fsdp.sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD")
     groups = _groups(objective, fsdp.wrapping_strategy)
     for group in groups:
-        fully_shard(list[nn.Module](group), mesh=mesh, mp_policy=policy, reshard_after_forward=frees_weights)
+        fully_shard(group, mesh=mesh, mp_policy=policy, reshard_after_forward=frees_weights)
     # Most of the rest is needed last in the forward pass and first in the backward pass.
     fully_shard(objective, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     if next(objective.parameters()).is_meta:
@@ -140,7 +141,7 @@ def gathered_dtype(config: TrainConfig, ranks: Ranks) -> torch.dtype:
     return torch.bfloat16 if reduces and shards_model(config, ranks) else torch.float32
 
 
-def gathered_model(model: OLMo, dtype: torch.dtype = torch.float32) -> OLMo:
+def gathered_model(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """The model, or if FSDP has sharded it another one with all weights, on every process. A collective.
 
     The other one has weights of type `dtype` (`gathered_dtype`), so that it evaluates what training computes.
@@ -149,6 +150,7 @@ def gathered_model(model: OLMo, dtype: torch.dtype = torch.float32) -> OLMo:
     weights = model.state_dict()
     if not any(isinstance(weight, DTensor) for weight in weights.values()):
         return model
+    assert not isinstance(model, CausalLM)
     gathered = OLMo.empty(model.config)
     for name in weights:
         gathered.load_state_dict({name: full_tensor(weights[name]).to(dtype)}, strict=False, assign=True)

@@ -12,13 +12,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..checkpoint import hub, saves, sharded, weights
+from ..checkpoint import families, hub, saves, sharded, weights
 from ..checkpoint.optimizer import load_optimizer_state, read_optimizer_state
 from ..checkpoint.remote_saves import RemoteSaves
 from ..config.model import ModelConfig
 from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
+from ..model.causal_lm import Model
 from ..model.olmo import OLMo
 from .fused_loss import loss_function
 from .layer_runner import layer_runner
@@ -39,7 +40,7 @@ class StartingPoint:
 
     def build(
         self, config: TrainConfig, ranks: Ranks, device: torch.device
-    ) -> tuple[OLMo, nn.Module, torch.optim.Optimizer, TrainState]:
+    ) -> tuple[Model, nn.Module, torch.optim.Optimizer, TrainState]:
         """The model, the module whose forward pass trains it, the optimizer, and the state. A collective.
 
         Raises ValueError if the checkpoint is damaged, does not fit the configuration, or lacks a state that is not
@@ -66,17 +67,21 @@ class StartingPoint:
 
     def _model(
         self, wanted: ModelConfig, seed: int, sharded_checkpoint: bool, device: torch.device, sharded_model: bool
-    ) -> OLMo:
+    ) -> Model:
         """The model, with its weights; a `sharded_checkpoint` is read later, when FSDP has sharded the model."""
         load_device = torch.device("cpu") if sharded_model else device
         if self.folder is not None:
+            if sharded_checkpoint and wanted.transformers is not None:
+                return families.new_model(wanted, seed, load_device, self.folder)
             if sharded_checkpoint:
                 weights.check_behaviour(wanted, self.folder)
                 model = OLMo.empty(wanted)
                 return model if sharded_model else model.to_empty(device=device)
             # Ranks that will keep a shard each read the same mapped pages, and copy what they keep.
-            return weights.load_model(self.folder, load_device, config=wanted, mapped=sharded_model)
+            return families.load_model(self.folder, load_device, wanted, mapped=sharded_model)
         assert not wanted.resuscitation  # it needs load_path (config/check.py)
+        if wanted.transformers is not None:
+            return families.new_model(wanted, seed, load_device)
         torch.manual_seed(seed)
         if wanted.init_device != "meta":
             return OLMo(wanted).to(load_device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config.schema import TrainConfig
 from ..data.loader import Batch
 from ..distributed import Ranks, to_device
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 from .loss import predictions
 from .optim import clip_each_gradient, clip_gradients, weight_metrics
 from .parallel import gradient_sync
@@ -51,7 +51,7 @@ class TrainStep:
     """The training step of one rank: `module`, whose forward pass is the loss of `model`, and its optimizer."""
 
     config: TrainConfig
-    model: OLMo
+    model: Model
     module: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device

@@ -13,7 +13,7 @@ from ..console import clock, log
 from ..data.loader import Batch
 from ..distributed import Ranks
 from ..knowledge.plan import Plan, Text
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 from ..report.reporter import Reporter, StepBar
 from ..report.run_folder import append_indices
 from .schedule import Schedule
@@ -28,7 +28,7 @@ class StepLog:
     """
 
     def __init__(
-        self, config: TrainConfig, model: OLMo, plan: Plan | None, schedule: Schedule, ranks: Ranks, reporter: Reporter
+        self, config: TrainConfig, model: Model, plan: Plan | None, schedule: Schedule, ranks: Ranks, reporter: Reporter
     ):
         self.config, self.plan, self.ranks, self.reporter = config, plan, ranks, reporter
         self.timer = StepTimer(config)

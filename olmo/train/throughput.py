@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..config.schema import TrainConfig
-from ..model.olmo import OLMo
+from ..model.causal_lm import Model
 
 # Dense operations per second with bfloat16 and float32 (without TF32), from the manufacturers' data sheets, by a part
 # of torch's name of the device; the first match counts.
@@ -30,17 +30,17 @@ PEAKS = {
 }
 
 
-def training_operations(model: OLMo, length: int) -> float:
+def training_operations(model: Model, length: int) -> float:
     """Floating-point operations of training on one token in rows of `length`, forward and backward.
 
     6 a weight of the linear maps, including the product with the vocabulary, tied or not, and 12 x layers x D x length
     for attention: the count of PaLM (arXiv 2204.02311, appendix B). As usual, masked positions of attention are counted
     and recomputed activations are not.
     """
-    config = model.config
     maps = (m for block in model.blocks for m in block.modules() if isinstance(m, nn.Linear))
-    weights = sum(m.weight.numel() for m in maps) + model.vocabulary[0].numel()
-    return 6.0 * weights + 12.0 * config.n_layers * config.d_model * length
+    rows = model.config.embedding_size or model.config.vocab_size
+    weights = sum(m.weight.numel() for m in maps) + rows * model.width
+    return 6.0 * weights + 12.0 * len(model.blocks) * model.width * length
 
 
 def peak_operations(config: TrainConfig, device: torch.device) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import weights
+from ..checkpoint import families
 from ..checkpoint.saver import CheckpointSaver, open_remote
 from ..config.check import idle_settings
 from ..config.schema import EvaluatorConfig, TrainConfig
@@ -220,7 +220,7 @@ class Trainer:
         if due and config.model.resuscitation:
             assert self.start.folder is not None
             unedited = replace(config.model, resuscitation=None)
-            original = weights.load_model(self.start.folder, self.device, config=unedited)
+            original = families.load_model(self.start.folder, self.device, unedited)
             original.to(gathered_dtype(config, self.ranks))
             result = self.evaluators.run(original, due, "evaluating the original weights")
             self.reporter.evaluation(self.state.step, result, prefix="original")

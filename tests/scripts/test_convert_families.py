@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from analysis.change_parameters import main as change_parameters
-from analysis.models import identity_of
+from olmo.checkpoint import identity_of
 from olmo.exceptions import exit_status
 from olmo.files.lock import Lock
 from olmo.memory.locate import find_memories

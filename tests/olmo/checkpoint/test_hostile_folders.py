@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.models import empty_model, open_model
+from analysis.models import open_model
 from olmo import checkpoint
-from olmo.checkpoint import manifest
+from olmo.checkpoint import empty_network, manifest
 from olmo.files.digests import file_digest
 from olmo.files.paths import check_readable, read_json
 from tests.checkpoints import CPU, made_model, write_olmo
@@ -151,7 +151,7 @@ def changed(source: Path, folder: Path, **keys: Any) -> Path:
 
 def test_a_foreign_model_of_a_billion_layers_is_not_built(llama: Path, tmp_path: Path) -> None:
     folder = changed(llama, tmp_path / "folder", num_hidden_layers=10**9)
-    for make in (lambda: open_model(folder, CPU, torch.float32), lambda: empty_model(folder)):
+    for make in (lambda: open_model(folder, CPU, torch.float32), lambda: empty_network(folder)):
         with pytest.raises(ValueError, match=r"config\.json: num_hidden_layers is 1,000,000,000, the weights have 21"):
             make()
 

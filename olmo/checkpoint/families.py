@@ -1,0 +1,257 @@
+"""Models of other families than OLMo's: described for a run, opened from their folders, and identified.
+
+A family is known by the config.json of a transformers folder. What it computes is transformers' own class; code that a
+folder brings along is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor, nn
+
+from ..config.model import ModelConfig
+from ..config.setting import setting_of
+from ..console import log
+from ..exceptions import ConfigurationError
+from ..files.digests import file_digest
+from ..files.tensors import read_tensors
+from ..memory.locate import find_layers
+from ..memory.rescaling import rescale_model
+from ..model.causal_lm import CausalLM, Model
+from ..tokenizer import document_end
+from . import hub, weights
+
+_MOST_LAYERS = 10_000  # an empty model of more takes minutes to build
+_NO_CODE = {"trust_remote_code": False}  # without it, transformers asks on a terminal whether to run it
+# Files of a folder that belong to its tokenizer, or say how to generate text; its checkpoints have copies.
+_KEPT = (
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.model",
+    "*.jinja",
+    "generation_config.json",
+)
+_LARGEST = 2**26  # bytes of such a file
+
+
+# --- the settings of a run ---
+
+
+def complete(raw: DictConfig) -> None:
+    """Fill in the section `model`, and the tokenizer, of a run whose `load_path` or `model.transformers` is a model of
+    another family; all else is left as it is.
+
+    Raises ConfigurationError for keys of the section that describe a model of ours, ValueError or OSError where the
+    folder cannot be read.
+    """
+    model = raw.get("model")
+    given = dict(model) if OmegaConf.is_dict(model) else {}
+    named, start = given.get("transformers"), raw.get("load_path")
+    key = "model.transformers" if named else "load_path"
+    if named and start and named != start:
+        raise ConfigurationError("model.transformers: load_path decides the family; leave one of the two out")
+    folder = None
+    if named or start:
+        folder = _folder(str(named or start), key, required="d_model" not in given)
+    found = None if folder is None else weights.transformers_config(folder)
+    if folder is None or found is None or weights.is_olmo(folder):
+        if named:
+            raise ConfigurationError(f"model.transformers: {named} is not a transformers folder of another family")
+        return
+    foreign = [f.name for f in fields(ModelConfig) if f.name in given and not setting_of(f).any_family]
+    if foreign:
+        raise ConfigurationError(
+            f"model.{foreign[0]}: does not apply to a {found.get('model_type')} model, which its config.json "
+            f"describes; leave out {', '.join(foreign)} ({key}: {folder})"
+        )
+    about = described(folder, given)
+    with open_dict(raw):
+        raw.model = {**about, **given, "transformers": str(named or start)}
+        tokenizer = raw.get("tokenizer")
+        if not (OmegaConf.is_dict(tokenizer) and tokenizer.get("identifier")):
+            raw.tokenizer = {**(tokenizer or {}), "identifier": str(folder)}
+
+
+def described(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of ModelConfig that a transformers folder decides: vocabulary, EOS and padding.
+
+    Raises ConfigurationError where a key that is `given` contradicts it, and for a folder that names no EOS.
+    """
+    from transformers import AutoConfig
+
+    with named_errors(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE).get_text_config()
+    rows, longest = int(config.vocab_size), getattr(config, "max_position_embeddings", None)
+    for key in ("vocab_size", "embedding_size"):
+        if given.get(key) not in (None, rows):
+            raise ConfigurationError(f"model.{key}: {given[key]}, but {folder} has {rows} rows; leave it out")
+    length = given.get("max_sequence_length")
+    if length is None:
+        raise ConfigurationError("model.max_sequence_length: missing; it is the number of tokens of an instance")
+    if isinstance(length, int) and isinstance(longest, int) and length > longest:
+        raise ConfigurationError(
+            f"model.max_sequence_length: {length}, but {folder} was made for {longest} tokens; use at most that"
+        )
+    eos = given.get("eos_token_id")
+    if eos is None:
+        eos = document_end(folder)
+    if eos is None:
+        raise ConfigurationError(
+            f"{folder}: neither its tokenizer nor its config.json names an EOS; set model.eos_token_id"
+        )
+    padding = config.pad_token_id if isinstance(config.pad_token_id, int) and 0 <= config.pad_token_id < rows else eos
+    return {"vocab_size": rows, "embedding_size": rows, "eos_token_id": eos, "pad_token_id": padding}
+
+
+def _folder(name: str, key: str, required: bool) -> Path | None:
+    """The folder of a path or hub id, of which only JSON files are fetched; None if it is not found nor `required`."""
+    if Path(name).is_dir():
+        return Path(name)
+    with suppress(*(() if required else (OSError, ValueError))):
+        return hub.download(name, weights=False) if hub.is_hub_id(name) else hub.resolve(name, key)
+    return None
+
+
+# --- models ---
+
+
+def load_model(folder: Path, device: torch.device, config: ModelConfig, mapped: bool = True) -> Model:
+    """The model that a run trains or evaluates, float32, with the weights of a checkpoint folder; ours for OLMo's
+    layouts. Arguments and errors as of `weights.load_model`."""
+    if config.transformers is None:
+        return weights.load_model(folder, device, config=config, mapped=mapped)
+    if weights.is_olmo(folder):
+        raise ConfigurationError(f"model.transformers: {folder} is an OLMo checkpoint, which has a model of its own")
+    # The edit is rounded to the type of the files, as in the folder that scripts.convert writes.
+    network = open_network(folder, "auto" if config.resuscitation else torch.float32, complete_head=True)
+    blocks = [layer.module for layer in find_layers(network)]
+    if config.resuscitation:
+        path = weights.resuscitation_file(config.resuscitation, folder, "model.resuscitation")
+        resuscitate(network, folder, path, config.resuscitation_force)
+    return CausalLM(network.float().to(device), config, blocks, kept_files(folder))
+
+
+def new_model(config: ModelConfig, seed: int, device: torch.device, folder: Path | None = None) -> CausalLM:
+    """A model of the family `config.transformers`, or of config.json in `folder`, with new weights, float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if folder is None:
+        assert config.transformers is not None
+        folder = _folder(config.transformers, "model.transformers", required=True)
+        assert folder is not None
+    torch.manual_seed(seed)
+    with named_errors(folder):
+        own = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
+        network = AutoModelForCausalLM.from_config(own, dtype=torch.float32, **_NO_CODE)
+    blocks = [layer.module for layer in find_layers(network)]
+    return CausalLM(network.to(device), config, blocks, kept_files(folder))
+
+
+def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = False) -> nn.Module:
+    """transformers' model of a folder, on the CPU; `dtype` "auto" is that of its files.
+
+    Raises ValueError where weights are missing; those of the head may be, unless `complete_head`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    weights.check_layers(folder)
+    with named_errors(folder):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **_NO_CODE
+        )
+    # Transformers fills them with random numbers. The memories do not depend on the head, which some checkpoints lack.
+    head = None if complete_head else model.get_output_embeddings()
+    names = {
+        f"{name}.{part}" for name, module in model.named_modules() if module is head for part in ("weight", "bias")
+    }
+    if missing := sorted(set(found["missing_keys"]) - names):
+        raise ValueError(f"{folder}: the weights lack {len(missing)} tensors of the model: {', '.join(missing[:3])}")
+    if unused := sorted(found["unexpected_keys"]):
+        log.warning("%s: %s tensors are no part of the model: %s", folder, len(unused), ", ".join(unused[:3]))
+    return model
+
+
+def resuscitate(network: nn.Module, folder: Path, path: Path, force: bool) -> None:
+    """Apply a file of analysis.change_parameters to the network of `folder`, for which it must have been made unless
+    `force`. Raises ValueError where it does not fit."""
+    if path.suffix != ".pt":
+        rescale_model(network, weights.multipliers_for(path, identity_of(folder), folder, force))
+        return
+    try:
+        network.load_state_dict(read_tensors(path))
+    except RuntimeError as error:  # torch lists every tensor
+        raise ValueError(f"{path}: no state dict of the model in {folder}") from error
+
+
+def empty_network(folder: Path, has_weights: bool = True) -> nn.Module:
+    """The model of a transformers folder on the meta device, without weights. Raises ValueError if it has no class.
+
+    has_weights: whether the folder has them, so that the layers of its config.json can be compared with theirs.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if has_weights:
+        weights.check_layers(folder)
+    with named_errors(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
+        if (layers := getattr(config.get_text_config(), "num_hidden_layers", 0)) > _MOST_LAYERS:
+            raise ValueError(f"config.json has {layers:,} layers")
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **_NO_CODE).eval()
+
+
+@contextmanager
+def named_errors(folder: Path) -> Iterator[None]:
+    """Turn what transformers raises into a ValueError of one line that names the folder."""
+    try:
+        yield
+    except Exception as error:  # each library below has its own errors for damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            reason = "config.json wants code of its own to be run (auto_map), and no downloaded code is"
+        raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
+
+
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, by name, that checkpoints of its model have too: its tokenizer's, and how to generate."""
+    paths = {path for pattern in _KEPT for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: path.read_bytes() for path in sorted(paths) if path.stat().st_size <= _LARGEST}
+
+
+# --- writing ---
+
+
+def write_folder(folder: Path, model: CausalLM, state: Mapping[str, Tensor]) -> None:
+    """Write `state`, the state dict of a model with whole tensors, as the transformers folder `folder`."""
+    plain = {name.removeprefix("network."): tensor for name, tensor in state.items()}
+    model.network.save_pretrained(folder, state_dict=plain, max_shard_size="1000GB")
+    write_beside(folder, model)
+
+
+def write_beside(folder: Path, model: CausalLM) -> None:
+    """Write config.json and the files of a model that are not weights."""
+    model.network.config.save_pretrained(folder)
+    for name, content in model.files.items():
+        (folder / name).write_bytes(content)
+
+
+# --- identity ---
+
+
+def identity_of(folder: Path) -> str:
+    """SHA-256 that identifies the weights of a folder: `fingerprint` of an OLMo model, else of the weight files.
+
+    Reads all of them; the system keeps what fits in its page cache.
+    """
+    if weights.is_olmo(folder):
+        return weights.fingerprint(weights.read_state(folder))
+    return hashlib.sha256(" ".join(map(file_digest, weights.model_files(folder))).encode()).hexdigest()

@@ -1,0 +1,94 @@
+"""A causal language model of any family: transformers' own class, behind what training and evaluation need of a model.
+
+A model of ours and one of transformers have `hidden_states`, `logits`, `vocabulary`, `logit_divisor`, `logit_cap` and
+`config` in common, so neither the loss nor an evaluator knows which it has. Shapes as in `olmo/model/olmo.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias, cast
+
+from torch import Tensor, nn
+
+from ..config.model import ModelConfig
+from .head import Head, find_head
+from .olmo import OLMo
+
+
+class CausalLM(nn.Module):
+    """`network`, a model of transformers' with a head for language modelling.
+
+    `blocks` are its layers, first to last. `files` are those of its folder that are neither weights nor config.json,
+    such as its tokenizer, by name; its checkpoints have them too. `head` is how it computes logits from hidden states,
+    None where that is not known: then hidden states are the logits themselves, (B, T, V), all in memory at once.
+    """
+
+    def __init__(
+        self, network: Any, config: ModelConfig, blocks: list[nn.Module], files: dict[str, bytes] | None = None
+    ):
+        super().__init__()
+        self.network, self.config, self.blocks, self.files = network, config, blocks, files or {}
+        self.head: Head | None = find_head(network)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The network without its head."""
+        return self.network.base_model
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None, run: Any = None) -> Tensor:
+        """Normalized output of the last layer, (B, T) -> (B, T, D), or the logits without a known head.
+
+        attention_mask: (B, T) bool, the tokens that later ones attend to; default: all. `run` is for models of ours;
+        layers of these are compiled, or recompute their activations, in place.
+        """
+        assert run is None
+        mask = None if attention_mask is None else attention_mask.long()
+        network = self.network if self.head is None else self.base_model
+        return network(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
+
+    @property
+    def vocabulary(self) -> tuple[nn.Parameter, nn.Parameter | None] | None:
+        """The matrix that scores the next token, (V, D), and its bias (V,) or None; None without a known head."""
+        if self.head is None:
+            return None
+        module = self.network.get_output_embeddings()
+        return module.weight, module.bias
+
+    @property
+    def width(self) -> int:
+        """D, of the residual stream."""
+        return self.network.config.get_text_config().hidden_size
+
+    @property
+    def logit_divisor(self) -> float:
+        """What the scores are divided by."""
+        return 1.0 if self.head is None else self.head.divisor
+
+    @property
+    def logit_cap(self) -> float | None:
+        """c where logits are c tanh(score / c), as in Gemma 2."""
+        return None if self.head is None else self.head.cap
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token, (..., D) -> (..., V)."""
+        if self.head is None:
+            return hidden
+        return self.head.logits(cast(Tensor, self.network.get_output_embeddings()(hidden)))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Scores of the next token after every token, (B, T) -> (B, T, V); see `hidden_states`."""
+        return self.logits(self.hidden_states(input_ids, attention_mask))
+
+
+Model: TypeAlias = OLMo | CausalLM
+
+
+def dropouts(model: Model) -> bool:
+    """Whether a model in training drops anything at random."""
+    if isinstance(model, OLMo):
+        config = model.config
+        return any((config.attention_dropout, config.residual_dropout, config.embedding_dropout))
+    text = model.network.config.get_text_config().to_dict()
+    rates = [value for key, value in text.items() if key.endswith(("dropout", "pdrop")) and "classifier" not in key]
+    modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
+    return any(rates) or any(modules)
