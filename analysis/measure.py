@@ -2,16 +2,17 @@
 
     rows -> padded batches -> memory coefficients of each instance -> their averages -> H and its standard error
 
-Shapes: B instances, L layers, M memories of a layer, G jackknife groups that hold instances (at most 64).
+Shapes: B instances, L layers that have memories, M_l memories of layer l, G jackknife groups that hold instances (at
+most 64).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,20 +31,21 @@ _FIRST_CHECK = 64  # instances after which the standard error is first computed;
 
 @dataclass(frozen=True)
 class Measurement:
-    """Averages over instances, by measure: always "knowledge", a CoefficientAverages; "attention" (L,) and
-    "next_token" () where they were measured."""
+    """Averages over instances: of the coefficients, and of "attention" (layers,) and "next_token" () where they were
+    measured."""
 
-    averages: Mapping[str, GroupedMeans]
+    knowledge: CoefficientAverages
+    others: Mapping[str, GroupedMeans] = field(default_factory=dict)
 
     @property
-    def coefficients(self) -> NDArray[np.float64]:
-        """Average coefficients Cbar, (L, M)."""
-        return self.averages["knowledge"].average
+    def coefficients(self) -> dict[int, NDArray[np.float64]]:
+        """Average coefficients Cbar^l, (M_l,), by the number of the layer in the model."""
+        return self.knowledge.layers
 
     @property
     def layers(self) -> NDArray[np.float64]:
         """H^l of each layer, (L,), natural log."""
-        return layer_entropy(self.coefficients)
+        return layer_entropy(self.coefficients.values())
 
     @property
     def knowledge_entropy(self) -> float:
@@ -52,24 +54,27 @@ class Measurement:
     @property
     def left_out(self) -> NDArray[np.float64]:
         """H^l without the instances of one group at a time, (G, L)."""
-        return self.averages["knowledge"].leave_one_out()
+        return self.knowledge.leave_one_out()
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers of `knowledge_entropy.json` that follow from the averages alone, ready for JSON."""
-        layers, left_out, (depth, memories) = self.layers, self.left_out, self.coefficients.shape
+        layers, left_out, sizes = self.layers, self.left_out, self.knowledge.sizes
         numbers = {
             "knowledge_entropy": float(layers.sum()),
             "standard_error": _json_errors(left_out.sum(1)),
             "layers": layers.tolist(),
             "layer_standard_errors": _json_errors(left_out),
             "entropy_avg_act_abs": layers.tolist(),
-            "maximum": depth * math.log(memories),
-            "number_of_instances": self.averages["knowledge"].instances,
+            "maximum": math.fsum(map(math.log, sizes.values())),
+            "number_of_instances": self.knowledge.instances,
             "leave_one_group_out": left_out.tolist(),
-            "measures": [name for name in MEASURES if name in self.averages],
+            "measures": [name for name in MEASURES if name == "knowledge" or name in self.others],
         }
+        if self.knowledge.without or len(set(sizes.values())) > 1:
+            numbers["layer_numbers"], numbers["layer_sizes"] = list(sizes), list(sizes.values())
+            numbers["layers_without_memories"] = self.knowledge.without
         for name in numbers["measures"][1:]:
-            average, left_out = self.averages[name].average, self.averages[name].leave_one_out()
+            average, left_out = self.others[name].average, self.others[name].leave_one_out()
             by_layer = average.ndim == 1
             numbers[f"{name}_entropy"] = float(average.sum())
             numbers[f"{name}_standard_error"] = _json_errors(left_out.sum(1) if by_layer else left_out)
@@ -105,7 +110,7 @@ def measure(
     checks are made after 64 instances, then whenever their number has grown by a quarter.
     Raises ValueError for tokens that the model does not know and for fewer instances than processes.
     """
-    averages: dict[str, GroupedMeans] = {}
+    others: dict[str, GroupedMeans] = {}
     next_check, tokens, estimate = _FIRST_CHECK, 0, ""
     vocabulary = next(module for module in model.modules() if isinstance(module, nn.Embedding)).num_embeddings
     largest = max(int(row.max()) for row in rows)
@@ -115,6 +120,7 @@ def measure(
         observe(model, coefficient) as observation,
         Progress(description, len(rows), "instances", show=ranks.is_first) as progress,
     ):
+        knowledge = CoefficientAverages(observation.sizes)
         observation.compiled = compiled and tuple(measures) == ("knowledge",)
         for start in range(0, len(rows), batch_size * ranks.world_size):
             stop = min(start + batch_size * ranks.world_size, len(rows))
@@ -123,39 +129,39 @@ def measure(
                 chosen = [rows[i] for i in mine.tolist()]
                 ids, mask = padded(chosen, device)
                 values_of = instance_entropies(model, observation, ids, mask, measures)
-                if not averages:
-                    averages = {name: GroupedMeans(*values.shape[1:]) for name, values in values_of.items()}
-                    averages["knowledge"] = CoefficientAverages(*values_of["knowledge"].shape[1:])
+                knowledge.add(values_of.pop("knowledge"), mine)
                 for name, values in values_of.items():
-                    averages[name].add(values, mine)
+                    others.setdefault(name, GroupedMeans(*values.shape[1:])).add(values, mine)
             tokens += sum(len(row) for row in rows[start:stop])
             progress.note = f", {tokens / max(time.monotonic() - progress.started, 1e-9):,.0f} tokens/s{estimate}"
             progress.advance(stop - start)
-            if stop >= next_check and averages and (tolerance is not None or ranks.is_first):
-                _check_finite({"knowledge": averages["knowledge"]}, description)
-                so_far = copy(averages["knowledge"])
+            if stop >= next_check and knowledge.instances and (tolerance is not None or ranks.is_first):
+                _check_finite("knowledge", knowledge.layers.items(), description)
+                so_far = copy(knowledge)
                 if tolerance is not None:
                     so_far.reduce(ranks)  # all ranks decide alike; for the progress line, what this one has is enough
                 error = float(jackknife_error(so_far.leave_one_out().sum(1)))
-                estimate = f", H {layer_entropy(so_far.average).sum():.4f} +- {error:.1e}"
+                estimate = f", H {layer_entropy(so_far.layers.values()).sum():.4f} +- {error:.1e}"
                 if tolerance is not None and error < tolerance:
                     break
                 next_check = math.ceil(stop * 1.25)
-    if not averages:
+    if not knowledge.instances:
         raise ValueError("fewer instances than processes")
-    for average in averages.values():
+    for average in (knowledge, *others.values()):
         average.reduce(ranks)
-    _check_finite(averages, description)
-    return Measurement(averages)
+    _check_finite("knowledge", knowledge.layers.items(), description)
+    for name, of_others in others.items():
+        means = of_others.average
+        _check_finite(name, enumerate(means) if means.ndim else [(None, means)], description)
+    return Measurement(knowledge, others)
 
 
-def _check_finite(averages: Mapping[str, GroupedMeans], description: str) -> None:
-    """Raise ValueError that names the first layer whose average is NaN or infinite."""
-    for name, averaged in averages.items():
-        finite = np.isfinite(averaged.average)
-        if not finite.all():
-            layer = f"layer {np.argwhere(~finite)[0][0]}: " if finite.ndim else ""
+def _check_finite(name: str, averages: Iterable[tuple[int | None, Any]], description: str) -> None:
+    """Raise ValueError that names the first layer whose average is NaN or infinite; None is no layer."""
+    for layer, average in averages:
+        if not np.isfinite(average).all():
+            place = "" if layer is None else f"layer {layer}: "
             raise ValueError(
-                f"{description}: {layer}the {name} average is NaN or infinite; the checkpoint has weights that are, or "
+                f"{description}: {place}the {name} average is NaN or infinite; the checkpoint has weights that are, or "
                 "its activations exceed the range of --precision"
             )

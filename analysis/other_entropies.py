@@ -1,7 +1,7 @@
 """The paper's other entropies, of attention and of the next token, and memory coefficients, in one forward pass.
 
 Method section 1 (paper, appendix A.3 and A.4). Shapes: B instances, T tokens, L layers, H heads, K key-value heads,
-C numbers per head, V tokens in the vocabulary.
+C numbers per head, V tokens in the vocabulary, M memories of all layers.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def instance_entropies(
     mask: Tensor | None = None,
     measures: Sequence[str] = ("knowledge",),
 ) -> dict[str, Tensor]:
-    """Means over the tokens of each instance, float32, by measure: `knowledge`, its coefficients (B, L, M), always;
-    `attention` (B, L), also averaged over heads; `next_token` (B,).
+    """Means over the tokens of each instance, float32, by measure: `knowledge`, its coefficients (B, M), layer after
+    layer, always; `attention` (B, L), also averaged over heads, of all L layers; `next_token` (B,).
 
     input_ids (B, T); mask (B, T), 1 for tokens. Raises ValueError unless each layer computes its attention by one call
     of scaled_dot_product_attention.
@@ -122,9 +122,9 @@ def instance_entropies(
             observation.ends_early = True
             logits_or_states = output if isinstance(output, Tensor) else output.logits
             values["next_token"] = _over_tokens(next_token_entropy(model, logits_or_states), mask)
-    values["knowledge"] = observation.means
+    values["knowledge"] = torch.cat(observation.means, 1)
     if watch is not None:
-        layers, calls = observation.means.shape[1], watch.calls
+        layers, calls = len(observation.sizes), watch.calls
         per_layer, rest = divmod(len(calls), layers)  # our own model may take only some instances at a time
         by_layer = [torch.cat(calls[n * per_layer : (n + 1) * per_layer]) for n in range(layers)] if per_layer else []
         if rest or [len(layer) for layer in by_layer] != [len(input_ids)] * layers:

@@ -22,13 +22,14 @@ from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path, write_text
 from olmo.files.paths import check_readable, read_json
 from olmo.files.tensors import read_tensor, write_safetensors
+from olmo.memory.by_layer import tensors_of
 
 RESULT = "knowledge_entropy.json"
 COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"
 
 
 def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) -> None:
-    """Write `result`, the content of `knowledge_entropy.json`, and the average coefficients (L, M) in float32, each
+    """Write `result`, the content of `knowledge_entropy.json`, and the average coefficients in float32, each
     atomically: after a crash between the two, the coefficients are there without a result. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {
@@ -36,10 +37,10 @@ def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) 
         "coefficient": result["coefficient"],
         "data_sha256": result["data"]["sha256"],
     }
-    average = torch.from_numpy(measurement.coefficients).float()
+    average = {number: torch.from_numpy(values).float() for number, values in measurement.coefficients.items()}
     with atomic_path(folder / RESULT) as partial_result, atomic_path(folder / COEFFICIENTS_FILE) as partial:
         partial_result.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        write_safetensors(partial, {"mlp_average_coefficients": average}, metadata)
+        write_safetensors(partial, tensors_of("mlp_average_coefficients", average), metadata)
         (folder / RESULT).unlink(missing_ok=True)  # it would stand beside coefficients of another measurement
 
 

@@ -107,7 +107,7 @@ def verify(
         yield f"layer {layer}, the first one edited: no memory to compare with the law, all multipliers are capped"
         return
     wanted = factor * average[layer].double().mean()
-    error = float((torch.from_numpy(after.coefficients)[layer][bound] / wanted - 1).abs().max())
+    error = float((torch.from_numpy(after.coefficients[layer])[bound] / wanted - 1).abs().max())
     gated = all(part.gated for part in find_memories(model)[layer])
     yield (
         f"layer {layer}, the first one edited{'' if gated else ', which has no gate and need not follow the law'}: "

@@ -259,5 +259,5 @@ def observed(model: nn.Module, variant: str, batch_size: int) -> Tensor:
             lengths = torch.tensor([len(row) for row in batch])
             ids = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=1)
             mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-            means.append(instance_means(model, observation, ids, None if mask.all() else mask))
+            means.append(torch.stack(instance_means(model, observation, ids, None if mask.all() else mask), 1))
     return torch.cat(means)

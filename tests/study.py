@@ -26,10 +26,10 @@ def coefficients(sharpness: float, seed: int, noise: float = 0.5) -> np.ndarray:
 
 def measured(means: np.ndarray, step: int, data: str = "abc") -> dict:
     """knowledge_entropy.json, by the program's own averages."""
-    averages = CoefficientAverages(*means.shape[1:])
-    averages.add(torch.from_numpy(means), np.arange(len(means)))
+    averages = CoefficientAverages([means.shape[2]] * means.shape[1])
+    averages.add(torch.from_numpy(means).flatten(1), np.arange(len(means)))
     return {
-        **Measurement({"knowledge": averages}).to_dict(),
+        **Measurement(averages).to_dict(),
         "checkpoint": {"path": f"step{step}-unsharded", "step": step, "fingerprint": "f"},
         "data": {"path": "text", "sha256": data},
         "coefficient": "abs",

@@ -37,25 +37,25 @@ class EntropyBatch:
     def evaluate(
         self, model: Model, batch_size: int, device: torch.device, ranks: Ranks, progress: Callable[[int], None]
     ) -> dict[str, float]:
-        """H, its standard error and the H of every layer, under their names in metrics.jsonl.
+        """H, its standard error and the H of every layer that has memories, under their names in metrics.jsonl.
 
         Costs a forward pass up to the last memory coefficient. float32 within an instance, float64 across.
         """
-        averages = CoefficientAverages(model.config.n_layers, model.config.inner_size)
         mine = np.arange(ranks.rank, len(self.rows), ranks.world_size)
         with observe(model) as observation:
+            averages = CoefficientAverages(observation.sizes)
             for start in range(0, len(mine), batch_size):
                 chosen = mine[start : start + batch_size]
                 ids, mask = padded([self.rows[i] for i in chosen], device)
-                averages.add(instance_means(model, observation, ids, mask), chosen)
+                averages.add(torch.cat(instance_means(model, observation, ids, mask), 1), chosen)
                 progress(len(chosen))
         averages.reduce(ranks)
         try:
-            layers = layer_entropy(averages.average)
+            layers = layer_entropy(averages.layers.values())
         except ValueError as undefined:
             raise ValueError(f"eval/{self.label}/knowledge_entropy: {undefined}") from undefined
         found = {f"eval/{self.label}/knowledge_entropy": float(layers.sum())}
         error = float(jackknife_error(averages.leave_one_out().sum(1)))
         if np.isfinite(error):  # nan for a single instance
             found[f"eval/{self.label}/standard_error"] = error
-        return found | {f"eval/{self.label}/layer_{number}": float(h) for number, h in enumerate(layers)}
+        return found | {f"eval/{self.label}/layer_{number}": float(h) for number, h in zip(averages.sizes, layers)}

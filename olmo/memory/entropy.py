@@ -1,12 +1,13 @@
 """The entropy of average memory coefficients, and its standard error.
 
-Method section 1 (paper, section 3.1, equation 2). Shapes: L layers, M memories of a layer, G groups of instances.
+Method section 1 (paper, section 3.1, equation 2). Shapes: L layers that have memories, M_l memories of layer l, M
+of all layers together, G groups of instances.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,16 +19,20 @@ from ..distributed import Ranks
 GROUPS = 64  # of instances, for the jackknife
 
 
-def layer_entropy(average: NDArray[np.float64]) -> NDArray[np.float64]:
-    """H^l, natural log, of average coefficients (..., M) -> (...); a coefficient of 0 contributes 0.
+def layer_entropy(averages: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """H^l (L,), natural log, of the average coefficients (M_l,) of each layer; a coefficient of 0 contributes 0.
 
     Raises ValueError for a layer whose coefficients are all 0, negative or not finite.
     """
-    total = average.sum(-1, keepdims=True)
-    if not np.isfinite(total).all() or (average < 0).any() or (total <= 0).any():
+    return np.array([_entropy(average) for average in averages])
+
+
+def _entropy(average: NDArray[np.float64]) -> np.float64:
+    total = average.sum()
+    if not np.isfinite(total) or (average < 0).any() or total <= 0:
         raise ValueError("average coefficients must be finite, not negative and not all 0 in a layer")
     p = average / total
-    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(-1)
+    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum()
 
 
 class GroupedMeans:
@@ -83,11 +88,29 @@ class GroupedMeans:
 
 
 class CoefficientAverages(GroupedMeans):
-    """Average coefficients Cbar (L, M), whose statistic is H^l (L,), a function of the mean."""
+    """Average coefficients Cbar (M,), layer after layer, whose statistic is H^l (L,), a function of the mean.
+
+    sizes: number of memories of every layer of the model, 0 where it has none. Values to add are the means of
+    `instance_means` side by side, (B, M).
+    """
+
+    def __init__(self, sizes: Sequence[int]):
+        super().__init__(sum(sizes))
+        self.sizes = {number: size for number, size in enumerate(sizes) if size}  # of the layers that have memories
+        self.without = [number for number, size in enumerate(sizes) if not size]  # numbers of the other layers
+
+    @property
+    def layers(self) -> dict[int, NDArray[np.float64]]:
+        """Cbar^l (M_l,) by the number of the layer in the model."""
+        return dict(zip(self.sizes, self._split(self.average)))
 
     def leave_one_out(self) -> NDArray[np.float64]:
         """H^l without group g, (G, L)."""
-        return np.array([layer_entropy(average) for average in self._without_each()]).reshape(-1, self.sums.shape[1])
+        left_out = [layer_entropy(self._split(average)) for average in self._without_each()]
+        return np.array(left_out).reshape(-1, len(self.sizes))
+
+    def _split(self, memories: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        return np.split(memories, np.cumsum(list(self.sizes.values()))[:-1])
 
 
 def jackknife_error(left_out: NDArray[np.float64]) -> NDArray[np.float64]:

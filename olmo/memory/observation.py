@@ -1,7 +1,7 @@
 """Observe the memory coefficients of the feed-forward layers of any model.
 
-Method section 1 (paper, section 3.1, equation 2). Shapes: B instances, T tokens, D = width of the model, L layers,
-M memories of a layer, E experts of a layer, N tokens of one expert.
+Method section 1 (paper, section 3.1, equation 2). Shapes: B instances, T tokens, D = width of the model, M memories of
+a part, M_l of layer l, E experts of a layer, N tokens of one expert.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..model.olmo import Block, OLMo
 from .forward import compiled_means, counted, means_in_pieces, token_means
-from .locate import Experts, Memory, find_memories
+from .locate import Experts, Layer, Memory, find_layers
 
 COEFFICIENTS = ("abs", "relu")
 
@@ -32,16 +32,19 @@ class Observation:
     Set `mask` (B, T), 1 for tokens and 0 for padding, before the pass; None counts every position. `shape` (B, T) is
     only needed if the model flattens its tokens before the feed-forward layer, as OPT and mixtures of experts do. A
     layer with shared experts beside routed ones has several parts, whose memories are concatenated; `parts` has their
-    number for each layer.
+    number for each layer that has any.
     """
 
-    def __init__(self, parts: Sequence[int], coefficient: str = "abs"):
-        self.coefficient, self.parts = coefficient, parts
+    def __init__(self, layers: Sequence[Layer], coefficient: str = "abs"):
+        self.coefficient = coefficient
+        self.parts = [len(layer.parts) for layer in layers if layer.parts]
+        # Of every layer of the model, 0 where it has none.
+        self.sizes = [sum(part.count for part in layer.parts) for layer in layers]
         self.mask: Tensor | None = None
         self.shape: torch.Size | None = None
         self.ends_early = True  # the forward pass of a model that is not ours, at the last coefficient
         self.compiled = False  # the layers of our own model, for `abs`; worth its minute on a GPU
-        self.of_parts: list[Tensor | None] = [None] * sum(parts)  # float32 (B, M)
+        self.of_parts: list[Tensor | None] = [None] * sum(self.parts)  # float32 (B, M)
 
     def record(self, part: int, coefficients: Tensor) -> None:
         """Reduce C (B, T, M) or (B T, M), non-negative or signed-for-abs, to its mean over tokens, float32 (B, M)."""
@@ -71,15 +74,12 @@ class Observation:
             raise _LastCoefficientSeen
 
     @property
-    def means(self) -> Tensor:
-        """1/T_n sum_j C[n, j, i] of every layer, float32 (B, L, M)."""
+    def means(self) -> list[Tensor]:
+        """1/T_n sum_j C[n, j, i] of every layer that has memories, float32 (B, M_l) each."""
         means = [m for m in self.of_parts if m is not None]
         assert len(means) == len(self.of_parts), "no forward pass yet"
         ends = list(accumulate(self.parts))
-        of_layers = [torch.cat(means[end - n : end], 1) for end, n in zip(ends, self.parts)]
-        if len({mean.shape for mean in of_layers}) > 1:
-            raise ValueError("only models whose layers are all alike can be measured")
-        return torch.stack(of_layers, dim=1)
+        return [torch.cat(means[end - n : end], 1) for end, n in zip(ends, self.parts)]
 
 
 @contextmanager
@@ -99,14 +99,14 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     """
     if coefficient not in COEFFICIENTS:
         raise ValueError(f"coefficient {coefficient!r} is none of {', '.join(COEFFICIENTS)}")
-    layers = find_memories(model)
-    observation = Observation([len(parts) for parts in layers], coefficient)
+    layers = find_layers(model)
+    observation = Observation(layers, coefficient)
     blocks = model.blocks if isinstance(model, OLMo) else []
     with ExitStack() as hooks:
         for part, block in enumerate(blocks):
             block.tap = partial(_tap, observation, part, block)
             hooks.callback(setattr, block, "tap", None)
-        for part, memory in enumerate(memory for layer in layers for memory in layer if not blocks):
+        for part, memory in enumerate(memory for layer in layers for memory in layer.parts if not blocks):
             at = (part, observation)
             for handle in _experts_hooks(memory, *at) if isinstance(memory, Experts) else _hooks(memory, *at):
                 hooks.enter_context(handle)
@@ -188,8 +188,11 @@ def _rectified(halves: tuple[Tensor, ...], signed: Tensor, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def instance_means(model: nn.Module, observation: Observation, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean coefficients of each instance, float32 (B, L, M), by a forward pass that ends at the last coefficient.
+def instance_means(
+    model: nn.Module, observation: Observation, input_ids: Tensor, mask: Tensor | None = None
+) -> list[Tensor]:
+    """Mean coefficients of each instance, float32 (B, M_l) for every layer that has memories, by a forward pass that
+    ends at the last coefficient.
 
     input_ids (B, T); mask (B, T), 1 for tokens. Neither the last down projection nor the vocabulary is computed.
     """

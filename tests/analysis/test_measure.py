@@ -135,7 +135,7 @@ def test_ranks_share_odd_numbers_of_instances_out(shared: Path, tokens: Path, fa
             return values
 
     def measured(ranks: Ranks) -> GroupedMeans:
-        return measure(model, rows, 2, "abs", torch.device("cpu"), ranks).averages["knowledge"]
+        return measure(model, rows, 2, "abs", torch.device("cpu"), ranks).knowledge
 
     parts = [measured(Alone(rank, world_size)) for rank in range(world_size)]
     alone = measured(Ranks())

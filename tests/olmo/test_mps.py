@@ -41,7 +41,7 @@ def entropies(device: torch.device) -> dict[str, list[float]]:
     random = np.random.default_rng(0)
     rows = [random.integers(0, 128, length) for length in (64, 64, 40, 3, 64, 10, 7)]
     found = measure(model, rows, 4, "abs", device, Ranks(), measures=MEASURES)
-    others = {name: found.averages[name].average for name in MEASURES[1:]}
+    others = {name: found.others[name].average for name in MEASURES[1:]}
     return {"knowledge": found.layers.tolist()} | {n: np.atleast_1d(values).tolist() for n, values in others.items()}
 
 

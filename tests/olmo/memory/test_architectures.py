@@ -23,13 +23,13 @@ def test_coefficients_and_entropy_are_the_formulas(name: str, variant: str) -> N
         found = observed(model, variant, batch_size)
         assert found.dtype == torch.float32 and found.shape == wanted.shape
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-6 * float(wanted.max()))
-        averages = CoefficientAverages(*found.shape[1:])
-        averages.add(found, np.arange(len(found)))
+        averages = CoefficientAverages([found.shape[2]] * found.shape[1])
+        averages.add(found.flatten(1), np.arange(len(found)))
         average = wanted.mean(0)
         p = average / average.sum(1, keepdim=True)
         entropy = -torch.xlogy(p, p).sum(1)
-        np.testing.assert_allclose(averages.average, average, rtol=1e-4, atol=1e-6 * float(average.max()))
-        np.testing.assert_allclose(layer_entropy(averages.average), entropy, rtol=0, atol=1e-5)
+        np.testing.assert_allclose([*averages.layers.values()], average, rtol=1e-4, atol=1e-6 * float(average.max()))
+        np.testing.assert_allclose(layer_entropy(averages.layers.values()), entropy, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])

@@ -49,12 +49,12 @@ def test_coefficients_that_make_no_distribution_are_refused(bad: list[float]) ->
 def test_averages_and_left_out_groups_by_definition() -> None:
     random = np.random.default_rng(0)
     means = random.gamma(1.0, size=(150, 2, 6)).astype(np.float32)
-    averages = CoefficientAverages(2, 6)
+    averages = CoefficientAverages([6, 6])
     for start in range(0, 150, 7):  # batches that straddle groups
         numbers = np.arange(start, min(start + 7, 150))
-        averages.add(torch.from_numpy(means[numbers]), numbers)
+        averages.add(torch.from_numpy(means[numbers]).flatten(1), numbers)
     assert averages.instances == 150
-    np.testing.assert_allclose(averages.average, means.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_allclose([*averages.layers.values()], means.astype(np.float64).mean(0), rtol=1e-12)
     left_out = averages.leave_one_out()
     assert left_out.shape == (64, 2)
     for group in range(64):
@@ -63,9 +63,9 @@ def test_averages_and_left_out_groups_by_definition() -> None:
 
 
 def test_several_instances_of_a_group_in_one_batch_all_count() -> None:
-    averages = CoefficientAverages(1, 2)
-    averages.add(torch.tensor([[[1.0, 2.0]], [[3.0, 6.0]], [[5.0, 1.0]]]), np.array([0, 64, 128]))
-    assert averages.average.tolist() == [[3.0, 3.0]] and averages.instances == 3
+    averages = CoefficientAverages([2])
+    averages.add(torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0]]), np.array([0, 64, 128]))
+    assert averages.average.tolist() == [3.0, 3.0] and averages.instances == 3
 
 
 def test_the_jackknife_of_a_mean_is_the_formula() -> None:
@@ -75,11 +75,11 @@ def test_the_jackknife_of_a_mean_is_the_formula() -> None:
 
 
 def test_few_instances_give_few_groups_and_one_gives_no_error() -> None:
-    averages = CoefficientAverages(2, 3)
-    averages.add(torch.rand(1, 2, 3) + 0.1, np.array([5]))
+    averages = CoefficientAverages([3, 3])
+    averages.add(torch.rand(1, 6) + 0.1, np.array([5]))
     assert averages.leave_one_out().shape == (0, 2)
     assert np.isnan(jackknife_error(averages.leave_one_out())).all()
-    averages.add(torch.rand(2, 2, 3) + 0.1, np.array([6, 7]))
+    averages.add(torch.rand(2, 6) + 0.1, np.array([6, 7]))
     assert averages.leave_one_out().shape == (3, 2)
     assert (jackknife_error(averages.leave_one_out()) > 0).all()
 
@@ -93,10 +93,10 @@ def test_the_interval_of_two_errors_covers_the_truth_as_often_as_it_says() -> No
     covered = 0
     for _ in range(200):
         sample = base * np.exp(noise * random.normal(size=(256, 2, 12)))
-        averages = CoefficientAverages(2, 12)
-        averages.add(torch.from_numpy(sample), np.arange(256))
+        averages = CoefficientAverages([12, 12])
+        averages.add(torch.from_numpy(sample).flatten(1), np.arange(256))
         error = float(jackknife_error(averages.leave_one_out().sum(1)))
-        covered += abs(layer_entropy(averages.average).sum() - truth) < 1.96 * error
+        covered += abs(layer_entropy(averages.layers.values()).sum() - truth) < 1.96 * error
     assert 180 <= covered <= 198
 
 
@@ -107,7 +107,7 @@ def test_ranks_add_up() -> None:
         def sum(self, values: np.ndarray) -> np.ndarray:
             return 2 * values
 
-    averages = CoefficientAverages(1, 3)
-    averages.add(torch.tensor([[[1.0, 2.0, 3.0]]]), np.array([0]))
+    averages = CoefficientAverages([3])
+    averages.add(torch.tensor([[1.0, 2.0, 3.0]]), np.array([0]))
     averages.reduce(Doubled(0, 2))
-    assert averages.instances == 2 and averages.average.tolist() == [[1.0, 2.0, 3.0]]
+    assert averages.instances == 2 and averages.average.tolist() == [1.0, 2.0, 3.0]

@@ -83,7 +83,7 @@ def observed(model: nn.Module, rows: list[Tensor], coefficient: str = "abs") -> 
     """The same with our own code: all instances in one padded batch."""
     ids, mask = pad(rows)
     with observe(model, coefficient) as observation:
-        return instance_means(model, observation, ids, mask)
+        return torch.stack(instance_means(model, observation, ids, mask), 1)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 13, 30, 1000])
@@ -163,10 +163,11 @@ def test_coefficients_and_entropy_are_those_of_transformers(make: Any, coefficie
     average = wanted.mean(0)
     by_token = (wanted * torch.tensor(LENGTHS)[:, None, None]).sum(0) / sum(LENGTHS)
     assert abs(sum(entropy_by_definition(average)) - sum(entropy_by_definition(by_token))) > 1e-3
-    averages = CoefficientAverages(2, 48)
-    averages.add(found, np.arange(len(LENGTHS)))
-    np.testing.assert_allclose(averages.average, average, rtol=1e-5)
-    np.testing.assert_allclose(layer_entropy(averages.average), entropy_by_definition(average), rtol=0, atol=1e-6)
+    averages = CoefficientAverages([48, 48])
+    averages.add(found.flatten(1), np.arange(len(LENGTHS)))
+    np.testing.assert_allclose([*averages.layers.values()], average, rtol=1e-5)
+    wanted_entropy = entropy_by_definition(average)
+    np.testing.assert_allclose(layer_entropy(averages.layers.values()), wanted_entropy, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "function"), [("gelu", F.gelu), ("relu", F.relu)])
@@ -203,9 +204,8 @@ def test_padding_is_no_token_whatever_it_holds() -> None:
     ids, mask = pad(ragged())
     other = torch.where(mask.bool(), ids, 77)
     with observe(model) as observation:
-        assert torch.equal(
-            instance_means(model, observation, ids, mask), instance_means(model, observation, other, mask)
-        )
+        found, again = (torch.cat(instance_means(model, observation, rows, mask), 1) for rows in (ids, other))
+    assert torch.equal(found, again)
 
 
 def test_bfloat16_coefficients_are_reduced_in_float32() -> None:
