@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..model.olmo import Block, OLMo
 from .forward import compiled_means, counted, means_in_pieces, token_means
-from .locate import Experts, Layer, Memory, find_layers
+from .locate import Layer, find_layers
+from .parts import Experts, Memory
 
 COEFFICIENTS = ("abs", "relu")
 
@@ -147,32 +148,34 @@ def _hooks(memory: Memory, part: int, observation: Observation) -> Iterator[Any]
 
 def _experts_hooks(memory: Experts, part: int, observation: Observation) -> Iterator[Any]:
     def before(module: nn.Module, args: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
-        hidden, chosen, weights = (*args, *keywords.values())
-        if hidden.ndim != 2 or chosen.shape != weights.shape or len(chosen) != len(hidden):
+        hidden, *routes = (*args, *keywords.values())
+        called = len(routes) == (0 if memory.each else 2) and hidden.ndim == 2
+        if not called or any(route.shape != routes[0].shape or len(route) != len(hidden) for route in routes):
             raise ValueError(f"{memory.name}: the experts are not called with tokens and their routes")
-        observation.record_routed(part, _routed(memory, hidden, chosen, weights, observation.coefficient))
+        observation.record_routed(part, _routed(memory, hidden, routes, observation.coefficient))
         observation.stop_after(part)
 
     yield memory.module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _routed(
-    memory: Experts, hidden: Tensor, chosen: Tensor, weights: Tensor, coefficient: str
+    memory: Experts, hidden: Tensor, routes: Sequence[Tensor], coefficient: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each expert the rows (N,) of its tokens in hidden (T, D), and w_e * c_e (N, M); chosen, weights (T, K)."""
-    module: Any = memory.module
-    first = "gate_up_proj" if memory.gated else "up_proj"
-    matrices, biases = getattr(module, first), getattr(module, f"{first}_bias") if module.has_bias else None
+    """For each expert the rows (N,) of its tokens in hidden (T, D), and w_e * c_e (N, M); routes are their experts and
+    router weights, (T, K) each. Without them hidden (E * T, D) holds each expert's tokens, which have their weights."""
     for expert in range(memory.experts):
-        tokens, place = torch.where(chosen == expert)
-        matrix = matrices[expert] if module.is_transposed else matrices[expert].T
-        projected = hidden[tokens] @ matrix
-        if biases is not None:
-            projected = projected + biases[expert]
-        own = module._apply_gate(projected) if memory.gated else module.act_fn(projected)
+        if memory.each:
+            own_hidden = hidden.view(memory.experts, -1, hidden.shape[-1])[expert]
+            tokens, weights = torch.arange(len(own_hidden), device=hidden.device), None
+        else:
+            tokens, place = torch.where(routes[0] == expert)
+            own_hidden, weights = hidden[tokens], routes[1][tokens, place, None]
+        projected = memory.projected(own_hidden, expert)
+        own = memory.coefficients(projected)
         if coefficient == "relu":
             own = _rectified(projected.chunk(2, dim=-1), own, memory.name) if memory.gated else own.relu()
-        yield tokens, own * weights[tokens, place, None]
+        own = own if weights is None else own * weights
+        yield tokens, own if memory.scale == 1.0 else own * memory.scale
 
 
 def _rectified(halves: tuple[Tensor, ...], signed: Tensor, name: str) -> Tensor:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from ..files.atomic import atomic_path
 from ..files.paths import check_readable
 from ..files.tensors import write_safetensors
-from .locate import Experts, Memory, find_memories, is_conv1d, up_projection
+from .locate import find_memories
+from .parts import Experts, Memory, is_conv1d
+from .up_projection import up_projection
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _of_parameters(
     """The weight and the bias of a first projection, and the factors that multipliers (M,) of its memories make."""
     if isinstance(part, Experts):
         weight = "gate_up_proj" if part.gated else "up_proj"
-        bias, transposed, own = f"{weight}_bias", module.is_transposed, own.view(part.experts, -1)
+        bias, transposed, own = f"{weight}_bias", part.transposed, own.view(part.experts, -1)
     else:
         weight, bias, transposed = "weight", "bias", is_conv1d(module)
     matrix = getattr(module, weight)

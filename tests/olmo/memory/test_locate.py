@@ -204,8 +204,8 @@ def test_a_model_without_layers_or_with_two_lists_is_refused() -> None:
 
 def test_a_state_space_mixer_is_no_memory() -> None:
     config = transformers.MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=LAYERS)
-    assert refusal(transformers.MambaForCausalLM(config)).startswith(
-        "MambaForCausalLM: backbone.layers.0: cannot tell what mixer.conv1d computes"
+    assert refusal(transformers.MambaForCausalLM(config)) == (
+        "MambaForCausalLM: none of its 2 layers (backbone.layers) has a feed-forward part"
     )
 
 
@@ -237,7 +237,7 @@ def test_a_shared_expert_that_is_not_just_added_is_refused(monkeypatch: pytest.M
     model = built("Qwen2-MoE")
     block = type(model.model.layers[0].mlp)
     real = block.forward
-    monkeypatch.setattr(block, "forward", lambda self, x: 0.5 * real(self, x))
+    monkeypatch.setattr(block, "forward", lambda self, x: real(self, x) + 0.1 * x)
     assert refusal(model) == (
         "Qwen2MoeForCausalLM: model.layers.0: cannot place the shared expert mlp.shared_expert: its output, or that "
         "times a sigmoid, is not added to the output of the routed experts"
