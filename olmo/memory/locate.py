@@ -37,13 +37,12 @@ def find_layers(model: nn.Module) -> list[Layer]:
     optionally a shared expert whose output is added (checked with random tokens). Layers may differ; those with no
     other matrices have no parts. Raises ValueError, naming the place, for anything else.
     """
-    if isinstance(model, CausalLM):
-        return find_layers(model.network)
     if isinstance(model, OLMo):
         return [
             Layer(f"transformer.blocks.{number}", number, block, (_ours(block, number),))
             for number, block in enumerate(model.blocks)
         ]
+    model = network_of(model)
     try:
         where, stack = _stack(model)
         width = _width(model)
@@ -57,6 +56,11 @@ def find_layers(model: nn.Module) -> list[Layer]:
     except ValueError as error:
         raise ValueError(f"{type(model).__name__}: {error}") from None
     return layers
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """transformers' model in one that is trained; the names of parts are names in it."""
+    return model.network if isinstance(model, CausalLM) else model
 
 
 def _check_separate(layers: Sequence[Layer]) -> None:
@@ -77,7 +81,7 @@ def find_memories(model: nn.Module) -> list[list[Memory | Experts]]:
 
 def describe(model: nn.Module) -> str:
     """What `find_layers` finds, in one line; raises ValueError as it does."""
-    layers = find_layers(model)
+    layers, kind = find_layers(model), type(network_of(model)).__name__
     groups: dict[str, list[int]] = {}
     for layer in layers:
         # Only the number of the layer differs between the names of layers that are alike.
@@ -85,10 +89,10 @@ def describe(model: nn.Module) -> str:
         shown = [f"{part.name.replace(layer.name, pattern, 1)}: {_held(part)}" for part in layer.parts]
         groups.setdefault(", and shared in ".join(shown), []).append(layer.number)
     if len(groups) == 1:
-        return f"{type(model).__name__}, {len(layers)} layers; each has in {next(iter(groups))}"
+        return f"{kind}, {len(layers)} layers; each has in {next(iter(groups))}"
     held = [f"{_numbered(numbers)} in {shown}" if shown else "" for shown, numbers in groups.items()]
     without = [f"no feed-forward memories in {_numbered(groups[''])}"] if "" in groups else []
-    return "; ".join([f"{type(model).__name__}, {len(layers)} layers", *filter(None, held), *without])
+    return "; ".join([f"{kind}, {len(layers)} layers", *filter(None, held), *without])
 
 
 def _numbered(numbers: Sequence[int]) -> str:

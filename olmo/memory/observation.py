@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..model.olmo import Block, OLMo
 from .forward import compiled_means, counted, means_in_pieces, token_means
 from .locate import Layer, find_layers
-from .parts import Experts, Memory
+from .parts import Experts, Memory, listed
 
 COEFFICIENTS = ("abs", "relu")
 
@@ -45,13 +45,24 @@ class Observation:
         self.shape: torch.Size | None = None
         self.ends_early = True  # the forward pass of a model that is not ours, at the last coefficient
         self.compiled = False  # the layers of our own model, for `abs`; worth its minute on a GPU
+        self.names = [part.name for layer in layers for part in layer.parts]
+        self.complete = False  # whether a whole pass has shown that each part is used once
         self.of_parts: list[Tensor | None] = [None] * sum(self.parts)  # float32 (B, M)
+
+    def begin(self, *_: object) -> None:
+        """Forget the coefficients of the last pass."""
+        self.of_parts[:] = [None] * len(self.of_parts)
+
+    def _keep(self, part: int, means: Tensor) -> None:
+        if self.of_parts[part] is not None:
+            raise ValueError(f"{self.names[part]}: used more than once in a forward pass, which cannot be measured")
+        self.of_parts[part] = means
 
     def record(self, part: int, coefficients: Tensor) -> None:
         """Reduce C (B, T, M) or (B T, M), non-negative or signed-for-abs, to its mean over tokens, float32 (B, M)."""
         if coefficients.ndim == 2 and self.shape is not None:
             coefficients = coefficients.unflatten(0, self.shape)
-        self.of_parts[part] = token_means(coefficients, self.mask)
+        self._keep(part, token_means(coefficients, self.mask))
 
     def record_routed(self, part: int, coefficients: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Reduce, expert by expert, the positions in the flattened batch of its tokens (N,) and their C (N, M) to means
@@ -67,11 +78,11 @@ class Observation:
             # A product of matrices, unlike index_add_, gives the same sum every time on a GPU too.
             owner = torch.arange(instances, device=tokens.device)[:, None] == tokens // length
             means.append(owner.float() @ values)
-        self.of_parts[part] = torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True))
+        self._keep(part, torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True)))
 
     def stop_after(self, part: int) -> None:
         """End the forward pass after the last part; if the last layer has several, their order is not known."""
-        if self.ends_early and self.parts[-1] == 1 and part == len(self.of_parts) - 1:
+        if self.ends_early and self.complete and self.parts[-1] == 1 and part == len(self.of_parts) - 1:
             raise _LastCoefficientSeen
 
     @property
@@ -95,8 +106,8 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     of a shared expert, whose w_e is 1 or its sigmoid. c_e of routed experts is computed a second time, because
     transformers' fused implementations do not expose it.
 
-    Raises ValueError where the memories cannot be found (`find_memories`) and, for relu, where they are no product of a
-    gate's activation and another factor.
+    Raises ValueError where the memories cannot be found (`find_layers`), in a pass that uses one of them twice or not
+    at all, and, for relu, where they are no product of a gate's activation and another factor.
     """
     if coefficient not in COEFFICIENTS:
         raise ValueError(f"coefficient {coefficient!r} is none of {', '.join(COEFFICIENTS)}")
@@ -107,6 +118,8 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
         for part, block in enumerate(blocks):
             block.tap = partial(_tap, observation, part, block)
             hooks.callback(setattr, block, "tap", None)
+        for module in {model, getattr(model, "base_model", model)} if not blocks else ():
+            hooks.enter_context(module.register_forward_pre_hook(observation.begin))
         for part, memory in enumerate(memory for layer in layers for memory in layer.parts if not blocks):
             at = (part, observation)
             for handle in _experts_hooks(memory, *at) if isinstance(memory, Experts) else _hooks(memory, *at):
@@ -115,6 +128,7 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
 
 
 def _tap(observation: Observation, part: int, block: Block, projected: Tensor, signed: Tensor) -> None:
+    observation.of_parts[part] = None
     observation.record(part, counted(block, projected, signed, observation.coefficient))
 
 
@@ -208,4 +222,8 @@ def instance_means(
     else:
         with suppress(_LastCoefficientSeen):
             model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
+        unused = [name for name, mean in zip(observation.names, observation.of_parts) if mean is None]
+        if unused:
+            raise ValueError(f"{type(model).__name__}: a forward pass does not use {listed(unused)}")
+        observation.complete = True  # from now on passes end at the last coefficient
     return observation.means

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.olmo import OLMo
+from .locate import network_of
 from .parts import Experts, Memory, random_tokens, sizes, with_weights
 
 
@@ -22,7 +23,7 @@ def up_projection(model: nn.Module, part: Memory | Experts) -> tuple[nn.Module, 
         halves = [(part.into[0], half) for half in (slice(part.count), slice(part.count, None))]
     if isinstance(model, OLMo) or not part.gated:
         return halves[0]
-    block = model.get_submodule(part.name.rpartition(".")[0])
+    block = network_of(model).get_submodule(part.name.rpartition(".")[0])
     plain = _coefficients(block, part, part.into[0], slice(0))
     doubling = [half for half in halves if torch.equal(_coefficients(block, part, *half), 2 * plain)]  # exact
     if len(doubling) != 1:
