@@ -85,9 +85,11 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_file(identifier: str) -> str:
-    """The path of an existing file, that of a folder's tokenizer, or the identifier itself if it is a hub id.
+    """The path of an existing file, that of a folder's tokenizer, that of `owner/name@revision` on the hub, or the
+    identifier itself if it is another hub id.
 
-    Raises FileNotFoundError for a missing .json file and for a folder without a tokenizer.
+    Raises FileNotFoundError for a missing .json file and for a folder without a tokenizer; ValueError for a revision
+    that the hub does not provide.
     """
     if Path(identifier).is_file():
         return identifier
@@ -104,8 +106,27 @@ def tokenizer_file(identifier: str) -> str:
     packaged = packaged_tokenizer(identifier)
     if packaged is not None:
         return str(packaged)
-    if identifier.endswith(".json") or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", identifier):
+    name, _, revision = identifier.partition("@")
+    if identifier.endswith(".json") or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise FileNotFoundError(f"{identifier}: no such tokenizer file or folder (tokenizer.identifier)")
+    if not revision:
+        return identifier
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with _quiet_hub():
+            return hf_hub_download(name, "tokenizer.json", revision=revision)
+    except Exception as error:  # the hub's client lets the errors of its HTTP library through
+        raise ValueError(f"{identifier}: cannot load this tokenizer: {error}") from error
+
+
+def tokenizer_of_run(config: TrainConfig) -> str:
+    """The identifier of a run's tokenizer. If it is that of the run's model, and a run that resumes no longer finds it
+    there, that of the newest checkpoint, which has a copy."""
+    identifier, latest = config.tokenizer.identifier, Path(config.save_folder) / "latest"
+    missing = identifier == config.model.transformers and not Path(identifier).exists()
+    if missing and config.try_load_latest_save and (latest / "tokenizer.json").is_file():
+        return str(latest)
     return identifier
 
 
@@ -138,8 +159,10 @@ def _quiet_hub() -> Iterator[None]:
 def run_tokenizer(config: TrainConfig) -> Tokenizer:
     """The tokenizer of a run. Raises ConfigurationError if it has more tokens than the model has embeddings."""
     identifier, model = config.tokenizer.identifier, config.model
-    tokenizer = load_tokenizer(identifier)
-    needed, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.embedding_size or model.vocab_size
+    tokenizer = load_tokenizer(tokenizer_of_run(config))
+    # Tokens that were added, such as those of images, may have no row: a text that has one is an error of its own.
+    known = tokenizer.get_vocab(with_added_tokens=model.transformers is None)
+    needed, rows = max(known.values(), default=-1) + 1, model.embedding_size or model.vocab_size
     if needed > rows:
         raise ConfigurationError(
             f"tokenizer.identifier: {identifier} has {needed} tokens, model.embedding_size is {rows}; "

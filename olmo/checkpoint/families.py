@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
+from ..config.schema import TrainConfig
 from ..config.setting import setting_of
 from ..console import log
 from ..exceptions import ConfigurationError
@@ -27,7 +28,8 @@ from ..memory.locate import find_layers
 from ..memory.rescaling import rescale_model
 from ..model.causal_lm import CausalLM, Model
 from ..tokenizer import document_end
-from . import hub, weights
+from . import hub, saves, weights
+from .formats import explain
 
 _MOST_LAYERS = 10_000  # an empty model of more takes minutes to build
 _NO_CODE = {"trust_remote_code": False}  # without it, transformers asks on a terminal whether to run it
@@ -48,54 +50,76 @@ _LARGEST = 2**26  # bytes of such a file
 
 
 def complete(raw: DictConfig) -> None:
-    """Fill in the section `model`, and the tokenizer, of a run whose `load_path` or `model.transformers` is a model of
-    another family; all else is left as it is.
+    """Fill in the section `model`, and the tokenizer, of a run from the folder of its `load_path` or
+    `model.transformers`, if the section has no key that describes a model of ours; all else is left as it is.
 
-    Raises ConfigurationError for keys of the section that describe a model of ours, ValueError or OSError where the
-    folder cannot be read.
+    Raises ConfigurationError for keys of the section that do not apply to another family, or contradict its folder;
+    ValueError or OSError where the folder cannot be read, or holds no model that can be trained.
     """
     model = raw.get("model")
     given = dict(model) if OmegaConf.is_dict(model) else {}
+    ours = [f.name for f in fields(ModelConfig) if f.name in given and not setting_of(f).any_family]
+    given = {name: value for name, value in given.items() if value is not None or name in ours}
     named, start = given.get("transformers"), raw.get("load_path")
-    key = "model.transformers" if named else "load_path"
-    if named and start and named != start:
-        raise ConfigurationError("model.transformers: load_path decides the family; leave one of the two out")
-    folder = None
-    if named or start:
-        folder = _folder(str(named or start), key, required="d_model" not in given)
-    found = None if folder is None else weights.transformers_config(folder)
-    if folder is None or found is None or weights.is_olmo(folder):
-        if named:
-            raise ConfigurationError(f"model.transformers: {named} is not a transformers folder of another family")
+    if not (named or start) or OmegaConf.is_config(named) or OmegaConf.is_config(start):
         return
-    foreign = [f.name for f in fields(ModelConfig) if f.name in given and not setting_of(f).any_family]
-    if foreign:
+    name, key = str(named or start), "model.transformers" if named else "load_path"
+    if named and start and named != start:
         raise ConfigurationError(
-            f"model.{foreign[0]}: does not apply to a {found.get('model_type')} model, which its config.json "
-            f"describes; leave out {', '.join(foreign)} ({key}: {folder})"
+            f"model.transformers: {named}, but load_path is {start}, which decides the family; leave one of the two out"
         )
-    about = described(folder, given)
+    folder = _folder(raw, name, key, required=not ours)
+    if folder is None:
+        return
+    found = weights.transformers_config(folder)
+    if found is None and named:
+        raise FileNotFoundError(f"{folder}: no config.json of a model of transformers' (model.transformers)")
+    if found is None or weights.is_olmo(folder):
+        if named:
+            raise ConfigurationError(
+                f"model.transformers: {named} is an OLMo model, which this program has itself; for its weights give "
+                "load_path, for new ones the keys of the section model"
+            )
+        if ours:
+            return
+        about = {**vars(weights.read_config(folder)), "resuscitation": None}
+    else:
+        if ours:
+            raise ConfigurationError(
+                f"model.{ours[0]}: does not apply to a {found.get('model_type')} model, which its config.json "
+                f"describes; leave out {', '.join(ours)} ({key}: {name})"
+            )
+        about = {**described(folder, found, given), "transformers": name}
     with open_dict(raw):
-        raw.model = {**about, **given, "transformers": str(named or start)}
+        raw.model = {**about, **given}
         tokenizer = raw.get("tokenizer")
         if not (OmegaConf.is_dict(tokenizer) and tokenizer.get("identifier")):
-            raw.tokenizer = {**(tokenizer or {}), "identifier": str(folder)}
+            raw.tokenizer = {**(tokenizer or {}), "identifier": name}
 
 
-def described(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The keys of ModelConfig that a transformers folder decides: vocabulary, EOS and padding.
+def described(folder: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of ModelConfig that a transformers folder, with `found` in its config.json, decides: vocabulary, EOS and
+    padding.
 
-    Raises ConfigurationError where a key that is `given` contradicts it, and for a folder that names no EOS.
+    Raises ConfigurationError where a key that is `given` contradicts it, and for a folder that names no EOS;
+    ValueError for a folder that holds no causal language model.
     """
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+    kind = found.get("model_type")
+    if not isinstance(kind, str):
+        raise ValueError(f"{folder / 'config.json'}: has no model_type, the family of the model")
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder}: {explain(folder)}")
     with named_errors(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE).get_text_config()
-    rows, longest = int(config.vocab_size), getattr(config, "max_position_embeddings", None)
+        own = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
+    config, length = own.get_text_config(), given.get("max_sequence_length")
+    rows, longest = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
+    if type(own) not in MODEL_FOR_CAUSAL_LM_MAPPING or not isinstance(rows, int):
+        raise ValueError(f"{folder}: transformers has no causal language model of the type {kind}")
     for key in ("vocab_size", "embedding_size"):
         if given.get(key) not in (None, rows):
             raise ConfigurationError(f"model.{key}: {given[key]}, but {folder} has {rows} rows; leave it out")
-    length = given.get("max_sequence_length")
     if length is None:
         raise ConfigurationError("model.max_sequence_length: missing; it is the number of tokens of an instance")
     if isinstance(length, int) and isinstance(longest, int) and length > longest:
@@ -107,19 +131,29 @@ def described(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         eos = document_end(folder)
     if eos is None:
         raise ConfigurationError(
-            f"{folder}: neither its tokenizer nor its config.json names an EOS; set model.eos_token_id"
+            f"model.eos_token_id: missing; neither the tokenizer nor the config.json of {folder} names a token that "
+            "ends a document"
         )
     padding = config.pad_token_id if isinstance(config.pad_token_id, int) and 0 <= config.pad_token_id < rows else eos
     return {"vocab_size": rows, "embedding_size": rows, "eos_token_id": eos, "pad_token_id": padding}
 
 
-def _folder(name: str, key: str, required: bool) -> Path | None:
-    """The folder of a path or hub id, of which only JSON files are fetched; None if it is not found nor `required`."""
+def _folder(raw: DictConfig, name: str, key: str, required: bool) -> Path | None:
+    """The folder of a path or hub id, of which only JSON files are fetched; if it does not exist and the run is to be
+    resumed, the newest checkpoint of the run. None if nothing is found nor `required`."""
     if Path(name).is_dir():
-        return Path(name)
-    with suppress(*(() if required else (OSError, ValueError))):
+        folder = Path(name)
+        if required and not any((folder / file).is_file() for file in ("config.json", "config.yaml")):
+            raise FileNotFoundError(f"{folder}: {explain(folder) or 'no config.json or config.yaml here'} ({key})")
+        return folder
+    try:
         return hub.download(name, weights=False) if hub.is_hub_id(name) else hub.resolve(name, key)
-    return None
+    except (OSError, ValueError):
+        saved = Path(str(raw.get("save_folder") or TrainConfig.save_folder))
+        own = saves.newest(saved) if raw.get("try_load_latest_save") else None
+        if required and own is None:
+            raise
+        return own
 
 
 # --- models ---
@@ -147,8 +181,8 @@ def new_model(config: ModelConfig, seed: int, device: torch.device, folder: Path
 
     if folder is None:
         assert config.transformers is not None
-        folder = _folder(config.transformers, "model.transformers", required=True)
-        assert folder is not None
+        name = config.transformers
+        folder = hub.download(name, weights=False) if hub.is_hub_id(name) else hub.resolve(name, "model.transformers")
     torch.manual_seed(seed)
     with named_errors(folder):
         own = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
@@ -211,14 +245,24 @@ def empty_network(folder: Path, has_weights: bool = True) -> nn.Module:
 
 @contextmanager
 def named_errors(folder: Path) -> Iterator[None]:
-    """Turn what transformers raises into a ValueError of one line that names the folder."""
+    """Turn what transformers raises into a ValueError of one line that names the folder. Its own progress bars and
+    log lines are left out; what matters of them is raised or logged where it is called."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     try:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         yield
     except Exception as error:  # each library below has its own errors for damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if "trust_remote_code" in str(error):
-            reason = "config.json wants code of its own to be run (auto_map), and no downloaded code is"
+            reason = "config.json requires code of its own (auto_map), and downloaded code is never run"
         raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def kept_files(folder: Path) -> dict[str, bytes]:

@@ -67,6 +67,11 @@ def latest(save_folder: Path) -> Path | None:
     return None
 
 
+def newest(save_folder: Path) -> Path | None:
+    """The newest checkpoint of a run, whose files are not checked; None if it has none."""
+    return next((save_folder / f"step{step}{kind}" for step, kind in reversed(saved_steps(save_folder))), None)
+
+
 def check_complete(folder: Path, unused: Collection[str] = ()) -> None:
     """Raise ValueError that names a damaged file of a checkpoint with a manifest, except among the `unused` ones.
 

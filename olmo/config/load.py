@@ -45,10 +45,10 @@ def load(
 ) -> TrainConfig:
     """Read a run's configuration: defaults, then `base` files, then the file, then `--key.sub=value`.
 
-    `complete` adds to what was given what follows from it (`checkpoint.families.complete`).
-    Raises ConfigurationError with all problems found, each with its key.
+    `complete` adds to what was given what follows from it (`checkpoint.families.complete`); its errors about files and
+    folders are left as they are. Raises ConfigurationError with all problems found, each with its key.
     """
-    try:
+    with _in_one_line(path, *_OF_OMEGACONF):
         raw = _with_base(Path(path))
         _translate(raw)
         of_file = set(_wrong_keys(raw, TrainConfig))
@@ -63,18 +63,28 @@ def load(
             raise ConfigurationError(f"{path}: evaluators: expected a list of keys and values")
         for position, evaluator in enumerate(evaluators):  # OmegaConf reports no position in a list
             _merged(EvaluatorConfig, evaluator, f"{path}: evaluators[{position}].")
-        if complete is not None:
+    if complete is not None:
+        with _in_one_line(path, OmegaConfBaseException):
             complete(raw)
+    with _in_one_line(path, *_OF_OMEGACONF):
         keys = [override[2:].partition("=")[0].split(".") for override in overrides]
         given = {".".join(key[:length]) for key in keys for length in range(1, len(key) + 1)}
         config = _typed(TrainConfig, raw, f"{path}: ", given)
         problems = list(run_problems(config))  # of the command line, if all are about what it gave
         _refuse("command line" if {p.partition(":")[0] for p in problems} <= given else path, problems)
+    return config
+
+
+@contextmanager
+def _in_one_line(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds, such as an interpolation that cannot be resolved, into ConfigurationErrors of one
+    line that name the file; ConfigurationErrors keep their text. Secrets are replaced in both."""
+    try:
+        yield
     except ConfigurationError as error:
         raise ConfigurationError(conceal(str(error))) from None
-    except _OF_OMEGACONF as error:  # such as an interpolation that cannot be resolved
+    except kinds as error:
         raise ConfigurationError(conceal(f"{path}: {_in_a_line(error)}")) from error
-    return config
 
 
 def load_model_config(path: str | Path) -> ModelConfig:

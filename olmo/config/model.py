@@ -17,8 +17,8 @@ InitFnType = Literal["mitchell", "normal", "kaiming_normal", "fan_in", "full_meg
 class ModelConfig:
     """The transformer; `olmo/model/olmo.py` lists the shapes that follow from these keys.
 
-    A model of another family, transformers' own class, is described by its config.json: only the keys marked
-    `any_family` apply to it.
+    A model of another family, transformers' own class, is described by its config.json. Only the keys that apply to
+    every family may be given for it; vocabulary, EOS and padding are then filled in from its folder.
     """
 
     transformers: str | None = setting(

@@ -80,7 +80,8 @@ class Setting:
     def __str__(self) -> str:
         supported = f"only {' or '.join(map(spelled, self.only))}" if self.only else ""
         supported += f"; {self.instead}" if self.only and not self.help else ""
-        parts = (self.help, self.range, supported, self.no_effect and f"no effect: {self.no_effect}")
+        families = "applies to every family" if self.any_family else ""
+        parts = (self.help, self.range, supported, self.no_effect and f"no effect: {self.no_effect}", families)
         return "; ".join(part for part in parts if part)
 
 

@@ -16,7 +16,7 @@ from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError, did_you_mean
 from ..model.causal_lm import Model
-from ..tokenizer import tokenizer_file
+from ..tokenizer import tokenizer_file, tokenizer_of_run
 from .batches import batched_by_length
 from .scoring import score_in_parts
 
@@ -34,7 +34,7 @@ class DownstreamTask:
         if label not in (tasks := olmo_eval.list_tasks()):
             raise ConfigurationError(f"evaluators.{label}: olmo_eval has no such task{did_you_mean(label, tasks)}")
         tokenizer = olmo_eval.HFTokenizer(
-            tokenizer_file(config.tokenizer.identifier),
+            tokenizer_file(tokenizer_of_run(config)),
             pad_token_id=config.model.pad_token_id,
             eos_token_id=config.model.eos_token_id,
         )

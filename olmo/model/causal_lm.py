@@ -31,6 +31,11 @@ class CausalLM(nn.Module):
         self.head: Head | None = find_head(network)
 
     @property
+    def family(self) -> str:
+        """The `model_type` of its config.json."""
+        return str(self.network.config.model_type)
+
+    @property
     def base_model(self) -> nn.Module:
         """The network without its head."""
         return self.network.base_model

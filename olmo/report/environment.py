@@ -47,23 +47,26 @@ def git_state() -> str:
         return "unknown"
 
 
-def seed_effects(config: TrainConfig) -> list[str]:
+def seed_effects(config: TrainConfig, drops: bool | None = None) -> list[str]:
     """What another `seed` would change in a run of this configuration; empty: nothing, its losses would be identical.
 
-    Injection plans, evaluations and the instances of a file are the same for every seed.
+    Injection plans, evaluations and the instances of a file are the same for every seed. drops: whether the model drops
+    anything in training; None: as the keys of a model of ours state.
     """
     model = config.model
+    if drops is None:
+        drops = any((model.attention_dropout, model.residual_dropout, model.embedding_dropout))
     varied = {
         "initial weights": config.load_path is None,
         "order of the data": config.data_shuffling and config.data.seed is None,
-        "dropout": any((model.attention_dropout, model.residual_dropout, model.embedding_dropout)),
+        "dropout": drops,
     }
     return [name for name, varies in varied.items() if varies]
 
 
-def record_start(path: Path, config: TrainConfig, resume_step: int | None) -> None:
+def record_start(path: Path, config: TrainConfig, resume_step: int | None, drops: bool | None = None) -> None:
     """Write environment.json on rank 0: what config.yaml does not record of this start of the run, and under `earlier`
-    the starts that it continues, oldest first."""
+    the starts that it continues, oldest first. drops: as in `seed_effects`."""
     import torch  # `environment` alone, as scripts.demo uses it, does not need torch
     import torch.distributed as dist
 
@@ -79,7 +82,7 @@ def record_start(path: Path, config: TrainConfig, resume_step: int | None) -> No
         "world_size": dist.get_world_size() if dist.is_initialized() else 1,
         "seed": config.seed,
         "data_seed": config.data_seed,
-        "seed_varies": seed_effects(config),
+        "seed_varies": seed_effects(config, drops),
     }
     earlier: list[dict[str, Any]] = []
     if resume_step is not None and path.is_file():

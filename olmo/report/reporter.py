@@ -43,10 +43,17 @@ class Reporter:
     A run that resumes from a step first drops what was written about later steps. A new run deletes what an older one
     wrote and saved (`save_overwrite`), after all else that can fail at a start has succeeded. Until `begin`, or the
     first metrics, the folder does not count as one that holds a run, so a start that fails can be repeated.
-    `has_steps_left`: whether a run that resumes has something to train.
+    `has_steps_left`: whether a run that resumes has something to train; `drops`: as in `seed_effects`.
     """
 
-    def __init__(self, config: TrainConfig, active: bool, resume_step: int | None, has_steps_left: bool = True):
+    def __init__(
+        self,
+        config: TrainConfig,
+        active: bool,
+        resume_step: int | None,
+        has_steps_left: bool = True,
+        drops: bool | None = None,
+    ):
         self.config, self.active = config, active and not config.dry_run
         self.folder = Path(config.save_folder)
         self.wandb: Any = None  # the run, as wandb.init returns it
@@ -71,7 +78,7 @@ class Reporter:
                 str(self._files.tensorboard), purge_step=purge_step, flush_secs=_SECONDS_TO_EVENTS
             )
         config.save(self.folder / "config.yaml")
-        record_start(self.folder / "environment.json", config, resume_step)
+        record_start(self.folder / "environment.json", config, resume_step, drops)
         self._logfile = _LogFile(self.folder / "train.log")
         self._logfile.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._logfile)

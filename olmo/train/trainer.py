@@ -21,6 +21,7 @@ from ..eval.evaluators import Evaluators
 from ..knowledge.build import needs_tokenizer, plan_from_config
 from ..knowledge.injection import inject
 from ..memory.temperature import Temperatures
+from ..model.causal_lm import CausalLM, dropouts
 from ..report.environment import seed_effects
 from ..report.reporter import Reporter
 from ..tokenizer import encode, run_tokenizer
@@ -160,7 +161,8 @@ class Trainer:
         if self.start.replaces_run and self.state.step < self.schedule.last_step:
             self.loader.batch(self.state.epoch, self.state.batch)  # if the data are unreadable, the older run stays
         left = self.state.step < self.schedule.last_step
-        reporter = partial(Reporter, self.config, resume_step=self.resumed_at, has_steps_left=left)
+        drops = dropouts(self.model)
+        reporter = partial(Reporter, self.config, resume_step=self.resumed_at, has_steps_left=left, drops=drops)
         return self.ranks.run_on_first(partial(reporter, active=True)) or reporter(active=False)
 
     def _announce(self) -> None:
@@ -180,6 +182,10 @@ class Trainer:
             steps,
             f"{schedule.tokens_per_batch:,}",
         )
+        if isinstance(self.model, CausalLM):
+            shown = (self.model.family, config.model.vocab_size, config.model.eos_token_id, config.model.pad_token_id)
+            about = "model: %s, a vocabulary of %d tokens, EOS %d, padding %d; tokenizer: %s"
+            log.info(about, *shown, config.tokenizer.identifier)
         for remark in self.loader.remarks():
             log.info("data: %s", remark)
         if self.start.kind == "resumed":
@@ -187,7 +193,7 @@ class Trainer:
             first_step = 1
         elif config.load_path is not None:
             log.info("starting from %s", config.load_path)
-        if varied := seed_effects(config):
+        if varied := seed_effects(config, dropouts(self.model)):
             log.info("seed %d varies: %s", config.seed, ", ".join(varied))
         else:
             log.warning(

@@ -161,7 +161,7 @@ def test_code_that_a_model_brings_is_never_run(llama: Path, tmp_path: Path, monk
     folder = changed(llama, tmp_path / "folder", model_type="own", auto_map=code)
     (folder / "code.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # what a user may type if asked
-    with pytest.raises(ValueError, match=r"config\.json wants code of its own to be run \(auto_map\)"):
+    with pytest.raises(ValueError, match=r"config\.json requires code of its own \(auto_map\)"):
         open_model(folder, CPU, torch.float32)
     assert not (tmp_path / "touched").exists()
 
