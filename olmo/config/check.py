@@ -61,7 +61,9 @@ def run_problems(config: TrainConfig) -> Iterator[str]:
     if config.eval_subset_num_batches == 0 or any(e.subset_num_batches == 0 for e in config.evaluators):
         yield "eval_subset_num_batches and subset_num_batches: 0 batches evaluate nothing; -1 means all"
     strategy = config.fsdp and config.fsdp.wrapping_strategy
-    if strategy in ("by_block_group", "by_block_group_and_size") and config.model.block_group_size == 1:
+    if config.model.transformers is not None:
+        yield from _other_family_problems(config)
+    elif strategy in ("by_block_group", "by_block_group_and_size") and config.model.block_group_size == 1:
         yield f"fsdp.wrapping_strategy: {strategy} needs model.block_group_size to be more than 1"
     if config.model.resuscitation and not config.load_path:
         yield "model.resuscitation: needs load_path, the checkpoint that it edits"
@@ -80,6 +82,21 @@ def run_problems(config: TrainConfig) -> Iterator[str]:
     else:
         if not 0 < duration < math.inf:
             yield f"max_duration: {config.max_duration} must be more than 0"
+
+
+def _other_family_problems(config: TrainConfig) -> Iterator[str]:
+    """Settings that need the blocks of a model of ours."""
+    if config.activation_checkpointing == "fine_grained":
+        yield (
+            "activation_checkpointing: fine_grained is for OLMo's own blocks; use whole_layer, or for fewer layers "
+            "one_in_two to one_in_eight, two_in_three or three_in_four"
+        )
+    strategy = config.fsdp and config.fsdp.wrapping_strategy
+    if strategy in ("by_block_group", "by_block_group_and_size"):
+        yield (
+            f"fsdp.wrapping_strategy: {strategy} needs model.block_group_size, which does not apply to models of "
+            "other families; use by_block, one_in_two to one_in_five, or size_based"
+        )
 
 
 # Key -> (what it needs to have an effect, whether a configuration has that). A section is one key.

@@ -6,8 +6,10 @@ A model of ours and one of transformers have `hidden_states`, `logits`, `vocabul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
@@ -24,11 +26,24 @@ class CausalLM(nn.Module):
     """
 
     def __init__(
-        self, network: Any, config: ModelConfig, blocks: list[nn.Module], files: dict[str, bytes] | None = None
+        self,
+        network: Any,
+        config: ModelConfig,
+        blocks: list[nn.Module],
+        files: dict[str, bytes] | None = None,
+        head: Callable[[Any], Head | None] = find_head,
     ):
         super().__init__()
         self.network, self.config, self.blocks, self.files = network, config, blocks, files or {}
-        self.head: Head | None = find_head(network)
+        self.head: Head | None = head(network)
+
+    def empty(self) -> CausalLM:
+        """Another model of this kind on the meta device, without weights."""
+        with torch.device("meta"):
+            network = type(self.network)(self.network.config)
+        names = {module: name for name, module in self.network.named_modules()}
+        blocks = [network.get_submodule(names[block]) for block in self.blocks]
+        return CausalLM(network, self.config, blocks, self.files, head=lambda _: self.head)
 
     @property
     def family(self) -> str:
@@ -89,11 +104,12 @@ Model: TypeAlias = OLMo | CausalLM
 
 
 def dropouts(model: Model) -> bool:
-    """Whether a model in training drops anything at random."""
+    """Whether a model in training drops anything at random, or adds noise."""
     if isinstance(model, OLMo):
         config = model.config
         return any((config.attention_dropout, config.residual_dropout, config.embedding_dropout))
     text = model.network.config.get_text_config().to_dict()
-    rates = [value for key, value in text.items() if key.endswith(("dropout", "pdrop")) and "classifier" not in key]
+    kinds = ("dropout", "pdrop", "jitter_noise")
+    rates = [value for key, value in text.items() if key.endswith(kinds) and "classifier" not in key]
     modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
     return any(rates) or any(modules)

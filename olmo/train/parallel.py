@@ -60,9 +60,11 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
         return objective
     if shards_model(config, ranks):
         return _shard(objective, config, ranks, device)
-    unused = config.ddp.find_unused_params if config.ddp else False
     return DistributedDataParallel(
-        objective, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
+        objective,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=config.ddp.find_unused_params if config.ddp else False,
+        broadcast_buffers=False,  # every process computes the same ones
     )
 
 
@@ -147,14 +149,19 @@ def gathered_model(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     The other one has weights of type `dtype` (`gathered_dtype`), so that it evaluates what training computes.
     An evaluator may call any part of it, any number of times; a sharded one is gathered call by call, by all at once.
     """
-    weights = model.state_dict()
-    if not any(isinstance(weight, DTensor) for weight in weights.values()):
+    # On its way, state_dict() lets FSDP free what the last forward pass has gathered.
+    if not any(isinstance(weight, DTensor) for weight in model.state_dict().values()):
         return model
-    assert not isinstance(model, CausalLM)
-    gathered = OLMo.empty(model.config)
-    for name in weights:
-        gathered.load_state_dict({name: full_tensor(weights[name]).to(dtype)}, strict=False, assign=True)
-    for block, source in zip(gathered.blocks, model.blocks):
-        block.attention_temperature = source.attention_temperature
-        block.memory_temperature = source.memory_temperature
+    gathered = model.empty() if isinstance(model, CausalLM) else OLMo.empty(model.config)
+    whole: dict[nn.Parameter, nn.Parameter] = {}  # one that two modules share is shared there, too
+    for source, module in zip(model.modules(), gathered.modules(), strict=True):
+        for name, weight in source._parameters.items():
+            if weight is not None and weight not in whole:
+                whole[weight] = nn.Parameter(full_tensor(weight.detach()).to(dtype), requires_grad=False)
+            module._parameters[name] = None if weight is None else whole[weight]
+        module._buffers.update(source._buffers)  # FSDP leaves them as they are
+    if isinstance(model, OLMo) and isinstance(gathered, OLMo):
+        for block, trained in zip(gathered.blocks, model.blocks):
+            block.attention_temperature = trained.attention_temperature
+            block.memory_temperature = trained.memory_temperature
     return gathered

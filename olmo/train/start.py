@@ -57,7 +57,7 @@ class StartingPoint:
         model = self._model(wanted, config.seed, sharded_checkpoint, device, shards_model(config, ranks))
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         loss = loss_function(config.fused_loss, device)
-        objective = Objective(model, z_multiplier, layer_runner(config, device), loss)
+        objective = Objective(model, z_multiplier, layer_runner(config, model, device), loss)
         module = distribute(objective, config, ranks, device)
         optimizer = build_optimizer(config.optimizer, model)
         if sharded_checkpoint:

@@ -322,3 +322,23 @@ def test_forced_resuscitation_without_one_is_an_error(tmp_path: Path) -> None:
 )
 def test_numbers_out_of_range_are_named(tmp_path: Path, override: str, expected: str) -> None:
     assert problem(tmp_path, MINIMAL, f"--{override}").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        (
+            "activation_checkpointing=fine_grained",
+            "activation_checkpointing: fine_grained is for OLMo's own blocks; use",
+        ),
+        (
+            "fsdp.wrapping_strategy=by_block_group",
+            "fsdp.wrapping_strategy: by_block_group needs model.block_group_size,",
+        ),
+    ],
+)
+def test_settings_that_need_blocks_of_ours(tmp_path: Path, override: str, expected: str) -> None:
+    """Other strategies run on every family."""
+    assert problem(tmp_path, MINIMAL, "--model.transformers=a", f"--{override}").startswith(expected)
+    for other in ("activation_checkpointing=whole_layer", "fsdp.wrapping_strategy=by_block"):
+        assert load(tmp_path / "config.yaml", ["--model.transformers=a", f"--{other}"])

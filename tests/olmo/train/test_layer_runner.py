@@ -15,9 +15,12 @@ from torch import Tensor
 from olmo.config import ActivationCheckpointingStrategy as Strategy
 from olmo.config import CompilerConfig, ModelConfig, TrainConfig
 from olmo.exceptions import ConfigurationError
+from olmo.memory.locate import find_layers
 from olmo.model import OLMo
+from olmo.model.causal_lm import CausalLM
 from olmo.train.layer_runner import layer_runner, recomputes
 from olmo.train.loss import Objective, predictions
+from tests.architectures import built
 from tests.reference import tiny_config, tiny_olmo2_config
 from tests.running import CPU, series, train, write_world
 
@@ -26,7 +29,8 @@ def losses_and_gradients(
     model: ModelConfig, precision: str = "fp32", masked: bool = False, **settings: Any
 ) -> tuple[list[float], dict[str, Tensor]]:
     torch.manual_seed(0)
-    objective = Objective(OLMo(model), 1e-3, layer_runner(TrainConfig(model=model, **settings)))
+    network = OLMo(model)
+    objective = Objective(network, 1e-3, layer_runner(TrainConfig(model=model, **settings), network))
     ids = torch.randint(128, (3, 16))
     seen = torch.ones_like(ids, dtype=torch.bool)
     seen[0, :5] = False
@@ -52,7 +56,8 @@ def kept_bytes(strategy: Strategy | None) -> int:
         return tensor
 
     ids = torch.randint(128, (2, 64))
-    objective = Objective(model, None, layer_runner(TrainConfig(model=config, activation_checkpointing=strategy)))
+    run = layer_runner(TrainConfig(model=config, activation_checkpointing=strategy), model)
+    objective = Objective(model, None, run)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         held = objective(ids, *predictions(ids))
     assert held[0].requires_grad
@@ -129,14 +134,77 @@ def test_compiled_layers(strategy: Strategy | None, precision: str) -> None:
         torch.testing.assert_close(found_gradients[name], gradient, rtol=0, atol=atol, msg=name)
 
 
+# --- models of other families ---
+
+
+def family_objective(name: str, config: TrainConfig, **overrides: Any) -> Objective:
+    network = built(name, **overrides)
+    model = CausalLM(network, config.model, [layer.module for layer in find_layers(network)])
+    objective = Objective(model, 1e-3, layer_runner(config, model))
+    return objective.train()
+
+
+def family_gradients(objective: Objective) -> tuple[float, dict[str, Tensor]]:
+    """Of rows with padding, with the same random numbers for dropout."""
+    torch.manual_seed(1)
+    ids = torch.randint(2, 128, (3, 16))
+    seen = torch.ones_like(ids, dtype=torch.bool)
+    seen[0, :5] = False
+    loss = objective(ids, *predictions(ids), seen)[0]
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in objective.model.named_parameters()}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2", "GPT-2", "Phi-3.5-MoE"])
+def test_recomputing_and_compiling_other_families_changes_no_bit(name: str) -> None:
+    """GPT-2 has dropout, and Phi-3.5-MoE adds noise to what its router reads."""
+    expected, gradients = family_gradients(family_objective(name, TrainConfig()))
+    settings: list[dict[str, Any]] = [
+        {"activation_checkpointing": strategy} for strategy in ("whole_layer", "two_in_three")
+    ]
+    if name == "GPT-2":
+        torch._dynamo.reset()
+        settings.append({"activation_checkpointing": "one_in_two", "compile": CompilerConfig(backend="eager")})
+    for chosen in settings:
+        found, found_gradients = family_gradients(family_objective(name, TrainConfig(**chosen)))
+        assert found == expected, chosen
+        for key, gradient in gradients.items():
+            assert torch.equal(found_gradients[key], gradient), (chosen, key)
+
+
+def test_layers_of_other_families_share_a_graph_in_training_alone() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    config = TrainConfig(compile=CompilerConfig(backend="eager", fullgraph=True))
+    objective = family_objective("Llama", config, num_hidden_layers=12)  # more than torch compiles anew
+    family_gradients(objective.eval())
+    assert not torch._dynamo.utils.counters["stats"]
+    family_gradients(objective.train())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_layers_of_other_families_are_recomputed_in_training_alone() -> None:
+    runs: list[int] = []
+    objective = family_objective("Llama", TrainConfig(activation_checkpointing="one_in_two"))
+    for number, layer in enumerate(objective.model.blocks):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))  # type: ignore[union-attr, operator]
+    family_gradients(objective.eval())
+    assert runs == [0, 1]
+    family_gradients(objective.train())
+    assert runs == [0, 1, 0, 1, 0]
+
+
+# --- what cannot be ---
+
+
 def test_a_backend_that_torch_does_not_have_is_named() -> None:
     for settings in ({"backend": "nope"}, {"mode": "nope"}):
         with pytest.raises(ConfigurationError, match=r"compile: .*nope"):
-            layer_runner(TrainConfig(compile=CompilerConfig(**settings)))  # type: ignore[arg-type]
+            layer_runner(TrainConfig(compile=CompilerConfig(**settings)), OLMo(tiny_config()))  # type: ignore[arg-type]
 
 
 def test_neither_asked_for_the_blocks_run_by_themselves() -> None:
-    assert layer_runner(TrainConfig()) is None
+    assert layer_runner(TrainConfig(), OLMo(tiny_config())) is None
 
 
 def test_dropout_is_not_drawn_anew_on_mps() -> None:
@@ -145,8 +213,8 @@ def test_dropout_is_not_drawn_anew_on_mps() -> None:
     for model, device, refused in ((dropping, mps, True), (dropping, CPU, False), (tiny_config(), mps, False)):
         config = TrainConfig(model=model, activation_checkpointing="whole_layer")
         with pytest.raises(ConfigurationError, match=r"on MPS .* wrong gradients") if refused else nullcontext():
-            assert layer_runner(config, device) is not None
-    assert layer_runner(TrainConfig(model=dropping), mps) is None
+            assert layer_runner(config, OLMo(model), device) is not None
+    assert layer_runner(TrainConfig(model=dropping), OLMo(dropping), mps) is None
 
 
 def test_a_run_with_both_is_the_plain_run(tmp_path: Path) -> None:
