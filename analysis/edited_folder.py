@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Size, Tensor, nn
 
 from olmo import checkpoint
-from olmo.checkpoint import empty_network, identity_of
+from olmo.checkpoint import as_saved, empty_network, identity_of
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError
 from olmo.files.paths import read_json
@@ -71,21 +71,13 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
 def _on_disk(model: nn.Module, name: str, factors: Tensor, held: Mapping[str, Size], source: Path) -> dict[str, Tensor]:
     """The tensors of the files in which transformers finds a parameter of a model, and the factors of each: under the
     names that it writes or under the model's own, with the prefix of the part below the head or without it."""
-    written = _as_saved(model, {name: factors})
+    written = as_saved(model, {name: factors})
     prefix = f"{model.base_model_prefix}."
     for names in (written, {name: factors}):
         for candidate in (names, {key.removeprefix(prefix): own for key, own in names.items()}):
             if all(key in held and _broadcasts(own.shape, held[key]) for key, own in candidate.items()):
                 return candidate
     raise ValueError(f"{source}: the weights lack {min(written)} of shape {tuple(model.get_parameter(name).shape)}")
-
-
-def _as_saved(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # before transformers 5, whose models have the names and shapes of their files
-        return state
-    return revert_weight_conversion(model, state)
 
 
 def _broadcasts(factors: Size, tensor: Size) -> bool:

@@ -24,10 +24,12 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from olmo.checkpoint import complete
 from olmo.config import TrainConfig, load
 from olmo.distributed import Ranks
 from olmo.train import Trainer
 from scripts.prepare.fictional_knowledge import make_entries
+from tests.architectures import built
 from tests.reference import tiny_config, tiny_tokenizer
 from tests.warm import environment, warm_python
 
@@ -89,9 +91,24 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
+def write_family(world: Path, name: str, **overrides: Any) -> Path:
+    """Write a tiny model of a family of tests/architectures.py into the folder `model` of a world, and `family.yaml`
+    and `family-plain.yaml`, which are `config.yaml` and `plain.yaml` from its weights; returns the latter's path."""
+    built(name, max_position_embeddings=LENGTH, **overrides).save_pretrained(world / "model")
+    tiny_tokenizer(world / "model/tokenizer.json")
+    for source, target in (("config", "family"), ("plain", "family-plain")):
+        settings = OmegaConf.load(world / f"{source}.yaml")
+        settings.model = {"max_sequence_length": settings.model.max_sequence_length}
+        settings.load_path = str(world / "model")
+        settings.reset_optimizer_state = settings.reset_trainer_state = True
+        del settings.tokenizer
+        OmegaConf.save(settings, world / f"{target}.yaml")
+    return world / "family-plain.yaml"
+
+
 def configure(config: Path, folder: Path, *overrides: str) -> TrainConfig:
     """The configuration of a run that saves to `folder`."""
-    return load(config, [f"--save_folder={folder}", *overrides])
+    return load(config, [f"--save_folder={folder}", *overrides], complete)
 
 
 def train(config: Path, folder: Path, *overrides: str) -> Trainer:

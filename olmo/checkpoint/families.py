@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..config.setting import setting_of
 from ..console import log
 from ..exceptions import ConfigurationError
 from ..files.digests import file_digest
-from ..files.tensors import read_tensors
+from ..files.tensors import read_tensors, write_safetensors
 from ..memory.locate import find_layers
 from ..memory.rescaling import rescale_model
 from ..model.causal_lm import CausalLM, Model
@@ -166,29 +166,56 @@ def load_model(folder: Path, device: torch.device, config: ModelConfig, mapped: 
         return weights.load_model(folder, device, config=config, mapped=mapped)
     if weights.is_olmo(folder):
         raise ConfigurationError(f"model.transformers: {folder} is an OLMo checkpoint, which has a model of its own")
-    # The edit is rounded to the type of the files, as in the folder that scripts.convert writes.
-    network = open_network(folder, "auto" if config.resuscitation else torch.float32, complete_head=True)
-    blocks = [layer.module for layer in find_layers(network)]
+    network = open_network(folder, torch.float32, complete_head=True)
     if config.resuscitation:
         path = weights.resuscitation_file(config.resuscitation, folder, "model.resuscitation")
         resuscitate(network, folder, path, config.resuscitation_force)
-    return CausalLM(network.float().to(device), config, blocks, kept_files(folder))
+    return _trained(network, folder, config, device)
 
 
-def new_model(config: ModelConfig, seed: int, device: torch.device, folder: Path | None = None) -> CausalLM:
-    """A model of the family `config.transformers`, or of config.json in `folder`, with new weights, float32."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def new_model(
+    config: ModelConfig, seed: int, device: torch.device, folder: Path | None = None, initialize: bool = True
+) -> CausalLM:
+    """A model of the family `config.transformers`, or of config.json in `folder`, with new weights, float32.
 
+    They are uninitialized unless `initialize`: then all must be read.
+    """
     if folder is None:
         assert config.transformers is not None
         name = config.transformers
         folder = hub.download(name, weights=False) if hub.is_hub_id(name) else hub.resolve(name, "model.transformers")
     torch.manual_seed(seed)
-    with named_errors(folder):
-        own = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
-        network = AutoModelForCausalLM.from_config(own, dtype=torch.float32, **_NO_CODE)
+    return _trained(_built(folder, torch.float32, initialize), folder, config, device)
+
+
+def _trained(network: Any, folder: Path, config: ModelConfig, device: torch.device) -> CausalLM:
+    """The network of a folder as a run's model, with the files of its checkpoints."""
+    network.config.architectures = [type(network).__name__]
+    network._weight_conversions = None  # save under the names that the class has by itself, not those of this folder
+    files = kept_files(folder) | {"config.json": network.config.to_json_string(use_diff=True).encode()}
     blocks = [layer.module for layer in find_layers(network)]
-    return CausalLM(network.to(device), config, blocks, kept_files(folder))
+    return CausalLM(network.to(device), config, blocks, files)
+
+
+def _built(folder: Path, dtype: torch.dtype, initialize: bool) -> Any:
+    """transformers' model of config.json in a folder, on the CPU, with new or uninitialized weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with named_errors(folder), nullcontext() if initialize else _uninitialized():
+        own = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
+        network = AutoModelForCausalLM.from_config(own, dtype=dtype, **_NO_CODE)
+    network.tie_weights()  # which initialization does
+    return network
+
+
+def _uninitialized() -> AbstractContextManager[None]:
+    """No model that is built within initializes its weights; buffers are computed."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # before transformers 5
+        from transformers.modeling_utils import no_init_weights
+    context: AbstractContextManager[None] = no_init_weights()
+    return context
 
 
 def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = False) -> nn.Module:
@@ -198,6 +225,12 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
     """
     from transformers import AutoModelForCausalLM
 
+    if saves.is_sharded(folder):
+        from . import sharded  # what it imports takes longer than most of what reads a checkpoint
+
+        network = _built(folder, torch.float32 if isinstance(dtype, str) else dtype, initialize=False)
+        sharded.read_weights(folder, network, "network.", alone=True)
+        return network.eval()
     weights.check_layers(folder)
     with named_errors(folder):
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -274,18 +307,22 @@ def kept_files(folder: Path) -> dict[str, bytes]:
 # --- writing ---
 
 
-def write_folder(folder: Path, model: CausalLM, state: Mapping[str, Tensor]) -> None:
-    """Write `state`, the state dict of a model with whole tensors, as the transformers folder `folder`."""
+def write_weights(folder: Path, model: CausalLM, state: Mapping[str, Tensor]) -> None:
+    """Write `state`, the `distinct_state` of a model with whole tensors, as transformers' model.safetensors."""
+    network = model.network
+    ignored = getattr(network, "_keys_to_ignore_on_save", None) or ()
     plain = {name.removeprefix("network."): tensor for name, tensor in state.items()}
-    model.network.save_pretrained(folder, state_dict=plain, max_shard_size="1000GB")
-    write_beside(folder, model)
+    kept = {name: tensor for name, tensor in plain.items() if name not in ignored}
+    write_safetensors(folder / "model.safetensors", as_saved(network, kept), {"format": "pt"})
 
 
-def write_beside(folder: Path, model: CausalLM) -> None:
-    """Write config.json and the files of a model that are not weights."""
-    model.network.config.save_pretrained(folder)
-    for name, content in model.files.items():
-        (folder / name).write_bytes(content)
+def as_saved(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a model in memory under the names and in the shapes in which transformers saves them."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before transformers 5, whose models have the names and shapes of their files
+        return state
+    return revert_weight_conversion(model, state)
 
 
 # --- identity ---

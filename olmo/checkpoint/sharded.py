@@ -29,6 +29,7 @@ from ..distributed import Ranks, is_collective_error
 from ..exceptions import short_message
 from ..files.torch_files import check_torch_file
 from ..files.unpickling import PATHS, unpickle
+from ..model.causal_lm import distinct_state
 from .saves import SHARDS
 
 # torch warns whenever a single process reads or writes one.
@@ -161,17 +162,19 @@ class Reader(FileSystemReader):
             raise ValueError(f"{self.folder / SHARDS}: damaged: {short_message(error)}") from error
 
 
-def read_weights(folder: Path, model: nn.Module) -> None:
-    """Fill a model, sharded by FSDP or not, with the weights of a sharded checkpoint. A collective.
+def read_weights(folder: Path, model: nn.Module, prefix: str = "", alone: bool = False) -> None:
+    """Fill a model, sharded by FSDP or not, with the weights of a sharded checkpoint whose names begin with `prefix`.
 
-    Raises ValueError where it has others than the model.
+    A collective, unless `alone`. Raises ValueError where it has others than the model.
     """
-    state, reader = model.state_dict(), Reader(folder)
-    held = {n.removeprefix(WEIGHTS) for n in reader.index.state_dict_metadata if n.startswith(WEIGHTS)}
-    if missing := sorted(state.keys() - held) or sorted(held - state.keys()):
-        what = "missing" if missing[0] in state else "not expected"
-        raise ValueError(f"{folder}: weights and config disagree: {what} {', '.join(missing[:3])}")
-    reader.read_into({f"{WEIGHTS}{name}": tensor for name, tensor in state.items()}, alone=False)
+    prefix, reader = f"{WEIGHTS}{prefix}", Reader(folder)
+    state = {f"{prefix}{name}": tensor for name, tensor in distinct_state(model).items()}
+    held = {name for name in reader.index.state_dict_metadata if name.startswith(WEIGHTS)}
+    if differing := sorted(state.keys() - held) or sorted(held - state.keys()):
+        what = "missing" if differing[0] in state else "not expected"
+        names = ", ".join(name.removeprefix(WEIGHTS) for name in differing[:3])
+        raise ValueError(f"{folder}: weights and config disagree: {what} {names}")
+    reader.read_into(state, alone)
 
 
 def read_moments(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -199,7 +202,7 @@ def _flat(moments: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def snapshot(model: nn.Module, moments: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
     """Copies in main memory of what this process writes: its shards of tensors that FSDP has sharded, and an equal
     share of those that all processes have. Training may continue while they are written."""
-    tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()} | _flat(moments)
+    tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in distinct_state(model).items()} | _flat(moments)
     load = [0] * ranks.world_size
     chosen = {}
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].numel()):

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from ..config.load import load_model_config
+from ..config.load import load_model_config, read_yaml
 from ..config.model import ModelConfig
 from ..console import log
 from ..exceptions import ConfigurationError
@@ -30,8 +31,6 @@ from ..model.olmo import OLMo
 from . import saves
 from .formats import OLMO_CORE, explain, is_olmo_core
 from .transformers_layout import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
-
-_OF_FAMILY = re.compile(r"^  transformers: (?!null$)", re.MULTILINE)  # in the section `model`
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -96,7 +95,7 @@ def transformers_config(folder: Path) -> dict[str, Any] | None:
     """config.json of a transformers folder, None for another layout. Our checkpoints of other families are such folders
     too, whose config.yaml names the family."""
     path, ours = folder / "config.json", folder / "config.yaml"
-    if not path.is_file() or (ours.is_file() and not _OF_FAMILY.search(ours.read_text("utf-8", errors="replace"))):
+    if not path.is_file() or (ours.is_file() and not _names_family(ours)):
         return None
     raw = read_json(path)
     if not isinstance(raw, dict):
@@ -104,6 +103,14 @@ def transformers_config(folder: Path) -> dict[str, Any] | None:
     if is_olmo_core(raw):
         raise ValueError(f"{folder}: {OLMO_CORE.format(folder=folder)}")
     return raw
+
+
+def _names_family(ours: Path) -> bool:
+    """Whether a config.yaml is that of a run on another family."""
+    if "transformers" not in ours.read_text("utf-8", errors="replace"):  # most have not, and YAML is read slowly
+        return False
+    model = OmegaConf.to_container(read_yaml(ours)).get("model")  # type: ignore[union-attr]
+    return isinstance(model, dict) and bool(model.get("transformers"))
 
 
 def is_olmo(folder: Path) -> bool:

@@ -1,4 +1,5 @@
-"""Checkpoint folders written complete or not at all, unsharded (OLMo's layout) or sharded (every process its part)."""
+"""Checkpoint folders written complete or not at all: unsharded (OLMo's or transformers' layout), or sharded (every
+process its part)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from ..distributed import Ranks, full_tensor, is_collective_error
 from ..exceptions import FailedOnAllRanks, short_message
 from ..files.tensors import write_olmo_safetensors
 from ..memory.temperature import Temperatures
-from ..model.causal_lm import CausalLM, Model
+from ..model.causal_lm import CausalLM, Model, distinct_state
 from . import families, manifest, saves
 from .optimizer import optimizer_state
 
@@ -46,15 +47,15 @@ def save(
         value = full_tensor(value.detach())
         return value.cpu().contiguous() if first else None
 
-    weights = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
+    weights = {name: gathered(tensor) for name, tensor in distinct_state(model).items()}
     saved = {"state": {}} if optimizer is None else optimizer_state(optimizer)
     saved["state"] = {name: {e: gathered(v) for e, v in entries.items()} for name, entries in saved["state"].items()}
     if not first:
         return
     with _failing(folder):
-        _begin(folder, config, None if optimizer is None else trainer, temperatures)
+        _begin(folder, model, config, None if optimizer is None else trainer, temperatures)
         if isinstance(model, CausalLM):
-            families.write_folder(_partial(folder), model, weights)
+            families.write_weights(_partial(folder), model, weights)
         else:
             write_olmo_safetensors(_partial(folder) / "model.safetensors", weights)
         if optimizer is not None:
@@ -82,9 +83,7 @@ def save_sharded(
     from . import sharded
 
     with _failing(folder, FailedOnAllRanks):
-        ranks.run_on_first(partial(_begin, folder, config, trainer, temperatures), saving=True)
-        if ranks.is_first and isinstance(model, CausalLM):
-            families.write_beside(_partial(folder), model)
+        ranks.run_on_first(partial(_begin, folder, model, config, trainer, temperatures), saving=True)
         sharded.write(_partial(folder), tensors, ranks)
         ranks.run_on_first(partial(sharded.check_parts, _partial(folder)), saving=True)
         ranks.run_on_first(partial(_complete, folder, ephemeral), saving=True)
@@ -110,12 +109,18 @@ def _failing(folder: Path, kind: type[OSError] = OSError) -> Iterator[None]:
 
 
 def _begin(
-    folder: Path, config: TrainConfig, trainer: dict[str, Any] | None, temperatures: Temperatures | None
+    folder: Path,
+    model: Model,
+    config: TrainConfig,
+    trainer: dict[str, Any] | None,
+    temperatures: Temperatures | None,
 ) -> None:
     """Create the temporary folder with everything but weights and optimizer state."""
     written = _partial(folder)
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir(parents=True)
+    for name, content in model.files.items() if isinstance(model, CausalLM) else ():
+        (written / name).write_bytes(content)
     if temperatures:
         file = None
         if temperatures.memories is not None:

@@ -91,7 +91,7 @@ def load_model_config(path: str | Path) -> ModelConfig:
     """Read the `model` section of a checkpoint's config.yaml; the rest may be of any trainer."""
     if not Path(path).is_file():
         raise ConfigurationError(f"{Path(path).parent}: neither config.yaml nor config.json")
-    section = _read_yaml(Path(path)).get("model")
+    section = read_yaml(Path(path)).get("model")
     if not isinstance(section, DictConfig):
         raise ConfigurationError(f"{path}: no section 'model'")
     try:
@@ -172,7 +172,8 @@ def _in_a_line(error: BaseException) -> str:
     return " ".join(first.split())[:300] or type(error).__name__
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def read_yaml(path: Path) -> DictConfig:
+    """The keys and values of a YAML file. Raises ConfigurationError where it has none."""
     if not path.is_file():
         raise ConfigurationError(f"{path}: {'not a file' if path.exists() else 'no such configuration file'}")
     if path.stat().st_size > _LARGEST:
@@ -192,7 +193,7 @@ def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     path = path.resolve() if seen else path
     if path in seen:
         raise ConfigurationError(f"{path}: 'base' refers to itself, directly or through other files")
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     base = raw.pop("base", None)  # removed: the saved configuration is complete without its base
     if not base:
         return raw

@@ -20,8 +20,8 @@ from .olmo import OLMo
 class CausalLM(nn.Module):
     """`network`, a model of transformers' with a head for language modelling.
 
-    `blocks` are its layers, first to last. `files` are those of its folder that are neither weights nor config.json,
-    such as its tokenizer, by name; its checkpoints have them too. `head` is how it computes logits from hidden states,
+    `blocks` are its layers, first to last. `files` are those that its checkpoints have beside the weights, by
+    name: config.json and its tokenizer's. `head` is how it computes logits from hidden states,
     None where that is not known: then hidden states are the logits themselves, (B, T, V), all in memory at once.
     """
 
@@ -101,6 +101,14 @@ class CausalLM(nn.Module):
 
 
 Model: TypeAlias = OLMo | CausalLM
+
+
+def distinct_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model, in which a weight that is tied is under the first of its names alone."""
+    state: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        state.setdefault(id(tensor), (name, tensor.detach()))
+    return dict(state.values())
 
 
 def dropouts(model: Model) -> bool:

@@ -72,7 +72,7 @@ class StartingPoint:
         load_device = torch.device("cpu") if sharded_model else device
         if self.folder is not None:
             if sharded_checkpoint and wanted.transformers is not None:
-                return families.new_model(wanted, seed, load_device, self.folder)
+                return families.new_model(wanted, seed, load_device, self.folder, initialize=False)
             if sharded_checkpoint:
                 weights.check_behaviour(wanted, self.folder)
                 model = OLMo.empty(wanted)

@@ -44,7 +44,7 @@ def trained() -> tuple[OLMo, torch.optim.Optimizer, TrainConfig]:
 def saved(folder: Path, trained: tuple[OLMo, torch.optim.Optimizer, TrainConfig]) -> Path:
     model, optimizer, config = trained
     tensors = sharded.snapshot(model, checkpoint.optimizer_state(optimizer)["state"], Ranks())
-    checkpoint.save_sharded(folder, tensors, config, {"global_step": 1}, None, False, Ranks())
+    checkpoint.save_sharded(folder, tensors, model, config, {"global_step": 1}, None, False, Ranks())
     return folder
 
 
