@@ -162,7 +162,7 @@ def run_tokenizer(config: TrainConfig) -> Tokenizer:
     tokenizer = load_tokenizer(tokenizer_of_run(config))
     # Tokens that were added, such as those of images, may have no row: a text that has one is an error of its own.
     known = tokenizer.get_vocab(with_added_tokens=model.transformers is None)
-    needed, rows = max(known.values(), default=-1) + 1, model.embedding_size or model.vocab_size
+    needed, rows = max(known.values(), default=-1) + 1, model.rows
     if needed > rows:
         raise ConfigurationError(
             f"tokenizer.identifier: {identifier} has {needed} tokens, model.embedding_size is {rows}; "

@@ -234,8 +234,16 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
     weights.check_layers(folder)
     with named_errors(folder):
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **_NO_CODE
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # raised below, with a name
+            **_NO_CODE,
         )
+    if other := sorted(found["mismatched_keys"]):
+        name, weight, shape = other[0]
+        raise ValueError(f"{folder}: {name} has shape {tuple(weight)}, its config.json asks for {tuple(shape)}")
     # Transformers fills them with random numbers. The memories do not depend on the head, which some checkpoints lack.
     head = None if complete_head else model.get_output_embeddings()
     names = {
@@ -288,7 +296,8 @@ def named_errors(folder: Path) -> Iterator[None]:
         logging.disable_progress_bar()
         yield
     except Exception as error:  # each library below has its own errors for damaged files
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        first, *rest = str(error).splitlines() or [type(error).__name__]
+        reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
         if "trust_remote_code" in str(error):
             reason = "config.json requires code of its own (auto_map), and downloaded code is never run"
         raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error

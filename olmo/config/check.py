@@ -30,7 +30,7 @@ def model_problems(model: ModelConfig) -> Iterator[str]:
         yield f"model.n_kv_heads: {model.effective_n_kv_heads} does not divide model.n_heads: {model.n_heads}"
     if model.activation_type == "swiglu" and model.projection_size % 2:
         yield f"model.mlp_hidden_size: {model.projection_size} is odd; swiglu halves it into up and gate"
-    if (model.embedding_size or model.vocab_size) < model.vocab_size:
+    if model.rows < model.vocab_size:
         yield f"model.embedding_size: {model.embedding_size} is less than vocab_size: {model.vocab_size}"
 
 

@@ -102,6 +102,11 @@ class ModelConfig:
     save_grad_: bool | None = setting(False, only=(None, False), instead="leave it out", unknown_to_olmo=True)
 
     @property
+    def rows(self) -> int:
+        """Rows of the embedding: the ids below are those that the model can read."""
+        return self.embedding_size or self.vocab_size
+
+    @property
     def effective_n_kv_heads(self) -> int:
         if self.n_kv_heads is not None:
             return self.n_kv_heads

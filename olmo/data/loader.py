@@ -23,7 +23,7 @@ from ..distributed import ABANDONABLE
 from ..exceptions import ConfigurationError
 from .masks import Masked, Masks, open_masks
 from .order import EpochOrder
-from .sources import PADDING, TokenDataset, TokenSource, open_source
+from .sources import PADDING, TokenDataset, TokenSource, check_tokens, open_source
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,9 @@ class Loader:
 
     def _read(self, instances: NDArray[np.uint32]) -> Masked:
         tokens, known = self.source.read(instances), self.vocabulary
-        if known is not None and tokens.view(np.uint64).max() >= known:  # one pass: a negative number is a large one
-            foreign = (tokens < PADDING) | (tokens >= known)
-            if foreign.any():
-                row = int(foreign.any(axis=1).argmax())
-                raise ValueError(
-                    f"instance {instances[row]} holds token {tokens[row][foreign[row]][0]}, "
-                    f"the model's vocabulary has {known}: tokenizer and model disagree"
-                )
-            if self.masks.pad_token_id >= known:
+        if known is not None:
+            check_tokens(tokens, instances, known)
+            if self.masks.pad_token_id >= known and (tokens == PADDING).any():
                 raise ValueError(
                     f"model.pad_token_id: {self.masks.pad_token_id} pads rows, the model's vocabulary has {known}"
                 )
@@ -157,7 +151,7 @@ def run_loader(
         shuffle=config.data_shuffling,
         rank=rank,
         world_size=world_size,
-        vocabulary=config.model.embedding_size or config.model.vocab_size,
+        vocabulary=config.model.rows,
         masks=open_masks(data, config.model.pad_token_id, source),
         workers=workers,
         ahead=workers * (data.prefetch_factor or (2 if data.num_workers else 1)),

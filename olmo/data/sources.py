@@ -37,6 +37,20 @@ def check_range(indices: NDArray[np.integer], size: int, where: str) -> None:
         )
 
 
+def check_tokens(tokens: NDArray[np.int64], instances: NDArray[np.integer], vocabulary: int, where: str = "") -> None:
+    """Raise ValueError, with `where`, if the tokens (n, T) of these instances (n,) hold one that a model does not have;
+    PADDING is none."""
+    if tokens.view(np.uint64).max(initial=0) < vocabulary:  # one pass: a negative number is a large one
+        return
+    foreign = (tokens < PADDING) | (tokens >= vocabulary)
+    if foreign.any():
+        row = int(foreign.any(axis=1).argmax())
+        raise ValueError(
+            f"{where}instance {instances[row]} holds token {tokens[row][foreign[row]][0]}, "
+            f"the model's vocabulary has {vocabulary}: tokenizer and model disagree"
+        )
+
+
 def expand_ranges(pattern: str) -> list[str]:
     """The names that a pattern with brace ranges expands to, in the order of a shell.
 

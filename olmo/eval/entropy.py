@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..config.schema import EvaluatorConfig, TrainConfig
 from ..data.masks import open_masks, padded
 from ..data.order import instances_at
-from ..data.sources import open_source
+from ..data.sources import check_tokens, open_source
 from ..distributed import Ranks
 from ..memory.entropy import CoefficientAverages, jackknife_error, layer_entropy
 from ..memory.observation import instance_means, observe
@@ -31,8 +31,10 @@ class EntropyBatch:
         shuffle = not own and config.data_shuffling
         places = instances_at(np.arange(count), len(source), config.data_seed, config.epoch or 0, shuffle)
         self.label = evaluator.label
-        masks = open_masks(data, config.model.pad_token_id, source)
-        self.rows: list[NDArray[np.int64]] = masks.rows(source, places, f"evaluators.{evaluator.label}")
+        masks, where = open_masks(data, config.model.pad_token_id, source), f"evaluators.{evaluator.label}"
+        self.rows: list[NDArray[np.int64]] = masks.rows(source, places, where)
+        for row, place in zip(self.rows, places):
+            check_tokens(row[None], np.array([place]), config.model.rows, f"{where}: ")
 
     def evaluate(
         self, model: Model, batch_size: int, device: torch.device, ranks: Ranks, progress: Callable[[int], None]

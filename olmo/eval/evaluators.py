@@ -15,6 +15,7 @@ from ..config.schema import EvaluatorConfig, TrainConfig
 from ..console import Progress, log
 from ..data.sources import TokenFiles
 from ..distributed import Ranks
+from ..exceptions import ConfigurationError
 from ..knowledge.entries import Probe
 from ..model.causal_lm import Model
 from .downstream import DownstreamTask
@@ -59,7 +60,16 @@ class Evaluators:
             self.entropies.append((evaluator, EntropyBatch(evaluator, self.config, self._limit(evaluator))))
         elif evaluator.data.dataset_path:
             assert tokenizer is not None
-            self.probes.append((evaluator, probes_of(evaluator, tokenizer, self.config)[: self._limit(evaluator)]))
+            probes, rows = (
+                probes_of(evaluator, tokenizer, self.config)[: self._limit(evaluator)],
+                self.config.model.rows,
+            )
+            if (largest := max((max(probe.input_ids) for probe in probes), default=0)) >= rows:
+                raise ConfigurationError(
+                    f"evaluators.{evaluator.label}: a probe has token {largest}, the model's vocabulary has {rows}; "
+                    "tokenizer.identifier belongs to another model"
+                )
+            self.probes.append((evaluator, probes))
         else:
             for label, paths in _token_files(evaluator).items():
                 key = f"evaluators.{evaluator.label}.data"
@@ -112,7 +122,8 @@ class Evaluators:
                 result.metrics.update(probe_metrics(result.probes, sizes))
             for evaluator, label, source in sources:
                 size, limit = self._batch_size(evaluator), self._limit(evaluator)
-                losses = instance_losses(model, source, size, device, ranks, limit, progress.advance)
+                where = f"evaluators.{label}: "
+                losses = instance_losses(model, source, size, device, ranks, limit, progress.advance, where)
                 result.losses[label] = losses
                 result.metrics[f"eval/{label}/CrossEntropyLoss"] = float(losses.mean())
                 result.metrics[f"eval/{label}/Perplexity"] = perplexity(float(losses.mean()))

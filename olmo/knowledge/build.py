@@ -54,7 +54,7 @@ def plan_from_config(config: TrainConfig, encode: Encode | None) -> Plan | None:
     plan.check(config.global_train_batch_size, config.model.max_sequence_length)
     if again := plan.repeated():
         log.warning("injection: %s", listed(again))
-    rows = config.model.embedding_size or config.model.vocab_size
+    rows = config.model.rows
     largest = max(token for texts in plan.rounds for text in texts for token in text.input_ids)
     if largest >= rows:
         raise ConfigurationError(

@@ -38,7 +38,7 @@ def training_operations(model: Model, length: int) -> float:
     and recomputed activations are not.
     """
     maps = (m for block in model.blocks for m in block.modules() if isinstance(m, nn.Linear))
-    rows = model.config.embedding_size or model.config.vocab_size
+    rows = model.config.rows
     weights = sum(m.weight.numel() for m in maps) + rows * model.width
     return 6.0 * weights + 12.0 * len(model.blocks) * model.width * length
 
