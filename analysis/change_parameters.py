@@ -27,6 +27,7 @@ from analysis.verification import measured_before, verify
 from olmo.checkpoint import is_hub_id
 from olmo.distributed import exit_process
 from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.memory.by_layer import count
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
     if coefficients.checkpoint is None:
         print(f"warning: {coefficients.path}: states no checkpoint; it may belong to another one", file=sys.stderr)
     write_edit(folder, edit, chosen, coefficients, output, args.format, check, args.overwrite)
-    rows, dead, capped = (int(part.sum()) for part in (chosen.selected, chosen.dead, chosen.capped))
+    rows, dead, capped = map(count, (chosen.selected, chosen.dead, chosen.capped))
     done = "memories get a temperature" if args.format == "temperature" else "up-projection rows multiplied"
-    print(f"{output}: {rows - dead} of {chosen.selected.numel()} {done}")
+    print(f"{output}: {rows - dead} of {sum(map(len, chosen.selected.values()))} {done}")
     asked = edit.number_selected(coefficients.average)
     if rows > asked + len(coefficients.average):  # rounding may add one to a layer
         print(f"warning: {rows} memories are selected, not {asked}, because of equal coefficients", file=sys.stderr)

@@ -22,6 +22,7 @@ from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path
 from olmo.files.lock import writing
 from olmo.files.tensors import write_safetensors, write_torch_file
+from olmo.memory.by_layer import ByLayer, count, tensors_of
 from olmo.memory.rescaling import Multipliers, check_finite, check_shapes, rescale_model, rescaled, up_projection_name
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
@@ -39,8 +40,8 @@ class Edit:
     layers: tuple[int, ...] | None = None
     cap: float | None = None
 
-    def of(self, average: Tensor) -> Resuscitation:
-        """The edit for average coefficients (L, M). Raises ConfigurationError where a setting is out of range."""
+    def of(self, average: ByLayer) -> Resuscitation:
+        """The edit for average coefficients. Raises ConfigurationError where a setting is out of range."""
         try:
             return resuscitate(
                 average,
@@ -55,11 +56,11 @@ class Edit:
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
 
-    def number_selected(self, average: Tensor) -> int:
-        """How many memories `resuscitate` selects if no two coefficients (L, M) are equal."""
-        layers, memories = len(average if self.layers is None else self.layers), average.shape[1]
-        quantiles, size = (layers, memories) if self.threshold == "layer" else (1, layers * memories)
-        return quantiles * (math.floor(self.resuscitation_ratio * (size - 1)) + 1)
+    def number_selected(self, average: ByLayer) -> int:
+        """How many memories `resuscitate` selects if no two coefficients are equal."""
+        sizes = [len(values) for number, values in average.items() if self.layers is None or number in self.layers]
+        sizes = sizes if self.threshold == "layer" else [sum(sizes)]
+        return sum(math.floor(self.resuscitation_ratio * (size - 1)) + 1 for size in sizes)
 
     def file_name(self, form: str) -> str:
         """The published name, followed by what differs from the published settings."""
@@ -84,8 +85,8 @@ class EditedWeights:
     identity: str
 
 
-def edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights:
-    """Rescale the weights of a checkpoint folder by multipliers (L, M).
+def edit_weights(folder: Path, multipliers: ByLayer, keep: bool) -> EditedWeights:
+    """Rescale the weights of a checkpoint folder by multipliers.
 
     Those of an OLMo model are read one by one, and none is kept unless `keep`; then only edited ones are copied, the
     others mapped. Raises ValueError where the multipliers do not fit: when an edit is written, not in training; and for
@@ -98,7 +99,7 @@ def edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights
     return edited
 
 
-def _edit_weights(folder: Path, multipliers: Tensor, keep: bool) -> EditedWeights:
+def _edit_weights(folder: Path, multipliers: ByLayer, keep: bool) -> EditedWeights:
     if not checkpoint.is_olmo(folder):
         model = open_model(folder, torch.device("cpu"), "auto")
         for name, parameter in model.named_parameters():
@@ -141,9 +142,9 @@ def write_edit(
     Raises ValueError where the coefficients do not fit the checkpoint, or nothing would change; ConfigurationError if
     the file exists with other content; OSError where a file cannot be read or written.
     """
-    if not (chosen.selected & ~chosen.dead).any():
+    if count(chosen.selected) == count(chosen.dead):
         raise ValueError(
-            f"{coefficients.path}: all {int(chosen.selected.sum())} selected memories are dead (coefficient 0), so "
+            f"{coefficients.path}: all {count(chosen.selected)} selected memories are dead (coefficient 0), so "
             "nothing would change; use a larger --resuscitation_ratio"
         )
     if form == "temperature" and not checkpoint.is_olmo(folder):
@@ -159,13 +160,15 @@ def write_edit(
             write_torch_file(partial, weights.state)
         elif form == "temperature":
             metadata = {"checkpoint_fingerprint": weights.identity}
-            write_safetensors(partial, {"temperature_MLP": 1 / chosen.multipliers}, metadata)
+            divisors = {number: 1 / values for number, values in chosen.multipliers.items()}
+            write_safetensors(partial, tensors_of("temperature_MLP", divisors), metadata)
         else:
+            averages = b"".join(values.numpy().tobytes() for values in coefficients.average.values())
             about = {
                 **asdict(edit),
                 "checkpoint_fingerprint": weights.identity,
                 "coefficients": str(coefficients.path),
-                "coefficients_sha256": hashlib.sha256(coefficients.average.contiguous().numpy().tobytes()).hexdigest(),
+                "coefficients_sha256": hashlib.sha256(averages).hexdigest(),
             }
             Multipliers(chosen.multipliers, chosen.selected, about).save(partial)
         dtype = weights.dtype

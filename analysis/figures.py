@@ -108,12 +108,12 @@ def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
 def _layers(axes: Axes, results: Sequence[dict[str, Any]]) -> list[Line2D]:
     """Draw the layers of one kind of results; returns what a legend has to name."""
     places, layers, named = _places(axes, results), len(results[0]["layers"]), []
-    for layer in range(layers):
+    for layer, number in enumerate(results[0].get("layer_numbers", range(layers))):
         values = [r["layers"][layer] for r in results]
         errors = [2 * (r["layer_standard_errors"][layer] or 0.0) for r in results]
         color = colormaps["viridis"](0.85 * layer / max(layers - 1, 1))
         axes.errorbar(places, values, errors, color=color, marker="o", markersize=4, capsize=3)
-        named.append(Line2D([], [], color=color, marker="o", markersize=4, label=f"layer {layer}"))
+        named.append(Line2D([], [], color=color, marker="o", markersize=4, label=f"layer {number}"))
     axes.set(ylabel="entropy of the layer (nats)", title="Knowledge entropy per layer")
     return named
 
@@ -122,9 +122,11 @@ def _layers(axes: Axes, results: Sequence[dict[str, Any]]) -> list[Line2D]:
 def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
     """How each layer spreads its coefficients over its memories: shares, largest first, a line a checkpoint.
 
-    checkpoints: `name`, `ranks` (0 the most used memory of the layer, 1 the least) and `shares` (layers, ranks).
+    checkpoints: `name`, `ranks` (0 the most used memory of the layer, 1 the least) and `shares` (layers, ranks);
+    `layer_numbers` where these are not 0, 1, ...
     """
     layers = len(checkpoints[0]["shares"])
+    numbers = checkpoints[0].get("layer_numbers", range(layers))
     columns = min(layers, 4)
     rows = math.ceil(layers / columns)
     figure, grid = panels(1.2 + 2.6 * columns, 1 + 2.1 * rows, rows, columns, sharex=True, sharey=True)
@@ -136,7 +138,7 @@ def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
         for number, (one, color) in enumerate(zip(checkpoints, colors)):
             axes.plot(one["ranks"], one["shares"][layer], color=color, zorder=2 + number)
         axes.set_yscale("log")
-        axes.set_title(f"layer {layer}", fontsize=9)
+        axes.set_title(f"layer {numbers[layer]}", fontsize=9)
     figure.supxlabel("memories of the layer, most used first (fraction of all)", fontsize=10)
     figure.supylabel("share of the coefficients, $p_i$", fontsize=10)
     legend(figure, [Line2D([], [], color=c, label=plain(one["name"])) for one, c in zip(checkpoints, colors)])

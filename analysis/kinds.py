@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from olmo.memory.locate import numbered
+
 _INSTANCES, _LENGTH, _PACKING, _DATA, _EDIT = "numbers of instances", "sequence lengths", "packings", "data", "edits"
 _RUN = "runs"
 
@@ -21,12 +23,12 @@ def kind_of(result: dict[str, Any]) -> dict[str, str]:
 
     Results that ended at the same tolerance are of one kind, whatever number of instances each needed.
     """
-    data, layers = result["data"], len(result["layers"])
+    data = result["data"]
     tolerance, instances = result.get("tolerance"), f"{result['number_of_instances']} instances"
     if tolerance is not None:
         instances = f"tolerance {tolerance:g}, at most {data.get('instances')} instances"
     return {
-        "models": f"{layers} layers of {math.exp(result['maximum'] / max(layers, 1)):.0f} memories",
+        "models": _model(result),
         "coefficients": str(result.get("coefficient")),
         "precisions": str(result.get("precision")),
         _LENGTH: f"{result.get('sequence_length')} tokens",
@@ -35,6 +37,17 @@ def kind_of(result: dict[str, Any]) -> dict[str, str]:
         _EDIT: "as saved" if result.get("resuscitation") is None else "edited",
         _DATA: data["sha256"],
     }
+
+
+def _model(result: dict[str, Any]) -> str:
+    """Its layers and their memories, in words."""
+    if "layer_sizes" not in result:  # all are alike
+        layers = len(result["layers"])
+        return f"{layers} layers of {math.exp(result['maximum'] / max(layers, 1)):.0f} memories"
+    of_size: dict[int, list[int]] = {}
+    for number, size in zip(result["layer_numbers"], result["layer_sizes"]):
+        of_size.setdefault(size, []).append(number)
+    return ", ".join(f"{size} memories in {numbered(numbers)}" for size, numbers in of_size.items())
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from analysis.measure import Measurement
 from olmo.data.ranges import cache_folder
@@ -22,10 +21,11 @@ from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path, write_text
 from olmo.files.paths import check_readable, read_json
 from olmo.files.tensors import read_tensor, write_safetensors
-from olmo.memory.by_layer import tensors_of
+from olmo.memory.by_layer import ByLayer, layers_of, tensors_of
 
 RESULT = "knowledge_entropy.json"
-COEFFICIENTS_FILE = "mlp_average_coefficients.safetensors"
+_KEY = "mlp_average_coefficients"
+COEFFICIENTS_FILE = f"{_KEY}.safetensors"
 
 
 def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) 
     average = {number: torch.from_numpy(values).float() for number, values in measurement.coefficients.items()}
     with atomic_path(folder / RESULT) as partial_result, atomic_path(folder / COEFFICIENTS_FILE) as partial:
         partial_result.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        write_safetensors(partial, tensors_of("mlp_average_coefficients", average), metadata)
+        write_safetensors(partial, tensors_of(_KEY, average), metadata)
         (folder / RESULT).unlink(missing_ok=True)  # it would stand beside coefficients of another measurement
 
 
@@ -162,18 +162,20 @@ def _record_of(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Average coefficients of a file, (L, M) float32, and the identities of checkpoint and data if the file has them.
+    """Average coefficients of a file, (M_l,) float32 of each layer, and the identities of checkpoint and data if the
+    file has them.
 
     Raises ValueError unless all of them are finite and not negative."""
 
     path: Path
-    average: Tensor
+    average: ByLayer
     checkpoint: str | None
     data: str | None = None
 
     def __post_init__(self) -> None:
-        if self.average.ndim != 2 or not self.average.isfinite().all() or (self.average < 0).any():
-            raise ValueError(f"{self.path}: expected a row of finite coefficients, 0 or above, for each layer")
+        for number, values in self.average.items():
+            if not values.isfinite().all() or (values < 0).any():
+                raise ValueError(f"{self.path}: layer {number}: expected finite coefficients, 0 or above")
 
 
 def read_coefficients(path: Path) -> Coefficients:
@@ -181,13 +183,15 @@ def read_coefficients(path: Path) -> Coefficients:
 
     Raises OSError, or ValueError where the file is damaged, unsafe or something else.
     """
-    if path.suffix == ".pt":
-        return Coefficients(path, read_tensor(path).float(), None)
+    metadata: dict[str, str] = {}
+    tensors = {_KEY: read_tensor(path)} if path.suffix == ".pt" else {}
     check_readable(path)
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            average = file.get_tensor("mlp_average_coefficients").float()
+        if not tensors:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        average = {number: values.float() for number, values in layers_of(_KEY, tensors).items()}
     except Exception as error:  # safetensors raises its own error type
         raise ValueError(f"{path}: not a file of average coefficients: {error}") from error
     return Coefficients(path, average, metadata.get("checkpoint_fingerprint"), metadata.get("data_sha256"))

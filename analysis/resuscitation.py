@@ -1,4 +1,7 @@
-"""Resuscitation of inactive memories (paper, algorithm 1; method section 2) as a function of tensors."""
+"""Resuscitation of inactive memories (paper, algorithm 1; method section 2) as a function of tensors.
+
+M_l memories of layer l.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from olmo.memory.by_layer import ByLayer
+from olmo.memory.locate import numbered
+
 SELECTIONS = ("lowest", "random", "highest")
 THRESHOLDS = ("layer", "global")
+MOST_SORTED = 2**24  # numbers, by torch.quantile
 
 
 @dataclass(frozen=True)
 class Resuscitation:
-    """Which rows of the up projections change, and by how much. L layers, M memories of a layer."""
+    """Which rows of the up projections change, and by how much; of each layer of the coefficients, (M_l,)."""
 
-    selected: Tensor  # bool (L, M)
-    multipliers: Tensor  # (L, M), in the precision of the coefficients; 1 where nothing changes
-    dead: Tensor  # bool (L, M): selected, but of coefficient 0 and therefore unchanged
-    capped: Tensor  # bool (L, M): selected, and u cut to the cap
+    selected: ByLayer  # bool
+    multipliers: ByLayer  # in the precision of the coefficients; 1 where nothing changes
+    dead: ByLayer  # bool: selected, but of coefficient 0 and therefore unchanged
+    capped: ByLayer  # bool: selected, and u cut to the cap
 
 
 def resuscitate(
-    average: Tensor,
+    average: ByLayer,
     ratio: float,
     factor: float,
     select: str = "lowest",
@@ -32,18 +39,18 @@ def resuscitate(
     layers: Sequence[int] | None = None,
     cap: float | None = None,
 ) -> Resuscitation:
-    """Algorithm 1 on average coefficients (L, M).
+    """Algorithm 1 on average coefficients (M_l,) of each layer.
 
     lowest: rows whose coefficient is at most the `ratio` quantile (linear interpolation) of their layer, or, with
     the threshold `global`, of all `layers` together. The controls take as many rows of each layer: `highest` the most
     active ones, `random` a draw seeded by `seed`. A selected row is multiplied by u_i = mean(Cbar) / Cbar_i * factor,
     of the mean of its own layer, or by `cap` where u_i exceeds it. A dead memory, whose coefficient is 0, would need
     an infinite u, and no multiplier of its row would revive it: it keeps its row (multiplier 1), with any cap, and is
-    reported in `dead`; so is one so close to 0 that u overflows, unless there is a cap. Only `layers` change (default:
-    all).
+    reported in `dead`; so is one so close to 0 that u overflows, unless there is a cap. Only `layers`, numbers of
+    layers in the model, change (default: all).
 
-    Raises ValueError for a ratio outside (0, 1], a factor or cap that is not positive, a layer that does not exist, or
-    coefficients that are negative, not finite, or all 0 in one of `layers`.
+    Raises ValueError for a ratio outside (0, 1], a factor or cap that is not positive, a layer that has no
+    coefficients, or coefficients that are negative, not finite, or all 0 in one of `layers`.
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"resuscitation ratio {ratio} is not in (0, 1]")
@@ -53,34 +60,44 @@ def resuscitate(
     for name, word, known in (("selection", select, SELECTIONS), ("threshold", threshold, THRESHOLDS)):
         if word not in known:
             raise ValueError(f"{name} {word!r} is none of {', '.join(known)}")
+    # Of two equal rows: the sum of a single long one depends on the number of threads that share it.
+    means = {number: values.expand(2, -1).mean(1)[0] for number, values in average.items()}
     # The mean, because that of huge values overflows, which would make every memory look dead.
-    if average.ndim != 2 or not torch.isfinite(average.mean(-1)).all() or (average < 0).any():
-        raise ValueError("average coefficients must be finite and not negative, one row per layer")
-    chosen = sorted(set(range(len(average)) if layers is None else layers))
-    unknown = [layer for layer in chosen if not 0 <= layer < len(average)]
+    if not all(torch.isfinite(means[number]) and (values >= 0).all() for number, values in average.items()):
+        raise ValueError("average coefficients must be finite and not negative")
+    chosen = sorted(set(average if layers is None else layers))
+    unknown = [number for number in chosen if number not in average]
     if unknown or not chosen:
-        raise ValueError(f"layers {', '.join(map(str, unknown)) or 'none'}: the model has 0 to {len(average) - 1}")
-    for layer in chosen:
-        if not average[layer].any():
-            raise ValueError(f"layer {layer}: a layer without a single active memory cannot be resuscitated")
-    edited = torch.zeros(len(average), 1, dtype=torch.bool)
-    edited[chosen] = True
-    if threshold == "global":
-        limits = torch.quantile(average[chosen], ratio).expand(len(average))
-    else:
-        limits = torch.stack([torch.quantile(layer, ratio) for layer in average])
-    selected = (average <= limits[:, None]) & edited
-    if select != "lowest":
-        counts = selected.sum(1)
-        generator = torch.Generator().manual_seed(seed)
-        score = torch.rand(average.shape, generator=generator) if select == "random" else -average
-        ranks = score.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-        selected = ranks < counts[:, None]
-    multipliers = average.mean(1, keepdim=True) / average * factor
-    capped = torch.zeros_like(selected)
-    if cap is not None:
-        capped = selected & (average > 0) & (multipliers > cap)
-        multipliers = torch.where(capped, torch.full_like(multipliers, cap), multipliers)
-    dead = selected & ~torch.isfinite(multipliers)
-    multipliers = torch.where(selected & ~dead, multipliers, torch.ones_like(multipliers))
-    return Resuscitation(selected, multipliers, dead, capped)
+        held = numbered(list(average))
+        raise ValueError(f"layers {', '.join(map(str, unknown)) or 'none'}: the model has memories in {held}")
+    for number in chosen:
+        if not average[number].any():
+            raise ValueError(f"layer {number}: a layer without a single active memory cannot be resuscitated")
+    together = _quantile(torch.cat([average[number] for number in chosen]), ratio) if threshold == "global" else None
+    generator = torch.Generator().manual_seed(seed)
+    result = Resuscitation({}, {}, {}, {})
+    for number, values in average.items():
+        limit = _quantile(values, ratio) if together is None else together
+        selected = (values <= limit) & (number in chosen)
+        if select != "lowest":
+            score = torch.rand(values.shape, generator=generator) if select == "random" else -values
+            selected = score.argsort(stable=True).argsort(stable=True) < selected.sum()
+        multipliers = means[number] / values * factor
+        capped = torch.zeros_like(selected)
+        if cap is not None:
+            capped = selected & (values > 0) & (multipliers > cap)
+            multipliers = torch.where(capped, torch.full_like(multipliers, cap), multipliers)
+        dead = selected & ~torch.isfinite(multipliers)
+        result.selected[number], result.dead[number], result.capped[number] = selected, dead, capped
+        result.multipliers[number] = torch.where(selected & ~dead, multipliers, torch.ones_like(multipliers))
+    return result
+
+
+def _quantile(values: Tensor, ratio: float) -> Tensor:
+    """As torch.quantile of all `values`, which it computes of 2^24 at most."""
+    if len(values) <= MOST_SORTED:
+        return torch.quantile(values, ratio)
+    place = ratio * (len(values) - 1)
+    below = int(place)
+    low, high = (values.kthvalue(min(rank, len(values))).values for rank in (below + 1, below + 2))
+    return torch.lerp(low, high, place - below)

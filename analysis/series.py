@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from analysis.estimates import finite
 from analysis.kinds import difference, kind_of, labels
 from analysis.locations import Location, check_writable
-from analysis.results import COEFFICIENTS_FILE, RESULT
+from analysis.results import COEFFICIENTS_FILE, RESULT, read_coefficients
 from olmo.console import fixed
 from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
-from olmo.files.tensors import read_tensor
 from olmo.memory import jackknife_error
 
 SERIES = "knowledge_entropy_series.json"
@@ -38,6 +37,7 @@ _KEPT = (
     "data",
     "coefficient",
 )
+_OF_UNLIKE_LAYERS = ("layer_numbers", "layer_sizes")
 
 
 # --- pairs -------------------------------------------------------------------------------------------------------
@@ -74,10 +74,13 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         numbers = [result["knowledge_entropy"], result["maximum"], *result["layers"], result["number_of_instances"]]
         # Of the numbers without each group, only their sums are needed: a series may have thousands of results.
+        unlike = [result[name] for name in _OF_UNLIKE_LAYERS if name in result]
+        numbers += [number + 0 for given in unlike for number in given]
         left_out = [[sum(layers)] for layers in result["leave_one_group_out"]]
         known = bool(np.isfinite([*numbers, *(one for [one] in left_out), result["checkpoint"]["step"] + 0]).all())
         known &= all(isinstance(result[key]["path"], str) for key in ("checkpoint", "data"))
         known &= isinstance(result["data"]["sha256"], str) and len(result["layers"]) > 0
+        known &= [len(given) for given in unlike] in ([], [len(result["layers"])] * 2)
     except (TypeError, KeyError, AttributeError):
         known = False
     if not known:
@@ -138,6 +141,7 @@ def gather(read: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
                     "kind": kind,
                     "tokens": result["checkpoint"].get("tokens"),
                     **{key: result[key] for key in _KEPT},
+                    **{key: result[key] for key in _OF_UNLIKE_LAYERS if key in result},
                     "precision": result.get("precision"),
                     "from_previous": _difference(results[previous], result),
                     "from_first": _difference(first, result),
@@ -164,9 +168,12 @@ def _distributions(files: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
     ranks = np.linspace(0, 1, POINTS)
     curves = []
     for name, file in files:
-        average = read_tensor(file).double().numpy()  # (L, M)
-        shares = np.quantile(average / average.sum(1, keepdims=True), 1 - ranks, axis=1).T  # (L, POINTS)
-        curves.append({"name": name, "ranks": ranks.tolist(), "shares": shares.tolist()})
+        averages = {number: values.double().numpy() for number, values in read_coefficients(file).average.items()}
+        shares = [np.quantile(average / average.sum(), 1 - ranks).tolist() for average in averages.values()]
+        curve = {"name": name, "ranks": ranks.tolist(), "shares": shares}  # (L, POINTS)
+        if list(averages) != list(range(len(averages))):
+            curve["layer_numbers"] = list(averages)
+        curves.append(curve)
     return curves
 
 

@@ -38,6 +38,7 @@ ENTROPY: dict[str, Any] = {
     "standard_error": (float, None),
     "layers": [float],
     "layer_standard_errors": [(float, None)],
+    "?layer_numbers": [int],
     "maximum": float,
     "number_of_instances": int,
     "leave_one_group_out": [[float]],

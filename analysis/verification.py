@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from analysis.instances import Instances, digest_of
 from analysis.measure import measure
@@ -21,7 +20,8 @@ from olmo.console import fixed
 from olmo.distributed import Ranks, disable_malloc_trim, pick_device
 from olmo.files.paths import read_json
 from olmo.memory import jackknife_error, layer_entropy
-from olmo.memory.locate import find_memories
+from olmo.memory.by_layer import ByLayer
+from olmo.memory.locate import find_layers
 
 # Relative error of a mean coefficient that rounding of the rescaled rows, or of coefficients, may cause.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -58,7 +58,7 @@ def measured_before(coefficients: Coefficients, folder: Path) -> Before:
         how = (float(result["knowledge_entropy"]), left_out, result["coefficient"], PRECISIONS[result["precision"]])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{result_file}: not a result of analysis.entropy: {error!r}") from error
-    entropies = layer_entropy(coefficients.average.double().numpy())
+    entropies = layer_entropy(values.double().numpy() for values in coefficients.average.values())
     # Coefficients are saved in float32.
     if entropies.shape != layers.shape or not np.allclose(entropies, layers, rtol=0, atol=1e-4):
         raise ValueError(f"{coefficients.path}: not the coefficients that {result_file} was computed from")
@@ -73,7 +73,7 @@ def verify(
     folder: Path,
     edit: Path,
     stored: torch.dtype,
-    average: Tensor,
+    average: ByLayer,
     chosen: Resuscitation,
     factor: float,
     batch_size: int,
@@ -85,7 +85,7 @@ def verify(
     q * mean(Cbar). This holds for the first edited layer, but not in a layer without a gate, where rows change before
     the activation.
 
-    edit: file of multipliers or full state dict; stored: type of the checkpoint's weights; average: Cbar (L, M);
+    edit: file of multipliers or full state dict; stored: type of the checkpoint's weights; average: Cbar;
     factor: q.
     Raises ValueError if the law does not hold within rounding.
     """
@@ -100,15 +100,14 @@ def verify(
         f"{fixed(after.knowledge_entropy, 4)}, difference {fixed(change, 4, '+')} +- "
         f"{'unknown (one instance)' if math.isnan(error) else f'{error:.4f}'}"
     )
-    edited = (chosen.selected & ~chosen.dead).any(1)
-    layer = int(edited.nonzero()[0])
-    bound = (chosen.selected & ~chosen.dead & ~chosen.capped)[layer]
+    layer = next(n for n, selected in chosen.selected.items() if (selected & ~chosen.dead[n]).any())
+    bound = chosen.selected[layer] & ~chosen.dead[layer] & ~chosen.capped[layer]
     if not bound.any():
         yield f"layer {layer}, the first one edited: no memory to compare with the law, all multipliers are capped"
         return
     wanted = factor * average[layer].double().mean()
     error = float((torch.from_numpy(after.coefficients[layer])[bound] / wanted - 1).abs().max())
-    gated = all(part.gated for part in find_memories(model)[layer])
+    gated = all(part.gated for part in find_layers(model)[layer].parts)
     yield (
         f"layer {layer}, the first one edited{'' if gated else ', which has no gate and need not follow the law'}: "
         f"mean coefficients of {int(bound.sum())} selected memories are {factor} x the mean "

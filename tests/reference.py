@@ -165,3 +165,13 @@ def entropy_by_definition(average: Tensor) -> list[float]:
         total = sum(layer)
         result.append(-sum(c / total * math.log(c / total) for c in layer if c > 0))
     return result
+
+
+def by_layer(table: Tensor) -> dict[int, Tensor]:
+    """A table (L, M) as the program has it: one tensor for each layer."""
+    return dict(enumerate(table))
+
+
+def table_of(layers: dict[int, Tensor]) -> Tensor:
+    """Of layers that are alike, (L, M)."""
+    return torch.stack(list(layers.values()))

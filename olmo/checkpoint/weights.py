@@ -25,6 +25,7 @@ from ..console import log
 from ..exceptions import ConfigurationError
 from ..files.paths import check_not_lfs, read_json
 from ..files.tensors import read_tensors, tensor_names
+from ..memory.by_layer import ByLayer
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
 from ..model.olmo import OLMo
@@ -342,8 +343,8 @@ def resuscitation_file(name: str, folder: Path, key: str) -> Path:
     return path
 
 
-def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> Tensor:
-    """The multipliers (L, M) of a file; ValueError where it was made for another checkpoint, unless forced."""
+def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> ByLayer:
+    """The multipliers of a file; ValueError where it was made for another checkpoint, unless forced."""
     multipliers = load_multipliers(path)
     if multipliers.about.get("checkpoint_fingerprint") != identity and not force:
         raise _made_for_another(path, folder)

@@ -90,12 +90,12 @@ def describe(model: nn.Module) -> str:
         groups.setdefault(", and shared in ".join(shown), []).append(layer.number)
     if len(groups) == 1:
         return f"{kind}, {len(layers)} layers; each has in {next(iter(groups))}"
-    held = [f"{_numbered(numbers)} in {shown}" if shown else "" for shown, numbers in groups.items()]
-    without = [f"no feed-forward memories in {_numbered(groups[''])}"] if "" in groups else []
+    held = [f"{numbered(numbers)} in {shown}" if shown else "" for shown, numbers in groups.items()]
+    without = [f"no feed-forward memories in {numbered(groups[''])}"] if "" in groups else []
     return "; ".join([f"{kind}, {len(layers)} layers", *filter(None, held), *without])
 
 
-def _numbered(numbers: Sequence[int]) -> str:
+def numbered(numbers: Sequence[int]) -> str:
     """Increasing numbers of layers in words: "layer 0", "layers 1 to 3, 5"."""
     runs: list[list[int]] = []
     for number in numbers:

@@ -1,6 +1,6 @@
 """Rescale rows of up projections: the multipliers of a resuscitation, their file, and the weights after it.
 
-Method section 2 (paper, algorithm 1). L layers, M memories of a layer.
+Method section 2 (paper, algorithm 1). M_l memories of layer l.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..files.atomic import atomic_path
 from ..files.paths import check_readable
 from ..files.tensors import write_safetensors
-from .locate import find_memories
+from .by_layer import ByLayer, layers_of, tensors_of
+from .locate import find_layers, numbered
 from .parts import Experts, Memory, is_conv1d
 from .up_projection import up_projection
 
@@ -28,15 +29,16 @@ from .up_projection import up_projection
 class Multipliers:
     """The edit of a resuscitation."""
 
-    values: Tensor  # factor u (L, M) float32 of every row of the up projections, 1 where nothing changes
-    selected: Tensor  # (L, M) bool
+    values: ByLayer  # factor u (M_l,) float32 of every row of the up projections, 1 where nothing changes
+    selected: ByLayer  # (M_l,) bool
     about: dict[str, Any]  # how they were made, for which checkpoint, from which coefficients
 
     def save(self, path: Path) -> None:
         """Write as safetensors, atomically."""
         metadata = {"resuscitation": json.dumps(self.about, sort_keys=True)}
         with atomic_path(path) as partial:
-            write_safetensors(partial, {"multipliers": self.values, "selected": self.selected}, metadata)
+            tensors = {**tensors_of("multipliers", self.values), **tensors_of("selected", self.selected)}
+            write_safetensors(partial, tensors, metadata)
 
 
 def load_multipliers(path: Path) -> Multipliers:
@@ -45,14 +47,31 @@ def load_multipliers(path: Path) -> Multipliers:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("resuscitation", "null"))
-            values, selected = file.get_tensor("multipliers"), file.get_tensor("selected")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        values, selected = layers_of("multipliers", tensors), layers_of("selected", tensors)
         if not isinstance(about, dict):
             raise ValueError("no 'resuscitation' in its header")
     except Exception as error:  # safetensors raises its own error type for files it cannot read
         raise ValueError(f"{path}: not a multiplier file of analysis.change_parameters: {error}") from error
-    if values.ndim != 2 or values.shape != selected.shape or not torch.isfinite(values).all():
-        raise ValueError(f"{path}: multipliers must be finite, one row per layer")
-    return Multipliers(values.float(), selected.bool(), about)
+    of_one_shape = _sizes(values) == _sizes(selected)
+    if not of_one_shape or not all(torch.isfinite(layer).all() for layer in values.values()):
+        raise ValueError(f"{path}: multipliers must be finite, and `selected` of the same layers")
+    as_float = {number: layer.float() for number, layer in values.items()}
+    return Multipliers(as_float, {number: layer.bool() for number, layer in selected.items()}, about)
+
+
+def _sizes(layers: ByLayer) -> dict[int, int]:
+    return {number: len(values) for number, values in layers.items()}
+
+
+def _check_sizes(multipliers: ByLayer, sizes: Mapping[int, int]) -> None:
+    """Raise ValueError if multipliers do not fit layers that have these numbers of memories."""
+    if multipliers.keys() != sizes.keys():
+        given, wanted = numbered(list(multipliers)), numbered(list(sizes))
+        raise ValueError(f"multipliers for {given}, the model has memories in {wanted}")
+    for number, size in _sizes(multipliers).items():
+        if size != sizes[number]:
+            raise ValueError(f"layer {number}: multipliers for {size} memories, the layer has {sizes[number]}")
 
 
 def up_projection_name(layer: int) -> str:
@@ -60,8 +79,8 @@ def up_projection_name(layer: int) -> str:
     return f"transformer.blocks.{layer}.ff_proj.weight"
 
 
-def rescale(state: Mapping[str, Tensor], multipliers: Tensor) -> dict[str, Tensor]:
-    """A state dict of OLMo with row i of the up projection of layer l multiplied by multipliers[l, i] (algorithm 1).
+def rescale(state: Mapping[str, Tensor], multipliers: ByLayer) -> dict[str, Tensor]:
+    """A state dict of OLMo with row i of the up projection of layer l multiplied by multipliers[l][i] (algorithm 1).
 
     Only the edited tensors are copied. A bias of ff_proj is multiplied too, so that the output of the up projection
     scales. Raises ValueError if the shapes do not fit, or as `multiply` does.
@@ -70,29 +89,25 @@ def rescale(state: Mapping[str, Tensor], multipliers: Tensor) -> dict[str, Tenso
     return {name: rescaled(name, tensor, multipliers) for name, tensor in state.items()}
 
 
-def check_shapes(shapes: Mapping[str, torch.Size], multipliers: Tensor) -> None:
-    """Raise ValueError if multipliers (L, M) do not fit a state dict of OLMo with tensors of these shapes."""
-    layers, memories = multipliers.shape
-    depth = sum(1 for name in shapes if name.endswith(".ff_proj.weight"))
-    if depth != layers:
-        raise ValueError(f"multipliers for {layers} layers, the model has {depth}")
-    for layer in range(layers):
+def check_shapes(shapes: Mapping[str, torch.Size], multipliers: ByLayer) -> None:
+    """Raise ValueError if multipliers do not fit a state dict of OLMo with tensors of these shapes."""
+    sizes = {}
+    for layer in range(sum(1 for name in shapes if name.endswith(".ff_proj.weight"))):
         down = f"transformer.blocks.{layer}.ff_out.weight"
         if not {up_projection_name(layer), down} <= shapes.keys():
             raise ValueError(f"{up_projection_name(layer)} or {down}: missing among the weights")
-        inner = shapes[down][1]
-        if inner != memories:
-            raise ValueError(f"{up_projection_name(layer)}: multipliers for {memories} memories, the layer has {inner}")
+        sizes[layer] = shapes[down][1]
+    _check_sizes(multipliers, sizes)
 
 
-def rescaled(name: str, tensor: Tensor, multipliers: Tensor) -> Tensor:
+def rescaled(name: str, tensor: Tensor, multipliers: ByLayer) -> Tensor:
     """One tensor of `rescale`: an edited copy, or the tensor itself if none of its rows changes."""
     match = re.fullmatch(r"transformer\.blocks\.(\d+)\.ff_proj\.(?:weight|bias)", name)
     if match is None or (multipliers[int(match[1])] == 1).all():
         return tensor
-    edited = tensor.clone()
-    rows = edited[: multipliers.shape[1]]
-    multiply(rows, multipliers[int(match[1])].view(-1, *[1] * (rows.ndim - 1)), name)
+    edited, factors = tensor.clone(), multipliers[int(match[1])]
+    rows = edited[: len(factors)]
+    multiply(rows, factors.view(-1, *[1] * (rows.ndim - 1)), name)
     return edited
 
 
@@ -115,7 +130,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 @torch.no_grad()
-def rescale_model(model: nn.Module, multipliers: Tensor) -> None:
+def rescale_model(model: nn.Module, multipliers: ByLayer) -> None:
     """Multiply the rows of the up projections of any architecture in place, with their biases.
 
     Coefficients of a gated layer or expert scale by exactly these factors; in a plain one the first projection is
@@ -126,21 +141,20 @@ def rescale_model(model: nn.Module, multipliers: Tensor) -> None:
         multiply(model.get_parameter(name), factors, name)
 
 
-def row_factors(model: nn.Module, multipliers: Tensor) -> dict[str, Tensor]:
-    """By name of a parameter of `model`, which may be on the meta device: the float32 factors that multipliers (L, M)
-    make of it, with size 1 where they do not depend on the column.
+def row_factors(model: nn.Module, multipliers: ByLayer) -> dict[str, Tensor]:
+    """By name of a parameter of `model`, which may be on the meta device: the float32 factors that multipliers make of
+    it, with size 1 where they do not depend on the column.
 
-    The M of a layer are in the order of its coefficients: those of each expert, then of a shared one. Raises ValueError
-    if `find_memories` or `up_projection` does, if the shapes do not fit, or if two layers share their weights.
+    The M_l of a layer are in the order of its coefficients: those of each expert, then of a shared one. Raises
+    ValueError if `find_layers` or `up_projection` does, if the shapes do not fit, or if two layers share their weights.
     """
-    layers = find_memories(model)
-    counts = [sum(part.count for part in parts) for parts in layers]
-    if [multipliers.shape[-1]] * len(multipliers) != counts:
-        raise ValueError(f"multipliers of shape {tuple(multipliers.shape)}, memories of shape {len(layers), counts[0]}")
+    layers = [layer for layer in find_layers(model) if layer.parts]
+    _check_sizes(multipliers, {layer.number: sum(part.count for part in layer.parts) for layer in layers})
     names = {parameter: name for name, parameter in model.named_parameters()}
     result: dict[str, Tensor] = {}
-    for parts, of_layer in zip(layers, multipliers.float()):
-        for part, own in zip(parts, of_layer.split([part.count for part in parts])):
+    for layer in layers:
+        of_parts = multipliers[layer.number].float().split([part.count for part in layer.parts])
+        for part, own in zip(layer.parts, of_parts):
             module, rows = up_projection(model, part)
             for parameter, factors in _of_parameters(module, part, rows, own):
                 if names[parameter] in result:

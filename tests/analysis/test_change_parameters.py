@@ -105,7 +105,7 @@ def test_what_is_written_has_the_mode_that_the_umask_gives(folder: Path, form: s
     [
         (["--layers", "0,two"], "expected layers such as 0,3,8-11"),
         (["--layers", "3-1"], "expected layers such as 0,3,8-11"),
-        (["--layers", "2"], "layers 2: the model has 0 to 1"),
+        (["--layers", "2"], "layers 2: the model has memories in layers 0, 1"),
         (["--cap", "0"], "cap 0.0 is not a positive number"),
         (["--verify", "--format", "temperature"], "--verify: needs an edit of weights"),
         (["--verify", "--batch_size", "0"], "--batch_size must be at least 1"),

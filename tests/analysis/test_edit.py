@@ -23,7 +23,7 @@ from olmo.memory.rescaling import load_multipliers
 from olmo.model import OLMo
 from scripts.benchmarks.processes import forget_peak, peak_bytes, run_in_subprocess
 from tests.analysis.editing import LENGTH, MEMORIES, change, coefficients, measure, uneven_model, write
-from tests.reference import tiny_config, to_transformers
+from tests.reference import table_of, tiny_config, to_transformers
 from tests.running import CPU
 
 
@@ -83,7 +83,7 @@ def test_the_default_is_a_small_file_of_the_published_name(folder: Path, capsys:
     name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
     assert {path.name for path in folder.iterdir()} == before | {name}
     made = load_multipliers(folder / name)
-    assert made.values.shape == (2, MEMORIES) and made.values.dtype == torch.float32
+    assert table_of(made.values).shape == (2, MEMORIES) and made.values[0].dtype == torch.float32
     assert made.about["resuscitation_ratio"] == 0.5 and made.about["amplifying_factor"] == 2.0
     assert made.about["select"] == "lowest"
     assert (folder / name).stat().st_size < 2000
@@ -110,8 +110,8 @@ def test_the_controls_multiply_as_many_rows(folder: Path, capsys: pytest.Capture
     lines = capsys.readouterr().out.splitlines()
     assert len({line.split(": ")[1] for line in lines}) == 1
     change(folder, 0.3, 1.0, "--select", "random", "--seed", 1, "--output", folder / "other.safetensors")
-    first = load_multipliers(folder / "resuscitation_ratio0.3_amplifying1.0_random.safetensors").values
-    assert not torch.equal(first, load_multipliers(folder / "other.safetensors").values)
+    first = table_of(load_multipliers(folder / "resuscitation_ratio0.3_amplifying1.0_random.safetensors").values)
+    assert not torch.equal(first, table_of(load_multipliers(folder / "other.safetensors").values))
 
 
 def test_an_output_elsewhere_and_a_step_of_the_published_layout(
@@ -125,8 +125,8 @@ def test_an_output_elsewhere_and_a_step_of_the_published_layout(
     change_parameters.main(argv)
     assert (place / "resuscitation_ratio0.5_amplifying2.0.safetensors").is_file()
     change_parameters.main([*argv, "--output", "new/folder/edit.safetensors"])
-    first = load_multipliers(place / "resuscitation_ratio0.5_amplifying2.0.safetensors")
-    assert torch.equal(first.values, load_multipliers(Path("new/folder/edit.safetensors")).values)
+    files = (place / "resuscitation_ratio0.5_amplifying2.0.safetensors", Path("new/folder/edit.safetensors"))
+    assert torch.equal(*(table_of(load_multipliers(file).values) for file in files))
 
 
 def test_the_published_coefficients_are_read(folder: Path) -> None:
@@ -170,7 +170,7 @@ def test_transformers_layout_of_the_same_weights(folder: Path, tmp_path: Path) -
     change(tmp_path / "hf", 0.5, 2.0, "--coefficients", given)
     change(folder, 0.5, 2.0)
     name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
-    assert torch.equal(load_multipliers(tmp_path / "hf" / name).values, load_multipliers(folder / name).values)
+    assert torch.equal(*(table_of(load_multipliers(place / name).values) for place in (tmp_path / "hf", folder)))
 
 
 def test_entropy_rises_when_the_least_active_memories_are_raised_to_the_mean(
@@ -234,7 +234,7 @@ def test_the_file_states_how_it_was_made(folder: Path) -> None:
         "coefficients_sha256": sha,
     }
     assert torch.equal(made.selected[1], coefficients(folder)[1] <= coefficients(folder)[1].quantile(0.5))
-    assert not made.selected[0].any() and made.values.max() == 3.0
+    assert not made.selected[0].any() and made.values[1].max() == 3.0 and (made.values[0] == 1).all()
 
 
 def test_temperatures_divide_the_same_coefficients(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +244,7 @@ def test_temperatures_divide_the_same_coefficients(folder: Path, capsys: pytest.
     change(folder, 0.5, 2.0)
     name = "resuscitation_ratio0.5_amplifying2.0.safetensors"
     divisors = load_file(folder / f"temperature_MLP_{name}")["temperature_MLP"]
-    torch.testing.assert_close(1 / divisors, load_multipliers(folder / name).values)
+    torch.testing.assert_close(1 / divisors, table_of(load_multipliers(folder / name).values))
     ids = torch.arange(2, 2 + LENGTH)[None]
     models = [
         checkpoint.load_model(folder, CPU, config=tiny_config(max_sequence_length=LENGTH, **edit))

@@ -21,6 +21,7 @@ from olmo.files.tensors import read_tensors, write_olmo_safetensors
 from olmo.memory.rescaling import load_multipliers
 from tests.analysis.editing import LENGTH, MEMORIES, change, coefficients, failing, measure, uneven_model, write
 from tests.olmo.memory.test_locate import built
+from tests.reference import table_of
 
 WEIGHTS, COEFFICIENTS = "model.safetensors", "mlp_average_coefficients.safetensors"
 EDIT = "resuscitation_ratio0.5_amplifying2.0.safetensors"
@@ -99,12 +100,12 @@ def last_line(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, s
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda average: average[:1], "multipliers for 1 layers, the model has 2"),
+        (lambda average: average[:1], "multipliers for layer 0, the model has memories in layers 0, 1"),
         (lambda average: average[:, :-1], "multipliers for 47 memories, the layer has 48"),
         (lambda average: average * float("nan"), "finite"),
         (lambda average: -average, "not negative|0 or above"),
         (lambda average: average * torch.tensor([[1.0], [0.0]]), "layer 1"),
-        (lambda average: average[None], "each layer|one row per layer"),
+        (lambda average: average[None], "expected layers x memories, not shape"),
     ],
 )
 def test_coefficients_that_do_not_fit(
@@ -162,7 +163,7 @@ def test_two_at_once_on_one_output(folder: Path, capsys: pytest.CaptureFixture[s
         assert failing(capsys, "--checkpoint", folder, *HALF) == (1, said)
     (folder / f".{Path(EDIT).stem}.99-1.partial.safetensors").touch()
     change(folder, 0.5, 2.0)
-    assert not list(folder.glob(".*")) and load_multipliers(folder / EDIT).values.shape == (2, MEMORIES)
+    assert not list(folder.glob(".*")) and table_of(load_multipliers(folder / EDIT).values).shape == (2, MEMORIES)
 
 
 def test_weights_that_are_replaced_while_they_are_read(

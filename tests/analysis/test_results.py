@@ -19,6 +19,7 @@ from analysis.resuscitation import resuscitate
 from olmo.exceptions import exit_status
 from olmo.memory.rescaling import load_multipliers
 from tests.analysis.editing import LENGTH, change, coefficients, failing, measure, measure_to, uneven_model, write
+from tests.reference import by_layer, table_of
 from tests.running import modes_hold
 
 
@@ -55,8 +56,8 @@ def test_coefficients_are_found_where_output_put_them(
     change(folder, 0.5, 2.0)
     found = results / "one/mlp_average_coefficients.safetensors"
     assert capsys.readouterr().out.startswith(f"coefficients: {found}\n")
-    expected = resuscitate(load_file(found)["mlp_average_coefficients"], 0.5, 2.0).multipliers
-    assert torch.equal(load_multipliers(folder / name).values, expected)
+    expected = table_of(resuscitate(by_layer(load_file(found)["mlp_average_coefficients"]), 0.5, 2.0).multipliers)
+    assert torch.equal(table_of(load_multipliers(folder / name).values), expected)
     measure_to(folder, tokens, results / "two", "--coefficient", "relu")
     capsys.readouterr()
     assert failing(capsys, *argv) == (
@@ -65,7 +66,7 @@ def test_coefficients_are_found_where_output_put_them(
         "--coefficients\n",
     )
     change(folder, 0.5, 2.0, "--coefficients", results / "one", "--output", tmp_path / "by folder.safetensors")
-    assert torch.equal(load_multipliers(tmp_path / "by folder.safetensors").values, expected)
+    assert torch.equal(table_of(load_multipliers(tmp_path / "by folder.safetensors").values), expected)
     shutil.rmtree(results / "two")
     change(folder, 0.5, 2.0, "--output", tmp_path / "again.safetensors")
     assert capsys.readouterr().out.count(f"coefficients: {found}\n") == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from analysis.resuscitation import resuscitate
+from analysis import resuscitation
+from analysis.resuscitation import Resuscitation
+from tests.reference import by_layer, table_of
+
+
+def resuscitate(average: torch.Tensor, *how: Any, **more: Any) -> SimpleNamespace:
+    """Of a table (L, M), as tables."""
+    found = resuscitation.resuscitate(by_layer(average), *how, **more)
+    return SimpleNamespace(**{name: table_of(getattr(found, name)) for name in Resuscitation.__dataclass_fields__})
 
 
 def transcribed(average: np.ndarray, p: float, q: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -144,7 +154,6 @@ def test_random_rows_depend_on_the_seed_and_not_on_the_activity() -> None:
         ([[1.0]], 0.5, math.inf, "lowest", "amplifying factor inf"),
         ([[1.0]], 0.5, math.nan, "lowest", "amplifying factor nan"),
         ([[1.0]], 0.5, 1.0, "middle", "selection 'middle' is none of lowest, random, highest"),
-        ([1.0], 0.5, 1.0, "lowest", "average coefficients must be"),
         ([[1.0, -1.0]], 0.5, 1.0, "lowest", "average coefficients must be finite and not negative"),
         ([[1.0, math.nan]], 0.5, 1.0, "lowest", "average coefficients must be finite and not negative"),
         ([[1.0, math.inf]], 0.5, 1.0, "lowest", "average coefficients must be finite and not negative"),
@@ -227,8 +236,8 @@ def test_no_cap_revives_a_dead_memory() -> None:
         ({"cap": math.inf}, "cap inf is not a positive number"),
         ({"cap": math.nan}, "cap nan is not a positive number"),
         ({"threshold": "model"}, "threshold 'model' is none of layer, global"),
-        ({"layers": [0, 2, 7]}, "layers 2, 7: the model has 0 to 1"),
-        ({"layers": []}, "layers none: the model has 0 to 1"),
+        ({"layers": [0, 2, 7]}, "layers 2, 7: the model has memories in layers 0, 1"),
+        ({"layers": []}, "layers none: the model has memories in layers 0, 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(more: dict, said: str) -> None:

@@ -19,7 +19,7 @@ from olmo import checkpoint
 from olmo.files.tensors import read_tensors, write_olmo_safetensors
 from tests.analysis.editing import LENGTH, change, coefficients, measure, uneven_model, write
 from tests.architectures import built
-from tests.reference import tiny_tokenizer
+from tests.reference import by_layer, tiny_tokenizer
 from tests.running import write_world
 
 RESULT = "knowledge_entropy.json"
@@ -116,7 +116,7 @@ def test_weights_of_half_precision(
         folder = tmp_path / "llama"
         built("Llama").bfloat16().save_pretrained(folder)
     measure(folder, tokens, "--sequence_length", LENGTH)
-    assert edit_weights(folder, torch.ones(2, 48), keep=False).dtype == torch.bfloat16
+    assert edit_weights(folder, by_layer(torch.ones(2, 48)), keep=False).dtype == torch.bfloat16
     off = verified(folder, capsys, "--format", form)[2]
     assert off < 1e-2
     assert (off > 1e-4) == (family == "OLMo" or form == "full")

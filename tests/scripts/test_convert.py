@@ -21,7 +21,7 @@ from olmo.memory.rescaling import rescale
 from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
 from scripts.convert import main
-from tests.reference import tiny_config, tiny_olmo2_config
+from tests.reference import by_layer, tiny_config, tiny_olmo2_config
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [100, 50, 25, 12, 6, 3, 1, 0]])
@@ -136,7 +136,7 @@ def test_a_resuscitation_of_another_checkpoint_must_be_forced(
     )
     assert sorted(os.listdir(tmp_path)) == ["other", "ours"]
     main([*argv, "--resuscitation", str(edit), "--resuscitation_force"])
-    wanted = rescale(other.state_dict(), load_file(edit)["multipliers"])
+    wanted = rescale(other.state_dict(), by_layer(load_file(edit)["multipliers"]))
     found = checkpoint.read_state(tmp_path / "new")
     assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
 
@@ -151,7 +151,7 @@ def test_resuscitation_is_applied_on_the_way(tmp_path: Path) -> None:
     words = ["--tokenizer", str(tokenizer(tmp_path))]
     main([str(tmp_path / "ours"), str(tmp_path / "hf"), "--to", "hf", "--resuscitation", name, *words])
     multipliers = load_file(tmp_path / "ours" / name)["multipliers"]
-    edited = rescale(checkpoint.read_state(tmp_path / "ours"), multipliers)
+    edited = rescale(checkpoint.read_state(tmp_path / "ours"), by_layer(multipliers))
     found = load_file(tmp_path / "hf/model.safetensors")
     for layer in range(2):
         up, gate = edited[f"transformer.blocks.{layer}.ff_proj.weight"].chunk(2)

@@ -24,6 +24,7 @@ from olmo.memory.locate import find_memories
 from olmo.memory.rescaling import Multipliers
 from scripts.convert import main
 from tests.architectures import LAYERS, built
+from tests.reference import by_layer
 
 IDS = torch.randint(2, 128, (2, 11), generator=torch.Generator().manual_seed(0))
 GATED = dict.fromkeys(("Llama", "Qwen2", "Gemma 2", "Phi-3", "OLMo 2"), "model.layers.{}.mlp.down_proj")
@@ -48,7 +49,7 @@ def edit_of(model: nn.Module, folder: Path, file: Path) -> Tensor:
     count = sum(part.count for part in find_memories(model)[0])
     values = 0.25 + 4 * torch.rand(LAYERS, count, generator=torch.Generator().manual_seed(1))
     values[:, ::3] = 1
-    Multipliers(values, values != 1, {"checkpoint_fingerprint": identity_of(folder)}).save(file)
+    Multipliers(by_layer(values), by_layer(values != 1), {"checkpoint_fingerprint": identity_of(folder)}).save(file)
     return values
 
 

@@ -20,7 +20,7 @@ from olmo.files.tensors import encode_key, write_olmo_safetensors
 from olmo.memory.rescaling import Multipliers, rescale
 from olmo.model import OLMo
 from tests.checkpoints import CPU, IDS, made_model, olmo_key, same_weights, write_olmo
-from tests.reference import tiny_config, to_transformers
+from tests.reference import by_layer, tiny_config, to_transformers
 
 
 def broken(change: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -100,26 +100,35 @@ def with_resuscitation(config: ModelConfig, name: Path | str) -> ModelConfig:
 
 
 @pytest.fixture
-def multipliers() -> Tensor:
+def multipliers() -> dict[int, Tensor]:
     values = torch.ones(2, 48)
     values[0, 3], values[1, 40] = 2.0, 0.25
-    return values
+    return by_layer(values)
+
+
+def write_edit(file: Path, multipliers: dict[int, Tensor], about: dict[str, Any]) -> None:
+    selected = {number: values != 1 for number, values in multipliers.items()}
+    Multipliers(multipliers, selected, about).save(file)
 
 
 @pytest.mark.parametrize("beside", [True, False])
 @pytest.mark.parametrize("weights", ["model.safetensors", "model.pt"])
-def test_a_multiplier_file_is_applied(tmp_path: Path, multipliers: Tensor, beside: bool, weights: str) -> None:
+def test_a_multiplier_file_is_applied(
+    tmp_path: Path, multipliers: dict[int, Tensor], beside: bool, weights: str
+) -> None:
     model = made_model()
     folder = write_olmo(tmp_path / "checkpoint", model, weights)
     file = (folder if beside else tmp_path) / "edit.safetensors"
-    Multipliers(multipliers, multipliers != 1, {"checkpoint_fingerprint": fingerprint(model.state_dict())}).save(file)
+    write_edit(file, multipliers, {"checkpoint_fingerprint": fingerprint(model.state_dict())})
     named = "edit.safetensors" if beside else file
     loaded = checkpoint.load_model(folder, CPU, config=with_resuscitation(model.config, named))
     for name, tensor in rescale(model.state_dict(), multipliers).items():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
-def test_a_full_state_dict_may_have_the_names_that_wrapping_left(tmp_path: Path, multipliers: Tensor) -> None:
+def test_a_full_state_dict_may_have_the_names_that_wrapping_left(
+    tmp_path: Path, multipliers: dict[int, Tensor]
+) -> None:
     model = made_model()
     folder = write_olmo(tmp_path / "checkpoint", model)
     wanted = rescale(model.state_dict(), multipliers)
@@ -128,11 +137,13 @@ def test_a_full_state_dict_may_have_the_names_that_wrapping_left(tmp_path: Path,
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_a_multiplier_file_fits_the_same_weights_in_another_layout(tmp_path: Path, multipliers: Tensor) -> None:
+def test_a_multiplier_file_fits_the_same_weights_in_another_layout(
+    tmp_path: Path, multipliers: dict[int, Tensor]
+) -> None:
     model = made_model(weight_tying=False)
     to_transformers(model).save_pretrained(tmp_path / "hf")
     file = tmp_path / "edit.safetensors"
-    Multipliers(multipliers, multipliers != 1, {"checkpoint_fingerprint": fingerprint(model.state_dict())}).save(file)
+    write_edit(file, multipliers, {"checkpoint_fingerprint": fingerprint(model.state_dict())})
     loaded = checkpoint.load_model(tmp_path / "hf", CPU, config=with_resuscitation(model.config, file))
     edited = rescale(model.state_dict(), multipliers)
     assert all(torch.equal(tensor, edited[name]) for name, tensor in loaded.state_dict().items())
@@ -140,13 +151,13 @@ def test_a_multiplier_file_fits_the_same_weights_in_another_layout(tmp_path: Pat
 
 @pytest.mark.parametrize("about", [{}, {"checkpoint_fingerprint": None}, {"checkpoint_fingerprint": "other"}])
 def test_a_multiplier_file_of_another_checkpoint_is_refused(
-    tmp_path: Path, multipliers: Tensor, about: dict[str, Any]
+    tmp_path: Path, multipliers: dict[int, Tensor], about: dict[str, Any]
 ) -> None:
     model = made_model()
     folder = write_olmo(tmp_path / "checkpoint", model)
     if about.get("checkpoint_fingerprint") == "other":
         about = {"checkpoint_fingerprint": fingerprint(made_model(1).state_dict())}
-    Multipliers(multipliers, multipliers != 1, about).save(tmp_path / "edit.safetensors")
+    write_edit(tmp_path / "edit.safetensors", multipliers, about)
     with pytest.raises(ValueError, match=r"edit\.safetensors: made for a different checkpoint than .*checkpoint"):
         checkpoint.load_model(folder, CPU, config=with_resuscitation(model.config, tmp_path / "edit.safetensors"))
 
@@ -166,7 +177,7 @@ def test_a_full_state_dict_replaces_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_full_state_dict_may_differ_in_nothing_but_up_projections(
-    tmp_path: Path, multipliers: Tensor, dtype: torch.dtype
+    tmp_path: Path, multipliers: dict[int, Tensor], dtype: torch.dtype
 ) -> None:
     """Also where the checkpoint was rounded; the second half of ff_proj is the gate."""
     model = made_model()

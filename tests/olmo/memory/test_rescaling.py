@@ -15,7 +15,7 @@ from olmo.memory.locate import find_memories
 from olmo.memory.rescaling import Multipliers, load_multipliers, rescale, rescale_model, up_projection_name
 from olmo.model import OLMo
 from tests.architectures import ARCHITECTURES, built, observed
-from tests.reference import tiny_config
+from tests.reference import by_layer, table_of, tiny_config
 
 
 def test_only_up_rows_change_and_they_change_exactly() -> None:
@@ -26,7 +26,7 @@ def test_only_up_rows_change_and_they_change_exactly() -> None:
     multipliers = torch.ones(2, 48)
     multipliers[0, [0, 5, 47]] = torch.tensor([2.5, 0.3, 7.0])
     multipliers[1, 11] = 3.0
-    edited = rescale(state, multipliers)
+    edited = rescale(state, by_layer(multipliers))
     assert edited.keys() == before.keys()
     for name, tensor in before.items():
         wanted = tensor.clone()
@@ -52,10 +52,10 @@ def test_edited_rows_reach_the_mean_times_the_factor_in_the_edited_layer(layer: 
         for block in model.blocks:  # uneven rows: some memories are much stronger than others
             block.ff_proj.weight[:48] *= torch.logspace(-1, 1, 48)[:, None]
     average = observed(model, "abs", 3).double().mean(0)
-    chosen = resuscitate(average.float(), 0.5, factor)
+    chosen = resuscitate(by_layer(average.float()), 0.5, factor)
     multipliers = torch.ones(3, 48)
     multipliers[layer] = chosen.multipliers[layer]
-    model.load_state_dict(rescale(model.state_dict(), multipliers))
+    model.load_state_dict(rescale(model.state_dict(), by_layer(multipliers)))
     after = observed(model, "abs", 3).double().mean(0)
     rows = chosen.selected[layer]
     assert rows.sum() == 24
@@ -67,15 +67,15 @@ def test_edited_rows_reach_the_mean_times_the_factor_in_the_edited_layer(layer: 
 
 def test_multipliers_of_another_shape_are_refused() -> None:
     state = OLMo(tiny_config()).state_dict()
-    with pytest.raises(ValueError, match="multipliers for 3 layers, the model has 2"):
-        rescale(state, torch.ones(3, 48))
-    with pytest.raises(ValueError, match="multipliers for 1 layers, the model has 2"):
-        rescale(state, torch.ones(1, 48))
+    with pytest.raises(ValueError, match="multipliers for layers 0 to 2, the model has memories in layers 0, 1"):
+        rescale(state, by_layer(torch.ones(3, 48)))
+    with pytest.raises(ValueError, match="multipliers for layer 0, the model has memories in layers 0, 1"):
+        rescale(state, by_layer(torch.ones(1, 48)))
     # Anything but half the rows of a swiglu layer would edit gate rows or leave up rows out.
     for memories in (24, 47, 49, 96, 97):
-        said = rf"blocks\.0\.ff_proj\.weight: multipliers for {memories} memories, the layer has 48"
+        said = f"layer 0: multipliers for {memories} memories, the layer has 48"
         with pytest.raises(ValueError, match=said):
-            rescale(state, torch.ones(2, memories))
+            rescale(state, by_layer(torch.ones(2, memories)))
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
@@ -85,7 +85,7 @@ def test_rows_of_half_precision_are_rounded_once(kind: torch.dtype) -> None:
     name = up_projection_name(0)
     state = {key: torch.randn_like(tensor).to(kind) for key, tensor in OLMo(tiny_config()).state_dict().items()}
     multipliers = torch.rand(2, 48) * 3 + 0.1
-    found = rescale(state, multipliers)[name]
+    found = rescale(state, by_layer(multipliers))[name]
     assert found.dtype == kind
     assert torch.equal(found[:48].double(), (state[name][:48] * multipliers[0][:, None]).to(kind).double())
     assert torch.equal(found[48:], state[name][48:])
@@ -95,7 +95,7 @@ def test_weights_that_lack_a_layers_part_are_refused() -> None:
     state = OLMo(tiny_config()).state_dict()
     del state["transformer.blocks.1.ff_out.weight"]
     with pytest.raises(ValueError, match=r"blocks\.1\.ff_out\.weight: missing among the weights"):
-        rescale(state, torch.ones(2, 48))
+        rescale(state, by_layer(torch.ones(2, 48)))
 
 
 # --- multiplier files --------------------------------------------------------------------------------------------
@@ -104,9 +104,9 @@ def test_weights_that_lack_a_layers_part_are_refused() -> None:
 def test_multiplier_files_round_trip(tmp_path: Path) -> None:
     values = torch.rand(2, 48) + 0.5
     about = {"resuscitation_ratio": 0.5, "checkpoint_fingerprint": "f"}
-    Multipliers(values, values > 1, about).save(tmp_path / "m.safetensors")
+    Multipliers(by_layer(values), by_layer(values > 1), about).save(tmp_path / "m.safetensors")
     loaded = load_multipliers(tmp_path / "m.safetensors")
-    assert torch.equal(loaded.values, values) and torch.equal(loaded.selected, values > 1)
+    assert torch.equal(table_of(loaded.values), values) and torch.equal(table_of(loaded.selected), values > 1)
     assert loaded.about == {"resuscitation_ratio": 0.5, "checkpoint_fingerprint": "f"}
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
@@ -145,7 +145,7 @@ def test_rows_of_every_architecture(name: str) -> None:
     factors[0, ::3] = torch.linspace(0.25, 4, len(factors[0, ::3]))
     before = observed(model, "abs", 3)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    rescale_model(model, factors)
+    rescale_model(model, by_layer(factors))
     after = observed(model, "abs", 3)
     changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, state[key])}
     if layers[0][0].gated:
@@ -166,18 +166,18 @@ def test_experts_whose_coefficients_do_not_scale_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"experts\.down_proj: cannot tell the up projection of these experts from their"
     ):
-        rescale_model(model, torch.full((2, 240), 2.0))
+        rescale_model(model, by_layer(torch.full((2, 240), 2.0)))
 
 
 def test_multipliers_of_another_family_must_fit() -> None:
-    with pytest.raises(ValueError, match=r"multipliers of shape \(2, 47\), memories of shape \(2, 48\)"):
-        rescale_model(built("Llama"), torch.ones(2, 47))
+    with pytest.raises(ValueError, match="layer 0: multipliers for 47 memories, the layer has 48"):
+        rescale_model(built("Llama"), by_layer(torch.ones(2, 47)))
 
 
 def test_a_gate_whose_activation_is_linear_cannot_be_told_from_the_up_projection() -> None:
     model = built("Llama", hidden_act="relu")  # relu(2 g) is 2 relu(g)
     with pytest.raises(ValueError, match="cannot tell the up projection of this layer from its gate"):
-        rescale_model(model, torch.full((2, 48), 2.0))
+        rescale_model(model, by_layer(torch.full((2, 48), 2.0)))
 
 
 def test_a_layer_that_wants_more_than_tokens_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,5 +185,5 @@ def test_a_layer_that_wants_more_than_tokens_cannot_be_asked(monkeypatch: pytest
     monkeypatch.setattr(model.model.layers[1].mlp, "forward", lambda tokens, routes: tokens)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.down_proj: cannot tell the up projection of this layer"):
-        rescale_model(model, torch.full((2, 48), 2.0))
+        rescale_model(model, by_layer(torch.full((2, 48), 2.0)))
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

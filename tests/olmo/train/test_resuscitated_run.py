@@ -17,7 +17,7 @@ from olmo.config import load
 from olmo.exceptions import ConfigurationError
 from olmo.memory.rescaling import Multipliers, rescale
 from olmo.model import OLMo
-from tests.reference import tiny_config
+from tests.reference import by_layer, tiny_config
 from tests.running import (
     BATCH,
     CPU,
@@ -62,8 +62,9 @@ def edited(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     folder = tmp_path_factory.mktemp("edited")
     train(plain, folder, "--save_interval=3", "--stop_at=3")
     state = checkpoint.read_state(folder / "step3")
-    factors = 1 + 4 * torch.rand(2, 48, generator=torch.Generator().manual_seed(4)).round()
-    Multipliers(factors, factors != 1, {"checkpoint_fingerprint": fingerprint(state)}).save(folder / "edit.safetensors")
+    factors = by_layer(1 + 4 * torch.rand(2, 48, generator=torch.Generator().manual_seed(4)).round())
+    marked = {number: values != 1 for number, values in factors.items()}
+    Multipliers(factors, marked, {"checkpoint_fingerprint": fingerprint(state)}).save(folder / "edit.safetensors")
     edit = rescale(state, factors)
     torch.save(edit, folder / "edit.pt")
     return {"folder": folder / "step3", "state": state, "edit": edit}
