@@ -15,8 +15,11 @@ from ..distributed import full_tensor
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
     """Two groups, with and without weight decay, each sorted by parameter name.
 
-    Linear weights decay. Biases and norms decay with `decay_norm_and_bias`, embeddings with `decay_embeddings`.
+    Linear weights decay. Biases and norms decay with `decay_norm_and_bias`, embeddings with `decay_embeddings`, also
+    where the output layer is one of them. Not linear, although they may be matrices, are biases of experts, and what a
+    state-space mixer decays by and skips with (as in Mamba).
     """
+    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     decayed: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
     seen: set[nn.Parameter] = set()  # one that two modules share is named after the first
@@ -26,10 +29,11 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:
                 continue
             seen.add(parameter)
             full_name = f"{module_name}.{name}" if module_name else name
-            if parameter.ndim < 2 or "norm" in type(module).__name__.lower():
-                decays = config.decay_norm_and_bias
-            elif isinstance(module, nn.Embedding):
+            linear = parameter.ndim > 1 and not name.endswith(("bias", "A_log", "D"))
+            if parameter in embeddings:
                 decays = config.decay_embeddings
+            elif not linear or "norm" in type(module).__name__.lower():
+                decays = config.decay_norm_and_bias
             else:
                 decays = True
             (decayed if decays else kept)[full_name] = parameter
