@@ -25,8 +25,10 @@ from ..exceptions import ConfigurationError
 from ..files.digests import file_digest
 from ..files.tensors import read_tensors, write_safetensors
 from ..memory.locate import find_layers
+from ..memory.parts import Experts
 from ..memory.rescaling import rescale_model
 from ..model.causal_lm import CausalLM, Model
+from ..model.trainable import refusal
 from ..tokenizer import document_end
 from . import hub, saves, weights
 from .formats import explain
@@ -117,6 +119,11 @@ def described(folder: Path, found: Mapping[str, Any], given: Mapping[str, Any]) 
     rows, longest = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
     if type(own) not in MODEL_FOR_CAUSAL_LM_MAPPING or not isinstance(rows, int):
         raise ValueError(f"{folder}: transformers has no causal language model of the type {kind}")
+    if isinstance(quantized := found.get("quantization_config"), Mapping):
+        raise ConfigurationError(
+            f"{folder}: its weights are quantized ({quantized.get('quant_method')}) and cannot be trained; use a "
+            "folder of float weights, whose config.json has no quantization_config"
+        )
     for key in ("vocab_size", "embedding_size"):
         if given.get(key) not in (None, rows):
             raise ConfigurationError(f"model.{key}: {given[key]}, but {folder} has {rows} rows; leave it out")
@@ -134,7 +141,8 @@ def described(folder: Path, found: Mapping[str, Any], given: Mapping[str, Any]) 
             f"model.eos_token_id: missing; neither the tokenizer nor the config.json of {folder} names a token that "
             "ends a document"
         )
-    padding = config.pad_token_id if isinstance(config.pad_token_id, int) and 0 <= config.pad_token_id < rows else eos
+    padding = getattr(config, "pad_token_id", None)
+    padding = padding if isinstance(padding, int) and 0 <= padding < rows else eos
     return {"vocab_size": rows, "embedding_size": rows, "eos_token_id": eos, "pad_token_id": padding}
 
 
@@ -185,16 +193,40 @@ def new_model(
         name = config.transformers
         folder = hub.download(name, weights=False) if hub.is_hub_id(name) else hub.resolve(name, "model.transformers")
     torch.manual_seed(seed)
-    return _trained(_built(folder, torch.float32, initialize), folder, config, device)
+    return _trained(_built(folder, torch.float32, initialize), folder, config, device, initialize)
 
 
-def _trained(network: Any, folder: Path, config: ModelConfig, device: torch.device) -> CausalLM:
-    """The network of a folder as a run's model, with the files of its checkpoints."""
+def _trained(
+    network: Any, folder: Path, config: ModelConfig, device: torch.device, has_weights: bool = True
+) -> CausalLM:
+    """The network of a folder as a run's model, with the files of its checkpoints. Raises ValueError for one that
+    cannot be trained, as far as that can be seen without weights; a run that resumes was checked when it began."""
     network.config.architectures = [type(network).__name__]
     network._weight_conversions = None  # save under the names that the class has by itself, not those of this folder
     files = kept_files(folder) | {"config.json": network.config.to_json_string(use_diff=True).encode()}
-    blocks = [layer.module for layer in find_layers(network)]
-    return CausalLM(network.to(device), config, blocks, files)
+    layers = find_layers(network)
+    with named_errors(folder, "run"):
+        model = CausalLM(network.to(device), config, [layer.module for layer in layers], files)
+        reason = refusal(model) if has_weights else None
+    if not any(layer.parts for layer in layers):
+        reason = "it has no feed-forward memories"
+    if reason is not None:
+        raise ValueError(f"{folder}: {type(network).__name__} cannot be trained: {reason}")
+    return model
+
+
+def remarks(model: CausalLM, tokens: int) -> Iterator[str]:
+    """What a run warns of that trains a model on `tokens` at a time."""
+    kind = type(model.network).__name__
+    if model.head is None:
+        size = 4 * tokens * (model.config.embedding_size or model.config.vocab_size)
+        yield (
+            f"{kind} computes logits in a way of its own, so those of a whole micro-batch are in memory at once: "
+            f"{size / 1e9:.3g} GB in float32, and as much again for their gradient and each temporary copy"
+        )
+    mixture = any(isinstance(part, Experts) for layer in find_layers(model) for part in layer.parts)
+    if mixture and not model.has_auxiliary:
+        yield f"{kind} has no loss that balances its experts; they train without one"
 
 
 def _built(folder: Path, dtype: torch.dtype, initialize: bool) -> Any:
@@ -285,9 +317,9 @@ def empty_network(folder: Path, has_weights: bool = True) -> nn.Module:
 
 
 @contextmanager
-def named_errors(folder: Path) -> Iterator[None]:
-    """Turn what transformers raises into a ValueError of one line that names the folder. Its own progress bars and
-    log lines are left out; what matters of them is raised or logged where it is called."""
+def named_errors(folder: Path, task: str = "load") -> Iterator[None]:
+    """Turn what transformers raises into a ValueError of one line that names the folder and the task. Its own progress
+    bars and log lines are left out; what matters of them is raised or logged where it is called."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -300,7 +332,7 @@ def named_errors(folder: Path) -> Iterator[None]:
         reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
         if "trust_remote_code" in str(error):
             reason = "config.json requires code of its own (auto_map), and downloaded code is never run"
-        raise ValueError(f"{folder}: transformers cannot load this model: {reason}") from error
+        raise ValueError(f"{folder}: transformers cannot {task} this model: {reason}") from error
     finally:
         logging.set_verbosity(level)
         if bars:

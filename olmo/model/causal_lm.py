@@ -6,7 +6,9 @@ A model of ours and one of transformers have `hidden_states`, `logits`, `vocabul
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -23,6 +25,8 @@ class CausalLM(nn.Module):
     `blocks` are its layers, first to last. `files` are those that its checkpoints have beside the weights, by
     name: config.json and its tokenizer's. `head` is how it computes logits from hidden states,
     None where that is not known: then hidden states are the logits themselves, (B, T, V), all in memory at once.
+    `has_auxiliary`: whether the family adds a loss to the cross-entropy that balances its experts; `obeys_mask`:
+    whether attention masks have an effect.
     """
 
     def __init__(
@@ -36,6 +40,10 @@ class CausalLM(nn.Module):
         super().__init__()
         self.network, self.config, self.blocks, self.files = network, config, blocks, files or {}
         self.head: Head | None = head(network)
+        self.obeys_mask = True
+        self.has_auxiliary = "output_router_logits" in inspect.signature(network.forward).parameters
+        if self.has_auxiliary:
+            network.loss_function = _no_cross_entropy
 
     def empty(self) -> CausalLM:
         """Another model of this kind on the meta device, without weights."""
@@ -43,7 +51,9 @@ class CausalLM(nn.Module):
             network = type(self.network)(self.network.config)
         names = {module: name for name, module in self.network.named_modules()}
         blocks = [network.get_submodule(names[block]) for block in self.blocks]
-        return CausalLM(network, self.config, blocks, self.files, head=lambda _: self.head)
+        model = CausalLM(network, self.config, blocks, self.files, head=lambda _: self.head)
+        model.obeys_mask = self.obeys_mask
+        return model
 
     @property
     def family(self) -> str:
@@ -56,23 +66,51 @@ class CausalLM(nn.Module):
         return self.network.base_model
 
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None, run: Any = None) -> Tensor:
-        """Normalized output of the last layer, (B, T) -> (B, T, D), or the logits without a known head.
+        """What the vocabulary scores, (B, T) -> (B, T, D), or the logits without a known head.
 
         attention_mask: (B, T) bool, the tokens that later ones attend to; default: all. `run` is for models of ours;
         layers of these are compiled, or recompute their activations, in place.
         """
         assert run is None
+        return self._called(input_ids, attention_mask)[0]
+
+    def balanced_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Hidden states as above, and the loss () that the family adds, with its own coefficient; of models that
+        `has_auxiliary`."""
+        hidden, output = self._called(input_ids, attention_mask, labels=input_ids, output_router_logits=True)
+        return hidden, output.loss
+
+    def _called(self, input_ids: Tensor, attention_mask: Tensor | None, **settings: Any) -> tuple[Tensor, Any]:
+        """Hidden states and the network's output, which has the logits of one token of each row."""
+        if attention_mask is not None and not self.obeys_mask:
+            raise ValueError(
+                f"data: rows with padding before tokens cannot be trained on by {type(self.network).__name__}, which "
+                "ignores attention masks; pad on the right, without data.generate_attention_mask"
+            )
         mask = None if attention_mask is None else attention_mask.long()
-        network = self.network if self.head is None else self.base_model
-        return network(input_ids=input_ids, attention_mask=mask, use_cache=False)[0]
+        seen: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            seen.append(args[0])
+            return (args[0][:, :1],)
+
+        with nullcontext() if self.head is None else self._scores.register_forward_pre_hook(keep):
+            output = self.network(input_ids=input_ids, attention_mask=mask, use_cache=False, **settings)
+        return (seen[0] if seen else output.logits), output
+
+    @property
+    def _scores(self) -> nn.Linear:
+        """The module that scores the vocabulary, of a known head."""
+        module: nn.Linear = self.network.get_output_embeddings()
+        return module
 
     @property
     def vocabulary(self) -> tuple[nn.Parameter, nn.Parameter | None] | None:
         """The matrix that scores the next token, (V, D), and its bias (V,) or None; None without a known head."""
         if self.head is None:
             return None
-        module = self.network.get_output_embeddings()
-        return module.weight, module.bias
+        bias: nn.Parameter | None = self._scores.bias
+        return cast(nn.Parameter, self._scores.weight), bias
 
     @property
     def width(self) -> int:
@@ -91,13 +129,16 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, (..., D) -> (..., V)."""
-        if self.head is None:
-            return hidden
-        return self.head.logits(cast(Tensor, self.network.get_output_embeddings()(hidden)))
+        return hidden if self.head is None else self.head.logits(self._scores(hidden))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Scores of the next token after every token, (B, T) -> (B, T, V); see `hidden_states`."""
         return self.logits(self.hidden_states(input_ids, attention_mask))
+
+
+def _no_cross_entropy(logits: Tensor, *_: Any, **__: Any) -> Tensor:
+    """What a network adds its auxiliary loss to: the cross-entropy is ours."""
+    return torch.zeros((), device=logits.device)
 
 
 Model: TypeAlias = OLMo | CausalLM
@@ -117,7 +158,7 @@ def dropouts(model: Model) -> bool:
         config = model.config
         return any((config.attention_dropout, config.residual_dropout, config.embedding_dropout))
     text = model.network.config.get_text_config().to_dict()
-    kinds = ("dropout", "pdrop", "jitter_noise")
-    rates = [value for key, value in text.items() if key.endswith(kinds) and "classifier" not in key]
+    kinds, elsewhere = ("dropout", "drop", "jitter_noise"), ("classifier_", "summary_")
+    rates = [value for key, value in text.items() if key.endswith(kinds) and not key.startswith(elsewhere)]
     modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
     return any(rates) or any(modules)

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..model.causal_lm import Model
+from ..model.causal_lm import CausalLM, Model
 from ..model.olmo import LayerRunner
 
 # Tokens whose logits are in memory at a time. Every part reads and writes the gradient of the vocabulary (V, D); on a
 # GPU, where products are cheap compared with memory traffic, larger parts are faster.
 TOKENS = {"cuda": 4096}
 TOKENS_ELSEWHERE = 512
+_CAPPED = 128  # of these, whose logits are copied for the derivative of a soft cap
 
 Losses: TypeAlias = tuple[Tensor, Tensor, Tensor]
 LossFunction: TypeAlias = Callable[..., Losses]  # as `linear_cross_entropy`
@@ -81,11 +82,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     torch.addmm(offset, states, matrix.t(), out=logits)
                 if divisor != 1.0:
                     logits /= divisor
-                capped = None
-                if cap is not None:  # z = cap tanh(s / cap), whose derivative is 1 - (z / cap)^2
-                    logits.div_(cap).tanh_()
-                    capped = 1.0 - logits.to(exact).square()
-                    logits.mul_(cap)
+                if cap is not None:
+                    logits.div_(cap).tanh_().mul_(cap)
                 largest, scores = (t.to(exact) for t in (logits.amax(1, keepdim=True), logits.gather(1, wanted)))
                 torch.softmax(logits, -1, dtype=exact, out=probabilities)
                 # log of the sum of exp(logit - largest), whose largest term is 1: no second exp of all logits.
@@ -100,8 +98,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     continue
                 gradient = probabilities if factor is None else probabilities.mul_(factor)
                 gradient.scatter_add_(1, wanted, gradient.new_full((), -1.0).expand(wanted.shape))
-                if capped is not None:
-                    gradient *= capped
+                if cap is not None:  # z = c tanh(s / c), whose derivative is 1 - (z / c)^2
+                    for rows, capped in zip(gradient.split(_CAPPED), logits.split(_CAPPED)):
+                        rows.addcmul_(rows, capped.to(exact).div_(cap).square_(), value=-1)
                 if divisor != 1.0:
                     gradient /= divisor
                 if bias_gradient is not None:
@@ -176,17 +175,25 @@ class Objective(nn.Module):
 
     def forward(
         self, input_ids: Tensor, places: Tensor, targets: Tensor, attention_mask: Tensor | None = None
-    ) -> Losses:
-        """As `linear_cross_entropy`, of rows (B, T) and their `predictions`; attention_mask as in `OLMo`."""
-        hidden = self.model.hidden_states(input_ids, attention_mask, self.run_layer).flatten(0, 1)
-        if self.model.vocabulary is None:
-            return cross_entropy(hidden.index_select(0, places), targets, self.z_multiplier)
-        return self.loss(
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `linear_cross_entropy`, of rows (B, T) and their `predictions`; attention_mask as in `OLMo`. Last, what
+        the model adds to balance its experts, 0 for most, which has a gradient too."""
+        model = self.model
+        if isinstance(model, CausalLM) and model.has_auxiliary:
+            hidden, auxiliary = model.balanced_states(input_ids, attention_mask)
+        else:
+            hidden = model.hidden_states(input_ids, attention_mask, self.run_layer)
+            auxiliary = torch.zeros((), device=hidden.device)
+        hidden = hidden.flatten(0, 1)
+        if model.vocabulary is None:
+            return *cross_entropy(hidden.index_select(0, places), targets, self.z_multiplier), auxiliary
+        losses = self.loss(
             hidden,
-            *self.model.vocabulary,
+            *model.vocabulary,
             places,
             targets,
-            divisor=self.model.logit_divisor,
-            cap=self.model.logit_cap,
+            divisor=model.logit_divisor,
+            cap=model.logit_cap,
             z_multiplier=self.z_multiplier,
         )
+        return *losses, auxiliary

@@ -57,6 +57,10 @@ class StartingPoint:
         model = self._model(wanted, config.seed, sharded_checkpoint, device, shards_model(config, ranks))
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         loss = loss_function(config.fused_loss, device)
+        if config.fused_loss and model.vocabulary is None:
+            raise ConfigurationError(
+                f"fused_loss: {type(model.network).__name__} computes logits in a way of its own; leave it out"
+            )
         objective = Objective(model, z_multiplier, layer_runner(config, model, device), loss)
         module = distribute(objective, config, ranks, device)
         optimizer = build_optimizer(config.optimizer, model)

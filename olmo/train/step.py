@@ -28,22 +28,24 @@ class StepResult:
     step: int
     loss: Tensor  # cross-entropy per token
     z_loss: Tensor  # 0 without softmax_auxiliary_loss
+    auxiliary_loss: Tensor  # mean over micro-batches of what balances the experts; 0 for most models
     gradient_norm: Tensor  # of all ranks, before clipping
     clipping_rate: Tensor  # share of the gradients that clipping has scaled
     learning_rates: list[float]  # of each group of the optimizer
     weights: dict[str, Tensor] = field(default_factory=dict)  # metrics of single weights, at some steps on rank 0
 
-    def read(self, ranks: Ranks) -> tuple[float, float, float]:
-        """Loss and z-loss, means over the ranks, and gradient norm; waits for the device. A collective.
+    def read(self, ranks: Ranks) -> tuple[float, float, float, float]:
+        """Loss, z-loss and auxiliary loss, means over the ranks, and gradient norm; waits for the device. A collective.
 
         Raises ValueError if loss or norm is not finite: then the weights after this step are not finite either.
         """
-        means = ranks.sum_tensor(torch.stack((self.loss, self.z_loss))) / ranks.world_size
-        loss, z_loss, norm = torch.cat((means, self.gradient_norm[None])).tolist()
+        losses = torch.stack((self.loss, self.z_loss, self.auxiliary_loss))
+        means = ranks.sum_tensor(losses) / ranks.world_size
+        loss, z_loss, auxiliary, norm = torch.cat((means, self.gradient_norm[None])).tolist()
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise ValueError(f"{name} {value} at step {self.step}; the checkpoints before it are intact")
-        return loss, z_loss, norm
+        return loss, z_loss, auxiliary, norm
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,16 @@ class TrainStep:
         """Train on this rank's rows (n, T). A collective.
 
         The loss is the sum over the predictions that count, T - 1 per row, divided by n * T; with `loss_divisor:
-        predictions` the mean over micro-batches of the mean over the predictions that count.
+        predictions` the mean over micro-batches of the mean over the predictions that count. The loss that balances
+        experts is added to it, the mean over micro-batches.
         """
         config, module = self.config, self.module
         torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self.rank) % 2**63)  # for dropout
         settings.temperatures.apply(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         rows, divisor = len(batch.input_ids), batch.input_ids.numel()
-        losses = torch.zeros(2, device=self.device)
+        micro_batches = math.ceil(rows / config.device_train_microbatch_size)
+        losses = torch.zeros(3, device=self.device)
         for start in range(0, rows, config.device_train_microbatch_size):
             part = slice(start, start + config.device_train_microbatch_size)
             input_ids = batch.input_ids[part]
@@ -76,12 +80,14 @@ class TrainStep:
             attention_mask = None if batch.attention_mask is None else batch.attention_mask[part]
             inputs = (input_ids, *predictions(input_ids, label_mask), attention_mask)
             if config.loss_divisor == "predictions":
-                divisor = max(len(inputs[1]), 1) * math.ceil(rows / config.device_train_microbatch_size)
+                divisor = max(len(inputs[1]), 1) * micro_batches
             with gradient_sync(module, config, last_micro_batch=part.stop >= rows):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "amp_bf16"):
-                    loss, *parts = module(*(None if x is None else to_device(x, self.device) for x in inputs))
-                (loss / divisor).backward()
-            losses += torch.stack(parts) / divisor
+                    found = module(*(None if x is None else to_device(x, self.device) for x in inputs))
+                    loss, cross_entropy, z_loss, auxiliary = found
+                (loss / divisor + auxiliary / micro_batches).backward()
+            parts = (cross_entropy / divisor, z_loss / divisor, auxiliary.detach() / micro_batches)
+            losses += torch.stack(parts)
         weights = weight_metrics(self.optimizer, self.rank == 0) if measures_weights(config, step) else {}
         if settings.max_grad_norm_ratio is None:
             norm, clipped = clip_gradients(self.model, settings.max_grad_norm)
@@ -90,7 +96,7 @@ class TrainStep:
         self.set_learning_rate(settings)
         self.optimizer.step()
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        return StepResult(step, losses[0], losses[1], norm, clipped, rates, weights)
+        return StepResult(step, losses[0], losses[1], losses[2], norm, clipped, rates, weights)
 
     def set_learning_rate(self, settings: StepSettings) -> None:
         """Set the optimizer's learning rate."""

@@ -13,7 +13,7 @@ from ..console import clock, log
 from ..data.loader import Batch
 from ..distributed import Ranks
 from ..knowledge.plan import Plan, Text
-from ..model.causal_lm import Model
+from ..model.causal_lm import CausalLM, Model
 from ..report.reporter import Reporter, StepBar
 from ..report.run_folder import append_indices
 from .schedule import Schedule
@@ -33,6 +33,7 @@ class StepLog:
         self.config, self.plan, self.ranks, self.reporter = config, plan, ranks, reporter
         self.timer = StepTimer(config)
         self._device = next(model.parameters()).device
+        self._has_auxiliary = isinstance(model, CausalLM) and model.has_auxiliary
         self._bar: StepBar = reporter.bar(schedule.steps_before, schedule.last_step)
         self._tokens_per_batch = schedule.tokens_per_batch
         self._operations = training_operations(model, config.model.max_sequence_length)
@@ -60,7 +61,7 @@ class StepLog:
         on_console = step % self.config.console_log_interval == 0 or step == last_step
         if injection_round is None and not on_console:
             return
-        loss, z_loss, norm = result.read(self.ranks)
+        loss, z_loss, auxiliary, norm = result.read(self.ranks)
         metrics = {
             "train/CrossEntropyLoss": loss,
             "train/Perplexity": math.exp(min(loss, 700.0)),
@@ -77,6 +78,8 @@ class StepLog:
             metrics["System/Peak GPU Memory (MB)"] = self.ranks.largest(peak_memory(self._device)) / 1_000_000
         if self.config.softmax_auxiliary_loss:
             metrics["train/ZLoss"] = z_loss
+        if self._has_auxiliary:
+            metrics["train/LoadBalancingLoss"] = auxiliary
         speed = left = ""
         if (seconds := self.timer.seconds) is not None:
             tokens_per_second = self._tokens_per_batch / self.ranks.world_size / seconds

@@ -186,6 +186,9 @@ class Trainer:
             shown = (self.model.family, config.model.vocab_size, config.model.eos_token_id, config.model.pad_token_id)
             about = "model: %s, a vocabulary of %d tokens, EOS %d, padding %d; tokenizer: %s"
             log.info(about, *shown, config.tokenizer.identifier)
+            tokens = config.device_train_microbatch_size * config.model.max_sequence_length
+            for warning in families.remarks(self.model, tokens):
+                log.warning("%s", warning)
         for remark in self.loader.remarks():
             log.info("data: %s", remark)
         if self.start.kind == "resumed":

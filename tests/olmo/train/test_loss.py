@@ -104,7 +104,8 @@ def test_objective_of_a_model(
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             if ours:
-                total, *parts = Objective(model, 1e-2)(ids, *predictions(ids))
+                total, *parts, auxiliary = Objective(model, 1e-2)(ids, *predictions(ids))
+                assert auxiliary.item() == 0  # no experts to balance
             else:
                 parts = list(whole(model(ids).float(), ids, 1e-2, None))
                 total = parts[0] + parts[1]

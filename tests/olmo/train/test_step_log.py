@@ -70,7 +70,7 @@ def test_only_steps_that_log_or_save_reduce_and_read(
     monkeypatch.setattr(Ranks, "sum_tensor", lambda self, value: reduced.append(len(value)) or value)
     train(plain, tmp_path, "--stop_at=7", "--console_log_interval=3", "--save_interval=5")
     assert list(series(tmp_path)) == [3, 6, 7]
-    assert reduced == [2] * 5  # cross-entropy and z-loss, when steps 3, 6 and 7 log, and 5 and 7 save
+    assert reduced == [3] * 5  # cross-entropy, z-loss and auxiliary loss, when steps 3, 6 and 7 log, and 5 and 7 save
 
 
 def test_injections_are_reported_whatever_the_log_interval(
