@@ -118,6 +118,13 @@ def test_entropy_of_every_layer():
     assert len({to_hex(c[0].get_color()) for c in axes.containers}) == 2
 
 
+def test_layers_have_their_numbers_in_the_model():
+    figure = figures.layer_entropy_over_steps([{**result, "layer_numbers": [1, 5]} for result in SERIES])
+    assert legend_of(figure) == ["layer 1", "layer 5"]
+    curve = {"name": "step1", "ranks": [0, 1], "shares": [[0.5, 0.1], [0.6, 0.1]], "layer_numbers": [1, 5]}
+    assert [axes.get_title() for axes in figures.coefficient_distributions([curve]).axes] == ["layer 1", "layer 5"]
+
+
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_checkpoints_without_a_step_stand_side_by_side_by_name(per_layer):
     results = [{**entropy_result(step, [6.0, 6.5], [0.01, 0.02]), "name": f"model {step}"} for step in (90, -1)]

@@ -35,6 +35,11 @@ def test_a_legend_is_made_of_what_differs() -> None:
     assert labels([RESULT, later]) == ["", ""] and difference(RESULT, later) is None
     assert labels([RESULT, changed(coefficient="relu", precision="bf16")]) == ["abs, fp32", "relu, bf16"]
     assert labels([RESULT, changed(maximum=7.0)]) == ["2 layers of 48 memories", "2 layers of 33 memories"]
+    unlike = changed(maximum=7.0, layer_numbers=[0, 2], layer_sizes=[48, 60])
+    said = ["2 layers of 48 memories", "48 memories in layer 0, 60 memories in layer 2"]
+    assert labels([RESULT, unlike]) == said
+    other = changed(maximum=7.0, layer_numbers=[0, 2], layer_sizes=[60, 48])  # of the same ceiling
+    assert difference(unlike, other) is not None and difference(unlike, unlike) is None
     shorter = changed(sequence_length=8, sha256="b" * 64)  # other instances, which follow from the length
     assert labels([RESULT, shorter]) == ["16 tokens", "8 tokens"]
     other = changed(sequence_length=8, sha256="b" * 64)

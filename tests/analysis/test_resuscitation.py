@@ -243,3 +243,12 @@ def test_no_cap_revives_a_dead_memory() -> None:
 def test_options_that_make_no_sense_are_refused(more: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         resuscitate(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0.5, 1.0, **more)
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 0.25, 1 / 3, 0.5, 0.9, 1.0])
+def test_the_quantile_of_more_coefficients_than_torch_sorts(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    average = torch.rand(2, 101, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = resuscitate(average, ratio, 1.0, threshold="global").selected
+    assert torch.equal(wanted, average <= np.quantile(average.numpy(), ratio))
+    monkeypatch.setattr(resuscitation, "MOST_SORTED", 100)
+    assert torch.equal(resuscitate(average, ratio, 1.0, threshold="global").selected, wanted)
