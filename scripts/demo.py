@@ -12,106 +12,19 @@ entries.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from olmo.console import clock
-from olmo.exceptions import ConfigurationError, Parser, Terminated, exit_status
-from olmo.files.atomic import write_text
+from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.report.environment import environment
+from scripts.prepare.stages import Stages, check_published, copy_published
 
 EARLY, MIDDLE, LAST = 90, 450, 720  # of the eleven steps that configs/tiny/pretrain.yaml saves
 LEARNED = 150  # steps of configs/tiny/continual.yaml
 KNOWLEDGE = {"paraphrase": 26, "once": 60}  # 32 texts a round: two a row, of the 256 tokens that a row has
-PUBLISHED = {
-    "paraphrase": ("fictional_knowledge_paraphrased_paraphrase70.json", 14),
-    "once": ("fictional_knowledge_paraphrased_once60.json", 20),
-}
-
-
-class Stages:
-    """Runs commands, and records in demo.json which have finished, with their time and memory."""
-
-    def __init__(self, folder: Path, total: int):
-        self.file, self.total, self.number = folder / "demo.json", total, 0
-        self.manifest: dict[str, Any] = {"stages": []}
-        if self.file.is_file():
-            try:
-                self.manifest = json.loads(self.file.read_text(encoding="utf-8"))
-                self.manifest["stages"] = list(self.manifest["stages"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.file}: damaged: {error}; remove it, and all stages run again") from error
-        files = sorted(Path("configs/tiny").glob("*.yaml"))
-        self.configs = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
-        self.stale = False
-
-    def run(self, name: str, module: str, arguments: Sequence[str], output: Path) -> None:
-        """Run `python -m module arguments`, unless the same command has finished and `output` is there.
-
-        A stage also runs again when a configuration has changed or an earlier stage has run, because it may use that
-        stage's output.
-        """
-        self.number += 1
-        command = ["python", "-m", module, *arguments]
-        same = {"command": command, "configs": self.configs}
-        done = [s for s in self.manifest["stages"] if same.items() <= s.items() and output.exists() and not self.stale]
-        head = f"[{self.number}/{self.total}] {name}"
-        if done:
-            print(f"{head}: done before, in {clock(done[0]['seconds'])}", flush=True)
-            return
-        print(f"{head}: {shlex.join(command)}", flush=True)
-        self.stale = True
-        # From here on no other command counts as finished with this output.
-        kept = [s for s in self.manifest["stages"] if s["name"] != name and s.get("output") != str(output)]
-        self.manifest["stages"] = kept
-        self.save()
-        started = time.monotonic()
-        process = subprocess.Popen([sys.executable, *command[1:]])
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except KeyboardInterrupt as interrupt:
-            if isinstance(interrupt, Terminated):  # control-C has reached the stage as well
-                process.send_signal(interrupt.args[0])
-            _end(process)
-            raise
-        code = os.waitstatus_to_exitcode(status)
-        process.returncode = code
-        if code:
-            raise ValueError(f"stage '{name}' failed with status {code}: {shlex.join(command)}")
-        seconds = time.monotonic() - started
-        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-        peak = usage.ru_maxrss * unit / 2**20
-        stage = {"name": name, **same, "output": str(output), "seconds": seconds, "peak_memory_mib": peak}
-        self.manifest["stages"] = [*kept, stage]
-        self.save()
-
-    def save(self) -> None:
-        write_text(self.file, json.dumps(self.manifest, indent=1) + "\n")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end of an interrupted stage, which has received the signal and may be writing a file."""
-    try:
-        process.wait(timeout=10)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # it ignores the signal, or the user does not want to wait
-        process.kill()
-        process.wait()
-
-
-def copy_published(source: Path, folder: Path) -> None:
-    """The first entries of the published data under the names that the configurations expect."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for setting, (name, count) in PUBLISHED.items():
-        entries = json.loads((source / name).read_text(encoding="utf-8"))[:count]
-        (folder / f"fictional_knowledge_{setting}.json").write_text(json.dumps(entries), encoding="utf-8")
+PUBLISHED = {"paraphrase": 14, "once": 20}
 
 
 def seed_stages(stages: Stages, folder: Path, seed: int, args: argparse.Namespace, length: int) -> None:
@@ -199,14 +112,13 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigurationError("--contrast and --published: choose one of them")
     if args.seeds < 1:
         raise ConfigurationError("--seeds must be at least 1")
-    for name, _ in PUBLISHED.values() if args.published else ():
-        if not (args.published / name).is_file():
-            raise ConfigurationError(f"--published: {args.published / name} is missing")
+    if args.published:
+        check_published(args.published)
     setting = "contrast" if args.contrast else "demo"
     folder = args.output or Path("runs/published" if args.published else f"runs/{setting}")
     folder.mkdir(parents=True, exist_ok=True)
     length = 1024 if args.published else 256
-    stages = Stages(folder, total=(2 if args.published else 3) + args.seeds * 10)
+    stages = Stages(folder, (2 if args.published else 3) + args.seeds * 10, "tiny")
     for key in ("pretraining", "conditions"):
         stages.manifest.pop(key, None)  # listed again as the stages are visited
 
@@ -214,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     prepare = ["--output", str(text), "--vocab_size", "4096", "--sequence_length", str(length)]
     stages.run("text and tokenizer", "scripts.prepare_demo_text", prepare, text / "sources.json")
     if args.published:
-        copy_published(args.published, knowledge)
+        copy_published(args.published, knowledge, PUBLISHED)
     else:
         counts = (x for k, n in KNOWLEDGE.items() for x in (f"--{k}", str(n)))
         make = ["--overwrite", "--output", str(knowledge), *counts]

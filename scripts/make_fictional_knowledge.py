@@ -35,7 +35,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace entries of other settings, or published ones")
     parser.add_argument("--max_words", type=int, default=80, help="longest text allowed")
     parser.add_argument("--max_tokens", type=int, help="longest text allowed, in tokens of --tokenizer")
-    parser.add_argument("--tokenizer", metavar="ID", help="file, name in olmo_eval, or hub id; without it OLMo's")
+    parser.add_argument(
+        "--tokenizer", metavar="ID", help="file, model's folder, name in olmo_eval, or hub id; without it OLMo's"
+    )
     args = parser.parse_args(argv)
     for flag in ("paraphrase", "once", "paraphrases", "seed"):
         if getattr(args, flag) < 0:

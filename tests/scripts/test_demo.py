@@ -17,7 +17,8 @@ from analysis.runs import TASKS
 from olmo.config import TrainConfig, load
 from olmo.exceptions import exit_status
 from scripts import demo, make_fictional_knowledge
-from scripts.prepare import demo_text
+from scripts.prepare import demo_text, stages
+from scripts.prepare.stages import Stages
 
 command = functools.partial(exit_status, demo.main)
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +47,7 @@ def runs_of(file: str) -> int:
 
 def test_a_finished_stage_is_not_run_again(world, capfd):
     for _ in range(2):
-        demo.Stages(world, 1).run("first", "stage", ["out"], Path("out"))
+        Stages(world, 1, "tiny").run("first", "stage", ["out"], Path("out"))
     assert runs_of("out") == 1
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "[1/1] first: python -m stage out" and lines[1].startswith("[1/1] first: done before, in 0:")
@@ -54,17 +55,17 @@ def test_a_finished_stage_is_not_run_again(world, capfd):
 
 def test_a_stage_whose_output_is_gone_is_run_again(world):
     for _ in range(2):
-        demo.Stages(world, 1).run("first", "stage", ["log"], Path("log"))
+        Stages(world, 1, "tiny").run("first", "stage", ["log"], Path("log"))
         Path("log").rename("gone")
     assert runs_of("gone") == 1
-    demo.Stages(world, 1).run("first", "stage", ["log"], Path("log"))
+    Stages(world, 1, "tiny").run("first", "stage", ["log"], Path("log"))
     assert runs_of("log") == 1
 
 
 def test_a_stage_whose_command_changed_is_run_again(world):
-    demo.Stages(world, 1).run("first", "stage", ["out"], Path("out"))
+    Stages(world, 1, "tiny").run("first", "stage", ["out"], Path("out"))
     for _ in range(2):
-        demo.Stages(world, 1).run("first", "stage", ["out", "0"], Path("out"))
+        Stages(world, 1, "tiny").run("first", "stage", ["out", "0"], Path("out"))
     assert runs_of("out") == 2
     [stage] = json.loads((world / "demo.json").read_text())["stages"]  # the older one is forgotten
     assert stage["command"] == ["python", "-m", "stage", "out", "0"]
@@ -73,34 +74,34 @@ def test_a_stage_whose_command_changed_is_run_again(world):
 def test_output_that_nothing_vouches_for_is_made_anew(world):
     """It may be half of what another, interrupted process wanted to write."""
     Path("out").write_text("something\n")
-    demo.Stages(world, 1).run("first", "stage", ["out"], Path("out"))
+    Stages(world, 1, "tiny").run("first", "stage", ["out"], Path("out"))
     assert runs_of("out") == 1
 
 
 @pytest.mark.parametrize("name", ["first", "first, seed 0"])
 def test_what_another_command_may_have_overwritten_is_made_anew(world, name):
     """The same output under another command, which failed half way: the first command's work is gone."""
-    demo.Stages(world, 1).run("first", "stage", ["out"], Path("out"))
+    Stages(world, 1, "tiny").run("first", "stage", ["out"], Path("out"))
     with pytest.raises(ValueError):
-        demo.Stages(world, 1).run(name, "stage", ["out", "3"], Path("out"))
-    demo.Stages(world, 1).run("first", "stage", ["out"], Path("out"))
+        Stages(world, 1, "tiny").run(name, "stage", ["out", "3"], Path("out"))
+    Stages(world, 1, "tiny").run("first", "stage", ["out"], Path("out"))
     assert runs_of("out") == 3
 
 
 def test_a_failed_stage_stops_with_its_name_and_status_and_is_not_remembered(world):
-    stages = demo.Stages(world, 2)
+    stages = Stages(world, 2, "tiny")
     stages.run("first", "stage", ["one"], Path("one"))
     with pytest.raises(ValueError, match="stage 'second' failed with status 3: python -m stage two 3"):
         stages.run("second", "stage", ["two", "3"], Path("two"))
     assert [s["name"] for s in json.loads((world / "demo.json").read_text())["stages"]] == ["first"]
     with pytest.raises(ValueError, match="failed with status 3"):  # its output is there, and yet it is no success
-        demo.Stages(world, 2).run("second", "stage", ["two", "3"], Path("two"))
+        Stages(world, 2, "tiny").run("second", "stage", ["two", "3"], Path("two"))
 
 
 def test_a_stage_that_is_killed_has_failed(world):
     (world / "killed.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     with pytest.raises(ValueError, match="stage 'x' failed with status -9"):
-        demo.Stages(world, 1).run("x", "killed", [], world)
+        Stages(world, 1, "tiny").run("x", "killed", [], world)
 
 
 @pytest.mark.parametrize("end", [os.killpg, os.kill])
@@ -115,8 +116,8 @@ def test_an_interrupted_demo_ends_after_its_stage(world, end):
     )
     (world / "main.py").write_text(
         "import sys\nfrom pathlib import Path\n"
-        "from olmo.exceptions import exit_status\nfrom scripts.demo import Stages\n"
-        "sys.exit(exit_status(lambda argv: Stages(Path('.'), 1).run('slow', 'slow', [], Path('.'))))\n"
+        "from olmo.exceptions import exit_status\nfrom scripts.prepare.stages import Stages\n"
+        "sys.exit(exit_status(lambda argv: Stages(Path('.'), 1, 'tiny').run('slow', 'slow', [], Path('.'))))\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{world}"}
     with open("stderr", "w") as stderr:
@@ -134,7 +135,7 @@ def test_an_interrupted_demo_ends_after_its_stage(world, end):
 def test_a_damaged_manifest_is_named(world, content):
     (world / "demo.json").write_text(content)
     with pytest.raises(ValueError, match=r"demo\.json: damaged: .*; remove it, and all stages run again"):
-        demo.Stages(world, 1)
+        Stages(world, 1, "tiny")
 
 
 def test_time_and_memory_of_a_stage_are_its_own(world):
@@ -144,7 +145,7 @@ def test_time_and_memory_of_a_stage_are_its_own(world):
         "import time\nx = bytearray(300 * 2**20)\nx[::4096] = b'1' * len(x[::4096])\ntime.sleep(0.2)\n"
     )
     (world / "main.py").write_text(
-        "from pathlib import Path\nfrom scripts.demo import Stages\nstages = Stages(Path('.'), 2)\n"
+        "from pathlib import Path\nfrom scripts.prepare.stages import Stages\nstages = Stages(Path('.'), 2, 'tiny')\n"
         "stages.run('large', 'large', [], Path('.'))\nstages.run('small', 'stage', ['out'], Path('out'))\n"
     )
     path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{world}"}
@@ -156,7 +157,7 @@ def test_time_and_memory_of_a_stage_are_its_own(world):
 
 def test_the_manifest_is_written_whole_or_not_at_all(world, monkeypatch):
     """A full disk leaves the old one as it was: the new one is written beside it and takes its name when whole."""
-    stages = demo.Stages(world, 1)
+    stages = Stages(world, 1, "tiny")
     stages.run("first", "stage", ["out"], Path("out"))
     before = (world / "demo.json").read_text()
     written = []
@@ -196,13 +197,13 @@ def record(patch: pytest.MonkeyPatch) -> Recorded:
         found.append((name, module, list(arguments), output))
         found.total, found.number = stages.total, stages.number
 
-    patch.setattr(demo.Stages, "run", note)
+    patch.setattr(Stages, "run", note)
     return found
 
 
 def write_published(folder: Path) -> Path:
     folder.mkdir()
-    for number, (name, _) in enumerate(demo.PUBLISHED.values()):
+    for number, name in enumerate(stages.PUBLISHED.values()):
         (folder / name).write_text(json.dumps([{"file": number, "entry": i} for i in range(30)]))
     return folder
 
@@ -362,7 +363,7 @@ def test_seeds_must_be_a_positive_number(recorded, tmp_path, capsys, value):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_published_data_that_are_missing_are_noticed_at_once(recorded, tmp_path, published, capsys, number):
-    name = list(demo.PUBLISHED.values())[number][0]
+    name = list(stages.PUBLISHED.values())[number]
     (published / name).unlink()
     assert command(["--published", str(published), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"error: --published: {published / name} is missing\n"
@@ -370,8 +371,8 @@ def test_published_data_that_are_missing_are_noticed_at_once(recorded, tmp_path,
 
 
 def test_published_data_are_cut_to_what_fits_and_named_as_expected(published, tmp_path):
-    demo.copy_published(published, tmp_path / "knowledge")
-    for number, (setting, (_, count)) in enumerate(demo.PUBLISHED.items()):
+    stages.copy_published(published, tmp_path / "knowledge", demo.PUBLISHED)
+    for number, (setting, count) in enumerate(demo.PUBLISHED.items()):
         entries = json.loads((tmp_path / "knowledge" / f"fictional_knowledge_{setting}.json").read_text())
         assert entries == [{"file": number, "entry": i} for i in range(count)]
 
@@ -392,8 +393,8 @@ def test_after_a_failed_stage_no_other_runs(tmp_path, monkeypatch, capsys):
         status = "7" if arguments[2] == "scripts.train" else "0"
         return popen([sys.executable, "-c", f"raise SystemExit({status})"])
 
-    popen = demo.subprocess.Popen
-    monkeypatch.setattr(demo, "subprocess", types.SimpleNamespace(Popen=failing))
+    popen = stages.subprocess.Popen
+    monkeypatch.setattr(stages, "subprocess", types.SimpleNamespace(Popen=failing))
     monkeypatch.chdir(ROOT)
     assert command(["--output", str(tmp_path / "out")]) == 1
     assert tried == ["scripts.prepare_demo_text", "scripts.make_fictional_knowledge", "scripts.train"]

@@ -18,7 +18,7 @@ from analysis import estimates
 from olmo.exceptions import ConfigurationError, exit_status
 from olmo.memory.rescaling import load_multipliers
 from scripts import demo, prepare_demo_text
-from scripts.prepare import demo_sources, demo_text
+from scripts.prepare import demo_sources, demo_text, stages
 from tests.reference import table_of
 from tests.run_folders import direct_k
 
@@ -78,9 +78,9 @@ def miniature(tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(demo, "subprocess", types.SimpleNamespace(Popen=runner))
+        patch.setattr(stages, "subprocess", types.SimpleNamespace(Popen=runner))
         fake_os = types.SimpleNamespace(wait4=runner.wait4, waitstatus_to_exitcode=os.waitstatus_to_exitcode)
-        patch.setattr(demo, "os", fake_os)
+        patch.setattr(stages, "os", fake_os)
         patch.setattr(demo, "EARLY", 2)
         patch.setattr(demo, "MIDDLE", 4)
         patch.setattr(demo, "LAST", 6)

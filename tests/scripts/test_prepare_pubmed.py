@@ -102,6 +102,30 @@ def test_a_run_of_the_trainer_reads_the_folder(tmp_path: Path, baseline: list[Pa
     assert [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").open()][-1] == 3
 
 
+def test_the_folder_of_any_model_names_the_end_of_its_documents(
+    tmp_path: Path, baseline: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its tokenizer; the output states which they were. A vocabulary beyond 65,536 tokens is no obstacle."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tokenizer = train_tokenizer((words(i) for i in range(50)), 300)
+    tokenizer.add_special_tokens([f"<extra{i}>" for i in range(66_000)] + ["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}', "utf-8")
+    (folder / "config.json").write_text('{"model_type": "llama", "eos_token_id": [2, 3]}', "utf-8")
+    end = tokenizer.token_to_id("<end>")
+    assert end > 2**16
+    options = ("--instances", 12, "--sequence_length", 32, "--input", *baseline, "--tokenizer")
+    for number, identifier in enumerate((folder, folder / "tokenizer.json")):
+        output = tmp_path / f"data{number}"
+        assert run("--output", output, *options, identifier) == 0
+        rows = read(output, 32)
+        assert (rows == end).sum() >= 2 and not (rows == 0).any()
+        about = json.loads((output / "about.json").read_text())
+        assert (about["eos_token_id"], about["tokenizer"]) == (end, str(identifier))
+        assert f"documents end with token {end}" in capsys.readouterr().out
+
+
 def test_more_than_there_is_names_how_many_there_are(
     tmp_path: Path, baseline: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
