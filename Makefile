@@ -19,7 +19,7 @@ help:
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
-	@echo "make crash          training killed 50 times, compared with uninterrupted runs: five minutes, or thirty on a busy machine"
+	@echo "make crash          training killed 60 times, compared with uninterrupted runs: five minutes, or thirty on a busy machine"
 	@echo "make crash-analysis commands of the analysis killed 100 times, compared with uninterrupted ones"
 	@echo "make golden         regenerate the numbers of ai2-olmo 0.6.0 that the tests compare with (tests/golden/README.md)"
 	@echo "make setup          only the virtual environment, in $(VENV)"
@@ -68,6 +68,7 @@ crash: $(READY)
 	$(RUN) -m tests.crash runs/crash --kills 30
 	$(RUN) -m tests.crash runs/crash-two --kills 10 --processes 2
 	$(RUN) -m tests.crash runs/crash-fsdp --kills 10 --processes 2 --distributed_strategy=fsdp
+	$(RUN) -m tests.crash runs/crash-family --kills 10 --family Qwen2
 
 crash-analysis: $(READY)
 	$(RUN) -m tests.crash_analysis runs/crash-analysis --kills 20

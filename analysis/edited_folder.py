@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from torch import Size, Tensor, nn
+from torch import Tensor
 
 from olmo import checkpoint
-from olmo.checkpoint import as_saved, empty_network, identity_of
+from olmo.checkpoint import empty_network, identity_of
+from olmo.checkpoint.saves import is_sharded
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError
 from olmo.files.paths import read_json
@@ -25,7 +26,7 @@ from olmo.memory.rescaling import multiply, row_factors
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}  # in one of these forms
-_MEASURED = {"knowledge_entropy.json"}  # of the model before the edit
+_LEFT_OUT = {"knowledge_entropy.json", "config.yaml", "manifest.json"}  # of the model before the edit, and its run
 
 
 def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: bool = False) -> tuple[int, int]:
@@ -38,10 +39,12 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
     raw = checkpoint.transformers_config(source) or {}
     if "quantization_config" in raw:
         raise ConfigurationError(f"{source}: quantized weights cannot be edited; use those that were quantized")
+    if is_sharded(source):
+        raise ConfigurationError(f"{source}: parts for restarts; name the run's step{{N}}-unsharded of the same step")
     model = empty_network(source)
     files = checkpoint.model_files(source)
     for path in source.iterdir():
-        left_out = path.suffix in _WEIGHTS or path.name in _MEASURED or path.name.startswith(".")
+        left_out = path.suffix in _WEIGHTS or path.name in _LEFT_OUT or path.name.startswith(".")
         if path.is_file() and not left_out and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
     if resuscitation.suffix == ".pt":
@@ -53,35 +56,19 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
         write_safetensors(target / "model.safetensors", state, {"format": "pt"})
         return len(state), len(state)
     multipliers = checkpoint.multipliers_for(resuscitation, identity_of(source), source, force)
-    shapes = {path: {name: tensor.shape for name, tensor in read_tensors(path).items()} for path in files}
-    held = {name: shape for of_file in shapes.values() for name, shape in of_file.items()}
+    tensors = {path: {name: tensor.to("meta") for name, tensor in read_tensors(path).items()} for path in files}
+    held = {name: tensor for of_file in tensors.values() for name, tensor in of_file.items()}
     edits: dict[str, Callable[[Tensor], None]] = {}
     for name, factors in row_factors(model, multipliers).items():
-        for on_disk, own in _on_disk(model, name, factors, held, source).items():
+        for on_disk, own in checkpoint.stored_as(model, name, factors, held, source).items():
             if (own != 1).any():
                 edits[on_disk] = partial(multiply, factors=own, name=on_disk)
     with Progress("writing", len(files), "files") as progress:
-        for path, of_file in shapes.items():
+        for path, of_file in tensors.items():
             _write(path, target / _new_name(path), {name: edits[name] for name in of_file if name in edits})
             progress.advance()
-    _write_index(source, target, {name: _new_name(path) for path, of_file in shapes.items() for name in of_file})
+    _write_index(source, target, {name: _new_name(path) for path, of_file in tensors.items() for name in of_file})
     return len(edits), len(held)
-
-
-def _on_disk(model: nn.Module, name: str, factors: Tensor, held: Mapping[str, Size], source: Path) -> dict[str, Tensor]:
-    """The tensors of the files in which transformers finds a parameter of a model, and the factors of each: under the
-    names that it writes or under the model's own, with the prefix of the part below the head or without it."""
-    written = as_saved(model, {name: factors})
-    prefix = f"{model.base_model_prefix}."
-    for names in (written, {name: factors}):
-        for candidate in (names, {key.removeprefix(prefix): own for key, own in names.items()}):
-            if all(key in held and _broadcasts(own.shape, held[key]) for key, own in candidate.items()):
-                return candidate
-    raise ValueError(f"{source}: the weights lack {min(written)} of shape {tuple(model.get_parameter(name).shape)}")
-
-
-def _broadcasts(factors: Size, tensor: Size) -> bool:
-    return len(factors) == len(tensor) and all(own in (1, size) for own, size in zip(factors, tensor))
 
 
 def _new_name(path: Path) -> str:

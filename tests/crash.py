@@ -3,6 +3,7 @@
     python -m tests.crash FOLDER --kills 40                  # processes of `python -m scripts.train`
     python -m tests.crash FOLDER --kills 10 --processes 2    # of torchrun; a kill hits one of its two ranks
     python -m tests.crash FOLDER --kills 5 --fork --small    # forks of this process, which has imported everything
+    python -m tests.crash FOLDER --kills 10 --family Qwen2                    # transformers' class, tied weights
     python -m tests.crash FOLDER --processes 2 --distributed_strategy=fsdp    # any other flag is one of the run
 
 Half of the kills come at any time of a process's life, from its start on; the others come within a save or just after
@@ -32,13 +33,13 @@ from typing import Any
 import pyarrow.parquet
 import torch
 
-from olmo.checkpoint import read_state, sharded
+from olmo.checkpoint import sharded
 from olmo.checkpoint.saves import is_sharded
 from olmo.distributed import exit_process
 from olmo.exceptions import exit_status
-from olmo.files.tensors import read_training_state
+from olmo.files.tensors import read_tensors, read_training_state
 from scripts.train import main as train_command
-from tests.running import ROOT, checkpoints, indices, metrics, write_world
+from tests.running import ROOT, checkpoints, indices, metrics, write_family, write_world
 
 MODEL = ("d_model=64", "mlp_hidden_size=2048", "embedding_size=4096", "residual_dropout=0.1", "init_device=meta")
 SETTINGS = (
@@ -52,10 +53,13 @@ PATIENCE = 60.0  # seconds in which every process of a run must be gone after on
 class Attempt:
     """One start of the command, which lives until it is done or killed."""
 
-    def __init__(self, world: Path, folder: Path, processes: int, fork: bool, small: bool, settings: Sequence[str]):
+    def __init__(self, config: Path, folder: Path, processes: int, fork: bool, small: bool, settings: Sequence[str]):
         self.processes, self.fork, self.folder = processes, fork, folder
-        arguments = [str(world / "config.yaml"), f"--save_folder={folder}", *SETTINGS]
-        arguments += ["--max_duration=7"] if small else [f"--model.{setting}" for setting in MODEL]
+        arguments = [str(config), f"--save_folder={folder}", *SETTINGS]
+        if small:
+            arguments.append("--max_duration=7")
+        elif config.name == "config.yaml":
+            arguments += [f"--model.{setting}" for setting in MODEL]
         arguments += settings
         self.log = folder.with_suffix(".log")
         if fork:
@@ -75,7 +79,7 @@ class Attempt:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         with self.log.open("a") as log:
             command = [*launcher, "scripts.train", *arguments]
-            self.process = subprocess.Popen(command, cwd=world, env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=config.parent, env=environment, stdout=log, stderr=log)
         self.pid = self.process.pid
 
     def ranks(self) -> list[int]:
@@ -129,14 +133,20 @@ def differences(mine: Path, whole: Path) -> list[str]:
         if os.readlink(mine / link) != os.readlink(whole / link):
             differs.append(link)
     for folder in sorted(checkpoints(whole) & checkpoints(mine)):
-        weights, expected = read_state(mine / folder), read_state(whole / folder)
-        if weights.keys() != expected.keys() or not all(t.equal(expected[name]) for name, t in weights.items()):
+        if not same(weights(mine / folder), weights(whole / folder)):
             differs.append(f"weights of {folder}")
         if not same(moments(mine / folder), moments(whole / folder)):
             differs.append(f"optim of {folder}")
         if not same(read_training_state(mine / folder, "train"), read_training_state(whole / folder, "train")):
             differs.append(f"train of {folder}")
     return differs
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint under the names that they have in it."""
+    if is_sharded(folder):
+        return sharded.Reader(folder).read(sharded.WEIGHTS)
+    return read_tensors(folder / "model.safetensors")
 
 
 def moments(folder: Path) -> dict[str, Any]:
@@ -156,13 +166,15 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def crash(folder: Path, kills: int, each: int, seed: int, *how: Any) -> dict[str, Any]:
+def crash(folder: Path, kills: int, each: int, seed: int, family: str | None, *how: Any) -> dict[str, Any]:
     """Kill `kills` times, at most `each` times a run, which starts as `how` says (`Attempt`); the report."""
     chance = random.Random(seed)
-    world = write_world(folder / "world")
+    config = write_world(folder / "world") / "config.yaml"
+    if family is not None:
+        config = write_family(config.parent, family, tie_word_embeddings=True)
     started = time.monotonic()
     whole = folder / "unbroken"
-    status = Attempt(world, whole, *how).ended(wait=True)
+    status = Attempt(config, whole, *how).ended(wait=True)
     assert status == 0, whole.with_suffix(".log").read_text()[-3000:]
     length = time.monotonic() - started
     places: Counter[str] = Counter()
@@ -171,7 +183,7 @@ def crash(folder: Path, kills: int, each: int, seed: int, *how: Any) -> dict[str
         report["runs"] += 1
         run, left = folder / f"run{report['runs']}", min(each, kills - report["kills"])
         while True:
-            attempt = Attempt(world, run, *how)
+            attempt = Attempt(config, run, *how)
             born, aimed = time.monotonic(), chance.random() < 0.5
             at, saves = born + chance.uniform(0, length), chance.randrange(3)
             after, saving = chance.uniform(0, 0.15), False
@@ -210,6 +222,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=8, help="most kills of one run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--family", help="a model of tests/architectures.py instead of ours")
     parser.add_argument("--fork", action="store_true")
     parser.add_argument("--small", action="store_true", help="a model of 21,504 parameters instead of 688,128")
     options, settings = parser.parse_known_args()
@@ -220,7 +233,7 @@ def main() -> None:
             import_module(name)
     folder = options.folder.resolve()
     how = (options.processes, options.fork, options.small, settings)
-    report = crash(folder, options.kills, options.each, options.seed, *how)
+    report = crash(folder, options.kills, options.each, options.seed, options.family, *how)
     print(json.dumps(report))
     sys.exit(bool(report["differences"]))
 

@@ -93,7 +93,7 @@ def write_world(folder: Path) -> Path:
 
 def write_family(world: Path, name: str, **overrides: Any) -> Path:
     """Write a tiny model of a family of tests/architectures.py into the folder `model` of a world, and `family.yaml`
-    and `family-plain.yaml`, which are `config.yaml` and `plain.yaml` from its weights; returns the latter's path."""
+    and `family-plain.yaml`, which are `config.yaml` and `plain.yaml` from its weights; returns the former's path."""
     built(name, max_position_embeddings=LENGTH, **overrides).save_pretrained(world / "model")
     tiny_tokenizer(world / "model/tokenizer.json")
     for source, target in (("config", "family"), ("plain", "family-plain")):
@@ -103,7 +103,7 @@ def write_family(world: Path, name: str, **overrides: Any) -> Path:
         settings.reset_optimizer_state = settings.reset_trainer_state = True
         del settings.tokenizer
         OmegaConf.save(settings, world / f"{target}.yaml")
-    return world / "family-plain.yaml"
+    return world / "family.yaml"
 
 
 def configure(config: Path, folder: Path, *overrides: str) -> TrainConfig:

@@ -1,7 +1,8 @@
 """Checkpoints: read, write and restart from them."""
 
 # ruff: noqa: F401 (what is imported here is what the package exports)
-from .families import as_saved, complete, empty_network, identity_of, open_network, resuscitate
+from .edits import resuscitate, stored_as
+from .families import complete, empty_network, open_network
 from .hub import download, downloaded, is_hub_id, resolve
 from .optimizer import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state
 from .weights import (
@@ -11,6 +12,7 @@ from .weights import (
     check_fit,
     check_layers,
     fingerprint,
+    identity_of,
     is_olmo,
     load_model,
     model_files,

@@ -6,7 +6,6 @@ folder brings along is never run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
@@ -22,15 +21,13 @@ from ..config.schema import TrainConfig
 from ..config.setting import setting_of
 from ..console import log
 from ..exceptions import ConfigurationError
-from ..files.digests import file_digest
-from ..files.tensors import read_tensors, write_safetensors
+from ..files.tensors import write_safetensors
 from ..memory.locate import find_layers
 from ..memory.parts import Experts
-from ..memory.rescaling import rescale_model
 from ..model.causal_lm import CausalLM, Model
 from ..model.trainable import refusal
 from ..tokenizer import document_end
-from . import hub, saves, weights
+from . import edits, hub, saves, weights
 from .formats import explain
 
 _MOST_LAYERS = 10_000  # an empty model of more takes minutes to build
@@ -177,7 +174,7 @@ def load_model(folder: Path, device: torch.device, config: ModelConfig, mapped: 
     network = open_network(folder, torch.float32, complete_head=True)
     if config.resuscitation:
         path = weights.resuscitation_file(config.resuscitation, folder, "model.resuscitation")
-        resuscitate(network, folder, path, config.resuscitation_force)
+        edits.resuscitate(network, folder, path, config.resuscitation_force)
     return _trained(network, folder, config, device)
 
 
@@ -257,13 +254,13 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
     """
     from transformers import AutoModelForCausalLM
 
+    weights.check_layers(folder)
     if saves.is_sharded(folder):
         from . import sharded  # what it imports takes longer than most of what reads a checkpoint
 
         network = _built(folder, torch.float32 if isinstance(dtype, str) else dtype, initialize=False)
         sharded.read_weights(folder, network, "network.", alone=True)
         return network.eval()
-    weights.check_layers(folder)
     with named_errors(folder):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -286,18 +283,6 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
     if unused := sorted(found["unexpected_keys"]):
         log.warning("%s: %s tensors are no part of the model: %s", folder, len(unused), ", ".join(unused[:3]))
     return model
-
-
-def resuscitate(network: nn.Module, folder: Path, path: Path, force: bool) -> None:
-    """Apply a file of analysis.change_parameters to the network of `folder`, for which it must have been made unless
-    `force`. Raises ValueError where it does not fit."""
-    if path.suffix != ".pt":
-        rescale_model(network, weights.multipliers_for(path, identity_of(folder), folder, force))
-        return
-    try:
-        network.load_state_dict(read_tensors(path))
-    except RuntimeError as error:  # torch lists every tensor
-        raise ValueError(f"{path}: no state dict of the model in {folder}") from error
 
 
 def empty_network(folder: Path, has_weights: bool = True) -> nn.Module:
@@ -354,26 +339,4 @@ def write_weights(folder: Path, model: CausalLM, state: Mapping[str, Tensor]) ->
     ignored = getattr(network, "_keys_to_ignore_on_save", None) or ()
     plain = {name.removeprefix("network."): tensor for name, tensor in state.items()}
     kept = {name: tensor for name, tensor in plain.items() if name not in ignored}
-    write_safetensors(folder / "model.safetensors", as_saved(network, kept), {"format": "pt"})
-
-
-def as_saved(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a model in memory under the names and in the shapes in which transformers saves them."""
-    try:
-        from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # before transformers 5, whose models have the names and shapes of their files
-        return state
-    return revert_weight_conversion(model, state)
-
-
-# --- identity ---
-
-
-def identity_of(folder: Path) -> str:
-    """SHA-256 that identifies the weights of a folder: `fingerprint` of an OLMo model, else of the weight files.
-
-    Reads all of them; the system keeps what fits in its page cache.
-    """
-    if weights.is_olmo(folder):
-        return weights.fingerprint(weights.read_state(folder))
-    return hashlib.sha256(" ".join(map(file_digest, weights.model_files(folder))).encode()).hexdigest()
+    write_safetensors(folder / "model.safetensors", edits.as_saved(network, kept), {"format": "pt"})

@@ -23,6 +23,7 @@ from ..config.load import load_model_config, read_yaml
 from ..config.model import ModelConfig
 from ..console import log
 from ..exceptions import ConfigurationError
+from ..files.digests import file_digest
 from ..files.paths import check_not_lfs, read_json
 from ..files.tensors import read_tensors, tensor_names
 from ..memory.by_layer import ByLayer
@@ -84,9 +85,13 @@ def _indexed(index: Path) -> list[Path]:
 def check_layers(folder: Path) -> None:
     """Raise ValueError if config.json states more layers than the weights of a transformers folder have tensors, or if
     its weights cannot be read. Models are built from config.json, and a billion layers take a while."""
-    raw, count = transformers_config(folder) or {}, 0
-    for path in model_files(folder):
-        count += len(tensor_names(path))
+    raw = transformers_config(folder) or {}
+    if saves.is_sharded(folder):
+        from . import sharded
+
+        count = len(sharded.Reader(folder).tensors)
+    else:
+        count = sum(len(tensor_names(path)) for path in model_files(folder))
     for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
         if isinstance(raw.get(key), int) and raw[key] > count:
             raise ValueError(f"{folder / 'config.json'}: {key} is {raw[key]:,}, the weights have {count:,} tensors")
@@ -349,3 +354,13 @@ def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> ByL
     if multipliers.about.get("checkpoint_fingerprint") != identity and not force:
         raise _made_for_another(path, folder)
     return multipliers.values
+
+
+def identity_of(folder: Path) -> str:
+    """SHA-256 that identifies the weights of a folder: `fingerprint` of an OLMo model, else of the weight files.
+
+    Reads all of them; the system keeps what fits in its page cache.
+    """
+    if is_olmo(folder):
+        return fingerprint(read_state(folder))
+    return hashlib.sha256(" ".join(map(file_digest, model_files(folder))).encode()).hexdigest()

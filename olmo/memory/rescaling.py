@@ -111,16 +111,17 @@ def rescaled(name: str, tensor: Tensor, multipliers: ByLayer) -> Tensor:
     return edited
 
 
-def multiply(tensor: Tensor, factors: Tensor, name: str) -> None:
-    """Multiply a tensor in place by float32 factors that broadcast to it; rounded once, to its dtype.
+def multiply(tensor: Tensor, factors: Tensor, name: str, dtype: torch.dtype | None = None) -> None:
+    """Multiply a tensor in place by float32 factors that broadcast to it; rounded once, to its dtype or to `dtype`,
+    where a factor is not 1.
 
     Raises ValueError with the `name` of the tensor if the result is not finite.
     """
-    product = (tensor * factors.to(tensor.device)).to(tensor.dtype)
+    product = (tensor * factors.to(tensor.device)).to(dtype or tensor.dtype)
     if not product.isfinite().all():
         check_finite(name, tensor)
-        raise ValueError(f"{name}: multiplied by up to {factors.max():.3g} it exceeds {tensor.dtype}; use a --cap")
-    tensor.copy_(product)
+        raise ValueError(f"{name}: multiplied by up to {factors.max():.3g} it exceeds {product.dtype}; use a --cap")
+    tensor.copy_(product if dtype is None else torch.where(factors.to(tensor.device) == 1, tensor, product))
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
