@@ -175,36 +175,31 @@ def load_model(folder: Path, device: torch.device, config: ModelConfig, mapped: 
     if config.resuscitation:
         path = weights.resuscitation_file(config.resuscitation, folder, "model.resuscitation")
         edits.resuscitate(network, folder, path, config.resuscitation_force)
+    if not mapped and device.type == "cpu":  # transformers maps float32 weights from the file
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
     return _trained(network, folder, config, device)
 
 
-def new_model(
-    config: ModelConfig, seed: int, device: torch.device, folder: Path | None = None, initialize: bool = True
-) -> CausalLM:
-    """A model of the family `config.transformers`, or of config.json in `folder`, with new weights, float32.
-
-    They are uninitialized unless `initialize`: then all must be read.
-    """
-    if folder is None:
-        assert config.transformers is not None
-        name = config.transformers
-        folder = hub.download(name, weights=False) if hub.is_hub_id(name) else hub.resolve(name, "model.transformers")
+def new_model(config: ModelConfig, seed: int, device: torch.device) -> CausalLM:
+    """A model of the family `config.transformers` with new weights, float32."""
+    assert config.transformers is not None
+    name = config.transformers
+    folder = hub.download(name, weights=False) if hub.is_hub_id(name) else hub.resolve(name, "model.transformers")
     torch.manual_seed(seed)
-    return _trained(_built(folder, torch.float32, initialize), folder, config, device, initialize)
+    return _trained(_built(folder, torch.float32, initialize=True), folder, config, device)
 
 
-def _trained(
-    network: Any, folder: Path, config: ModelConfig, device: torch.device, has_weights: bool = True
-) -> CausalLM:
+def _trained(network: Any, folder: Path, config: ModelConfig, device: torch.device) -> CausalLM:
     """The network of a folder as a run's model, with the files of its checkpoints. Raises ValueError for one that
-    cannot be trained, as far as that can be seen without weights; a run that resumes was checked when it began."""
+    cannot be trained."""
     network.config.architectures = [type(network).__name__]
     network._weight_conversions = None  # save under the names that the class has by itself, not those of this folder
     files = kept_files(folder) | {"config.json": network.config.to_json_string(use_diff=True).encode()}
     layers = find_layers(network)
     with named_errors(folder, "run"):
         model = CausalLM(network.to(device), config, [layer.module for layer in layers], files)
-        reason = refusal(model) if has_weights else None
+        reason = refusal(model)
     if not any(layer.parts for layer in layers):
         reason = "it has no feed-forward memories"
     if reason is not None:

@@ -53,7 +53,9 @@ class StartingPoint:
             resets = {"optim.pt": config.reset_optimizer_state, "train.pt": config.reset_trainer_state}
             unused = [name for name, reset in resets.items() if reset]
             ranks.run_on_first(partial(saves.check_complete, self.folder, unused))  # one rank reads all of it
-        sharded_checkpoint = self.folder is not None and saves.is_sharded(self.folder) and not wanted.resuscitation
+        # Models of other families are checked with their weights before they are sharded.
+        read_whole = wanted.resuscitation or wanted.transformers is not None
+        sharded_checkpoint = self.folder is not None and saves.is_sharded(self.folder) and not read_whole
         model = self._model(wanted, config.seed, sharded_checkpoint, device, shards_model(config, ranks))
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         loss = loss_function(config.fused_loss, device)
@@ -75,8 +77,6 @@ class StartingPoint:
         """The model, with its weights; a `sharded_checkpoint` is read later, when FSDP has sharded the model."""
         load_device = torch.device("cpu") if sharded_model else device
         if self.folder is not None:
-            if sharded_checkpoint and wanted.transformers is not None:
-                return families.new_model(wanted, seed, load_device, self.folder, initialize=False)
             if sharded_checkpoint:
                 weights.check_behaviour(wanted, self.folder)
                 model = OLMo.empty(wanted)

@@ -83,8 +83,8 @@ def test_a_restart_checkpoint_is_read_by_all(name: str, tmp_path: Path) -> None:
     for other in (tmp_path / "model").iterdir():
         other.unlink()
     assert same(checkpoint.open_network(folder, torch.float32).state_dict(), model.network.state_dict())
-    again = families.new_model(config.model, 0, CPU, folder, initialize=False)
-    sharded.read_weights(folder, again)
+    again = families.load_model(folder, CPU, config.model)
+    assert isinstance(again, CausalLM)
     wanted = {**model.network.state_dict(), **dict(model.network.named_buffers())}
     assert same({**again.network.state_dict(), **dict(again.network.named_buffers())}, wanted)
     assert again.files == model.files
@@ -103,7 +103,20 @@ def test_weights_that_a_restart_checkpoint_lacks_are_named(tmp_path: Path) -> No
     del tensors[f"{sharded.WEIGHTS}{name}"]
     checkpoint.save_sharded(tmp_path / "step1", tensors, model, config, {}, None, False, Ranks())
     with pytest.raises(ValueError, match=f"step1: weights and config disagree: missing {name}$"):
-        sharded.read_weights(tmp_path / "step1", families.new_model(config.model, 0, CPU, tmp_path / "step1"))
+        families.load_model(tmp_path / "step1", CPU, config.model)
+
+
+def test_the_trained_weights_have_memory_of_their_own(tmp_path: Path) -> None:
+    built("Llama").save_pretrained(tmp_path)
+    config = ModelConfig(transformers=str(tmp_path), max_sequence_length=16)
+    before, file = checkpoint.open_network(tmp_path, torch.float32).state_dict(), tmp_path / "model.safetensors"
+    wanted = {name: tensor.clone() for name, tensor in before.items()}
+    mine = families.load_model(tmp_path, CPU, config, mapped=False)
+    assert isinstance(mine, CausalLM)
+    with file.open("r+b") as target:
+        target.seek(-4096, 2)
+        target.write(bytes(4096))
+    assert same(mine.network.state_dict(), wanted) and not same(before, wanted)
 
 
 def test_what_a_failed_save_has_written_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
