@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from olmo.config import EvaluatorConfig, TokenizerConfig, TrainConfig
+from olmo.config import EvaluatorConfig, ModelConfig, TokenizerConfig, TrainConfig
 from olmo.distributed import Ranks
 from olmo.eval.downstream import DownstreamTask
 from olmo.eval.evaluators import Evaluators
 from olmo.exceptions import ConfigurationError
 from olmo.model import OLMo
+from olmo.model.causal_lm import CausalLM, Model
+from tests.architectures import built
 from tests.published import OLMO_EOS, OLMO_TOKENIZER
 from tests.reference import tiny_config
 from tests.running import CPU, command
@@ -114,7 +116,7 @@ def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def obvious(task: DownstreamTask, model: OLMo) -> olmo_eval.ICLMetric:
+def obvious(task: DownstreamTask, model: Callable[[torch.Tensor], torch.Tensor]) -> olmo_eval.ICLMetric:
     """The metric of OLMo's own evaluation loop: batches in file order, the whole padded batch through the model."""
     metric = olmo_eval.ICLMetric(metric_type=task.task.metric_type)
     for start in range(0, len(task.task.samples), 4):
@@ -144,7 +146,7 @@ def state(metric: olmo_eval.ICLMetric, name: str) -> dict[tuple[int, int], float
 
 
 def evaluated(
-    task: DownstreamTask, model: OLMo, tokens_per_batch: int, patch: pytest.MonkeyPatch
+    task: DownstreamTask, model: Model, tokens_per_batch: int, patch: pytest.MonkeyPatch
 ) -> tuple[dict[str, float], olmo_eval.ICLMetric]:
     """Our metrics, and the library's metric that we filled."""
     used: list[olmo_eval.ICLMetric] = []
@@ -177,6 +179,19 @@ def test_every_task_is_as_the_librarys_own_loop_finds_it(
     assert found.pop(f"eval/downstream/{label}_{kind}") == pytest.approx(wanted, rel=1e-5)
     accuracy = kind in ("acc", "len_norm", "pmi_dc")
     assert found == ({f"eval/downstream/{label}_chance": task.chance} if accuracy else {})
+
+
+def test_a_model_of_another_family(few_documents: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2, whose logits are capped; the loop gets them from transformers."""
+    shape = {"hidden_size": 16, "vocab_size": 50304, "max_position_embeddings": 128, "final_logit_softcapping": 2.0}
+    network = built("Gemma 2", **shape)
+    ours = CausalLM(network, ModelConfig(transformers="gemma"), [])
+    assert ours.head is not None
+    task = DownstreamTask("sciq", config())
+    found, collected = evaluated(task, ours, 500, monkeypatch)
+    theirs = obvious(task, lambda ids: network(ids).logits)
+    same_collection(collected, theirs)
+    assert found["eval/downstream/sciq_acc"] == pytest.approx(float(theirs.compute()["acc_v1"]))
 
 
 def test_pmi_dc_divides_by_the_librarys_own_domain(
