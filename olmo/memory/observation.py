@@ -60,7 +60,10 @@ class Observation:
 
     def record(self, part: int, coefficients: Tensor) -> None:
         """Reduce C (B, T, M) or (B T, M), non-negative or signed-for-abs, to its mean over tokens, float32 (B, M)."""
-        if coefficients.ndim == 2 and self.shape is not None:
+        if self.shape is not None and coefficients.shape[:-1] != self.shape:
+            if coefficients.shape[:-1].numel() != self.shape.numel() or coefficients.ndim != 2:
+                found, wanted = tuple(coefficients.shape[:-1]), tuple(self.shape)
+                raise ValueError(f"{self.names[part]}: computed for tokens of shape {found}, the batch has {wanted}")
             coefficients = coefficients.unflatten(0, self.shape)
         self._keep(part, token_means(coefficients, self.mask))
 
@@ -213,6 +216,9 @@ def instance_means(
 
     input_ids (B, T); mask (B, T), 1 for tokens. Neither the last down projection nor the vocabulary is computed.
     """
+    if not isinstance(model, OLMo) and not observation.complete and len(input_ids) == input_ids.shape[1] > 1:
+        # A model that takes tokens first, instances second (XLNet) is noticed by shapes that are not square.
+        instance_means(model, observation, input_ids[:1], None if mask is None else mask[:1])
     observation.mask, observation.shape = mask, input_ids.shape
     if isinstance(model, OLMo):
         if observation.compiled and observation.coefficient == "abs":

@@ -209,6 +209,130 @@ def test_a_state_space_mixer_is_no_memory() -> None:
     )
 
 
+class Mixer(nn.Module):
+    """A convolution over the tokens, between maps to and from it."""
+
+    def __init__(self, inner: int):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 2 * inner), nn.Linear(inner, 8)
+        self.conv1d = nn.Conv1d(inner, inner, 2, padding=1, groups=inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, gate = self.first(x).chunk(2, -1)
+        return self.last(self.conv1d(first.mT)[..., : x.shape[1]].mT * gate)
+
+
+class Both(nn.Module):
+    """A mixer beside a feed-forward layer, or without one."""
+
+    def __init__(self, mixer: nn.Module, mlp: nn.Module | None = None):
+        super().__init__()
+        self.token_mixer, self.mlp = mixer, mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.token_mixer(x)
+        return mixed if self.mlp is None else self.mlp(x + mixed)
+
+
+def feed_forward() -> Layer:
+    return Layer(w1=(8, 12), w3=(8, 12), w2=(12, 8))
+
+
+def test_a_convolution_beside_a_feed_forward_layer_is_no_memory() -> None:
+    torch.manual_seed(0)
+    model = Handmade(Both(Mixer(8)), Both(Mixer(8), feed_forward()))
+    assert describe(model) == (
+        "Handmade, 2 layers; layer 1 in layers.*.mlp.w2: 12 memories (gated); no feed-forward memories in layer 0"
+    )
+    heard: list[Tensor] = []
+    model.layers[1].mlp["w2"].register_forward_pre_hook(lambda _, args: heard.append(args[0]))  # type: ignore
+    with observe(model) as observation:
+        [found] = instance_means(model, observation, torch.arange(2, 9)[None])
+    torch.testing.assert_close(found[0], heard[0][0].abs().mean(0))
+
+
+def test_a_mixer_that_could_be_a_feed_forward_layer_is_refused() -> None:
+    assert refusal(Handmade(Both(Mixer(12), feed_forward()))) == (
+        "Handmade: layers.0: cannot tell whether token_mixer is a feed-forward layer or a part of what mixes tokens in "
+        "token_mixer"
+    )
+    hidden = Both(Mixer(8), feed_forward())
+    hidden.token_mixer.mlp = feed_forward()  # type: ignore[assignment]
+    assert "cannot tell whether token_mixer.mlp is a feed-forward layer" in refusal(Handmade(hidden))
+    attention = Both(Mixer(8))
+    attention.attention = feed_forward()  # type: ignore[assignment] # the projections of an attention are not looked at
+    assert refusal(Handmade(attention)) == "Handmade: none of its 1 layers (layers) has a feed-forward part"
+    inside = feed_forward()
+    inside["mixer"] = nn.Module()
+    inside["mixer"].conv = nn.Conv1d(12, 12, 2, groups=12)
+    said = refusal(Handmade(Both(nn.Identity(), inside)))
+    assert said == "Handmade: layers.0: cannot tell what mlp.mixer does inside of the feed-forward layer mlp"
+
+
+def test_layers_without_any_feed_forward_part_are_refused() -> None:
+    assert refusal(Handmade(Both(Mixer(8)), Both(Mixer(8)))) == (
+        "Handmade: none of its 2 layers (layers) has a feed-forward part"
+    )
+
+
+def test_one_feed_forward_layer_in_two_layers_is_refused() -> None:
+    shared = feed_forward()
+    assert refusal(Handmade(Both(Mixer(8), shared), Both(Mixer(8), shared))) == (
+        "Handmade: layers.0 and layers.1 are one feed-forward layer that is used twice"
+    )
+
+
+class Looped(Handmade):
+    rounds = 2
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
+        x = self.embedding(input_ids)
+        for layer in list(self.layers) * self.rounds:
+            x = x + layer(x)
+        return x
+
+
+def test_a_stack_that_is_used_twice_or_not_at_all_is_refused() -> None:
+    model = Looped(feed_forward(), feed_forward())
+    for rounds, said in (
+        (2, "layers.0.w2: used more than once in a forward pass, which cannot be measured"),
+        (0, "Looped: a forward pass does not use layers.0.w2, layers.1.w2"),
+    ):
+        model.rounds = rounds
+        with pytest.raises(ValueError) as caught, observe(model) as observation:
+            instance_means(model, observation, torch.arange(2, 9)[None])
+        assert str(caught.value) == said
+
+
+class Transposed(Handmade):
+    """Tokens first, then instances, as XLNet has them inside."""
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
+        return super().forward(input_ids.mT)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3)])
+def test_tokens_in_another_order_are_refused(shape: tuple[int, int]) -> None:
+    model = Transposed(feed_forward())
+    with (
+        pytest.raises(
+            ValueError, match=r"^layers\.0\.w2: computed for tokens of shape \(3, .\), the batch has \(., 3\)"
+        ),
+        observe(model) as observation,
+    ):
+        instance_means(model, observation, torch.zeros(shape, dtype=torch.long))
+
+
+def test_layers_of_an_encoder_in_the_model_are_not_those_of_the_language_model() -> None:
+    """However many it has: it has a configuration of its own."""
+    model = built("Llama")
+    vision = transformers.SiglipVisionConfig(hidden_size=32, num_hidden_layers=5, num_attention_heads=2)
+    model.model.encoder = transformers.SiglipVisionModel(vision)
+    assert [layer.name for layer in find_layers(model)] == ["model.layers.0", "model.layers.1"]
+    model.model.layers_of_something = nn.ModuleList([nn.Linear(2, 2)] * 7)  # as many as the configuration has count
+    assert [layer.name for layer in find_layers(model)] == ["model.layers.0", "model.layers.1"]
+
+
 def test_experts_outside_the_interface_of_transformers_are_refused() -> None:
     layer = Layer()
     layer["experts"] = nn.Module()
