@@ -78,9 +78,10 @@ class GroupedMeans:
     def _without_each(self) -> Iterator[NDArray[np.float64]]:
         """The averages without group g, for each group that is not empty, if there are two or more."""
         filled = np.flatnonzero(self.counts)
-        total, count = self.sums.sum(0), self.counts.sum()
+        sums, count = self.sums, self.counts.sum()  # copied from their device once
+        total = sums.sum(0)
         for group in filled if len(filled) > 1 else ():
-            yield (total - self.sums[group]) / (count - self.counts[group])
+            yield (total - sums[group]) / (count - self.counts[group])
 
     def leave_one_out(self) -> NDArray[np.float64]:
         """The statistic without group g, (G, ...), G at most 64; here the mean itself."""
