@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from olmo.config import OptimizerConfig
+from olmo.config import ModelConfig, OptimizerConfig
 from olmo.model import OLMo
+from olmo.model.causal_lm import CausalLM
 from olmo.train.optim import (
     LionW,
     build_optimizer,
@@ -15,6 +16,7 @@ from olmo.train.optim import (
     clip_gradients,
     parameter_groups,
 )
+from tests import families
 from tests.reference import scatter_, tiny_config
 
 
@@ -71,6 +73,42 @@ def test_tied_embedding_is_one_parameter_and_an_embedding() -> None:
 def test_no_empty_group() -> None:
     config = OptimizerConfig(decay_norm_and_bias=True, decay_embeddings=True)
     assert len(parameter_groups(config, everything())) == 1
+
+
+# Names in other families, from their own code: of matrices that do not decay, and of what is no embedding there.
+KEPT = ("embed", "wte", "wpe", "word_embeddings", "bias", "norm", "A_log", "ln_", "sinks")
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "gpt2", "gpt_neox", "gemma2", "opt", "bloom", "olmoe", "gpt_oss", "deepseek_v3", "falcon_h1", "jamba"],
+)
+def test_every_weight_of_another_family_is_in_one_group(family: str) -> None:
+    network = families.built(family)
+    frozen = next(p for p in network.parameters() if p.ndim == 2)
+    frozen.requires_grad = False
+    model = CausalLM(network, ModelConfig(), [])
+    groups = parameter_groups(OptimizerConfig(weight_decay=0.1), model)
+    names = [name for group in groups for name in group["param_names"]]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(names) == len(set(names)) and set(names) == set(trained)
+    assert not any(p is frozen for group in groups for p in group["params"])
+    for group in groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            assert parameter is trained[name]
+            kept = parameter.ndim == 1 or any(part in name for part in KEPT)
+            assert group["weight_decay"] == (0.0 if kept else 0.1), name
+
+
+def test_a_tied_head_before_its_embedding_is_an_embedding() -> None:
+    class HeadFirst(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.tokens = torch.nn.Linear(4, 8, bias=False), torch.nn.Embedding(8, 4)
+            self.head.weight = self.tokens.weight
+
+    (group,) = parameter_groups(OptimizerConfig(weight_decay=0.1), HeadFirst())
+    assert group["param_names"] == ["head.weight"] and group["weight_decay"] == 0.0
 
 
 # --- AdamW ---
