@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -61,10 +62,15 @@ def batches(folder: Path, steps: int = STEPS) -> list[Tensor]:
     tokens = np.fromfile(folder / "tokens.npy", "<u2").reshape(INSTANCES, LENGTH).astype(np.int64)
     found: list[Tensor] = []
     for epoch in range(math.ceil(steps * BATCH / INSTANCES)):
-        numbers = np.arange(INSTANCES)
-        np.random.Generator(np.random.PCG64(SEED + epoch)).shuffle(numbers)
-        found += torch.from_numpy(tokens[numbers]).split(BATCH)
+        found += torch.from_numpy(tokens[shuffled(epoch)]).split(BATCH)
     return found[:steps]
+
+
+def shuffled(epoch: int) -> NDArray[np.int64]:
+    """The instance numbers of an epoch in the order of the run."""
+    numbers = np.arange(INSTANCES)
+    np.random.Generator(np.random.PCG64(SEED + epoch)).shuffle(numbers)
+    return numbers
 
 
 def rate(step: int) -> float:
@@ -81,13 +87,13 @@ def decays(name: str, weight: Tensor) -> bool:
 
 
 def plain_loop(
-    network: transformers.PreTrainedModel, rows: list[Tensor], mask: Tensor | None = None, narrow: bool = False
+    network: transformers.PreTrainedModel, rows: list[Tensor], masks: list[Tensor] | None = None, narrow: bool = False
 ) -> tuple[list[float], list[float]]:
     """Train `network` in place on a global batch (n, T) a step: the cross-entropy of each step and what the family
     adds to it, as it is without `labels`, 0 for most.
 
-    mask: (n, T) bool, the tokens that are no padding, which neither predict nor are predicted; narrow: autocast to
-    bfloat16. The cross-entropy is the sum over the predictions divided by n T.
+    masks: (n, T) bool of each step, the tokens that are no padding, which neither predict nor are predicted; narrow:
+    autocast to bfloat16. The cross-entropy is the sum over the predictions divided by n T.
     """
     network.train()
     named = dict(network.named_parameters())
@@ -104,9 +110,10 @@ def plain_loop(
         for part in torch.arange(len(ids)).split(MICRO_BATCH):
             inputs: dict[str, Any] = {"input_ids": ids[part], "use_cache": False}
             labels = ids[part][:, 1:]
-            if mask is not None:
-                inputs["attention_mask"] = mask[part].long()
-                labels = labels.masked_fill(~mask[part][:, 1:], -100)
+            if masks is not None:
+                mask = masks[step - 1][part]
+                inputs["attention_mask"] = mask.long()
+                labels = labels.masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
             with torch.autocast("cpu", torch.bfloat16) if narrow else nullcontext():
                 output = network(**inputs, **({"output_router_logits": True} if mixture else {}))
             logits = output.logits[:, :-1].flatten(0, 1).float()

@@ -101,9 +101,12 @@ def test_the_loss_in_parts_equals_the_whole(precision: torch.dtype) -> None:
     assert found[1][3] < 1.1 * logits < found[0][3]
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("z_multiplier", [None, 1e-3])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_fused_loss_equals_ours_and_the_whole(precision: torch.dtype, z_multiplier: float | None) -> None:
+def test_the_fused_loss_equals_ours_and_the_whole(
+    precision: torch.dtype, z_multiplier: float | None, cap: float | None
+) -> None:
     """3,000 predictions among 4,000 hidden states: losses, and gradients of a part of the loss."""
     pytest.importorskip("liger_kernel", reason="needs liger-kernel")
     torch.manual_seed(0)
@@ -116,12 +119,13 @@ def test_the_fused_loss_equals_ours_and_the_whole(precision: torch.dtype, z_mult
         hidden.grad = weight.grad = None
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
             if function is None:
-                logits = F.linear(hidden[places], weight).float()
+                logits = F.linear(hidden[places], weight)
+                logits = (logits if cap is None else torch.tanh(logits / cap) * cap).float()
                 cross_entropy = F.cross_entropy(logits, targets, reduction="sum")
                 z_loss = (z_multiplier or 0.0) * logits.logsumexp(-1).square().sum()
                 losses = (cross_entropy + z_loss, cross_entropy, z_loss)
             else:
-                losses = function(hidden, weight, None, places, targets, z_multiplier=z_multiplier)
+                losses = function(hidden, weight, None, places, targets, cap=cap, z_multiplier=z_multiplier)
         (losses[0] / 3000).backward()
         found.append((*(loss.detach() for loss in losses), hidden.grad, weight.grad))
     # Liger takes 16 tokens at a time here; products of so few rows add up the vocabulary in an order of their own.

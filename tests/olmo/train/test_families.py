@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import datasets
+import numpy as np
 import pytest
 import torch
 
 from olmo.distributed import Ranks
+from olmo.model import OLMo
 from olmo.model.causal_lm import CausalLM
 from olmo.train import Trainer
+from olmo.train.start import StartingPoint
 from tests.architectures import built
-from tests.plain_loop import batches, family_run, plain_loop
+from tests.plain_loop import BATCH, INSTANCES, LENGTH, batches, family_run, plain_loop, shuffled
+from tests.reference import tiny_olmo2_config, to_transformers
 from tests.running import CPU, series
 
 WITHOUT_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -42,6 +48,69 @@ def test_twenty_steps_equal_a_plain_loop(name: str, tmp_path: Path) -> None:
     balancing = list(series(tmp_path / "run", "train/LoadBalancingLoss").values())
     assert balancing == (pytest.approx(added, rel=1e-6) if name == "OLMoE" else [])
     assert worst(trainer.model, network) < 1e-5
+
+
+def test_bfloat16_follows_a_plain_loop(tmp_path: Path) -> None:
+    """The same logits in the first step, gradients that are rounded elsewhere in those after it: ours of the vocabulary
+    are summed in float32."""
+    network = built("Gemma 2", **FAMILIES["Gemma 2"])
+    Trainer(family_run(tmp_path, network, "--precision=amp_bf16", "--stop_at=10"), CPU, Ranks()).fit()
+    losses, _ = plain_loop(network, batches(tmp_path, 10), narrow=True)
+    found = list(series(tmp_path / "run").values())
+    assert found[0] == pytest.approx(losses[0], rel=1e-6)
+    assert found == pytest.approx(losses, rel=2**-9)  # half of what bfloat16 rounds a loss to; 5e-4 was seen
+
+
+@pytest.mark.parametrize("name", ["OLMoE", "GPT-2"])
+def test_padded_rows_equal_a_plain_loop(name: str, tmp_path: Path) -> None:
+    """Padding in front of texts, which neither attention nor the loss that balances experts sees."""
+    network = built(name, **FAMILIES[name])
+    rng = np.random.default_rng(1)
+    rows = [rng.integers(2, 128, rng.integers(3, LENGTH + 1)).tolist() for _ in range(INSTANCES)]
+    datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "data")
+    padded = (f"--data.dataset_path={tmp_path / 'data'}", "--data.paths=null", "--data.pad_rows=true")
+    config = family_run(tmp_path, network, *padded, "--data.pad_direction=left", "--stop_at=4")
+    trainer = Trainer(config, CPU, Ranks())
+    trainer.fit()
+    ids = torch.full((INSTANCES, LENGTH), config.model.pad_token_id)
+    for row, text in zip(ids, rows):
+        row[LENGTH - len(text) :] = torch.tensor(text)
+    mask = torch.tensor([[place >= LENGTH - len(text) for place in range(LENGTH)] for text in rows])
+    chosen = torch.from_numpy(shuffled(0)).split(BATCH)[:4]
+    losses, added = plain_loop(network, [ids[part] for part in chosen], [mask[part] for part in chosen])
+    assert list(series(tmp_path / "run").values()) == pytest.approx(losses, rel=1e-6)
+    if name == "OLMoE":
+        assert list(series(tmp_path / "run", "train/LoadBalancingLoss").values()) == pytest.approx(added, rel=1e-6)
+    assert worst(trainer.model, network) < 1e-5
+
+
+def test_olmo2_is_the_same_run_through_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours, transformers' class behind the same trainer, and the plain loop: equal up to rounding."""
+    torch.manual_seed(0)
+    start, found = OLMo(tiny_olmo2_config()), []
+    for ours in (True, False):
+        network = olmo2(start)
+        config = family_run(tmp_path / str(ours), network)
+        if not ours:
+            model = CausalLM(network, config.model, list(network.model.layers))
+            monkeypatch.setattr(StartingPoint, "_model", MagicMock(return_value=model))
+        trainer = Trainer(config, CPU, Ranks())
+        trainer.fit()
+        assert type(trainer.model) is (OLMo if ours else CausalLM)
+        found.append((list(series(tmp_path / str(ours) / "run").values()), trainer.model))
+    (losses, trained), (other_losses, other) = found
+    assert losses == pytest.approx(other_losses, rel=1e-6) and losses[-1] < 0.9 * losses[0]
+    assert worst(other, olmo2(trained)) < 1e-5
+    plain = olmo2(start)
+    by_hand, _ = plain_loop(plain, batches(tmp_path / "True"))
+    assert losses == pytest.approx(by_hand, rel=1e-6) and worst(other, plain) < 1e-5
+
+
+def olmo2(model: OLMo) -> Any:
+    """The same model in transformers' class, which trains the embedding of every token, as OLMo does."""
+    network: Any = to_transformers(model)
+    network.model.embed_tokens.padding_idx = None
+    return network
 
 
 def worst(model: CausalLM, network: torch.nn.Module) -> float:

@@ -28,8 +28,6 @@ NAMES = ("loss", "cross-entropy", "z-loss", "of hidden", "of weight", "of bias")
 def whole(hidden: Tensor, weight: Tensor, bias: Any, places: Tensor, targets: Tensor, **options: Any) -> list[Tensor]:
     """As `linear_cross_entropy`, by its definition."""
     logits = F.linear(hidden[places], weight, bias) / options["divisor"]
-    if (cap := options["cap"]) is not None:
-        logits = torch.tanh(logits / cap) * cap
     cross_entropy = F.cross_entropy(logits, targets, reduction="sum")
     z_loss = (options["z_multiplier"] or 0.0) * logits.logsumexp(-1).square().sum()
     return [cross_entropy + z_loss, cross_entropy, z_loss]
@@ -57,9 +55,8 @@ def far(found: list[Tensor], wanted: list[Tensor]) -> list[float]:
 def compare(queue: Any) -> None:
     """(case, type, differences from the definition and from ours)."""
     report = []
-    heads = ((False, 1.0, None), (True, math.sqrt(7), None), (True, 2.0, 1.5))
-    for (biased, divisor, cap), z, count in itertools.product(heads, (None, 0.1), (0, 13)):
-        case = {"biased": biased, "divisor": divisor, "cap": cap, "z_multiplier": z, "count": count}
+    for (biased, divisor), z, count in itertools.product(((False, 1.0), (True, math.sqrt(7))), (None, 0.1), (0, 13)):
+        case = {"biased": biased, "divisor": divisor, "z_multiplier": z, "count": count}
         for narrow in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
                 found = computed(fused_linear_cross_entropy, torch.float32, **case)
@@ -73,7 +70,7 @@ def compare(queue: Any) -> None:
 def test_equals_the_definition_and_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     report = run_in_subprocess(compare)
-    assert len(report) == 24
+    assert len(report) == 16
     for case, narrow, *differences in report:
         for name, *both in zip(NAMES, *differences):
             # Sums of 70 numbers of 8 bits, rounded more than once on the way.
