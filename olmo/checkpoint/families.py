@@ -114,6 +114,7 @@ def described(folder: Path, found: Mapping[str, Any], given: Mapping[str, Any]) 
         own = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
     config, length = own.get_text_config(), given.get("max_sequence_length")
     rows, longest = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
+    longest = longest or getattr(config, "max_seq_len", None)  # of MPT
     if type(own) not in MODEL_FOR_CAUSAL_LM_MAPPING or not isinstance(rows, int):
         raise ValueError(f"{folder}: transformers has no causal language model of the type {kind}")
     if isinstance(quantized := found.get("quantization_config"), Mapping):

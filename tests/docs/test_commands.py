@@ -45,6 +45,9 @@ SUBSTITUTIONS = [
         r"\1 --instances 32 --sequence_length 256 --tokenizer tokenizer.json --processes 1",
         False,
     ),
+    # Pythia is a tiny one, which its configuration names.
+    (r"(inspect_data configs/pythia/\S+) --step 160", r"\1 --step 2", True),
+    (r"(scripts\.train configs/pythia/\S+) --load_path=\S+", r"\1", True),
     # Sizes of measurements, of training, and of knowledge of one's own.
     (r"--data_size 2048", "--data_size 8", False),
     (r"--first 2048", "--first 8", False),

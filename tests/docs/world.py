@@ -22,6 +22,7 @@ from olmo.config import TrainConfig, load
 from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
 from scripts.prepare.fictional_knowledge import make_entries
+from tests.architectures import built
 from tests.docs.pages import ROOT
 from tests.reference import tiny_config, tiny_tokenizer
 
@@ -54,6 +55,7 @@ def build(folder: Path) -> Path:
     _corpora(folder)
     _demo(folder, rng)
     _shrink(folder / "configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml", {**SIZES, **_tokens(folder)})
+    _family(folder)
     return folder
 
 
@@ -67,6 +69,17 @@ def _shrink(path: Path, sizes: dict[str, Any]) -> None:
     of_probes = [e for e in config.get("evaluators") or [] if e.get("type") != "downstream"]
     model = {**sizes["model"], **TOKENS}
     OmegaConf.save(OmegaConf.merge(config, {**sizes, "model": model, "evaluators": of_probes}), path)
+
+
+def _family(folder: Path) -> None:
+    """Pythia-1.4B: a folder as the hub has it, which the configuration names."""
+    model, path = folder / "checkpoints/pythia-1.4b", folder / "configs/pythia/1.4b_pubmed.yaml"
+    built("Pythia", max_position_embeddings=LENGTH).save_pretrained(model)
+    tiny_tokenizer(model / "tokenizer.json")
+    config = OmegaConf.load(path)
+    sizes = {**SIZES, "model": {"max_sequence_length": LENGTH}, "load_path": str(model)}
+    of_probes = [e for e in config.evaluators if e.get("type") != "downstream"]
+    OmegaConf.save(OmegaConf.merge(config, {**sizes, "evaluators": of_probes}), path)
 
 
 def _save(folder: Path, config: TrainConfig, seed: int) -> None:

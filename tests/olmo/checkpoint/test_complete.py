@@ -243,6 +243,7 @@ MODEL = ("config.json", "model.safetensors")
             1,
             "{folder}: lm_head.weight has shape (128, 32), its config.json asks for (128, 64)",
         ),
+        (without(config_json=json.dumps({"model_type": "mpt", "max_seq_len": 16})), 2, "was made for 16 tokens"),
         (nameless, 2, "model.eos_token_id: missing; neither the tokenizer nor the config.json of {folder} names"),
         (changed(eos_token_id=400), 0, ""),  # the tokenizer's counts
         (changed(auto_map=CODE), 0, ""),  # a family that transformers has
