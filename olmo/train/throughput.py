@@ -9,11 +9,12 @@ import time
 from collections import deque
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..config.schema import TrainConfig
-from ..model.causal_lm import Model
+from ..model.causal_lm import CausalLM, Model
 
 # Dense operations per second with bfloat16 and float32 (without TF32), from the manufacturers' data sheets, by a part
 # of torch's name of the device; the first match counts.
@@ -37,10 +38,32 @@ def training_operations(model: Model, length: int) -> float:
     for attention: the count of PaLM (arXiv 2204.02311, appendix B). As usual, masked positions of attention are counted
     and recomputed activations are not.
     """
+    if isinstance(model, CausalLM):
+        return _operations(model, length)
     maps = (m for block in model.blocks for m in block.modules() if isinstance(m, nn.Linear))
-    rows = model.config.rows
+    rows = model.config.embedding_size or model.config.vocab_size
     weights = sum(m.weight.numel() for m in maps) + rows * model.width
     return 6.0 * weights + 12.0 * len(model.blocks) * model.width * length
+
+
+def _operations(model: CausalLM, length: int) -> float:
+    """The same of a model of transformers': its matrices outside the embeddings, routers included and of experts those
+    that a token has; and in every layer with attention 6 x heads x (width of a key + width of a value) x length."""
+    config, weights, layers = model.network.config.get_text_config(), 0.0, 0
+    names = ("num_experts_per_tok", "moe_topk", "top_k_experts")
+    chosen = next((int(np.mean(getattr(config, name))) for name in names if getattr(config, name, None)), None)
+    for module in model.network.modules():
+        routed = getattr(module, "down_proj", None)  # of experts a tensor (E, D, M), with others of E beside it
+        share = chosen / len(routed) if chosen and isinstance(routed, torch.Tensor) else 1.0
+        matrices = (w for name, w in module.named_parameters(recurse=False) if w.ndim > 1 and "bias" not in name)
+        weights += 0 if isinstance(module, nn.Embedding) else share * sum(w.numel() for w in matrices)
+    heads = float(np.mean(getattr(config, "num_attention_heads", 1)))  # a list where layers differ
+    key = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None) or model.width / heads
+    value = getattr(config, "v_head_dim", None) or key
+    for block in model.blocks:
+        attention = (module for name, module in block.named_children() if "att" in name)
+        layers += any(weight.ndim > 1 for module in attention for weight in module.parameters())
+    return 6.0 * weights + 6.0 * layers * heads * (key + value) * length
 
 
 def peak_operations(config: TrainConfig, device: torch.device) -> float | None:

@@ -12,8 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from olmo.config import ModelConfig, TrainConfig, load
+from olmo.memory.locate import find_layers
 from olmo.model import OLMo
+from olmo.model.causal_lm import CausalLM
 from olmo.train.throughput import peak_bytes, peak_memory, peak_operations, training_operations
+from tests.architectures import built
 from tests.reference import tiny_config, tiny_olmo2_config
 from tests.running import BATCH, CPU, SHORT, train, write_world
 
@@ -34,6 +37,22 @@ def test_operations_are_three_times_those_of_a_forward_pass(config: ModelConfig)
     model, ids = OLMo(config), torch.zeros((2, 48), dtype=torch.int64)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(ids)
+    assert training_operations(model, 48) * ids.numel() == 3 * counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "GPT-2", "OPT, narrow embeddings", "DeepSeek-V3", "GPT-OSS"])
+def test_operations_of_other_families(name: str) -> None:
+    """Heads wider than the model's width, transposed matrices, experts of which a token has two, shared ones, and
+    values narrower than keys."""
+    narrow = {"v_head_dim": 4} if name == "DeepSeek-V3" else {}
+    network = built(name, **narrow)
+    network.set_attn_implementation("eager")
+    if name in ("DeepSeek-V3", "GPT-OSS"):
+        network.set_experts_implementation("eager")  # torch does not count the products of the others
+    model = CausalLM(network, ModelConfig(), [layer.module for layer in find_layers(network)])
+    ids = torch.randint(2, 128, (2, 48))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(input_ids=ids, use_cache=False)
     assert training_operations(model, 48) * ids.numel() == 3 * counter.get_total_flops()
 
 
