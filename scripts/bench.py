@@ -4,6 +4,7 @@
     python -m scripts.bench --against DIR [--only entropy,training] [--rounds 3]
 
 training: our Trainer against a plain torch loop, transformers' Trainer and ai2-olmo: time and memory.
+family: the same of a Llama, in both precisions, without ai2-olmo.
 saves: how long training is interrupted by an asynchronous save, and by a blocking one.
 loss: logits in parts against all at once: time and memory.
 entropy: a model of OLMo-1B's shape against transformers: time and memory.
@@ -31,10 +32,11 @@ from scripts.benchmarks.loader import bench_loader
 from scripts.benchmarks.loss import bench_loss
 from scripts.benchmarks.probes import bench_probes
 from scripts.benchmarks.saves import bench_saves
-from scripts.benchmarks.training import bench_training
+from scripts.benchmarks.training import bench_family, bench_training
 
 BENCHMARKS: dict[str, Callable[[Path, int], None]] = {
     "training": bench_training,
+    "family": bench_family,
     "saves": bench_saves,
     "loss": bench_loss,
     "entropy": bench_entropy,

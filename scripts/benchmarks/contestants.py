@@ -2,10 +2,10 @@
 
     python [-I] scripts/benchmarks/contestants.py NAME FOLDER
 
-FOLDER holds `settings.json`, the weights to start from, in OLMo's layout (`olmo`) and transformers' (`hf`), and
-`tokens`, uint16, the rows in the order in which all contestants read them. A line on stdin with a number trains that
-many steps; the answer, also written once after the first step, is a line of JSON: seconds, processor seconds, bytes
-held after the imports, peak bytes, and the loss of every step so far. The end of stdin ends the process.
+FOLDER holds `settings.json`, the weights to start from in transformers' layout (`hf`), of OLMo also in its own (`olmo`,
+`weights.pt`), and `tokens`, uint16, the rows in the order in which all contestants read them. A line on stdin with a
+number trains that many steps; the answer, also written once after the first step, is a line of JSON: seconds, processor
+seconds, bytes held after the imports, peak bytes, and the loss of every step so far. The end of stdin ends the process.
 
 Peers have environments of their own, in which `olmo` may be another package, so nothing is imported before the name is
 known. All contestants pause in a hook after the optimizer step, of which they know nothing.
@@ -99,7 +99,8 @@ def plain_loop(
     model.train()
     for ids in batches(folder, settings):
         labels = F.pad(ids[:, 1:], (0, 1), value=-100)  # the last position predicts nothing
-        loss = F.cross_entropy(logits_of(ids).flatten(0, 1), labels.flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings["bf16"]):
+            loss = F.cross_entropy(logits_of(ids).flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -135,6 +136,7 @@ def transformers_trainer(folder: Path, settings: dict[str, Any], pace: Pace) -> 
         adam_epsilon=settings["adamw"]["eps"],
         weight_decay=settings["adamw"]["weight_decay"],
         max_grad_norm=1.0,
+        bf16=settings["bf16"],
         train_sampling_strategy="sequential",
         dataloader_pin_memory=False,
         logging_steps=1,
@@ -164,13 +166,14 @@ def ai2_olmo(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
 
 
 def ours(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
+    from olmo.checkpoint.families import complete
     from olmo.config import load
     from olmo.distributed import Ranks, disable_malloc_trim
     from olmo.train import Trainer
 
     pace.begin()
     disable_malloc_trim()  # as scripts/train.py does
-    Trainer(load(settings["config"], settings["overrides"]), torch.device("cpu"), Ranks()).fit()
+    Trainer(load(settings["config"], settings["overrides"], complete), torch.device("cpu"), Ranks()).fit()
 
 
 CONTESTANTS = {

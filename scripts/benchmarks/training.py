@@ -1,7 +1,9 @@
-"""Our Trainer and three other ways to train the same model, run in turn on this machine's processor: time and memory.
+"""Our Trainer and other ways to train the same model, run in turn on this machine's processor: time and memory.
 
-Each trains OLMo-1B's architecture, made small, from the same weights on the same rows with AdamW and clipping, in a
-process of its own, which waits while the others train (contestants.py). The losses of the first steps are compared.
+Each trains from the same weights on the same rows with AdamW and clipping, in a process of its own, which waits while
+the others train (contestants.py). The losses of the first steps are compared. Two models: OLMo-1B's architecture, made
+small, and transformers' Llama in the shape of SmolLM2-135M with fewer layers, in float32 and with autocast to bfloat16;
+ai2-olmo cannot train the latter.
 
 Ratios are to a plain torch loop over transformers' model. Processor time is that of all threads of a process; it
 depends less on the machine's other work and omits waiting. Peak memory is given with and without a process's imports.
@@ -33,12 +35,18 @@ from scripts.benchmarks.rounds import alternate, spread
 CONFIG = "configs/official/OLMo-1B.yaml"
 SHAPE = {"d_model": 384, "n_heads": 6, "n_layers": 4, "max_sequence_length": 512}
 ROWS = 4  # per step
+SMOLLM2: dict[str, Any] = {
+    **{"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 8},  # of 30
+    **{"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+    **{"rope_theta": 1e5, "max_position_embeddings": 8192, "bos_token_id": 0, "eos_token_id": 0},
+}
+FAMILY_LENGTH, FAMILY_ROWS = 256, 8
 STEPS = 64  # of different rows
 ADAMW = {"lr": 4e-4, "betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
-COMPARED, AGREEMENT = 3, 1e-4  # losses
+COMPARED, AGREEMENT, HALF_AGREEMENT = 3, 1e-4, 1e-2  # losses
 
 WHAT = {
-    "torch": "a plain torch loop over transformers' OLMo",
+    "torch": "a plain torch loop over transformers' model",
     "transformers": "transformers' Trainer",
     "ai2-olmo": "a plain loop over ai2-olmo's model and optimizer",
     "ours": "ours",
@@ -88,85 +96,126 @@ class Contestant:
         self.process.communicate()
 
 
-def prepare(folder: Path) -> int:
-    """Write what the contestants read; returns the number of weights."""
-    arguments = {
-        **{f"model.{key}": value for key, value in SHAPE.items()},
-        "model.init_device": "cpu",
-        "evaluators": "[]",
-        "eval_interval": 10**6,
-        "wandb": "null",
+def arguments(folder: Path, rows: int, **more: Any) -> list[str]:
+    """Command-line settings of a run that does nothing but train, beside `more`."""
+    settings = {
         "data.paths": f"[{folder / 'tokens'}]",
         "data_shuffling": "false",
-        "precision": "fp32",
-        "load_path": folder / "olmo",
         "reset_optimizer_state": "true",
         "reset_trainer_state": "true",
         "save_folder": folder / "ours",
         "save_interval": "null",
         "save_interval_unsharded": "null",
         "max_duration": 10**6,
-        "global_train_batch_size": ROWS,
-        "device_train_microbatch_size": ROWS,
+        "global_train_batch_size": rows,
+        "device_train_microbatch_size": rows,
         "optimizer.learning_rate": ADAMW["lr"],
         "optimizer.eps": ADAMW["eps"],
         "optimizer.weight_decay": ADAMW["weight_decay"],
         "scheduler.name": "constant",
         "distributed_strategy": "ddp",
+        **more,
     }
-    overrides = [f"--{key}={value}" for key, value in arguments.items()]
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def write_settings(folder: Path, vocabulary: int, length: int, rows: int, **more: Any) -> None:
+    """Write the tokens, and `settings.json` for contestants.py."""
+    # Frequencies as in text; without token 1, which transformers takes for padding, without a gradient.
+    drawn = np.random.default_rng(0).zipf(1.2, STEPS * rows * length)
+    (2 + drawn % (vocabulary - 2)).astype("<u2").tofile(folder / "tokens")
+    settings = {"length": length, "rows": rows, "adamw": ADAMW, **more}
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+
+def prepare(folder: Path) -> int:
+    """Write what the contestants read; returns the number of weights."""
+    shape = {f"model.{key}": value for key, value in SHAPE.items()}
+    overrides = arguments(
+        folder,
+        ROWS,
+        **shape,
+        **{"model.init_device": "cpu", "evaluators": "[]", "eval_interval": 10**6, "wandb": "null"},
+        **{"precision": "fp32", "load_path": folder / "olmo"},
+    )
     config = load(CONFIG, overrides).model
     torch.manual_seed(0)
     state = OLMo(config).state_dict()
     write_checkpoints(folder, config, state)
     torch.save(state, folder / "weights.pt")
-    # Frequencies as in text; without token 1, which transformers takes for padding, without a gradient.
-    drawn = np.random.default_rng(0).zipf(1.2, STEPS * ROWS * config.max_sequence_length)
-    (2 + drawn % (config.vocab_size - 2)).astype("<u2").tofile(folder / "tokens")
-    settings = {
-        "length": config.max_sequence_length,
-        "rows": ROWS,
-        "adamw": ADAMW,
-        "config": CONFIG,
-        "overrides": overrides,
-    }
-    (folder / "settings.json").write_text(json.dumps(settings))
+    write_settings(
+        folder, config.vocab_size, config.max_sequence_length, ROWS, config=CONFIG, overrides=overrides, bf16=False
+    )
     return sum(tensor.numel() for tensor in state.values())
 
 
-def first_losses(contestant: Contestant, folder: Path) -> list[float]:
+def prepare_family(folder: Path, precision: str) -> int:
+    """As `prepare`, of a model of transformers' own."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMOLLM2))
+    model.save_pretrained(folder / "hf")
+    (folder / "run.yaml").write_text(f"model: {{max_sequence_length: {FAMILY_LENGTH}}}\n")
+    overrides = arguments(folder, FAMILY_ROWS, precision=precision, load_path=folder / "hf")
+    run = {"config": str(folder / "run.yaml"), "overrides": overrides, "bf16": precision == "amp_bf16"}
+    write_settings(folder, SMOLLM2["vocab_size"], FAMILY_LENGTH, FAMILY_ROWS, **run)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def first_losses(contestant: Contestant, folder: Path, length: int) -> list[float]:
     """Mean next-token losses of the first steps."""
     if contestant.name != "ours":
         return contestant.answers[-1]["losses"][:COMPARED]
     lines = (folder / "ours" / "metrics.jsonl").read_text("utf-8").splitlines()[:COMPARED]
-    length = SHAPE["max_sequence_length"]  # by which ours divides, as OLMo does, though the first predicts nothing
+    # Ours divides by the whole length, as OLMo does, though the first token predicts nothing.
     return [json.loads(line)["train/CrossEntropyLoss"] * length / (length - 1) for line in lines]
 
 
 def bench_training(folder: Path, rounds: int) -> None:
-    """Tokens per second, processor time and peak memory of all contestants whose environment exists."""
-    names, rounds = list(WHAT), 2 * rounds
-    for environment in sorted(set(ENVIRONMENTS.values())):
+    """OLMo's architecture: tokens per second, processor time and peak memory of all contestants that are here."""
+    weights = prepare(folder)
+    model = f"OLMo-1B with {SHAPE['n_layers']} layers of width {SHAPE['d_model']} ({weights / 1e6:.0f} M), fp32"
+    race(folder, model, list(WHAT), 2 * rounds, (ROWS, SHAPE["max_sequence_length"]), AGREEMENT)
+
+
+def bench_family(folder: Path, rounds: int) -> None:
+    """The same of a model of another family, in both precisions, without ai2-olmo."""
+    names = [name for name in WHAT if name != "ai2-olmo"]
+    for precision, agreement in (("fp32", AGREEMENT), ("amp_bf16", HALF_AGREEMENT)):
+        place = folder / precision
+        place.mkdir()
+        weights = prepare_family(place, precision)
+        layers = SMOLLM2["num_hidden_layers"]
+        model = f"a Llama as SmolLM2-135M with {layers} of 30 layers ({weights / 1e6:.0f} M), {precision}"
+        race(place, model, names, rounds, (FAMILY_ROWS, FAMILY_LENGTH), agreement)
+
+
+def race(folder: Path, model: str, names: list[str], rounds: int, batch: tuple[int, int], agreement: float) -> None:
+    """Train what is prepared in `folder` in turn by all of `names` whose environment exists, and print what it costs.
+
+    batch: instances a step, and tokens of each. Raises RuntimeError where the first losses differ by more than
+    `agreement`.
+    """
+    for environment in sorted({ENVIRONMENTS[name] for name in names if name in ENVIRONMENTS}):
         if not Path(environment, "bin", "python").exists():
             left_out = [name for name in names if ENVIRONMENTS.get(name) == environment]
             names = [name for name in names if name not in left_out]
             print(f"training: without {' and '.join(map(WHAT.__getitem__, left_out))}; make {environment}/.ready")
-    threads, tokens = torch.get_num_threads(), ROWS * SHAPE["max_sequence_length"]
-    weights = prepare(folder)
+    threads, tokens = torch.get_num_threads(), batch[0] * batch[1]
     with ExitStack() as stack:
         contestants = [stack.enter_context(Contestant(name, folder, threads)) for name in names]
         for contestant in contestants:
             contestant.train(2)  # warm up
         alternate(rounds, {contestant.name: partial(contestant.train, 1) for contestant in contestants})
-        losses = np.array([first_losses(contestant, folder) for contestant in contestants])
+        losses = np.array([first_losses(contestant, folder, batch[1]) for contestant in contestants])
     differ = np.ptp(losses, 0)
     print(
-        f"training, OLMo-1B with {SHAPE['n_layers']} layers of width {SHAPE['d_model']} ({weights / 1e6:.0f} M), fp32, "
-        f"{tokens} tokens per step, {threads} threads, {rounds} rounds; rates as ratios to the first; losses of "
-        f"{COMPARED} steps agree to {differ.max():.1e}",
+        f"training, {model}, {tokens} tokens per step, {threads} threads, {rounds} rounds; rates as ratios to the "
+        f"first; losses of {COMPARED} steps agree to {differ.max():.1e}",
         flush=True,
     )
-    if differ[0] > AGREEMENT:
+    if differ[0] > agreement:
         raise RuntimeError(f"first losses differ: {dict(zip(names, losses[:, 0].tolist()))}")
 
     def measured(what: str) -> dict[str, NDArray[np.float64]]:

@@ -63,7 +63,7 @@ def test_a_command_that_fails_is_one_line(
         (["--against", str(ROOT), "--rounds", "0"], "--rounds must be at least 1"),
         (
             ["--only", "loss,speed"],
-            "--only speed: choose from training, saves, loss, entropy, probes, loader",
+            "--only speed: choose from training, family, saves, loss, entropy, probes, loader",
         ),
         (["--against", str(ROOT), "--only", "saves"], "choose from entropy, training, loader, probes"),
         (["--against", "no-such-folder"], "no-such-folder: not a checkout of this project"),

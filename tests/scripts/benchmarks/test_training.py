@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from olmo.checkpoint.families import complete
+from olmo.config import load
 from scripts.benchmarks import training as bench_training
 
 
@@ -51,7 +54,21 @@ def test_other_losses_are_an_error(tmp_path, monkeypatch: pytest.MonkeyPatch) ->
         bench_training, "SHAPE", {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_sequence_length": 16}
     )
     monkeypatch.setattr(bench_training, "ENVIRONMENTS", dict.fromkeys(bench_training.ENVIRONMENTS, "no-such-folder"))
-    monkeypatch.setattr(bench_training, "first_losses", lambda contestant, _: [float(len(contestant.name))] * 3)
+    monkeypatch.setattr(bench_training, "first_losses", lambda contestant, *_: [float(len(contestant.name))] * 3)
     monkeypatch.setattr(bench_training, "Contestant", Untrained)
     with pytest.raises(RuntimeError, match=r"first losses differ: .*torch.*5.0.*ours.*4.0"):
         bench_training.bench_training(tmp_path, rounds=1)
+
+
+def test_the_bench_of_a_family(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 first, and what ours trains is transformers' own class."""
+    small = {"hidden_size": 36, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 128}
+    monkeypatch.setattr(bench_training, "SMOLLM2", {**bench_training.SMOLLM2, **small})
+    monkeypatch.setattr(bench_training, "first_losses", lambda contestant, *_: [float(len(contestant.name))] * 3)
+    monkeypatch.setattr(bench_training, "Contestant", Untrained)
+    with pytest.raises(RuntimeError, match=r"first losses differ: .*torch.*5.0.*ours.*4.0"):
+        bench_training.bench_family(tmp_path, rounds=1)
+    assert (tmp_path / "fp32/tokens").stat().st_size == 2 * 64 * 8 * 256
+    settings = json.loads((tmp_path / "fp32/settings.json").read_text())
+    config = load(settings["config"], settings["overrides"], complete)
+    assert config.model.transformers == str(tmp_path / "fp32/hf") and config.model.vocab_size == 128
