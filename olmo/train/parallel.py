@@ -15,6 +15,9 @@ optimizer state on each, and gathers the weights of a group of layers when they 
   gradients in float32, null does both in float32. Weights and optimizer state are always float32. With gathered
   weights in bfloat16 so is the residual stream, in training and in evaluation; under DDP, on one process, or with null
   the residual stream is float32.
+
+Models of other families have the same, except `by_block_group`; where one of them computes in a type of its own, such
+as float32 in its norms, it does so in training and in evaluation alike.
 """
 
 from __future__ import annotations
