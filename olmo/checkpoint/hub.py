@@ -69,7 +69,15 @@ def downloaded(hub_id: str, cache: Path | None = None, weights: bool = True) -> 
 
 def _snapshot(hub_id: str, cache: Path | None, patterns: list[str], local_files_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     name, _, revision = hub_id.partition("@")
     place = {"cache_dir": cache, "local_files_only": local_files_only}
-    return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, **place))
+    quiet = patterns == ["*.json"] and not are_progress_bars_disabled()  # a few small files
+    try:
+        if quiet:
+            disable_progress_bars()
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns, **place))
+    finally:
+        if quiet:
+            enable_progress_bars()

@@ -157,7 +157,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_a_revision_of_the_hub_needs_its_json_files_alone(
-    world: Path, hub: Server, monkeypatch: pytest.MonkeyPatch
+    world: Path, hub: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from huggingface_hub import constants
 
@@ -166,6 +166,7 @@ def test_a_revision_of_the_hub_needs_its_json_files_alone(
     config = plain(world, f"--load_path={name}")
     assert config.model.transformers == config.tokenizer.identifier == name and config.model.vocab_size == 128
     assert not [asked.path for asked in hub.asked if "safetensors" in asked.path]
+    assert capfd.readouterr() == ("", "")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert plain(world, f"--load_path={name}") == config
     assert plain(world, f"--model.transformers={name}", "--load_path=null").model == config.model
