@@ -48,11 +48,7 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
         if path.is_file() and not left_out and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)
     if resuscitation.suffix == ".pt":
-        state = read_tensors(resuscitation)
-        if {name: tensor.shape for name, tensor in state.items()} != {
-            n: t.shape for n, t in model.state_dict().items()
-        }:
-            raise ValueError(f"{resuscitation}: no state dict of the model in {source}")
+        state = checkpoint.full_state(checkpoint.open_network(source, "auto"), source, resuscitation, force)
         write_safetensors(target / "model.safetensors", state, {"format": "pt"})
         return len(state), len(state)
     multipliers = checkpoint.multipliers_for(resuscitation, identity_of(source), source, force)

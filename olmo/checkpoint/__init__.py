@@ -1,7 +1,7 @@
 """Checkpoints: read, write and restart from them."""
 
 # ruff: noqa: F401 (what is imported here is what the package exports)
-from .edits import resuscitate, stored_as
+from .edits import full_state, resuscitate, stored_as
 from .families import complete, empty_network, open_network
 from .hub import download, downloaded, is_hub_id, resolve
 from .optimizer import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files.tensors import read_tensors
+from ..memory.locate import find_layers
 from ..memory.rescaling import multiply, row_factors
 from . import saves, weights
 
@@ -25,10 +26,7 @@ def resuscitate(network: nn.Module, folder: Path, path: Path, force: bool) -> No
     that scripts.convert writes. Raises ValueError where the file does not fit.
     """
     if path.suffix == ".pt":
-        try:
-            network.load_state_dict(read_tensors(path))
-        except RuntimeError as error:  # torch lists every tensor
-            raise ValueError(f"{path}: no state dict of the model in {folder}") from error
+        network.load_state_dict(full_state(network, folder, path, force))
         return
     multipliers = weights.multipliers_for(path, weights.identity_of(folder), folder, force)
     held = _held(folder)
@@ -37,6 +35,29 @@ def resuscitate(network: nn.Module, folder: Path, path: Path, force: bool) -> No
         edited = [held[key].dtype for key, own in stored.items() if (own != 1).any()]
         if edited:
             multiply(network.get_parameter(name), factors, name, edited[0])
+
+
+@torch.no_grad()
+def full_state(network: nn.Module, folder: Path, path: Path, force: bool) -> dict[str, Tensor]:
+    """The full state dict in a file of analysis.change_parameters for the network of `folder`.
+
+    Raises ValueError where it has other tensors, or, unless `force`, differs in more than the rows of up projections;
+    of tensors of two types, the wider one is rounded.
+    """
+    edited, own = read_tensors(path), network.state_dict()
+    if {name: tensor.shape for name, tensor in edited.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise ValueError(f"{path}: no state dict of the model in {folder}")
+    if force:
+        return edited
+    layers = [layer for layer in find_layers(network) if layer.parts]
+    zeros = {layer.number: torch.zeros(sum(part.count for part in layer.parts)) for layer in layers}
+    unedited = row_factors(network, zeros)  # 0 in the rows that may differ
+    for name, one in own.items():
+        other, factors = edited[name], unedited.get(name, torch.ones(()))
+        narrow = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+        if not torch.equal((one * factors).to(narrow), (other * factors).to(narrow)):
+            raise weights.made_for_another(path, folder, f" ({name} differs)")
+    return edited
 
 
 def _held(folder: Path) -> dict[str, Tensor]:

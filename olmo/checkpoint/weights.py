@@ -328,10 +328,11 @@ def _check_unedited(state: Mapping[str, Tensor], edited: Mapping[str, Tensor], p
             one, other = one[len(one) // 2 :], other[len(other) // 2 :]
         narrow = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
         if one.shape == other.shape and not torch.equal(one.to(narrow), other.to(narrow)):
-            raise _made_for_another(path, folder, f" ({name} differs)")
+            raise made_for_another(path, folder, f" ({name} differs)")
 
 
-def _made_for_another(path: Path, folder: Path, detail: str = "") -> ValueError:
+def made_for_another(path: Path, folder: Path, detail: str = "") -> ValueError:
+    """The error for an edit that does not belong to a checkpoint."""
     return ValueError(
         f"{path}: made for a different checkpoint than {folder}{detail}; set resuscitation_force "
         "(--resuscitation_force) to apply it anyway"
@@ -352,7 +353,7 @@ def multipliers_for(path: Path, identity: str, folder: Path, force: bool) -> ByL
     """The multipliers of a file; ValueError where it was made for another checkpoint, unless forced."""
     multipliers = load_multipliers(path)
     if multipliers.about.get("checkpoint_fingerprint") != identity and not force:
-        raise _made_for_another(path, folder)
+        raise made_for_another(path, folder)
     return multipliers.values
 
 
