@@ -15,7 +15,7 @@ from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError, Interrupted
 from olmo.train import Trainer
 from olmo.train.stopping import Signals
-from tests.remote_runs import elsewhere, key, make, objects, save, warned
+from tests.remote_runs import contents, elsewhere, key, make, objects, save, warned
 from tests.running import (
     CPU,
     checkpoints,
@@ -26,6 +26,7 @@ from tests.running import (
     series,
     train,
     weights,
+    write_family,
 )
 from tests.s3 import Relay
 
@@ -51,6 +52,23 @@ def test_a_run_goes_on_on_another_machine(remote: RemoteSaves, plain: Path, whol
     kept = train(plain, other.folder, *options(remote, "--save_num_checkpoints_to_keep=2", "--max_duration=8"))
     assert kept.state.step == 8 and checkpoints(other.folder) == {"step7", "step8"}
     assert remote.steps() == [(7, ""), (8, "")]  # those that this machine never had are counted, too
+
+
+def test_a_run_of_another_family_goes_on_on_another_machine(remote: RemoteSaves, plain: Path) -> None:
+    shutil.rmtree(remote.folder)
+    write_family(plain.parent, "OLMoE")
+    family, settings = plain.parent / "family-plain.yaml", options(remote, "--save_interval_unsharded=3")
+    whole = train(family, plain.parent / "family", *settings[:1])
+    train(family, remote.folder, *settings, "--stop_at=3")
+    other = elsewhere(remote).folder
+    resumed = train(family, other, *settings)
+    assert same(weights(resumed), weights(whole)) and metrics(other) == metrics(plain.parent / "family")
+    assert remote.steps() == [
+        *((2, ""), (3, "-unsharded"), (3, ""), (4, ""), (6, "-unsharded"), (6, ""), (7, "-unsharded"), (7, ""))
+    ]
+    assert contents(other / "step3").keys() == contents(remote.folder / "step3").keys()
+    here, there = (contents(folder / "step3-unsharded") for folder in (remote.folder, other))  # saved again
+    assert {n for n in here if here[n] != there.get(n)} <= {"config.yaml", "manifest.json", "optim.pt", "train.pt"}
 
 
 def test_ephemeral_checkpoints_go_there_too(remote: RemoteSaves, plain: Path) -> None:
