@@ -200,6 +200,8 @@ def _trained(network: Any, folder: Path, config: ModelConfig, device: torch.devi
     layers = find_layers(network)
     with named_errors(folder, "run"):
         model = CausalLM(network.to(device), config, [layer.module for layer in layers], files)
+        # Here, because memories cannot be found in weights that FSDP has sharded.
+        model.is_mixture = any(isinstance(part, Experts) for layer in layers for part in layer.parts)
         reason = refusal(model)
     if not any(layer.parts for layer in layers):
         reason = "it has no feed-forward memories"
@@ -217,8 +219,7 @@ def remarks(model: CausalLM, tokens: int) -> Iterator[str]:
             f"{kind} computes logits in a way of its own, so those of a whole micro-batch are in memory at once: "
             f"{size / 1e9:.3g} GB in float32, and as much again for their gradient and each temporary copy"
         )
-    mixture = any(isinstance(part, Experts) for layer in find_layers(model) for part in layer.parts)
-    if mixture and not model.has_auxiliary:
+    if model.is_mixture and not model.has_auxiliary:
         yield f"{kind} has no loss that balances its experts; they train without one"
 
 

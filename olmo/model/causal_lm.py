@@ -25,8 +25,8 @@ class CausalLM(nn.Module):
     `blocks` are its layers, first to last. `files` are those that its checkpoints have beside the weights, by
     name: config.json and its tokenizer's. `head` is how it computes logits from hidden states,
     None where that is not known: then hidden states are the logits themselves, (B, T, V), all in memory at once.
-    `has_auxiliary`: whether the family adds a loss to the cross-entropy that balances its experts; `obeys_mask`:
-    whether attention masks have an effect.
+    `is_mixture`: whether it has routed experts; `has_auxiliary`: whether the family adds a loss to the cross-entropy
+    that balances them; `obeys_mask`: whether attention masks have an effect.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.network, self.config, self.blocks, self.files = network, config, blocks, files or {}
         self.head: Head | None = head(network)
-        self.obeys_mask = True
+        self.obeys_mask, self.is_mixture = True, False
         self.has_auxiliary = "output_router_logits" in inspect.signature(network.forward).parameters
         if self.has_auxiliary:
             network.loss_function = _no_cross_entropy

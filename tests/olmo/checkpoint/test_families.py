@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch.distributed.fsdp import fully_shard
 
 from olmo import checkpoint
 from olmo.checkpoint import families, sharded
@@ -159,3 +160,20 @@ def test_a_config_yaml_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: [transformers\n")
     with pytest.raises(ConfigurationError, match=r"config\.yaml: not YAML"):
         checkpoint.transformers_config(tmp_path)
+
+
+def test_what_a_run_warns_of_does_not_depend_on_sharding(tmp_path: Path) -> None:
+    """A shared expert cannot be placed by computing with weights that FSDP has sharded."""
+    built("DeepSeek-V3").save_pretrained(tmp_path / "model")
+    tiny_tokenizer(tmp_path / "model/tokenizer.json")
+    config = ModelConfig(transformers=str(tmp_path / "model"), max_sequence_length=16)
+    model = families.load_model(tmp_path / "model", CPU, config)
+    assert isinstance(model, CausalLM)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model)
+        assert list(families.remarks(model, 8)) == [
+            "DeepseekV3ForCausalLM has no loss that balances its experts; they train without one"
+        ]
+    finally:
+        torch.distributed.destroy_process_group()
