@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 SEEDS ?= 1
+SEED ?= 0
 READY = $(VENV)/.ready
 REAL = $(VENV)/.real
 # ai2-olmo is named olmo too, so it has an environment of its own; -I keeps this folder off its path.
@@ -10,11 +11,12 @@ GOLDEN = .venv-golden
 PEERS = .venv-peers
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast test test-gpu checks bench bench-against crash crash-analysis golden
+.PHONY: help setup demo demo-contrast demo-real test test-gpu checks bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
 	@echo "make demo SEEDS=3   the same with three seeds;  make demo-contrast: the setting in which entropy rises"
+	@echo "make demo-real      the study on a real model, SmolLM2-135M: about 20 minutes and 6 GB; SEED=1 for another seed"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
@@ -43,6 +45,9 @@ demo: $(READY)
 
 demo-contrast: $(READY)
 	$(RUN) -m scripts.demo --contrast --seeds $(SEEDS)
+
+demo-real: $(REAL)
+	$(RUN) -m scripts.demo_real --seed $(SEED)
 
 # Four at a time: many tests wait for the processes that they start, and two would leave two cores idle.
 test: $(READY)

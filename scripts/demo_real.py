@@ -19,6 +19,7 @@ from typing import Any
 
 from olmo.console import clock
 from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.files.atomic import write_text
 from scripts.prepare.stages import Stages, check_published, copy_published
 
 CONFIG = "configs/smollm2/135m_laptop.yaml"
@@ -26,6 +27,7 @@ STEPS = 20  # of that configuration
 KNOWLEDGE = {"paraphrase": 5, "once": 30}  # 8 texts a round: two a row, of the 256 tokens that a row has
 PUBLISHED = {"paraphrase": 3, "once": 10}  # 4 texts a round: one a row of 1024 tokens
 INSTANCES = 64  # of 256 tokens, for the knowledge entropy
+LONGEST = 120  # tokens of a text
 
 
 def run_stages(stages: Stages, folder: Path, args: Any) -> list[Path]:
@@ -41,7 +43,7 @@ def run_stages(stages: Stages, folder: Path, args: Any) -> list[Path]:
         copy_published(args.published, knowledge, PUBLISHED)
     else:
         counts = (x for setting, count in KNOWLEDGE.items() for x in (f"--{setting}", str(count)))
-        limits = ["--max_tokens", "120", "--tokenizer", str(model), "--seed", str(args.seed)]
+        limits = ["--max_tokens", str(LONGEST), "--tokenizer", str(model), "--seed", str(args.seed)]
         make = ["--overwrite", "--output", str(knowledge), *counts, *limits]
         stages.run("fictional knowledge", "scripts.make_fictional_knowledge", make, knowledge)
     measured = folder / "entropy"
@@ -112,21 +114,45 @@ def main(argv: Sequence[str]) -> None:
     report = folder / "report"
     compare = [*map(str, runs), "--output", str(report)]
     stages.run("acquisition", "analysis.acquisition", compare, report / "acquisition.json")
-    summary(folder, stages)
+    text = described(folder, runs, stages.manifest["stages"])
+    write_text(report / "report.md", text)
+    print(f"{text}\ndone: {report}/report.md")
 
 
-def summary(folder: Path, stages: Stages) -> None:
-    """Print the knowledge entropy, the probes by kind, and time and memory of each stage."""
+def described(folder: Path, runs: Sequence[Path], stages: Sequence[dict[str, Any]]) -> str:
+    """The report in Markdown: H, what each condition ended with beside the start, time and memory of each stage."""
     found = json.loads((folder / "entropy" / "knowledge_entropy.json").read_text(encoding="utf-8"))
-    print(f"H = {found['knowledge_entropy']:.4f} +- {found['standard_error']:.4f} (at most {found['maximum']:.2f})")
-    result = json.loads((folder / "report" / "acquisition.json").read_text(encoding="utf-8"))
-    for run in result["runs"]:
-        print(run.keys())
-    for stage in stages.manifest["stages"]:
-        print(f"{stage['name']}: {clock(stage['seconds'])}, {stage['peak_memory_mib'] / 1024:.1f} GiB")
-    total = sum(stage["seconds"] for stage in stages.manifest["stages"])
-    peak = max(stage["peak_memory_mib"] for stage in stages.manifest["stages"])
-    print(f"done: {folder}/report ({clock(total)} in all stages, at most {peak / 1024:.1f} GiB)")
+    instances = found["number_of_instances"]
+    evaluated = [evaluations(run) for run in runs]
+    columns = [evaluated[0][0], *(of_run[-1] for of_run in evaluated)]
+    rows = [
+        [measure.removeprefix("eval/").removesuffix("/log_probability"), *(f"{c[measure]:.3f}" for c in columns)]
+        for measure in columns[0]
+        if measure.endswith(("/log_probability", "eval/K", "general/CrossEntropyLoss", "science/CrossEntropyLoss"))
+    ]
+    took = [[s["name"], clock(s["seconds"]), f"{s['peak_memory_mib'] / 1024:.2f}"] for s in stages]
+    peak = max(s["peak_memory_mib"] for s in stages) / 1024
+    took.append(["all", clock(sum(s["seconds"] for s in stages)), f"{peak:.2f}"])
+    return (
+        f"Knowledge entropy of {instances} instances of the text: H = {found['knowledge_entropy']:.3f}, standard error "
+        f"{found['standard_error']:.3f}, at most {found['maximum']:.2f}.\n\n"
+        "Mean log-probability of the probes' targets, and held-out losses, before and after:\n\n"
+        + markdown(["", "before", *(run.name for run in runs)], rows)
+        + "\nA, with intervals, is in acquisition.csv.\n\n"
+        + markdown(["stage", "time", "GiB"], took)
+    )
+
+
+def evaluations(run: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl with evaluations of the trained weights."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [found for found in map(json.loads, lines) if "eval/K" in found]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is aligned to the left."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKERS = ("needs the network", "needs a cluster", "takes longer than the demo", "takes two minutes")
+MARKERS = (
+    "needs the network",
+    "needs the real model",
+    "needs a cluster",
+    "takes longer than the demo",
+    "takes two minutes",
+)
 
 
 @dataclass(frozen=True)
