@@ -27,7 +27,7 @@ from olmo.config import load
 from olmo.config.help import LEGEND, describe
 from olmo.console import StdoutHandler
 from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
-from olmo.exceptions import ConfigurationError, Interrupted, exit_status
+from olmo.exceptions import ConfigurationError, FailedOnAllRanks, Interrupted, exit_status
 from olmo.train import Trainer
 from olmo.train.stopping import Signals
 
@@ -45,7 +45,12 @@ def main(argv: Sequence[str]) -> None:
         return
     adopt_launcher()
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
-    config = load(argv[0], [flag for flag in argv[1:] if flag not in named], complete)
+    try:
+        config = load(argv[0], [flag for flag in argv[1:] if flag not in named], complete)
+    except ConfigurationError:
+        raise
+    except (ValueError, OSError) as error:  # of the model's folder, which all processes read
+        raise FailedOnAllRanks(str(error)) from error
     logging.basicConfig(format="%(message)s", handlers=[StdoutHandler()])
     disable_malloc_trim()
     device = pick_device(named[-1].partition("=")[2] if named else None)

@@ -65,7 +65,8 @@ def complete(raw: DictConfig) -> None:
     name, key = str(named or start), "model.transformers" if named else "load_path"
     if named and start and named != start:
         raise ConfigurationError(
-            f"model.transformers: {named}, but load_path is {start}, which decides the family; leave one of the two out"
+            f"model.transformers: {named}, but load_path is {start}, which decides the family; leave one of the two "
+            "out (--model.transformers=null)"
         )
     folder = _folder(raw, name, key, required=not ours)
     if folder is None:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from olmo import checkpoint
 from olmo.config import ModelConfig, TrainConfig, load
 from olmo.config.setting import default_of, setting_of
-from olmo.exceptions import ConfigurationError, exit_status
+from olmo.exceptions import ConfigurationError, FailedOnAllRanks, exit_status
 from olmo.tokenizer import load_tokenizer
 from scripts import data_order, inspect_data, train
 from tests.checkpoints import made_model, write_olmo
@@ -309,6 +309,12 @@ def test_settings_that_do_not_fit_the_model_are_one_line(
     assert exit_status(train.main, [*arguments, "--device=cpu", *given]) == status
     error = capsys.readouterr().err
     assert error.startswith("error: ") and told.format(**places) in error and error.count("\n") == 1
+
+
+def test_one_of_several_processes_reports_a_folder(world: Path, tmp_path: Path) -> None:
+    for load_path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FailedOnAllRanks, match=str(tmp_path)):
+            train.main([str(world / "family-plain.yaml"), f"--load_path={load_path}"])
 
 
 def test_a_probe_beyond_the_vocabulary_is_one_line(world: Path, tmp_path: Path) -> None:
