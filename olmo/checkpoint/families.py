@@ -128,7 +128,7 @@ def described(folder: Path, found: Mapping[str, Any], given: Mapping[str, Any]) 
             raise ConfigurationError(f"model.{key}: {given[key]}, but {folder} has {rows} rows; leave it out")
     if length is None:
         raise ConfigurationError("model.max_sequence_length: missing; it is the number of tokens of an instance")
-    if isinstance(length, int) and isinstance(longest, int) and length > longest:
+    if isinstance(length, int) and isinstance(longest, int) and 0 < longest < length:
         raise ConfigurationError(
             f"model.max_sequence_length: {length}, but {folder} was made for {longest} tokens; use at most that"
         )
@@ -204,8 +204,6 @@ def _trained(network: Any, folder: Path, config: ModelConfig, device: torch.devi
         # Here, because memories cannot be found in weights that FSDP has sharded.
         model.is_mixture = any(isinstance(part, Experts) for layer in layers for part in layer.parts)
         reason = refusal(model)
-    if not any(layer.parts for layer in layers):
-        reason = "it has no feed-forward memories"
     if reason is not None:
         raise ValueError(f"{folder}: {type(network).__name__} cannot be trained: {reason}")
     return model

@@ -82,11 +82,8 @@ class CausalLM(nn.Module):
 
     def _called(self, input_ids: Tensor, attention_mask: Tensor | None, **settings: Any) -> tuple[Tensor, Any]:
         """Hidden states and the network's output, which has the logits of one token of each row."""
-        if attention_mask is not None and not self.obeys_mask:
-            raise ValueError(
-                f"data: rows with padding before tokens cannot be trained on by {type(self.network).__name__}, which "
-                "ignores attention masks; pad on the right, without data.generate_attention_mask"
-            )
+        if attention_mask is not None:
+            self.check_mask()
         mask = None if attention_mask is None else attention_mask.long()
         seen: list[Tensor] = []
 
@@ -97,6 +94,14 @@ class CausalLM(nn.Module):
         with nullcontext() if self.head is None else self._scores.register_forward_pre_hook(keep):
             output = self.network(input_ids=input_ids, attention_mask=mask, use_cache=False, **settings)
         return (seen[0] if seen else output.logits), output
+
+    def check_mask(self) -> None:
+        """Raise ValueError for a model on which attention masks have no effect."""
+        if not self.obeys_mask:
+            raise ValueError(
+                f"data: rows with padding before tokens cannot be trained on by {type(self.network).__name__}, which "
+                "ignores attention masks; pad on the right, without data.generate_attention_mask"
+            )
 
     @property
     def _scores(self) -> nn.Linear:

@@ -19,7 +19,7 @@ from ..config.model import ModelConfig
 from ..config.schema import TrainConfig
 from ..distributed import Ranks
 from ..exceptions import ConfigurationError
-from ..model.causal_lm import Model
+from ..model.causal_lm import CausalLM, Model
 from ..model.olmo import OLMo
 from .fused_loss import loss_function
 from .layer_runner import layer_runner
@@ -59,6 +59,9 @@ class StartingPoint:
         model = self._model(wanted, config.seed, sharded_checkpoint, device, shards_model(config, ranks))
         z_multiplier = config.auxiliary_loss_multiplier if config.softmax_auxiliary_loss else None
         loss = loss_function(config.fused_loss, device)
+        padded_first = config.data.pad_rows and config.data.pad_direction == "left"
+        if isinstance(model, CausalLM) and (padded_first or config.data.generate_attention_mask):
+            model.check_mask()
         if config.fused_loss and model.vocabulary is None:
             raise ConfigurationError(
                 f"fused_loss: {type(model.network).__name__} computes logits in a way of its own; leave it out"

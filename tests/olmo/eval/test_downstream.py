@@ -181,12 +181,14 @@ def test_every_task_is_as_the_librarys_own_loop_finds_it(
     assert found == ({f"eval/downstream/{label}_chance": task.chance} if accuracy else {})
 
 
-def test_a_model_of_another_family(few_documents: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gemma 2, whose logits are capped; the loop gets them from transformers."""
+@pytest.mark.parametrize("known", [True, False])
+def test_a_model_of_another_family(known: bool, few_documents: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2, whose logits are capped; the loop gets them from transformers. So does ours without a `known` head."""
     shape = {"hidden_size": 16, "vocab_size": 50304, "max_position_embeddings": 128, "final_logit_softcapping": 2.0}
     network = built("Gemma 2", **shape)
     ours = CausalLM(network, ModelConfig(transformers="gemma"), [])
     assert ours.head is not None
+    ours.head = ours.head if known else None
     task = DownstreamTask("sciq", config())
     found, collected = evaluated(task, ours, 500, monkeypatch)
     theirs = obvious(task, lambda ids: network(ids).logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -11,15 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from olmo.checkpoint.families import complete
+from olmo.config import load
 from olmo.distributed import Ranks
+from olmo.exceptions import ConfigurationError
 from olmo.model import OLMo
 from olmo.model.causal_lm import CausalLM
 from olmo.train import Trainer
+from olmo.train.loss import linear_cross_entropy
 from olmo.train.start import StartingPoint
+from tests import families
 from tests.architectures import built
-from tests.plain_loop import BATCH, INSTANCES, LENGTH, batches, family_run, plain_loop, shuffled
+from tests.plain_loop import BATCH, INSTANCES, LENGTH, batches, family_run, plain_loop, shuffled, write_run
 from tests.reference import tiny_olmo2_config, to_transformers
-from tests.running import CPU, series
+from tests.running import CPU, metrics, series, train, write_family, write_world
 
 WITHOUT_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -104,6 +110,65 @@ def test_olmo2_is_the_same_run_through_transformers(tmp_path: Path, monkeypatch:
     plain = olmo2(start)
     by_hand, _ = plain_loop(plain, batches(tmp_path / "True"))
     assert losses == pytest.approx(by_hand, rel=1e-6) and worst(other, plain) < 1e-5
+
+
+def without_head(model: CausalLM) -> None:
+    """In place of `refusal`: a network whose logits are none that we compute."""
+    model.head = None
+
+
+def test_logits_in_a_way_of_its_own_train_and_evaluate_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_world(tmp_path / "world")
+    write_family(folder, "Gemma 2")
+    probes = {"label": "once_semantic", "data": {"dataset_path": str(folder / "once.json")}}
+    heldout = {"label": "walk", "data": {"paths": [str(folder / "other256.npy")]}}
+    entropy = {"label": "memories", "type": "knowledge_entropy"}
+    asked = ("--eval_on_load", f"--evaluators={json.dumps([probes, heldout, entropy])}", "--softmax_auxiliary_loss")
+    train(folder / "family.yaml", tmp_path / "head", "--stop_at=2", *asked)
+    assert "way of its own" not in caplog.text
+    monkeypatch.setattr("olmo.checkpoint.families.refusal", without_head)
+    trainer = train(folder / "family.yaml", tmp_path / "logits", "--stop_at=2", *asked)
+    assert trainer.model.vocabulary is None
+    # 2 rows of 256 tokens, 128 logits of 4 bytes each.
+    assert "Gemma2ForCausalLM computes logits in a way of its own" in caplog.text and "0.000262 GB" in caplog.text
+    for line, other in zip(metrics(tmp_path / "head"), metrics(tmp_path / "logits"), strict=True):
+        assert line.keys() == other.keys() and other == pytest.approx(line, rel=1e-5)
+    monkeypatch.setattr("olmo.train.start.loss_function", lambda *_: linear_cross_entropy)  # as on a GPU
+    with pytest.raises(ConfigurationError, match=r"^fused_loss: Gemma2ForCausalLM computes logits in a way of its own"):
+        train(folder / "family.yaml", tmp_path / "fused", "--fused_loss")
+
+
+@pytest.mark.parametrize(
+    "flags", [["--data.generate_attention_mask"], ["--data.pad_rows", "--data.pad_direction=left"]]
+)
+def test_a_model_that_ignores_masks_is_not_given_any(flags: list[str], tmp_path: Path) -> None:
+    config = family_run(tmp_path, families.built("recurrent_gemma"), *flags, "--max_duration=1")
+    with pytest.raises(ValueError, match=r"data: rows with padding .* RecurrentGemmaForCausalLM, which ignores"):
+        Trainer(config, CPU, Ranks())
+
+
+def test_an_encoder_is_refused_at_the_start(tmp_path: Path) -> None:
+    config = family_run(tmp_path, families.built("bert"), "--model.eos_token_id=1")
+    with pytest.raises(ValueError, match="model: BertLMHeadModel cannot be trained: its logits depend on later tokens"):
+        Trainer(config, CPU, Ranks())
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    network = built("Llama")
+    network.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    path = write_run(tmp_path, built("Llama"))
+    (tmp_path / "model/config.json").write_text(json.dumps(network.config.to_dict(), default=str))
+    with pytest.raises(
+        ConfigurationError, match=r"model: its weights are quantized \(gptq\) and cannot be trained; use"
+    ):
+        load(path, [], complete)
+
+
+def test_experts_that_nothing_balances_are_on_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Trainer(family_run(tmp_path, built("DeepSeek-V3"), "--dry_run"), CPU, Ranks()).fit()
+    assert caplog.text.count("DeepseekV3ForCausalLM has no loss that balances its experts; they train without one") == 1
 
 
 def olmo2(model: OLMo) -> Any:
