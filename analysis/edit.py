@@ -23,7 +23,15 @@ from olmo.files.atomic import atomic_path
 from olmo.files.lock import writing
 from olmo.files.tensors import write_safetensors, write_torch_file
 from olmo.memory.by_layer import ByLayer, count, tensors_of
-from olmo.memory.rescaling import Multipliers, check_finite, check_shapes, rescale_model, rescaled, up_projection_name
+from olmo.memory.rescaling import (
+    Multipliers,
+    OtherLayers,
+    check_finite,
+    check_shapes,
+    rescale_model,
+    rescaled,
+    up_projection_name,
+)
 
 SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
 
@@ -151,7 +159,10 @@ def write_edit(
         raise ConfigurationError(
             f"--format temperature: works in the trainer, for OLMo models; {folder} is another one"
         )
-    weights = edit_weights(folder, chosen.multipliers, keep=form == "full")
+    try:
+        weights = edit_weights(folder, chosen.multipliers, keep=form == "full")
+    except OtherLayers as error:
+        raise ValueError(f"{coefficients.path}: measured on another model than {folder}: {error}") from error
     if coefficients.checkpoint not in (None, weights.identity):
         raise ValueError(f"{coefficients.path}: measured on another checkpoint than {folder}")
     output.parent.mkdir(parents=True, exist_ok=True)

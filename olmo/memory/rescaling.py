@@ -64,14 +64,18 @@ def _sizes(layers: ByLayer) -> dict[int, int]:
     return {number: len(values) for number, values in layers.items()}
 
 
+class OtherLayers(ValueError):
+    """Multipliers for other layers, or other numbers of memories, than the model has."""
+
+
 def _check_sizes(multipliers: ByLayer, sizes: Mapping[int, int]) -> None:
-    """Raise ValueError if multipliers do not fit layers that have these numbers of memories."""
+    """Raise OtherLayers if multipliers do not fit layers that have these numbers of memories."""
     if multipliers.keys() != sizes.keys():
         given, wanted = numbered(list(multipliers)), numbered(list(sizes))
-        raise ValueError(f"multipliers for {given}, the model has memories in {wanted}")
+        raise OtherLayers(f"multipliers for {given}, the model has memories in {wanted}")
     for number, size in _sizes(multipliers).items():
         if size != sizes[number]:
-            raise ValueError(f"layer {number}: multipliers for {size} memories, the layer has {sizes[number]}")
+            raise OtherLayers(f"layer {number}: multipliers for {size} memories, the layer has {sizes[number]}")
 
 
 def up_projection_name(layer: int) -> str:
@@ -90,7 +94,7 @@ def rescale(state: Mapping[str, Tensor], multipliers: ByLayer) -> dict[str, Tens
 
 
 def check_shapes(shapes: Mapping[str, torch.Size], multipliers: ByLayer) -> None:
-    """Raise ValueError if multipliers do not fit a state dict of OLMo with tensors of these shapes."""
+    """Raise OtherLayers if multipliers do not fit a state dict of OLMo with tensors of these shapes."""
     sizes = {}
     for layer in range(sum(1 for name in shapes if name.endswith(".ff_proj.weight"))):
         down = f"transformer.blocks.{layer}.ff_out.weight"
