@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from olmo.distributed import Ranks, exit_process, process_group
 from olmo.train import Trainer
@@ -27,17 +28,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 FSDP = ("--distributed_strategy=fsdp", "--fsdp.wrapping_strategy=by_block")
 DDP = ("--distributed_strategy=ddp",)
+SAVES = ("--save_interval=20", "--save_interval_unsharded=20", "--try_load_latest_save")
 # The first word of a run is a key of FAMILIES, without its spaces.
 RUNS: dict[str, tuple[str, ...]] = {
     "Llama ddp": (*DDP, "--activation_checkpointing=whole_layer"),
-    "Llama fsdp": (*FSDP, "--save_interval=20", "--try_load_latest_save"),
+    "Llama fsdp": (*FSDP, *SAVES),
     "Gemma2 fsdp": (*FSDP, "--fsdp.sharding_strategy=SHARD_GRAD_OP", "--activation_checkpointing=one_in_two"),
     "GPT-2 ddp": DDP,
     "GPT-2 fsdp": (*FSDP, "--activation_checkpointing=whole_layer", "--compile.backend=eager"),
     "OLMoE ddp": DDP,
     "OLMoE fsdp": (
         *("--distributed_strategy=fsdp", "--fsdp.wrapping_strategy=one_in_two", "--fsdp.grad_sync_mode=micro_batch"),
-        *("--fsdp.sharding_strategy=HYBRID_SHARD", "--fsdp.hybrid_sharding_num_model_replicas=2"),
+        *("--fsdp.sharding_strategy=HYBRID_SHARD", "--fsdp.hybrid_sharding_num_model_replicas=2", *SAVES),
     ),
 }
 HALF = ("Gemma 2", "OLMoE")
@@ -59,7 +61,7 @@ def processes(folder: Path) -> None:
             assert len(list(trained.parameters())) == len(list(trainer.model.parameters()))
             if ranks.is_first:
                 torch.save(trained.state_dict(), folder / name / "weights.pt")
-            if "--save_interval=20" in settings:
+            if SAVES[0] in settings:
                 resumed = Trainer(configure(world / "family.yaml", folder / name, *settings), CPU, ranks)
                 assert same(gathered_model(resumed.model).state_dict(), trained.state_dict())
         report = {family: half(folder, family, ranks) for family in HALF}
@@ -109,6 +111,15 @@ def test_two_processes_train_as_a_plain_loop(folder: Path, family: str) -> None:
             if name.endswith("c_attn.bias"):  # of keys: its gradient is 0 but for rounding, which AdamW makes large
                 weight, found_weight = (bias.view(3, -1)[[0, 2]] for bias in (weight, found_weight))
             torch.testing.assert_close(found_weight, weight, rtol=0, atol=1e-5, msg=f"{run}: {name}")
+
+
+@pytest.mark.parametrize("run", ["Llama fsdp", "OLMoE fsdp"])
+def test_what_two_processes_save_one_process_and_transformers_read(folder: Path, run: str) -> None:
+    trained = torch.load(folder / run / "weights.pt")
+    resumed = Trainer(configure(folder / run.split()[0] / "family.yaml", folder / run, *SAVES), CPU, Ranks())
+    assert resumed.start.folder == folder / run / "step20" and same(resumed.model.state_dict(), trained)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder / run / "step20-unsharded")
+    assert same({f"network.{name}": tensor for name, tensor in network.state_dict().items()}, trained)
 
 
 @pytest.mark.parametrize("family", HALF)
