@@ -36,7 +36,7 @@ SIZES = {
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads attention_heads "
     "num_decoder_attention_heads num_encoder_attention_heads linear_num_value_heads mamba_num_heads mamba_n_heads "
     "swa_num_attention_heads index_n_heads q_lora_rank kv_lora_rank laurel_rank num_key_value_heads num_kv_heads "
-    "linear_num_heads swa_num_key_value_heads kv_n_heads rotary_dim patch_size",
+    "linear_num_heads swa_num_key_value_heads kv_n_heads rotary_dim patch_size adapter_rank",
     2: "zero_expert_num num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k linear_num_key_heads",
     1: "n_group topk_group num_expert_group first_k_dense_replace mamba_n_groups n_groups",
     8: "head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim linear_key_head_dim linear_value_head_dim "

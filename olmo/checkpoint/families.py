@@ -198,7 +198,10 @@ def _trained(network: Any, folder: Path, config: ModelConfig, device: torch.devi
     network.config.architectures = [type(network).__name__]
     network._weight_conversions = None  # save under the names that the class has by itself, not those of this folder
     files = kept_files(folder) | {"config.json": network.config.to_json_string(use_diff=True).encode()}
-    layers = find_layers(network)
+    try:
+        layers = find_layers(network)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     with named_errors(folder, "run"):
         model = CausalLM(network.to(device), config, [layer.module for layer in layers], files)
         # Here, because memories cannot be found in weights that FSDP has sharded.

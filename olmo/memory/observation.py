@@ -156,6 +156,8 @@ def _hooks(memory: Memory, part: int, observation: Observation) -> Iterator[Any]
         observation.stop_after(part)
 
     if observation.coefficient == "relu" and memory.gated:
+        if memory.adapted:
+            raise ValueError(f"{memory.name}: adapters add to gate and up projection of this layer, which relu needs")
         for module in memory.into:
             yield module.register_forward_hook(keep_output)
     if memory.weight is not None:

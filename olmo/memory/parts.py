@@ -29,6 +29,7 @@ class Memory:
     count: int  # M
     gated: bool
     weight: nn.Module | None = None  # D -> 1; the sigmoid of its output multiplies what a shared expert writes
+    adapted: bool = False  # whether adapters add to what its first projection writes
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,10 @@ def parts_of(layer: nn.Module, where: str, width: int) -> Parts:
     if not matrices:
         return ()
     if not owners:
-        memory = _memory(layer, _without_connection(matrices, width), where, width)
+        rest = _without_connection(matrices, width)
+        adapters = _adapters(layer, rest)
+        own = {name: parameter for name, parameter in rest.items() if name not in adapters}
+        memory = replace(_memory(layer, own, where, width), adapted=bool(adapters))
         block = _common([memory.name.removeprefix(f"{where}."), *_names_of(layer, memory.into)])
         inside = next((name for name in beside if block and name.startswith(f"{block}.")), None)
         if inside:
@@ -101,8 +105,8 @@ def parts_of(layer: nn.Module, where: str, width: int) -> Parts:
     experts = _experts(layer, owners, where, width)
     name = owners[0]
     router = {own for own, parameter in matrices.items() if parameter.shape == (experts.experts, width)}
-    rest = {own: p for own, p in matrices.items() if own not in router and not own.startswith(f"{name}.")}
-    return _with_shared(layer, name, experts, rest, beside, where, width) if rest else (experts,)
+    others = {own: p for own, p in matrices.items() if own not in router and not own.startswith(f"{name}.")}
+    return _with_shared(layer, name, experts, others, beside, where, width) if others else (experts,)
 
 
 def _beside(layer: nn.Module, where: str, width: int) -> Iterator[str]:
@@ -160,6 +164,25 @@ def _without_connection(matrices: Mapping[str, Tensor], width: int) -> dict[str,
     own = [name for name, parameter in matrices.items() if name.count(".") == 1 and parameter.shape == (width, width)]
     rest = {name: parameter for name, parameter in matrices.items() if name not in own}
     return rest if len(own) == 1 and rest and _common(list(rest)) and _common(list(rest)).count(".") else dict(matrices)
+
+
+def _adapters(layer: nn.Module, matrices: Mapping[str, Tensor]) -> set[str]:
+    """Pairs of maps D -> r -> P, each a sequence of its own, that are added to what another map from D to P writes,
+    with r smaller than both (Zamba2): what enters the second projection is the coefficient all the same."""
+    pairs: dict[str, list[str]] = {}
+    for name in matrices:
+        owner = name.rpartition(".")[0].rpartition(".")[0]
+        if type(layer.get_submodule(owner)) is nn.Sequential:
+            pairs.setdefault(owner, []).append(name)
+    shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
+    others = {shapes[name] for name in matrices if all(name not in names for names in pairs.values())}
+    found: set[str] = set()
+    for owner, names in pairs.items():
+        if len(names) == 2 == len(list(layer.get_submodule(owner).children())):
+            (rank, width), (written, inner) = (shapes[name] for name in names)
+            if rank == inner < min(width, written) and (written, width) in others:
+                found.update(names)
+    return found
 
 
 def _memory(

@@ -16,6 +16,8 @@ def up_projection(model: nn.Module, part: Memory | Experts) -> tuple[nn.Module, 
 
     `model` may be on the meta device. Raises ValueError if the up projection cannot be told from the gate.
     """
+    if isinstance(part, Memory) and part.adapted:
+        raise ValueError(f"{part.name}: adapters add to the up projection of this layer, which has no rows of its own")
     if isinstance(part, Experts):
         return part.module, _up_half_of_experts(part) if part.gated else slice(None)
     halves = [(module, slice(None)) for module in part.into]
@@ -65,6 +67,6 @@ def _coefficients(block: nn.Module, memory: Memory, first: nn.Module, doubled: s
     try:
         with down.register_forward_pre_hook(keep), first.register_forward_hook(double):
             block(random_tokens(block, sizes(first)[0], 8))
-    except TypeError as error:  # it needs more than tokens
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # it needs more than tokens
         raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate") from error
     return seen[0]

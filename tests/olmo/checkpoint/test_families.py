@@ -177,3 +177,15 @@ def test_what_a_run_warns_of_does_not_depend_on_sharding(tmp_path: Path) -> None
         ]
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_model_without_memories_is_refused_with_its_folder(tmp_path: Path) -> None:
+    shape = {"vocab_size": 128, "hidden_size": 16, "num_hidden_layers": 2, "eos_token_id": 0, "pad_token_id": 1}
+    transformers.MambaForCausalLM(transformers.MambaConfig(**shape)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer(tmp_path / "model/tokenizer.json")
+    config = ModelConfig(transformers=str(tmp_path / "model"), max_sequence_length=16)
+    with pytest.raises(ValueError) as caught:
+        families.load_model(tmp_path / "model", CPU, config)
+    assert str(caught.value) == (
+        f"{tmp_path}/model: MambaForCausalLM: none of its 2 layers (backbone.layers) has a feed-forward part"
+    )
