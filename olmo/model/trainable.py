@@ -41,7 +41,7 @@ def refusal(model: CausalLM) -> str | None:
         shown = network(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, _KEPT:]
         model.obeys_mask = _far(network, other, shown, slice(_KEPT, None), mask) < _FAR
         network.train()
-        network(input_ids=ids, use_cache=False)
+        (model.balanced_states if model.has_auxiliary else model.hidden_states)(ids)  # as a training step does
     finally:
         model.train(training)
     return None

@@ -14,14 +14,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from olmo import checkpoint
+from olmo.checkpoint import families
 from olmo.config import ModelConfig, TrainConfig, load
 from olmo.config.setting import default_of, setting_of
 from olmo.exceptions import ConfigurationError, FailedOnAllRanks, exit_status
 from olmo.tokenizer import load_tokenizer
 from scripts import data_order, inspect_data, train
+from tests.architectures import built
 from tests.checkpoints import made_model, write_olmo
 from tests.reference import END_OF_TEXT, tiny_tokenizer
-from tests.running import SHORT, series, write_family, write_world
+from tests.running import CPU, SHORT, series, write_family, write_world
 from tests.running import train as run
 from tests.serving import Server, serving
 
@@ -309,6 +311,17 @@ def test_settings_that_do_not_fit_the_model_are_one_line(
     assert exit_status(train.main, [*arguments, "--device=cpu", *given]) == status
     error = capsys.readouterr().err
     assert error.startswith("error: ") and told.format(**places) in error and error.count("\n") == 1
+
+
+def test_a_balancing_loss_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of DeepSeek-V4 does in transformers 5.23; found at the start of a run, not in its first step."""
+    from transformers.models.olmoe import modeling_olmoe
+
+    monkeypatch.setattr(modeling_olmoe, "load_balancing_loss_func", lambda *_, **__: ()[0])
+    built("OLMoE").save_pretrained(tmp_path)
+    config = ModelConfig(transformers=str(tmp_path), max_sequence_length=SHORT)
+    with pytest.raises(ValueError, match="transformers cannot run this model: tuple index out of range"):
+        families.load_model(tmp_path, CPU, config)
 
 
 def test_one_of_several_processes_reports_a_folder(world: Path, tmp_path: Path) -> None:
