@@ -38,7 +38,7 @@ from ..distributed import Ranks, full_tensor
 from ..exceptions import ConfigurationError
 from ..model.causal_lm import CausalLM, Model
 from ..model.olmo import OLMo
-from .loss import Objective
+from .loss import Objective, predictions
 
 
 def shards_model(config: TrainConfig, ranks: Ranks) -> bool:
@@ -66,9 +66,21 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
     return DistributedDataParallel(
         objective,
         device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=config.ddp.find_unused_params if config.ddp else False,
-        broadcast_buffers=False,  # every process computes the same ones
+        find_unused_parameters=bool(config.ddp and config.ddp.find_unused_params) or _leaves_unused(objective),
     )
+
+
+def _leaves_unused(objective: Objective) -> bool:
+    """Whether a model of another family has weights that a pass may not use, such as the attention of a decoder to an
+    encoder: DDP waits for the gradients of all others. Found by a pass."""
+    if not isinstance(objective.model, CausalLM):
+        return False
+    ids = torch.zeros(1, 6, dtype=torch.long)
+    batch = (x.to(next(objective.parameters()).device) for x in (ids, *predictions(ids)))
+    objective(*batch)[0].backward()
+    unused = any(weight.requires_grad and weight.grad is None for weight in objective.parameters())
+    objective.zero_grad(set_to_none=True)
+    return unused
 
 
 def _mesh(fsdp: FSDPConfig, world_size: int, device: torch.device) -> DeviceMesh:

@@ -7,7 +7,9 @@ import re
 import resource
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,23 +49,39 @@ def training_operations(model: Model, length: int) -> float:
 
 
 def _operations(model: CausalLM, length: int) -> float:
-    """The same of a model of transformers': its matrices outside the embeddings, routers included and of experts those
-    that a token has; and in every layer with attention 6 x heads x (width of a key + width of a value) x length."""
-    config, weights, layers = model.network.config.get_text_config(), 0.0, 0
-    names = ("num_experts_per_tok", "moe_topk", "top_k_experts")
-    chosen = next((int(np.mean(getattr(config, name))) for name in names if getattr(config, name, None)), None)
-    for module in model.network.modules():
+    """The same of a model of transformers': the matrices of its layers and its head, routers included and of experts
+    those that a token has; and in layers with attention 6 x heads x (width of a key + width of a value) x length.
+
+    Linear attention and state-space mixers count with their matrices alone.
+    """
+    config, weights, attention = model.network.config.get_text_config(), 0.0, 0.0
+    parts = (*model.blocks, model.network.get_output_embeddings() or nn.Identity())
+    chosen = _number(config, "num_experts_per_tok", "moe_topk", "top_k_experts")
+    for module in (module for part in parts for module in part.modules()):
         routed = getattr(module, "down_proj", None)  # of experts a tensor (E, D, M), with others of E beside it
         share = chosen / len(routed) if chosen and isinstance(routed, torch.Tensor) else 1.0
         matrices = (w for name, w in module.named_parameters(recurse=False) if w.ndim > 1 and "bias" not in name)
         weights += 0 if isinstance(module, nn.Embedding) else share * sum(w.numel() for w in matrices)
-    heads = float(np.mean(getattr(config, "num_attention_heads", 1)))  # a list where layers differ
-    key = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None) or model.width / heads
-    value = getattr(config, "v_head_dim", None) or key
     for block in model.blocks:
-        attention = (module for name, module in block.named_children() if "att" in name)
-        layers += any(weight.ndim > 1 for module in attention for weight in module.parameters())
-    return 6.0 * weights + 6.0 * layers * heads * (key + value) * length
+        for name, module in block.named_children():
+            if "att" not in name or "linear" in name or all(w.ndim < 2 for w in module.parameters()):
+                continue
+            heads = _number(module, "num_heads") or _number(config, "num_attention_heads") or 1.0
+            key, other = (_number(place, "qk_head_dim", "head_dim") for place in (module, config))
+            key = key or other or model.width / heads
+            value = _number(module, "v_head_dim") or _number(config, "v_head_dim") or key
+            attention += 6.0 * heads * (key + value) * length
+    return 6.0 * weights + attention
+
+
+def _number(place: Any, *names: str) -> float | None:
+    """The first of these attributes that is a number, the mean of one that is a list of them, but 0; else None."""
+    for name in names:
+        with suppress(AttributeError, RuntimeError):  # the latter of a configuration whose layers differ in it
+            value = getattr(place, name)
+            if isinstance(value, (int, float, list)) and value:
+                return float(np.mean(value))
+    return None
 
 
 def peak_operations(config: TrainConfig, device: torch.device) -> float | None:

@@ -11,11 +11,15 @@ import pytest
 import torch
 import transformers
 
+from olmo.config import ModelConfig, TrainConfig
 from olmo.distributed import Ranks, exit_process, process_group
+from olmo.memory.locate import find_layers
+from olmo.model.causal_lm import CausalLM
 from olmo.train import Trainer
-from olmo.train.loss import Objective
-from olmo.train.parallel import gathered_dtype, gathered_model
+from olmo.train.loss import Objective, predictions
+from olmo.train.parallel import distribute, gathered_dtype, gathered_model
 from tests.architectures import built
+from tests.families import built as any_family
 from tests.plain_loop import batches, plain_loop, write_run
 from tests.running import CPU, command, configure, same, series
 
@@ -64,9 +68,22 @@ def processes(folder: Path) -> None:
             if SAVES[0] in settings:
                 resumed = Trainer(configure(world / "family.yaml", folder / name, *settings), CPU, ranks)
                 assert same(gathered_model(resumed.model).state_dict(), trained.state_dict())
+        train_with_unused_weights(ranks)
         report = {family: half(folder, family, ranks) for family in HALF}
         if ranks.is_first:
             (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def train_with_unused_weights(ranks: Ranks) -> None:
+    """DeepSeek V3.2 has weights without a gradient, for which DDP would wait."""
+    network = any_family("deepseek_v32")
+    model = CausalLM(network, ModelConfig(), [layer.module for layer in find_layers(network)])
+    module = distribute(Objective(model), TrainConfig(distributed_strategy="ddp"), ranks, CPU)
+    assert all(weight.grad is None for weight in model.parameters())
+    ids = torch.arange(32).view(2, 16) + ranks.rank
+    for _ in range(2):
+        module(ids, *predictions(ids))[0].backward()
+    assert {weight.grad is None for weight in model.parameters()} == {True, False}
 
 
 def half(folder: Path, family: str, ranks: Ranks) -> list[float]:

@@ -40,7 +40,7 @@ def test_operations_are_three_times_those_of_a_forward_pass(config: ModelConfig)
     assert training_operations(model, 48) * ids.numel() == 3 * counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["Gemma 2", "GPT-2", "OPT, narrow embeddings", "DeepSeek-V3", "GPT-OSS"])
+@pytest.mark.parametrize("name", ["Gemma 2", "GPT-2", "DeepSeek-V3", "GPT-OSS"])
 def test_operations_of_other_families(name: str) -> None:
     """Heads wider than the model's width, transposed matrices, experts of which a token has two, shared ones, and
     values narrower than keys."""
