@@ -85,7 +85,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     args = arguments(argv)
-    eos = eos_of(args.tokenizer) if args.eos_token_id is None else args.eos_token_id
+    eos = args.eos_token_id
+    if eos is None:
+        eos = eos_of(args.tokenizer, "give its id with --eos_token_id")
     largest = max(
         OLMO_EOS if packaged_tokenizer(args.tokenizer) else 0, *tokenizer_of(args.tokenizer).get_vocab().values()
     )

@@ -175,17 +175,18 @@ def is_complete(output: Path, settings: Settings) -> bool:
 def prepare(root: Path, output: Path, settings: Settings, sources: Sequence[Source] = SOURCES) -> dict:
     """Write the demo's text into `output`, completely or not at all; returns the content of sources.json."""
     counts: Counts = {}
+    given = settings.tokenizer
+    known = None if given is None else (load_tokenizer(given), eos_of(given))  # a wrong one is an error at once
     say("reading the evaluation items and the sources")
     parts = split(screen(root, sources, counts), settings.seed, counts)
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        if settings.tokenizer is not None:
-            tokenizer, eos = load_tokenizer(settings.tokenizer), eos_of(settings.tokenizer)
-        else:
+        if known is None:
             say("training the tokenizer")
             assert settings.vocab_size is not None
-            tokenizer, eos = train_tokenizer((d.text for d in parts["general_train"]), settings.vocab_size), EOS_ID
+            known = train_tokenizer((d.text for d in parts["general_train"]), settings.vocab_size), EOS_ID
+        tokenizer, eos = known
         tokenizer.save(str(folder / "tokenizer.json"))
         totals = {}
         for name, documents in parts.items():

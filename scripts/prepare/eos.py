@@ -11,11 +11,12 @@ from olmo.tokenizer import document_end, load_tokenizer, packaged_tokenizer, tok
 OLMO_EOS = 50279  # in all their configurations, although this tokenizer calls it |||IP_ADDRESS|||
 
 
-def eos_of(identifier: str) -> int:
+def eos_of(identifier: str, remedy: str = "name it as eos_token in its tokenizer_config.json") -> int:
     """The id that ends a document: what the folder of the tokenizer names, on disk or on the hub (see
     `olmo.tokenizer.document_end`); of a tokenizer.json alone, `<|endoftext|>` or `</s>`.
 
-    Raises ConfigurationError where neither is found, OSError or ValueError where the tokenizer cannot be read.
+    Raises ConfigurationError, with the `remedy`, where neither is found, OSError or ValueError for an unreadable
+    tokenizer.
     """
     if packaged_tokenizer(identifier):
         return OLMO_EOS
@@ -29,5 +30,5 @@ def eos_of(identifier: str) -> int:
         vocabulary = load_tokenizer(identifier).get_vocab()
         found = next((vocabulary[token] for token in ("<|endoftext|>", "</s>") if token in vocabulary), None)
     if found is None:
-        raise ConfigurationError(f"{identifier}: no token that ends a document; give its id with --eos_token_id")
+        raise ConfigurationError(f"{identifier}: no token that ends a document; {remedy}")
     return found

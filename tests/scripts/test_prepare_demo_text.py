@@ -5,7 +5,7 @@ import json
 
 import datasets
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from olmo.exceptions import exit_status
 from scripts.prepare import demo_sources, demo_text
@@ -25,10 +25,15 @@ SMALLEST = [s for s in demo_sources.SOURCES if s.name in ("piqa, the rest", "ope
         (["--output", "{out}", "--seed", "-1"], 2, "--seed"),
         (["--output", "{out}", "--sede", "1"], 2, "--sede"),
         (["--output", "{out}", "--seed", "one"], 2, "--seed"),
+        (["--output", "{out}", "--tokenizer", "a", "--vocab_size", "300"], 2, "--tokenizer trains none"),
+        # Before any text is read, which takes longer.
+        (["--output", "{out}", "--tokenizer", "{out}.none"], 1, "no such tokenizer file or folder"),
+        (["--output", "{out}", "--tokenizer", "{out}.json"], 2, "name it as eos_token in its tokenizer_config.json"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(tmp_path, capsys, flags, status, says):
     out = tmp_path / "out"
+    Tokenizer(models.WordLevel({"a": 0}, "a")).save(f"{out}.json")
     assert run([flag.format(out=out) for flag in flags]) == status
     error = capsys.readouterr().err
     assert error.count("\n") == 1
