@@ -57,15 +57,14 @@ def test_a_run_goes_on_on_another_machine(remote: RemoteSaves, plain: Path, whol
 def test_a_run_of_another_family_goes_on_on_another_machine(remote: RemoteSaves, plain: Path) -> None:
     shutil.rmtree(remote.folder)
     write_family(plain.parent, "OLMoE")
-    family, settings = plain.parent / "family-plain.yaml", options(remote, "--save_interval_unsharded=3")
-    whole = train(family, plain.parent / "family", *settings[:1])
+    family = plain.parent / "family-plain.yaml"
+    settings = options(remote, "--save_interval_unsharded=3", "--max_duration=4")
+    whole = train(family, plain.parent / "family", settings[0], settings[-1])
     train(family, remote.folder, *settings, "--stop_at=3")
     other = elsewhere(remote).folder
     resumed = train(family, other, *settings)
     assert same(weights(resumed), weights(whole)) and metrics(other) == metrics(plain.parent / "family")
-    assert remote.steps() == [
-        *((2, ""), (3, "-unsharded"), (3, ""), (4, ""), (6, "-unsharded"), (6, ""), (7, "-unsharded"), (7, ""))
-    ]
+    assert remote.steps() == [(2, ""), (3, "-unsharded"), (3, ""), (4, "-unsharded"), (4, "")]
     assert contents(other / "step3").keys() == contents(remote.folder / "step3").keys()
     here, there = (contents(folder / "step3-unsharded") for folder in (remote.folder, other))  # saved again
     assert {n for n in here if here[n] != there.get(n)} <= {"config.yaml", "manifest.json", "optim.pt", "train.pt"}

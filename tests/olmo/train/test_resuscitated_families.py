@@ -39,7 +39,6 @@ def edited(folder: Path, data: Path, form: str) -> Path:
     "name, narrow, form",
     [
         ("GPT-2", "all", "multipliers"),
-        ("OLMoE", "all", "multipliers"),
         ("OLMoE", "mixed", "multipliers"),
         ("Llama", "none", "multipliers"),
         ("Llama", "all", "full"),
@@ -95,7 +94,8 @@ def test_a_file_of_another_checkpoint_is_refused_unless_forced(form: str, llama:
 
 def test_a_run_evaluates_the_original_weights_and_is_not_edited_again(llama: Path, tmp_path: Path) -> None:
     edit = edited(llama / "model", llama / "heldout32.npy", "multipliers")
-    settings = ("--eval_on_load", "--save_interval=1", "--stop_at=1", "--injection=null")
+    held = f"--evaluators=[{{label: walk, data: {{paths: ['{llama}/heldout256.npy']}}}}]"
+    settings = ("--eval_on_load", "--save_interval=1", "--stop_at=1", "--injection=null", held)
     train(llama / "family.yaml", tmp_path / "plain", *settings)
     mine = (llama / "family.yaml", tmp_path / "run", *settings, f"--model.resuscitation={edit}")
     trained = train(*mine)
