@@ -28,7 +28,7 @@ from tests.running import BATCH, CPU, LENGTH, instances, metrics, order, train, 
 def made_probes() -> list[Probe]:
     """Of many lengths, so that most are padded on the right in their batches."""
     random = np.random.default_rng(0)
-    texts = (random.integers(0, 128, random.integers(2, 40)).tolist() for _ in range(30))
+    texts = (random.integers(0, 128, random.integers(2, 40)).tolist() for _ in range(12))
     return [Probe("once", "semantic", n, 0, tuple(ids), 1 + n % (len(ids) - 1)) for n, ids in enumerate(texts)]
 
 
@@ -38,7 +38,7 @@ def test_padding_on_the_right_changes_no_probe(name: str) -> None:
     network = built(name)
     model = CausalLM(network, ModelConfig(), [layer.module for layer in find_layers(network)])
     probes = made_probes()
-    table = score_probes(model, probes, 400, CPU, Ranks())
+    table = score_probes(model, probes, 120, CPU, Ranks())
     with torch.no_grad():
         for row, probe in enumerate(probes):
             logits = network(torch.tensor([probe.input_ids]), use_cache=False).logits[0].double()
