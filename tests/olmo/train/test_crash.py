@@ -12,12 +12,13 @@ from tests.crash import differences, same
 from tests.running import ROOT, command, train, write_world
 
 
-def test_a_run_that_is_killed_anywhere_ends_with_the_same_bits(tmp_path: Path) -> None:
-    options = ["--kills=5", "--each=5", "--seed=1", "--fork", "--small"]
+@pytest.mark.parametrize("kills, more", [(5, []), (1, ["--family=Qwen2", "--eval_interval=9", "--max_duration=3"])])
+def test_a_run_that_is_killed_anywhere_ends_with_the_same_bits(kills: int, more: list[str], tmp_path: Path) -> None:
+    options = [f"--kills={kills}", "--each=5", "--seed=1", "--fork", "--small", *more]
     done = command([str(ROOT / "tests/crash.py"), str(tmp_path / "runs"), *options], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["kills"] == sum(report["places"].values()) == 5 and not report["differences"]
+    assert report["kills"] == sum(report["places"].values()) == kills and not report["differences"]
 
 
 def test_differences_are_found(tmp_path: Path) -> None:
