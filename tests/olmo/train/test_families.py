@@ -112,6 +112,16 @@ def test_olmo2_is_the_same_run_through_transformers(tmp_path: Path, monkeypatch:
     assert losses == pytest.approx(by_hand, rel=1e-6) and worst(other, plain) < 1e-5
 
 
+def test_divisor_of_the_loss_leaves_what_balances_experts(tmp_path: Path) -> None:
+    """The mean over the predictions of each micro-batch in place of the sum by all tokens; both add the same."""
+    network = built("OLMoE", **FAMILIES["OLMoE"])
+    config = family_run(tmp_path, network, "--loss_divisor=predictions", "--stop_at=1")
+    Trainer(config, CPU, Ranks()).fit()
+    losses, added = plain_loop(network, batches(tmp_path, 1))
+    assert series(tmp_path / "run")[1] == pytest.approx(losses[0] * LENGTH / (LENGTH - 1), rel=1e-6)
+    assert series(tmp_path / "run", "train/LoadBalancingLoss")[1] == pytest.approx(added[0], rel=1e-6)
+
+
 def without_head(model: CausalLM) -> None:
     """In place of `refusal`: a network whose logits are none that we compute."""
     model.head = None
