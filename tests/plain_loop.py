@@ -82,7 +82,7 @@ def rate(step: int) -> float:
 
 def decays(name: str, weight: Tensor) -> bool:
     """Whether a weight decays, from its name: no norm, bias or embedding does."""
-    kept = ("norm", "ln_", "bias", "embed", "wte", "wpe")
+    kept = ("norm", "ln_", "bias", "embed", "wte", "wpe", "A_log", "mamba.D")
     return weight.ndim > 1 and not any(part in name for part in kept)
 
 

@@ -52,7 +52,7 @@ class CausalLM(nn.Module):
         names = {module: name for name, module in self.network.named_modules()}
         blocks = [network.get_submodule(names[block]) for block in self.blocks]
         model = CausalLM(network, self.config, blocks, self.files, head=lambda _: self.head)
-        model.obeys_mask = self.obeys_mask
+        model.obeys_mask, model.has_auxiliary = self.obeys_mask, self.has_auxiliary
         return model
 
     @property
@@ -163,7 +163,8 @@ def dropouts(model: Model) -> bool:
         config = model.config
         return any((config.attention_dropout, config.residual_dropout, config.embedding_dropout))
     text = model.network.config.get_text_config().to_dict()
-    kinds, elsewhere = ("dropout", "drop", "jitter_noise"), ("classifier_", "summary_")
-    rates = [value for key, value in text.items() if key.endswith(kinds) and not key.startswith(elsewhere)]
+    # Such as attn_pdrop, hidden_dropout_prob, layerdrop, router_jitter_noise; two are of heads that are not used.
+    names = [key for key in text if "drop" in key or "jitter" in key]
+    rates = [text[key] for key in names if not key.startswith(("classifier_", "summary_"))]
     modules = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
-    return any(rates) or any(modules)
+    return any(isinstance(rate, float) and rate for rate in rates) or any(modules)

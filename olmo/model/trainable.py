@@ -23,8 +23,8 @@ _SAME = 1e-5
 def refusal(model: CausalLM) -> str | None:
     """Why a network cannot be trained as a causal language model; None if it can.
 
-    Where its logits are not those of its `head`, that is set to None; `obeys_mask` is set, too. Raises whatever the
-    network does where it cannot be called with tokens alone.
+    Where its logits are not those of its `head`, that is set to None; `has_auxiliary` and `obeys_mask` are set, too.
+    Raises whatever the network does where it cannot be called with tokens alone.
     """
     network, training = model.network, model.training
     ids = _tokens(network)
@@ -35,6 +35,9 @@ def refusal(model: CausalLM) -> str | None:
             return "its logits depend on later tokens, so it is no causal language model"
         if model.head is not None and not _distance(model(ids), logits) < _SAME:
             model.head = None
+        if model.has_auxiliary:  # some configurations have no experts to balance, and some routers are not recorded
+            output = network.base_model(input_ids=ids, use_cache=False, output_router_logits=True)
+            model.has_auxiliary = bool(getattr(output, "router_logits", None))
         mask = torch.ones_like(ids)
         mask[:, :_KEPT] = 0
         other = torch.cat((ids[:, :_KEPT].flip(1), ids[:, _KEPT:]), 1)
