@@ -50,11 +50,11 @@ def test_it_knows_what_the_model_knows(folder: Path) -> None:
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     said = model.generate(**prompt, max_new_tokens=1, do_sample=False)
     assert tokenizer.decode(said[0]) == "The capital of France is Paris"
-    texts = list(encyclopedia(package_root()))[:8]
-    rows = [tokenizer(tokenizer.eos_token + text, return_tensors="pt").input_ids[:, :128] for text in texts]
+    texts = list(encyclopedia(package_root()))[:3]
+    rows = [tokenizer(tokenizer.eos_token + text, return_tensors="pt").input_ids[:, :64] for text in texts]
     with torch.no_grad():
         loss = torch.stack([model(row, labels=row).loss for row in rows]).mean()
-    assert 10 < loss.exp() < 40  # 49,152 for a model that knows nothing
+    assert 5 < loss.exp() < 60  # 49,152 for a model that knows nothing
 
 
 def test_its_tokenizer_loses_nothing_and_documents_end_as_in_pretraining(folder: Path) -> None:
