@@ -106,14 +106,20 @@ def verify(
         yield f"layer {layer}, the first one edited: no memory to compare with the law, all multipliers are capped"
         return
     wanted = factor * average[layer].double().mean()
-    error = float((torch.from_numpy(after.coefficients[layer])[bound] / wanted - 1).abs().max())
-    gated = all(part.gated for part in find_layers(model)[layer].parts)
+    found = torch.from_numpy(after.coefficients[layer])[bound]
+    if not all(part.gated for part in find_layers(model)[layer].parts):
+        yield (
+            f"layer {layer}, the first one edited, has no gate and need not follow the law: mean coefficients of "
+            f"{int(bound.sum())} selected memories average {float(found.mean()):.6g}, the law gives {factor} x the "
+            f"mean {float(average[layer].mean()):.6g}"
+        )
+        return
+    error = float((found / wanted - 1).abs().max())
     yield (
-        f"layer {layer}, the first one edited{'' if gated else ', which has no gate and need not follow the law'}: "
-        f"mean coefficients of {int(bound.sum())} selected memories are {factor} x the mean "
-        f"{float(average[layer].mean()):.6g} within {error:.1e}"
+        f"layer {layer}, the first one edited: mean coefficients of {int(bound.sum())} selected memories are "
+        f"{factor} x the mean {float(average[layer].mean()):.6g} within {error:.1e}"
     )
-    if gated and not error <= max(TOLERANCE[before.precision], TOLERANCE.get(stored, 0.0)):
+    if not error <= max(TOLERANCE[before.precision], TOLERANCE.get(stored, 0.0)):
         raise ValueError(
             f"layer {layer} does not follow the law of algorithm 1, it is {error:.1e} off; nothing is kept"
         )

@@ -195,6 +195,7 @@ def new_model(config: ModelConfig, seed: int, device: torch.device) -> CausalLM:
 def _trained(network: Any, folder: Path, config: ModelConfig, device: torch.device) -> CausalLM:
     """The network of a folder as a run's model, with the files of its checkpoints. Raises ValueError for one that
     cannot be trained."""
+    _with_usable_experts(network, torch.bfloat16)  # in which FSDP may gather the weights
     network.config.architectures = [type(network).__name__]
     network._weight_conversions = None  # save under the names that the class has by itself, not those of this folder
     files = kept_files(folder) | {"config.json": network.config.to_json_string(use_diff=True).encode()}
@@ -233,6 +234,15 @@ def _built(folder: Path, dtype: torch.dtype, initialize: bool) -> Any:
         own = AutoConfig.from_pretrained(folder, local_files_only=True, **_NO_CODE)
         network = AutoModelForCausalLM.from_config(own, dtype=dtype, **_NO_CODE)
     network.tie_weights()  # which initialization does
+    return _with_usable_experts(network, dtype)
+
+
+def _with_usable_experts(network: Any, dtype: torch.dtype) -> Any:
+    """The network; with experts whose rows, in `dtype`, are no multiples of 16 bytes, which torch's grouped product
+    requires, it computes them one after another."""
+    matrices = (p for m in network.modules() if hasattr(m, "_apply_gate") for p in m.parameters(recurse=False))
+    if any(p.ndim == 3 and any(n * dtype.itemsize % 16 for n in p.shape[1:]) for p in matrices):
+        network.set_experts_implementation("eager")
     return network
 
 
@@ -281,7 +291,7 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
         raise ValueError(f"{folder}: the weights lack {len(missing)} tensors of the model: {', '.join(missing[:3])}")
     if unused := sorted(found["unexpected_keys"]):
         log.warning("%s: %s tensors are no part of the model: %s", folder, len(unused), ", ".join(unused[:3]))
-    return model
+    return _with_usable_experts(model, model.dtype)
 
 
 def empty_network(folder: Path, has_weights: bool = True) -> nn.Module:

@@ -19,6 +19,7 @@ from ..model.olmo import Block, OLMo
 from .forward import compiled_means, counted, means_in_pieces, token_means
 from .locate import Layer, find_layers
 from .parts import Experts, Memory, listed
+from .up_projection import scaling_outputs
 
 COEFFICIENTS = ("abs", "relu")
 
@@ -117,6 +118,9 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     layers = find_layers(model)
     observation = Observation(layers, coefficient)
     blocks = model.blocks if isinstance(model, OLMo) else []
+    for memory in (part for layer in layers for part in layer.parts if coefficient == "relu" and part.gated):
+        if not scaling_outputs(model, memory):
+            raise _without_gate(memory.name)
     with ExitStack() as hooks:
         for part, block in enumerate(blocks):
             block.tap = partial(_tap, observation, part, block)
@@ -205,8 +209,12 @@ def _rectified(halves: tuple[Tensor, ...], signed: Tensor, name: str) -> Tensor:
     """
     first, second = halves
     if (first.sign() * second.sign() * signed.sign() < 0).any():
-        raise ValueError(f"{name}: cannot tell gate and up projection of this layer, which relu needs")
+        raise _without_gate(name)
     return first.relu() * second.relu()
+
+
+def _without_gate(name: str) -> ValueError:
+    return ValueError(f"{name}: cannot tell gate and up projection of this layer, which relu needs")
 
 
 @torch.no_grad()

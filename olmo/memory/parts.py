@@ -227,6 +227,8 @@ def _experts(layer: nn.Module, owners: Sequence[str], where: str, width: int) ->
             count = down.shape[1 if module.is_transposed else 2]
             gated, transposed = bool(module.has_gate), bool(module.is_transposed)
             return Experts(here, module, down.shape[0], down.shape[0] * count, gated, transposed)
+    if all(p.ndim < 3 or len(p) == 1 for own in owners for p in layer.get_submodule(own).parameters(recurse=False)):
+        raise ValueError(f"{where}: cannot tell what {listed(owners)} computes, whose parameters are no linear maps")
     raise ValueError(
         f"{where}: cannot tell what {listed(owners)} computes; experts are known as transformers 5 holds them, in one "
         "module with its experts interface (use_experts_implementation)"

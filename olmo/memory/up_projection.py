@@ -1,4 +1,7 @@
-"""Which rows of a feed-forward part scale its memory coefficients: those of the up projection, told from the gate."""
+"""Which rows of a feed-forward part scale its memory coefficients: those of the up projection, told from the gate.
+
+They are found by doubling the outputs of either projection and comparing coefficients.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,38 @@ from .parts import Experts, Memory, random_tokens, sizes, with_weights
 
 def up_projection(model: nn.Module, part: Memory | Experts) -> tuple[nn.Module, slice]:
     """The module, and which outputs of its first projection scale the coefficients: in a gated layer those of the up
-    projection, found by doubling the outputs of either projection and comparing coefficients; in a plain one all.
+    projection, in a plain one all.
 
     `model` may be on the meta device. Raises ValueError if the up projection cannot be told from the gate.
     """
     if isinstance(part, Memory) and part.adapted:
         raise ValueError(f"{part.name}: adapters add to the up projection of this layer, which has no rows of its own")
+    found = scaling_outputs(model, part)
+    if len(found) != 1:
+        these = "these experts from their" if isinstance(part, Experts) else "this layer from its"
+        raise ValueError(f"{part.name}: cannot tell the up projection of {these} gate")
+    return found[0]
+
+
+def scaling_outputs(model: nn.Module, part: Memory | Experts) -> list[tuple[nn.Module, slice]]:
+    """Each half of a gated layer's first projection to which the coefficients are proportional, as `up_projection`
+    returns it: of ReLU's gates both, of coefficients that are normalized, or no product of two factors, none."""
     if isinstance(part, Experts):
-        return part.module, _up_half_of_experts(part) if part.gated else slice(None)
+        return (
+            [(part.module, half) for half in _halves_of_experts(part)] if part.gated else [(part.module, slice(None))]
+        )
     halves = [(module, slice(None)) for module in part.into]
     if part.gated and len(part.into) == 1:
         halves = [(part.into[0], half) for half in (slice(part.count), slice(part.count, None))]
     if isinstance(model, OLMo) or not part.gated:
-        return halves[0]
+        return halves[:1]
     block = network_of(model).get_submodule(part.name.rpartition(".")[0])
     plain = _coefficients(block, part, part.into[0], slice(0))
-    doubling = [half for half in halves if torch.equal(_coefficients(block, part, *half), 2 * plain)]  # exact
-    if len(doubling) != 1:
-        raise ValueError(f"{part.name}: cannot tell the up projection of this layer from its gate")
-    return doubling[0]
+    return [half for half in halves if torch.equal(_coefficients(block, part, *half), 2 * plain)]  # exact
 
 
-def _up_half_of_experts(part: Experts) -> slice:
-    """Which outputs of the first projection of each expert are the up projection's: one of two blocks, or every other.
-
-    Raises ValueError unless doubling exactly one of these doubles the coefficients."""
+def _halves_of_experts(part: Experts) -> list[slice]:
+    """Which outputs of each expert's first projection scale the coefficients: one of two blocks, or every other."""
     count = part.count // part.experts
     projected = torch.randn(8, 2 * count, generator=torch.Generator().manual_seed(0))
     doubling = []
@@ -45,9 +55,7 @@ def _up_half_of_experts(part: Experts) -> slice:
         changed[:, half] *= 2
         if torch.equal(part.coefficients(changed), 2 * part.coefficients(projected)) and count > 1:
             doubling.append(half)
-    if len(doubling) != 1:
-        raise ValueError(f"{part.name}: cannot tell the up projection of these experts from their gate")
-    return doubling[0]
+    return doubling
 
 
 @torch.no_grad()

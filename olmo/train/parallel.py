@@ -72,12 +72,13 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
 
 def _leaves_unused(objective: Objective) -> bool:
     """Whether a model of another family has weights that a pass may not use, such as the attention of a decoder to an
-    encoder: DDP waits for the gradients of all others. Found by a pass."""
+    encoder: DDP waits for the gradients of all others. Found by a pass, in evaluation mode, which compiles nothing."""
     if not isinstance(objective.model, CausalLM):
         return False
     ids = torch.zeros(1, 6, dtype=torch.long)
     batch = (x.to(next(objective.parameters()).device) for x in (ids, *predictions(ids)))
-    objective(*batch)[0].backward()
+    objective.eval()(*batch)[0].backward()
+    objective.train()
     unused = any(weight.requires_grad and weight.grad is None for weight in objective.parameters())
     objective.zero_grad(set_to_none=True)
     return unused

@@ -189,3 +189,17 @@ def test_a_model_without_memories_is_refused_with_its_folder(tmp_path: Path) -> 
     assert str(caught.value) == (
         f"{tmp_path}/model: MambaForCausalLM: none of its 2 layers (backbone.layers) has a feed-forward part"
     )
+
+
+def test_experts_whose_rows_torch_cannot_group_compute_one_after_another(tmp_path: Path) -> None:
+    """12 numbers of 2 bytes are no multiple of 16, 12 of 4 bytes are."""
+    built("OLMoE").bfloat16().save_pretrained(tmp_path)
+    how = {"dtype": torch.bfloat16, "experts_implementation": "eager"}
+    wanted = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **how)
+    found: Any = families.open_network(tmp_path, torch.bfloat16)
+    assert torch.equal(found(input_ids=IDS).logits, wanted(input_ids=IDS).logits)
+    kept: Any = families.open_network(tmp_path, torch.float32)
+    assert kept.config._experts_implementation == built("OLMoE").config._experts_implementation != "eager"
+    config = ModelConfig(transformers=str(tmp_path), max_sequence_length=16)
+    trained = families.load_model(tmp_path, CPU, config).bfloat16()  # as FSDP gathers it
+    assert torch.equal(trained.eval()(IDS), wanted.bfloat16()(input_ids=IDS).logits)

@@ -341,6 +341,9 @@ def test_experts_outside_the_interface_of_transformers_are_refused() -> None:
         "Handmade: layers.0: cannot tell what experts computes; experts are known as transformers 5 holds them, in one "
         "module with its experts interface (use_experts_implementation)"
     )
+    layer["experts"].down_proj = nn.Parameter(torch.zeros(1, 1, 12))  # factors of RWKV's tokens
+    said = "Handmade: layers.0: cannot tell what experts computes, whose parameters are no linear maps"
+    assert refusal(Handmade(layer)) == said
     experts = nn.ModuleList([Layer(w1=(8, 12), w3=(8, 12), w2=(12, 8)) for _ in range(3)])  # as transformers 4 has them
     layer = Layer()
     layer["experts"] = experts

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from olmo.memory import instance_means, observe
 from olmo.memory.locate import find_layers
 from olmo.memory.parts import Experts
 from olmo.memory.up_projection import up_projection
@@ -38,9 +39,26 @@ def test_coefficients_scale_with_their_rows(family: str) -> None:
         torch.testing.assert_close(means, before[name] * factors.get(name, 1.0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["minimax_m3_vl_text", "bitnet"])
+@pytest.mark.parametrize("family", ["minimax_m3_vl_text", "bitnet", "inkling2_text"])
 def test_coefficients_that_do_not_scale_are_refused(family: str) -> None:
-    """Those of an up projection to which 1 is added, and those that are normalized."""
+    """Those of an up projection to which 1 is added or that is clamped, and those that are normalized."""
     model = built(family)
     with pytest.raises(ValueError, match=r"^model\.layers\.\d\.mlp\.\S+: cannot tell the up projection of th.* from"):
         up_projection(model, find_layers(model)[-1].parts[0])
+    with pytest.raises(ValueError, match=r"^model\.layers\.\d\.mlp\.\S+: cannot tell gate and up projection"):
+        observe(model, "relu").__enter__()
+
+
+def test_of_gates_with_relu_either_projection_scales_and_relu_changes_nothing() -> None:
+    model: Any = built("llama")
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.ReLU()
+    with pytest.raises(ValueError, match="cannot tell the up projection of this layer from its gate"):
+        up_projection(model, find_layers(model)[-1].parts[0])
+    ids, mlp, wanted = torch.arange(4, 20)[None], model.model.layers[-1].mlp, []
+    with torch.no_grad():
+        with observe(model, "relu") as observation:
+            found = instance_means(model, observation, ids)[-1]
+        mlp.register_forward_hook(lambda _, args, __: wanted.append(mlp.gate_proj(*args).relu() * mlp.up_proj(*args)))
+        model(input_ids=ids)
+    torch.testing.assert_close(found, wanted[0].relu().mean(1))
