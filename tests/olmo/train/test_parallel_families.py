@@ -32,7 +32,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 FSDP = ("--distributed_strategy=fsdp", "--fsdp.wrapping_strategy=by_block")
 DDP = ("--distributed_strategy=ddp",)
-SAVES = ("--save_interval=20", "--save_interval_unsharded=20", "--try_load_latest_save")
+STEPS = 6  # two after the warm-up; tests/olmo/train/test_families.py goes on in one process
+SAVES = (f"--save_interval={STEPS}", f"--save_interval_unsharded={STEPS}", "--try_load_latest_save")
+STOP = f"--stop_at={STEPS}"
 # The first word of a run is a key of FAMILIES, without its spaces.
 RUNS: dict[str, tuple[str, ...]] = {
     "Llama ddp": (*DDP, "--activation_checkpointing=whole_layer"),
@@ -58,7 +60,7 @@ def processes(folder: Path) -> None:
     with process_group(CPU) as ranks:
         for name, settings in RUNS.items():
             world = folder / name.split()[0]
-            trainer = Trainer(configure(world / "family.yaml", folder / name, *settings), CPU, ranks)
+            trainer = Trainer(configure(world / "family.yaml", folder / name, STOP, *settings), CPU, ranks)
             trainer.fit()
             trained = gathered_model(trainer.model)
             # A weight that is shared is shared in what evaluates, too.
@@ -66,7 +68,7 @@ def processes(folder: Path) -> None:
             if ranks.is_first:
                 torch.save(trained.state_dict(), folder / name / "weights.pt")
             if SAVES[0] in settings:
-                resumed = Trainer(configure(world / "family.yaml", folder / name, *settings), CPU, ranks)
+                resumed = Trainer(configure(world / "family.yaml", folder / name, STOP, *settings), CPU, ranks)
                 assert same(gathered_model(resumed.model).state_dict(), trained.state_dict())
         train_with_unused_weights(ranks)
         report = {family: half(folder, family, ranks) for family in HALF}
@@ -117,7 +119,7 @@ def test_two_processes_train_as_a_plain_loop(folder: Path, family: str) -> None:
     """Under DDP and FSDP, also where layers are recomputed and compiled."""
     network = built(family, **FAMILIES[family])
     # Each process has every other row, two at a time.
-    rows = [batch[[0, 2, 4, 6, 1, 3, 5, 7]] for batch in batches(folder_of(folder, family))]
+    rows = [batch[[0, 2, 4, 6, 1, 3, 5, 7]] for batch in batches(folder_of(folder, family), STEPS)]
     losses, _ = plain_loop(network, rows)
     for run in (name for name in RUNS if name.split()[0] == family.replace(" ", "")):
         found = list(series(folder / run).values())
@@ -133,9 +135,9 @@ def test_two_processes_train_as_a_plain_loop(folder: Path, family: str) -> None:
 @pytest.mark.parametrize("run", ["Llama fsdp", "OLMoE fsdp"])
 def test_what_two_processes_save_one_process_and_transformers_read(folder: Path, run: str) -> None:
     trained = torch.load(folder / run / "weights.pt")
-    resumed = Trainer(configure(folder / run.split()[0] / "family.yaml", folder / run, *SAVES), CPU, Ranks())
-    assert resumed.start.folder == folder / run / "step20" and same(resumed.model.state_dict(), trained)
-    network = transformers.AutoModelForCausalLM.from_pretrained(folder / run / "step20-unsharded")
+    resumed = Trainer(configure(folder / run.split()[0] / "family.yaml", folder / run, STOP, *SAVES), CPU, Ranks())
+    assert resumed.start.folder == folder / run / f"step{STEPS}" and same(resumed.model.state_dict(), trained)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder / run / f"step{STEPS}-unsharded")
     assert same({f"network.{name}": tensor for name, tensor in network.state_dict().items()}, trained)
 
 
