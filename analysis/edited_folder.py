@@ -17,7 +17,6 @@ from torch import Tensor
 
 from olmo import checkpoint
 from olmo.checkpoint import empty_network, identity_of
-from olmo.checkpoint.saves import is_sharded
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError
 from olmo.files.paths import read_json
@@ -39,8 +38,6 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
     raw = checkpoint.transformers_config(source) or {}
     if "quantization_config" in raw:
         raise ConfigurationError(f"{source}: quantized weights cannot be edited; use those that were quantized")
-    if is_sharded(source):
-        raise ConfigurationError(f"{source}: parts for restarts; name the run's step{{N}}-unsharded of the same step")
     model = empty_network(source)
     files = checkpoint.model_files(source)
     for path in source.iterdir():

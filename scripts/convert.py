@@ -6,7 +6,8 @@
 
 SRC is a folder of any layout that olmo.checkpoint reads, or a hub id `owner/name[@revision]`. `--resuscitation FILE`
 applies what `python -m analysis.change_parameters` wrote, so that other programs read the edited model, and records it
-in resuscitation.json. With it, SRC can be a transformers folder of any family, whose other files are kept.
+in resuscitation.json. With it, SRC can be a transformers folder of any family, whose other files are kept. A restart
+checkpoint (`step{N}`) of another family becomes the transformers folder that `step{N}-unsharded` is.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from analysis.edited_folder import write_edited_folder
 from olmo import checkpoint
+from olmo.checkpoint import families
+from olmo.checkpoint.saves import is_sharded
 from olmo.checkpoint.transformers_layout import has_original_keys, to_transformers_config, to_transformers_state
-from olmo.config import ModelConfig, save_model_config
+from olmo.config import ModelConfig, load_model_config, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.digests import file_digest
 from olmo.files.tensors import write_olmo_safetensors, write_safetensors
 from olmo.memory.rescaling import load_multipliers
 from olmo.memory.temperature import Temperatures
 from olmo.model import OLMo
+from olmo.model.causal_lm import CausalLM, distinct_state
 from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
 from scripts.prepare.new_folder import new_folder
 
@@ -77,19 +83,22 @@ def convert(
     is_olmo = checkpoint.is_olmo(source)
     if not is_olmo and to == "olmo":
         raise ConfigurationError(f"{source}: not an OLMo model; --to olmo writes OLMo and OLMo 2 only")
-    if not is_olmo and edit is None:
-        raise ConfigurationError(f"{source}: already in transformers' layout; --resuscitation names an edit to apply")
     if not is_olmo and identifier is not None:
         raise ConfigurationError("--tokenizer: models of other families keep the tokenizer of their folder")
+    restarts = not is_olmo and is_sharded(source)
+    if not is_olmo and not restarts and edit is None:
+        raise ConfigurationError(f"{source}: already in transformers' layout; --resuscitation names an edit to apply")
     # Weights under OLMo's names are no edit of files with transformers' names.
     by_file = edit is not None and to == "hf" and is_transformers(source) and not (is_olmo and edit.suffix == ".pt")
     with new_folder(target) as partial:
-        if edit is not None and by_file:
+        if restarts:
+            result = _write_family(source, partial, edit, force)
+        elif edit is not None and by_file:
             edited, tensors = write_edited_folder(source, partial, edit, force)
             result = f"{edited} of {tensors} tensors edited"
         else:
             result = _convert_olmo(source, partial, to, edit, force)
-        if not by_file or identifier is not None:
+        if is_olmo and (not by_file or identifier is not None):
             tokenizer = write_tokenizer(source, partial, identifier, checkpoint.read_config(source))
             result += f", tokenizer {tokenizer or 'unknown; name it with --tokenizer'}"
         if edit is not None:
@@ -120,6 +129,19 @@ def _convert_olmo(source: Path, folder: Path, to: str, edit: Path | None, force:
             write_olmo_safetensors(folder / "temperature_MLP.safetensors", {"temperature_MLP": divisors})
         save_model_config(folder / "config.yaml", config)
         write_olmo_safetensors(folder / "model.safetensors", state)
+    return f"{sum(tensor.numel() for tensor in state.values()):,} weights"
+
+
+def _write_family(source: Path, folder: Path, edit: Path | None, force: bool) -> str:
+    """Write the restart checkpoint of a model of another family as the transformers folder that its run saves."""
+    config = load_model_config(source / "config.yaml")
+    config = replace(config, resuscitation=edit and str(edit), resuscitation_force=force)
+    model = families.load_model(source, torch.device("cpu"), config)
+    assert isinstance(model, CausalLM)
+    for name, content in model.files.items():
+        (folder / name).write_bytes(content)
+    state = distinct_state(model)
+    families.write_weights(folder, model, state)
     return f"{sum(tensor.numel() for tensor in state.values()):,} weights"
 
 

@@ -83,6 +83,8 @@ def complete(raw: DictConfig) -> None:
         if ours:
             return
         about = {**vars(weights.read_config(folder)), "resuscitation": None}
+        if about["transformers"]:  # the configuration of a run, without a model
+            raise FileNotFoundError(f"{folder}: {explain(folder)} ({key})")
     else:
         if ours:
             raise ConfigurationError(

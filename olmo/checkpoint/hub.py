@@ -51,7 +51,10 @@ def download(hub_id: str, cache: Path | None = None, weights: bool = True) -> Pa
         if folder is not None:
             return folder
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"{hub_id}: no such folder, and the hub does not provide it: {reason}") from error
+        raise FileNotFoundError(
+            f"{hub_id}: no such folder, and the hub does not provide it: {reason.removeprefix('Got: ')}; where the hub "
+            "is out of reach, copy the model's files here and name their folder"
+        ) from error
 
 
 def downloaded(hub_id: str, cache: Path | None = None, weights: bool = True) -> Path | None:

@@ -106,7 +106,7 @@ def from_transformers_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
         return make_model_config(known, where)
     kind = str(raw.get("model_type"))
     if kind not in _FIXED:
-        raise ValueError(f"{where}: a {kind} model; only OLMo and OLMo 2 can be trained")
+        raise ValueError(f"{where}: a {kind} model, not OLMo or OLMo 2; name it in load_path or model.transformers")
     problems = "; ".join(_unsupported_keys(raw))
     if problems:
         raise ConfigurationError(f"{where}: {problems}")

@@ -219,6 +219,12 @@ def nameless(folder: Path) -> None:
     without("tokenizer_config.json", "generation_config.json")(folder)
 
 
+def a_run(folder: Path) -> None:
+    """The folder of a run, and what it saved."""
+    without("config.json", config_yaml="model: {transformers: some/model, max_sequence_length: 16}")(folder)
+    (folder / "step6-unsharded").mkdir()
+
+
 CODE = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
 ADAPTER = "an adapter (PEFT), not a model; merge it into its base model"
 MODEL = ("config.json", "model.safetensors")
@@ -252,6 +258,7 @@ MODEL = ("config.json", "model.safetensors")
         (changed(auto_map=CODE), 0, ""),  # a family that transformers has
         (without(tokenizer_config_json=json.dumps({"eos_token": END_OF_TEXT, "auto_map": CODE})), 0, ""),
         (without("tokenizer.json"), 0, ""),  # nothing is encoded
+        (a_run, 1, "{folder}: a folder that contains checkpoints; name one of them (load_path)"),
     ],
 )
 def test_folders_that_are_no_models_are_one_line(

@@ -134,7 +134,7 @@ def test_what_the_first_transformers_layout_asks_for_and_we_lack_is_named(tmp_pa
 def test_another_family_is_no_olmo(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
     assert not checkpoint.is_olmo(tmp_path)
-    with pytest.raises(ValueError, match="a gpt_neox model; only OLMo and OLMo 2 can be trained"):
+    with pytest.raises(ValueError, match="a gpt_neox model, not OLMo or OLMo 2; name it in load_path"):
         checkpoint.read_config(tmp_path)
 
 

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from analysis.change_parameters import main as change_parameters
 from analysis.entropy import main as entropy
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError, Interrupted
@@ -108,12 +109,26 @@ def test_a_run_that_is_ended_early_goes_on(plain: Path, whole: tuple[Path, Any],
     assert same(weights(resumed), whole[1]) and checkpoints(tmp_path) == checkpoints(whole[0])
 
 
-def test_the_analysis_reads_both_kinds(world: Path, whole: tuple[Path, Any], tmp_path: Path) -> None:
-    found = {}
+def test_commands_read_both_kinds(world: Path, whole: tuple[Path, Any], tmp_path: Path) -> None:
+    found, written = {}, {}
     for name in ("step6", "step6-unsharded"):
         data = ["--data", str(world / "heldout32.npy"), "--data_size=2", "--sequence_length=32"]
         entropy(["--checkpoint", str(whole[0] / name), *data, "--output", str(tmp_path / name)])
         found[name] = load_file(tmp_path / name / "mlp_average_coefficients.safetensors")
-    assert same(found["step6"], found["step6-unsharded"])
-    with pytest.raises(ConfigurationError, match=r"step6: parts for restarts; name the run's step\{N\}-unsharded"):
-        convert([str(whole[0] / "step6"), str(tmp_path / "new"), "--to", "hf", "--resuscitation", __file__])
+        edit, target = tmp_path / f"{name}.safetensors", tmp_path / f"{name}-edited"
+        settings = ["--resuscitation_ratio=0.5", "--amplifying_factor=2", "--coefficients", str(tmp_path / name)]
+        change_parameters(["--checkpoint", str(whole[0] / name), *settings, "--output", str(edit)])
+        convert([str(whole[0] / name), str(target), "--to", "hf", "--resuscitation", str(edit)])
+        written[name] = load_file(target / "model.safetensors")
+    assert same(found["step6"], found["step6-unsharded"]) and same(written["step6"], written["step6-unsharded"])
+
+
+def test_a_restart_checkpoint_becomes_a_folder_of_transformers(whole: tuple[Path, Any], tmp_path: Path) -> None:
+    convert([str(whole[0] / "step6"), str(tmp_path / "new"), "--to", "hf"])
+    ours = {"config.yaml", "manifest.json", "optim.pt", "train.pt"}
+    wanted = {path.name for path in (whole[0] / "step6-unsharded").iterdir()} - ours
+    assert {path.name for path in (tmp_path / "new").iterdir()} == wanted
+    for name in wanted:
+        assert (tmp_path / "new" / name).read_bytes() == (whole[0] / "step6-unsharded" / name).read_bytes(), name
+    with pytest.raises(ConfigurationError, match=r"step6: not an OLMo model; --to olmo writes"):
+        convert([str(whole[0] / "step6"), str(tmp_path / "other"), "--to", "olmo"])
