@@ -135,7 +135,7 @@ def _convert_olmo(source: Path, folder: Path, to: str, edit: Path | None, force:
 def _write_family(source: Path, folder: Path, edit: Path | None, force: bool) -> str:
     """Write the restart checkpoint of a model of another family as the transformers folder that its run saves."""
     config = load_model_config(source / "config.yaml")
-    config = replace(config, resuscitation=edit and str(edit), resuscitation_force=force)
+    config = replace(config, resuscitation=None if edit is None else str(edit), resuscitation_force=force)
     model = families.load_model(source, torch.device("cpu"), config)
     assert isinstance(model, CausalLM)
     for name, content in model.files.items():

@@ -174,7 +174,9 @@ def load_model(folder: Path, device: torch.device, config: ModelConfig, mapped: 
     if config.transformers is None:
         return weights.load_model(folder, device, config=config, mapped=mapped)
     if weights.is_olmo(folder):
-        raise ConfigurationError(f"model.transformers: {folder} is an OLMo checkpoint, which has a model of its own")
+        raise ConfigurationError(
+            f"model.transformers: {config.transformers}, but {folder} is an OLMo checkpoint; choose another save_folder"
+        )
     network = open_network(folder, torch.float32, complete_head=True)
     if config.resuscitation:
         path = weights.resuscitation_file(config.resuscitation, folder, "model.resuscitation")
