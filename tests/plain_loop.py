@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from olmo.checkpoint.families import complete
+from olmo.checkpoint import complete
 from olmo.config import TrainConfig, load
 
 LENGTH, INSTANCES, BATCH, MICRO_BATCH, STEPS = 16, 64, 8, 2, 20

@@ -1,8 +1,9 @@
 """Checkpoints: read, write and restart from them."""
 
 # ruff: noqa: F401 (what is imported here is what the package exports)
+from .completion import complete
 from .edits import full_state, resuscitate, stored_as
-from .families import complete, empty_network, open_network
+from .families import empty_network, open_network
 from .hub import download, downloaded, is_hub_id, resolve
 from .optimizer import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state
 from .weights import (

@@ -45,7 +45,7 @@ def load(
 ) -> TrainConfig:
     """Read a run's configuration: defaults, then `base` files, then the file, then `--key.sub=value`.
 
-    `complete` adds to what was given what follows from it (`checkpoint.families.complete`); its errors about files and
+    `complete` adds to what was given what follows from it (`checkpoint.complete`); its errors about files and
     folders are left as they are. Raises ConfigurationError with all problems found, each with its key.
     """
     with _in_one_line(path, *_OF_OMEGACONF):

@@ -66,11 +66,11 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
     return DistributedDataParallel(
         objective,
         device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=bool(config.ddp and config.ddp.find_unused_params) or _leaves_unused(objective),
+        find_unused_parameters=bool(config.ddp and config.ddp.find_unused_params) or leaves_unused(objective),
     )
 
 
-def _leaves_unused(objective: Objective) -> bool:
+def leaves_unused(objective: Objective) -> bool:
     """Whether a model of another family has weights that a pass may not use, such as the attention of a decoder to an
     encoder: DDP waits for the gradients of all others. Found by a pass, in evaluation mode, which compiles nothing."""
     if not isinstance(objective.model, CausalLM):

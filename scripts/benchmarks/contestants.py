@@ -166,7 +166,7 @@ def ai2_olmo(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
 
 
 def ours(folder: Path, settings: dict[str, Any], pace: Pace) -> None:
-    from olmo.checkpoint.families import complete
+    from olmo.checkpoint import complete
     from olmo.config import load
     from olmo.distributed import Ranks, disable_malloc_trim
     from olmo.train import Trainer

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import GPTNeoXConfig, LlamaConfig
+from omegaconf import OmegaConf
+from transformers import GPTNeoXConfig, LlamaConfig, Olmo2Config
 
-from olmo.checkpoint import families
+from olmo.checkpoint import complete
 from olmo.config import TrainConfig, load
 from tests.reference import tiny_tokenizer
 
@@ -19,7 +20,7 @@ SHARED = ("max_duration", "inject_interval", "injection", "evaluators", "eval_on
 
 
 def loaded(name: str, folder: Path, *overrides: str) -> TrainConfig:
-    return load(CONFIGS / name, [f"--load_path={folder}", *overrides], families.complete)
+    return load(CONFIGS / name, [f"--load_path={folder}", *overrides], complete)
 
 
 @pytest.fixture
@@ -41,18 +42,25 @@ def test_pythia_repeats_the_papers_study(pythia: Path) -> None:
     assert (config.reset_optimizer_state, config.reset_trainer_state) == (True, True)
 
 
-def test_olmo_2_has_our_model_its_own_context_and_as_many_tokens_a_step() -> None:
-    """The model of its pretraining; its tokenizer is on the hub."""
-    config = load(CONFIGS / "olmo2/1b_pubmed.yaml", (), families.complete)
+def test_olmo_2_has_our_model_its_own_context_and_as_many_tokens_a_step(tmp_path: Path) -> None:
+    """The model of its pretraining, of a config.json with the numbers of the hub's."""
+    published = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "intermediate_size": 8192}
+    ends = {"eos_token_id": 100257, "pad_token_id": 100277, "bos_token_id": None}
+    described = Olmo2Config(**published, **ends, vocab_size=100352, max_position_embeddings=4096, rms_norm_eps=1e-6)
+    described.rope_parameters = {"rope_type": "default", "rope_theta": 500000}
+    described.save_pretrained(tmp_path)
+    config = loaded("olmo2/1b_pubmed.yaml", tmp_path)
     official = load(CONFIGS / "official/OLMo-2-0425-1B.yaml")
     assert config.model.transformers is None
-    of_training = {"flash_attention", "init_fn", "init_std", "init_cutoff_factor"}
-    for key in vars(official.model).keys() - of_training:
+    of_training = {"flash_attention", "init_device", "init_fn", "init_std", "init_cutoff_factor"}
+    sizes = {"mlp_ratio", "mlp_hidden_size", "n_kv_heads"}  # given in another way
+    for key in {*vars(official.model), "inner_size", "effective_n_kv_heads"} - of_training - sizes:
         assert getattr(config.model, key) == getattr(official.model, key), key
     for key in SHARED:
         assert getattr(config, key) == getattr(PUBMED_1B, key), key
     assert config.global_train_batch_size * config.model.max_sequence_length == 128 * 1024
-    assert config.load_path == config.tokenizer.identifier == "allenai/OLMo-2-0425-1B"
+    assert config.load_path == config.tokenizer.identifier == str(tmp_path)
+    assert OmegaConf.load(CONFIGS / "olmo2/1b_pubmed.yaml").load_path == "allenai/OLMo-2-0425-1B"
 
 
 def test_the_laptops_configuration_is_complete_with_the_models_folder(tmp_path: Path) -> None:

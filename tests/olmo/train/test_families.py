@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from olmo.checkpoint.families import complete
+from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError

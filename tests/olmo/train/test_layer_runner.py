@@ -20,6 +20,7 @@ from olmo.model import OLMo
 from olmo.model.causal_lm import CausalLM
 from olmo.train.layer_runner import layer_runner, recomputes
 from olmo.train.loss import Objective, predictions
+from olmo.train.parallel import leaves_unused
 from tests.architectures import built
 from tests.reference import tiny_config, tiny_olmo2_config
 from tests.running import CPU, series, train, write_world
@@ -178,6 +179,9 @@ def test_layers_of_other_families_share_a_graph_in_training_alone() -> None:
     config = TrainConfig(compile=CompilerConfig(backend="eager", fullgraph=True))
     objective = family_objective("Llama", config, num_hidden_layers=12)  # more than torch compiles anew
     family_gradients(objective.eval())
+    objective.zero_grad()
+    assert not leaves_unused(objective.train())  # as DDP asks, of rows of another length
+    assert objective.model.training and all(weight.grad is None for weight in objective.parameters())
     assert not torch._dynamo.utils.counters["stats"]
     family_gradients(objective.train())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from olmo.checkpoint.families import complete
+from olmo.checkpoint import complete
 from olmo.config import load
 from scripts.benchmarks import training as bench_training
 
