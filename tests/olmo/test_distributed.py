@@ -283,6 +283,7 @@ def together(ranks: Ranks) -> dict[str, Any]:
         torch.manual_seed(ranks.rank)  # DDP spreads the first process's weights
         config = TrainConfig(distributed_strategy="ddp", ddp=DDPConfig(mode))
         model = nn.Linear(2, 1, bias=False)
+        model.model = None  # as an objective whose model is none of another family
         module = distribute(model, config, ranks, CPU)
         averaged: list[int] = []
         assert isinstance(module, DistributedDataParallel)
