@@ -230,7 +230,8 @@ class Trainer:
             assert self.start.folder is not None
             unedited = replace(config.model, resuscitation=None)
             original = families.load_model(self.start.folder, self.device, unedited)
-            original.to(gathered_dtype(config, self.ranks))
+            for weight in original.parameters():  # not the buffers, such as rotary frequencies, which FSDP leaves alone
+                weight.data = weight.data.to(gathered_dtype(config, self.ranks))
             result = self.evaluators.run(original, due, "evaluating the original weights")
             self.reporter.evaluation(self.state.step, result, prefix="original")
         self._evaluate(due)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from analysis.change_parameters import main as change_parameters
 from analysis.entropy import main as entropy
 from olmo.distributed import Ranks
+from olmo.eval.evaluators import Evaluators
 from olmo.train import Trainer
 from scripts.convert import main as convert
 from tests.running import CPU, configure, metrics, same, train, weights, write_family, write_world
@@ -108,3 +110,20 @@ def test_a_run_evaluates_the_original_weights_and_is_not_edited_again(llama: Pat
     assert same(weights(resumed), weights(trained))
     another = (f"--load_path={tmp_path / 'run/step1'}", "--model.resuscitation=null")
     assert same(weights(Trainer(configure(mine[0], tmp_path / "c", *another), CPU, Ranks())), weights(trained))
+
+
+def test_original_weights_are_evaluated_in_the_type_that_fsdp_gathers_and_with_the_same_buffers(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotary frequencies in bfloat16 would be those of other positions."""
+    edit, run = edited(llama / "model", llama / "heldout32.npy", "multipliers"), Evaluators.run
+    evaluated: list[Any] = []
+    monkeypatch.setattr(Evaluators, "run", lambda self, model, *due: evaluated.append(model) or run(self, model, *due))
+    monkeypatch.setattr("olmo.train.trainer.gathered_dtype", lambda *_: torch.bfloat16)
+    settings = ("--eval_on_load", "--stop_at=1", "--injection=null", f"--model.resuscitation={edit}")
+    held = f"--evaluators=[{{label: walk, data: {{paths: ['{llama}/heldout256.npy']}}}}]"
+    train(llama / "family.yaml", tmp_path / "run", *settings, held)
+    original, trained, *_ = evaluated
+    assert {weight.dtype for weight in original.parameters()} == {torch.bfloat16}
+    buffers = dict(trained.named_buffers())
+    assert buffers and same(dict(original.named_buffers()), buffers)
