@@ -275,6 +275,12 @@ class TokenDataset:
                 f"{share:.1%} of what is read is padding"
             )
 
+    def document_end(self) -> int | None:
+        """The token that ends documents, which `scripts.prepare_pubmed` records beside the rows; None without it."""
+        record = Path(self.path) / "about.json"
+        about = read_json(record) if record.is_file() else None
+        return about.get("eos_token_id") if isinstance(about, dict) else None
+
     def padded_share(self, indices: NDArray[np.integer] | slice) -> float:
         """Which share of these instances is padding."""
         return 1 - float(self._lengths[indices].mean()) / self.sequence_length

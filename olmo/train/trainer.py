@@ -16,6 +16,7 @@ from ..config.check import idle_settings
 from ..config.schema import EvaluatorConfig, TrainConfig
 from ..console import log
 from ..data.loader import run_loader
+from ..data.sources import TokenDataset
 from ..distributed import Ranks
 from ..eval.evaluators import Evaluators
 from ..knowledge.build import needs_tokenizer, plan_from_config
@@ -191,6 +192,12 @@ class Trainer:
                 log.warning("%s", warning)
         for remark in self.loader.remarks():
             log.info("data: %s", remark)
+        source, eos = self.loader.source, config.model.eos_token_id
+        if isinstance(source, TokenDataset) and (end := source.document_end()) not in (None, eos):
+            about = (
+                "%s: documents end with token %s (about.json), but model.eos_token_id is %d; use rows made with the %s"
+            )
+            log.warning(about, source.path, end, eos, "tokenizer of this model (scripts.prepare_pubmed --tokenizer)")
         if self.start.kind == "resumed":
             log.info("resuming from %s", self.start.folder)
             first_step = 1

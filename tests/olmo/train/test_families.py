@@ -90,6 +90,23 @@ def test_padded_rows_equal_a_plain_loop(name: str, tmp_path: Path) -> None:
     assert worst(trainer.model, network) < 1e-5
 
 
+@pytest.mark.parametrize("end", [0, 5, None])
+def test_rows_of_another_tokenizer_are_a_warning(
+    end: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "rows"
+    datasets.Dataset.from_dict({"input_ids": [[2] * LENGTH] * BATCH}).save_to_disk(folder)
+    if end is not None:
+        (folder / "about.json").write_text(json.dumps({"eos_token_id": end}))
+    data = (f"--data.dataset_path={folder}", "--data.paths=null")
+    config = family_run(tmp_path, built("Llama"), *data, "--max_duration=1", "--dry_run")
+    assert config.model.eos_token_id == 0
+    Trainer(config, CPU, Ranks()).fit()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    wanted = f"{folder}: documents end with token 5 (about.json), but model.eos_token_id is 0; use rows made with the "
+    assert [line.startswith(wanted) for line in told] == ([True] if end == 5 else [])
+
+
 def test_olmo2_is_the_same_run_through_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours, transformers' class behind the same trainer, and the plain loop: equal up to rounding."""
     torch.manual_seed(0)
