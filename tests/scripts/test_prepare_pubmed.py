@@ -56,7 +56,8 @@ def test_the_command_gives_the_sample_whatever_the_processes(
             f"--output {output} --instances {instances} --sequence_length 64 --seed {seed} --processes {processes}"
         )
         done = command(["-m", "scripts.prepare_pubmed", *options.split(), "--input", *map(str, files)], tmp_path)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert done.returncode == 0, done.stderr
+        assert not [line for line in done.stderr.splitlines() if not line.startswith("reading: ")]  # when it takes long
         outputs[processes] = {path.name: path.read_bytes() for path in output.iterdir()}
         assert f"read 3 files, {RECORDS} records, 0 of them without PMID" in done.stdout and "MB/s" in done.stdout
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["pubmed1", "pubmed3"]
