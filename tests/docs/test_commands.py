@@ -98,7 +98,7 @@ class Runner:
             assert all((ROOT / path).exists() for path in words[3:])
         elif words[0] == "torchrun" and not self.distributed:  # on CPUs, by gloo, and at a free port
             self.distributed = True
-            done = python(words[words.index("-m") :], self.world, processes=2, new=True)
+            done = python(words[words.index("-m") :], self.world, processes=2)
             assert done.returncode == 0, done.stderr[-3000:]
         elif words[0] in ("torchrun", "python"):
             start = words.index("-m") + 1

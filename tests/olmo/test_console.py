@@ -197,8 +197,8 @@ def arguments(folder: Path, seconds: int = 2) -> list[str]:
     return [str(folder.parent / "plain.yaml"), f"--save_folder={folder}", *settings, "--console_log_interval=5"]
 
 
-def run_in_fork(folder: Path, *settings: str) -> Callable[[], int]:
-    return lambda: exit_status(main, [*arguments(folder, seconds=30), *settings])
+def run_in_fork(folder: Path, *settings: str, seconds: int = 30) -> Callable[[], int]:
+    return lambda: exit_status(main, [*arguments(folder, seconds), *settings])
 
 
 def logged(folder: Path) -> list[str]:
@@ -237,7 +237,7 @@ def test_control_c_in_a_narrow_terminal_without_colours(world: Path) -> None:
 
 
 def test_a_run_on_a_terminal_that_cannot_rewrite_lines_is_plain(world: Path) -> None:
-    session = on_terminal(run_in_fork(world / "dumb"), 200, {"TERM": "dumb"})
+    session = on_terminal(run_in_fork(world / "dumb", seconds=2), 200, {"TERM": "dumb"})
     assert session.status == 75
     assert "\x1b" not in session.output and "\r" not in session.output.replace("\r\n", "")
     assert session.lines == logged(world / "dumb")
