@@ -26,7 +26,7 @@ from . import edits, hub, saves, weights
 
 _MOST_LAYERS = 10_000  # an empty model of more takes minutes to build
 NO_CODE = {"trust_remote_code": False}  # without it, transformers asks on a terminal whether to run it
-# Files of a folder that belong to its tokenizer, or say how to generate text; its checkpoints have copies.
+# Files of a folder that belong to its tokenizer, or configure generation; its checkpoints have copies.
 _KEPT = (
     "*token*.json",
     "vocab.*",

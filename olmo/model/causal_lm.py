@@ -52,7 +52,7 @@ class CausalLM(nn.Module):
         names = {module: name for name, module in self.network.named_modules()}
         blocks = [network.get_submodule(names[block]) for block in self.blocks]
         model = CausalLM(network, self.config, blocks, self.files, head=lambda _: self.head)
-        model.obeys_mask, model.has_auxiliary = self.obeys_mask, self.has_auxiliary
+        model.obeys_mask, model.has_auxiliary, model.is_mixture = self.obeys_mask, self.has_auxiliary, self.is_mixture
         return model
 
     @property

@@ -203,3 +203,6 @@ def test_experts_whose_rows_torch_cannot_group_compute_one_after_another(tmp_pat
     config = ModelConfig(transformers=str(tmp_path), max_sequence_length=16)
     trained = families.load_model(tmp_path, CPU, config).bfloat16()  # as FSDP gathers it
     assert torch.equal(trained.eval()(IDS), wanted.bfloat16()(input_ids=IDS).logits)
+    assert isinstance(trained, CausalLM) and trained.is_mixture
+    evaluated = trained.empty()  # what FSDP's weights are gathered in
+    assert evaluated.is_mixture and evaluated.network.config._experts_implementation == "eager"
