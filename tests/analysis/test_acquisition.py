@@ -6,8 +6,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from analysis.outcomes import acquired, compare, forgotten
 from analysis.runs import read_run
 from olmo.exceptions import exit_status
 from tests.run_folders import AFTER, BEFORE, TASKS, direct_k, probe_table, write_injections, write_run
+from tests.running import command as process
 from tests.running import train, write_world
 
 command = functools.partial(exit_status, acquisition.main)
@@ -332,12 +331,7 @@ def test_a_wrong_command_line_is_status_2(capsys, arguments):
 
 def test_the_module_as_a_program(tmp_path):
     """Exit status and one line on stderr, as a user sees them."""
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis.acquisition", str(tmp_path / "absent")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = process(["-m", "analysis.acquisition", str(tmp_path / "absent")], ROOT)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {tmp_path}/absent: no run here (no metrics.jsonl)\n"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from olmo.exceptions import exit_status
 from tests.analysis.editing import LENGTH, change, failing, measure, uneven_model, write
 from tests.olmo.memory.test_locate import built
 from tests.running import ROOT, modes_hold
+from tests.running import command as process
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +182,8 @@ def test_temperatures_are_for_models_that_the_trainer_knows(
 
 
 def test_the_command_itself_ends_with_status_and_one_line(folder: Path) -> None:
-    command = [sys.executable, "-m", "analysis.change_parameters", "--checkpoint", str(folder)]
-    command += ["--resuscitation_ratio", "2", "--amplifying_factor", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    sizes = ("--resuscitation_ratio", "2", "--amplifying_factor", "2")
+    done = process(["-m", "analysis.change_parameters", "--checkpoint", str(folder), *sizes], ROOT)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.splitlines() == ["error: resuscitation ratio 2.0 is not in (0, 1]"]
 
