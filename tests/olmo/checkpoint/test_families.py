@@ -193,7 +193,7 @@ def test_a_model_without_memories_is_refused_with_its_folder(tmp_path: Path) -> 
 
 def test_experts_whose_rows_torch_cannot_group_compute_one_after_another(tmp_path: Path) -> None:
     """12 numbers of 2 bytes are no multiple of 16, 12 of 4 bytes are."""
-    built("OLMoE").bfloat16().save_pretrained(tmp_path)
+    built("OLMoE", intermediate_size=12).bfloat16().save_pretrained(tmp_path)
     how = {"dtype": torch.bfloat16, "experts_implementation": "eager"}
     wanted = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **how)
     found: Any = families.open_network(tmp_path, torch.bfloat16)
