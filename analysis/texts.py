@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
-from olmo.tokenizer import encode, encode_documents
+from olmo.tokenizer import document_end, encode, encode_documents
 
 _BATCH = 2**20  # characters encoded together
 _SAMPLE = 2**16  # characters of a plain text that are encoded first, to learn how many make a token
@@ -95,13 +95,9 @@ def one_each(path: Path, tokenizer: Tokenizer, count: int, length: int) -> list[
 
 def eos_of(folder: Path, tokenizer: Tokenizer) -> int:
     """The id that ends a document for the model of a checkpoint folder. Raises ConfigurationError where it has none."""
-    raw = checkpoint.transformers_config(folder)
-    if raw is None:
-        eos: Any = checkpoint.read_config(folder).eos_token_id
-    else:
-        eos = raw.get("eos_token_id", (raw.get("text_config") or {}).get("eos_token_id"))
-        eos = eos[0] if isinstance(eos, list) and eos else eos
-    if not isinstance(eos, int) or tokenizer.id_to_token(eos) is None:
+    transformers = checkpoint.transformers_config(folder) is not None
+    eos = document_end(folder) if transformers else checkpoint.read_config(folder).eos_token_id
+    if eos is None or tokenizer.id_to_token(eos) is None:
         what = (
             "no token that ends a document" if eos is None else f"token {eos} ends a document, the tokenizer has none"
         )

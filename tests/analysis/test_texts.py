@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from analysis import entropy
-from analysis.texts import fill, packed
+from analysis.texts import eos_of, fill, packed
 from olmo.exceptions import exit_status
 from scripts.prepare.sampling import Settings, collect, resolve
 from tests.analysis.measuring import LENGTH, TEXTS, check, direct, made_model, olmo_places, result_in, run, write
@@ -128,3 +128,15 @@ def test_what_cannot_be_packed_is_one_line(
     assert exit_status(entropy.main, ["--checkpoint", "checkpoint", "--output", "out", *argv]) == 2
     shown = capsys.readouterr().err
     assert said in shown and shown.count("\n") == 1
+
+
+def test_documents_end_as_where_the_model_trains(tmp_path: Path) -> None:
+    """By the tokenizer's EOS, which need not be the first of config.json's list, as of chat models."""
+    vocabulary = {"the": 0, "owl": 1, "of": 2}
+    words = {"version": "1.0", "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "the"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": [2, 1]}))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert eos_of(tmp_path, tokenizer) == 2
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "owl"}))
+    assert eos_of(tmp_path, tokenizer) == 1
