@@ -119,6 +119,8 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     observation = Observation(layers, coefficient)
     blocks = model.blocks if isinstance(model, OLMo) else []
     for memory in (part for layer in layers for part in layer.parts if coefficient == "relu" and part.gated):
+        if isinstance(memory, Memory) and memory.adapted:
+            raise ValueError(f"{memory.name}: adapters add to gate and up projection of this layer, which relu needs")
         if not scaling_outputs(model, memory):
             raise _without_gate(memory.name)
     with ExitStack() as hooks:
@@ -160,8 +162,6 @@ def _hooks(memory: Memory, part: int, observation: Observation) -> Iterator[Any]
         observation.stop_after(part)
 
     if observation.coefficient == "relu" and memory.gated:
-        if memory.adapted:
-            raise ValueError(f"{memory.name}: adapters add to gate and up projection of this layer, which relu needs")
         for module in memory.into:
             yield module.register_forward_hook(keep_output)
     if memory.weight is not None:
