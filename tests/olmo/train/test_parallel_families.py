@@ -20,7 +20,7 @@ from olmo.train.loss import Objective, predictions
 from olmo.train.parallel import distribute, gathered_dtype, gathered_model
 from tests.architectures import built
 from tests.families import built as any_family
-from tests.plain_loop import batches, plain_loop, write_run
+from tests.plain_loop import STEPS, batches, plain_loop, write_run
 from tests.running import CPU, command, configure, same, series
 
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -32,9 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 FSDP = ("--distributed_strategy=fsdp", "--fsdp.wrapping_strategy=by_block")
 DDP = ("--distributed_strategy=ddp",)
-STEPS = 6  # two after the warm-up; tests/olmo/train/test_families.py goes on in one process
 SAVES = (f"--save_interval={STEPS}", f"--save_interval_unsharded={STEPS}", "--try_load_latest_save")
-STOP = f"--stop_at={STEPS}"
 # The first word of a run is a key of FAMILIES, without its spaces.
 RUNS: dict[str, tuple[str, ...]] = {
     "Llama ddp": (*DDP, "--activation_checkpointing=whole_layer"),
@@ -60,7 +58,7 @@ def processes(folder: Path) -> None:
     with process_group(CPU) as ranks:
         for name, settings in RUNS.items():
             world = folder / name.split()[0]
-            trainer = Trainer(configure(world / "family.yaml", folder / name, STOP, *settings), CPU, ranks)
+            trainer = Trainer(configure(world / "family.yaml", folder / name, *settings), CPU, ranks)
             trainer.fit()
             trained = gathered_model(trainer.model)
             # A weight that is shared is shared in what evaluates, too.
@@ -68,7 +66,7 @@ def processes(folder: Path) -> None:
             if ranks.is_first:
                 torch.save(trained.state_dict(), folder / name / "weights.pt")
             if SAVES[0] in settings:
-                resumed = Trainer(configure(world / "family.yaml", folder / name, STOP, *settings), CPU, ranks)
+                resumed = Trainer(configure(world / "family.yaml", folder / name, *settings), CPU, ranks)
                 assert same(gathered_model(resumed.model).state_dict(), trained.state_dict())
         train_with_unused_weights(ranks)
         report = {family: half(folder, family, ranks) for family in HALF}
@@ -135,7 +133,7 @@ def test_two_processes_train_as_a_plain_loop(folder: Path, family: str) -> None:
 @pytest.mark.parametrize("run", ["Llama fsdp", "OLMoE fsdp"])
 def test_what_two_processes_save_one_process_and_transformers_read(folder: Path, run: str) -> None:
     trained = torch.load(folder / run / "weights.pt")
-    resumed = Trainer(configure(folder / run.split()[0] / "family.yaml", folder / run, STOP, *SAVES), CPU, Ranks())
+    resumed = Trainer(configure(folder / run.split()[0] / "family.yaml", folder / run, *SAVES), CPU, Ranks())
     assert resumed.start.folder == folder / run / f"step{STEPS}" and same(resumed.model.state_dict(), trained)
     network = transformers.AutoModelForCausalLM.from_pretrained(folder / run / f"step{STEPS}-unsharded")
     assert same({f"network.{name}": tensor for name, tensor in network.state_dict().items()}, trained)
