@@ -71,4 +71,5 @@ def test_the_bench_of_a_family(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (tmp_path / "fp32/tokens").stat().st_size == 2 * 64 * 8 * 256
     settings = json.loads((tmp_path / "fp32/settings.json").read_text())
     config = load(settings["config"], settings["overrides"], complete)
+    assert (config.optimizer.name, config.max_grad_norm) == ("adamw", 1.0)  # as the others
     assert config.model.transformers == str(tmp_path / "fp32/hf") and config.model.vocab_size == 128
