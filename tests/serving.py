@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal
+
+import pytest
 
 COMMIT = "c0ffee" + "0" * 34
 Behaviour = Literal["ranges", "no ranges", "careless ranges"]  # the last ignores If-Range
@@ -209,3 +212,20 @@ def serving() -> Iterator[Server]:
             server.released.set()
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def hub_serving(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server in place of the hub, whose client is real but for the address and the cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as server:
+        for name, value in (
+            ("ENDPOINT", server.url),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"),
+            ("HF_HUB_OFFLINE", False),
+            ("HF_HUB_CACHE", str(cache)),
+        ):
+            monkeypatch.setattr(constants, name, value)
+        yield server

@@ -19,7 +19,7 @@ from tests.analysis.measuring import LENGTH, direct, entropies, made_model, olmo
 from tests.analysis.series_folders import INSTANCES, SERIES, names, read, run, run_of_three, tokens_file
 from tests.reference import to_transformers
 from tests.running import ROOT
-from tests.serving import Server, serving
+from tests.serving import Server, hub_serving
 
 COMMITS = {step: f"{step}".rjust(40, "a") for step in (10, 20, 30)}
 
@@ -43,17 +43,7 @@ def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The hub with three revisions; its client is real but for the address and the cache."""
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as server:
-        for name, value in (
-            ("ENDPOINT", server.url),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"),
-            ("HF_HUB_OFFLINE", False),
-            ("HF_HUB_CACHE", str(tmp_path / "hub")),
-        ):
-            monkeypatch.setattr(constants, name, value)
+    with hub_serving(tmp_path / "hub", monkeypatch) as server:
         for step, commit in COMMITS.items():
             server.add_hub_model("owner/name", f"step{step}-tokens{step}B", hub_files(tmp_path, step), commit)
         yield server

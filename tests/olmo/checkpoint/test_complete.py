@@ -25,7 +25,7 @@ from tests.checkpoints import made_model, write_olmo
 from tests.reference import END_OF_TEXT, tiny_tokenizer
 from tests.running import CPU, SHORT, series, write_family, write_world
 from tests.running import train as run
-from tests.serving import Server, serving
+from tests.serving import Server, hub_serving
 
 REFUSED = [field.name for field in fields(ModelConfig) if not setting_of(field).any_family]
 
@@ -144,17 +144,7 @@ def test_olmo_folders_describe_themselves(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The hub's client is real but for the address and the cache."""
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as server:
-        for name, value in (
-            ("ENDPOINT", server.url),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"),
-            ("HF_HUB_OFFLINE", False),
-            ("HF_HUB_CACHE", str(tmp_path / "hub")),
-        ):
-            monkeypatch.setattr(constants, name, value)
+    with hub_serving(tmp_path / "hub", monkeypatch) as server:
         yield server
 
 
