@@ -37,9 +37,7 @@ class Experts:
     """The routed experts of one layer in one module, in the terms of transformers' experts interface."""
 
     name: str  # of their second projections in the model
-    module: (
-        nn.Module
-    )  # takes tokens (N, D), their experts (N, K) and router weights (N, K); if `each`, tokens (E * N, D)
+    module: nn.Module  # takes tokens (N, D), their experts (N, K), router weights (N, K); if `each`, tokens (E * N, D)
     experts: int  # E
     count: int  # E * M
     gated: bool
@@ -318,12 +316,12 @@ def _scale(
     weight = [] if shared is None or shared.weight is None else _names_of(layer, (shared.weight,))
     names = [within, *parts, *weight, *(beside if not within else ())]
     whole, *modules = with_weights(*(layer.get_submodule(each) for each in names))
-    heard: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
     sums: list[Tensor] = []
     tokens = random_tokens(whole, width, 8)
 
     def keep(module: nn.Module, args: object, output: Tensor) -> None:
-        heard[module] = output.cpu().double()
+        outputs[module] = output.cpu().double()
 
     def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         sums.append(args[0])
@@ -349,10 +347,10 @@ def _scale(
             output = whole(tokens, **more)
         except (AttributeError, RuntimeError, TypeError, ValueError):  # it needs more than tokens
             return None
-    routed = heard[modules[0]].view(experts.experts if experts.each else 1, -1, width).sum(0)
-    added = heard[modules[1]].view(-1, width) if shared is not None else torch.zeros_like(routed)
+    routed = outputs[modules[0]].view(experts.experts if experts.each else 1, -1, width).sum(0)
+    added = outputs[modules[1]].view(-1, width) if shared is not None else torch.zeros_like(routed)
     if weight:
-        added = added * heard[modules[2]].view(-1, 1).sigmoid()
+        added = added * outputs[modules[2]].view(-1, 1).sigmoid()
     sums.append(output[0] if isinstance(output, tuple) else output)
     stream = torch.zeros_like(routed) if within else tokens[0].cpu().double()
     for scale in (1.0, *{value for value in vars(whole).values() if isinstance(value, float)}):

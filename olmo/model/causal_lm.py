@@ -1,7 +1,7 @@
 """A causal language model of any family: transformers' own class, behind what training and evaluation need of a model.
 
 A model of ours and one of transformers have `hidden_states`, `logits`, `vocabulary`, `logit_divisor`, `logit_cap` and
-`config` in common, so neither the loss nor an evaluator knows which it has. Shapes as in `olmo/model/olmo.py`.
+`config` in common, so the loss and the evaluators are the same for both. Shapes as in `olmo/model/olmo.py`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .olmo import OLMo
 class CausalLM(nn.Module):
     """`network`, a model of transformers' with a head for language modelling.
 
-    `blocks` are its layers, first to last. `files` are those that its checkpoints have beside the weights, by
-    name: config.json and its tokenizer's. `head` is how it computes logits from hidden states,
-    None where that is not known: then hidden states are the logits themselves, (B, T, V), all in memory at once.
+    `blocks` are its layers, first to last. `files` are those that its checkpoints have beside the weights, by name:
+    config.json and its tokenizer's. `head` is how it computes logits from hidden states, None where that is not known:
+    then hidden states are the logits themselves, (B, T, V), all in memory at once.
     `is_mixture`: whether it has routed experts; `has_auxiliary`: whether the family adds a loss to the cross-entropy
     that balances them; `obeys_mask`: whether attention masks have an effect.
     """

@@ -1,7 +1,7 @@
 """How a model of transformers' computes logits from the scores of its vocabulary, found by calling it with chosen ones.
 
 Families differ in what follows the product with the vocabulary: nothing, a scale (Cohere, Granite), or a soft cap
-(Gemma 2). The loss needs to know, because it computes the logits of only some tokens at a time.
+(Gemma 2). The loss applies the same, because it computes the logits of only some tokens at a time.
 """
 
 from __future__ import annotations
