@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.page import draw, render
-from analysis.study import gather
+from analysis.study.demo import gather
 from analysis.summary_table import with_interval
 from olmo.exceptions import Parser, exit_status
 from olmo.files.atomic import write_text

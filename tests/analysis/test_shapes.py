@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from analysis import acquisition, report
-from analysis.study import read_entropies
+from analysis.study.demo import read_entropies
 from olmo.exceptions import exit_status
 from tests.run_folders import AFTER, BEFORE, TASKS, probe_table, write_injections, write_run
 from tests.study import PAPER, make_study

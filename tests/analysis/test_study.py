@@ -7,7 +7,7 @@ import pytest
 from analysis import page as report_page
 from analysis.outcomes import acquired
 from analysis.runs import read_run
-from analysis.study import gather
+from analysis.study.demo import gather
 from tests.run_folders import direct_k
 from tests.study import LOSSES, PAPER, STEPS, make_study
 
