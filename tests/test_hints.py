@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import torch
 
-from analysis import locations, results, study
+from analysis import locations, results
 from analysis.instances import Instances
+from analysis.study import demo as study
 from olmo.config import TrainConfig, load
 from olmo.report import trackers
 from olmo.train import fused_loss
