@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from olmo.files.atomic import atomic_path
+from analysis.rows import as_csv
+from olmo.files.atomic import atomic_path, write_text
 
 LINE = 0.19  # inches, of a legend in small print
 CHARACTER = 0.075
@@ -42,13 +43,20 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 
 @in_style
-def save(figure: Figure, stem: Path) -> Path:
-    """Write PNG and PDF beside each other, each atomically; returns the PNG's path."""
+def save(figure: Figure, stem: Path, rows: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """Write `stem`.png and .pdf, and the numbers that the figure shows as .csv, each atomically; returns the PNG's
+    path.
+
+    rows: one a point, bar or panel of the figure, {column: number or name}; without any there is no .csv.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".pdf"):
-        with atomic_path(stem.with_suffix(suffix)) as partial:
+    csv, pdf, png = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".pdf", ".png"))
+    if rows:
+        write_text(csv, as_csv(rows))
+    for path in (pdf, png):
+        with atomic_path(path) as partial:
             figure.savefig(partial, dpi=160)
-    return stem.with_suffix(".png")
+    return png
 
 
 def plain(text: str, width: int = 40) -> str:

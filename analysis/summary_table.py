@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
+from analysis.rows import as_csv as rows_as_csv
+from analysis.rows import columns_of
 from olmo.console import fixed
 from olmo.knowledge.entries import SETTINGS
 
@@ -70,14 +70,9 @@ def as_csv(result: dict[str, Any]) -> str:
     for run in (*result["runs"], *result.get("conditions", ())):
         row: dict[str, Any] = {"run": run["run"], "start": run["start"], "step": run["step"]}
         for name, estimate in estimates_of(run, _labels(result)).items():
-            for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
-                row[name + suffix] = None if estimate is None else estimate[part]
+            row |= columns_of(name, estimate)
         rows.append(row)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return rows_as_csv(rows)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -208,10 +208,11 @@ def test_probes_over_steps_without_an_injection():
 
 def test_a_figure_is_saved_as_png_and_pdf_and_not_kept(tmp_path):
     figure = figures.probes_over_steps(CURVES, [10])
-    path = figures.save(figure, tmp_path / "new" / "probes")
-    assert path == tmp_path / "new" / "probes.png"
+    path = figures.save(figure, tmp_path / "new" / "probes_q0.5")
+    assert path == tmp_path / "new" / "probes_q0.5.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert not path.with_suffix(".csv").exists(), "no numbers were given"
     assert not plt.get_fignums()
     assert plt.imread(path).std() > 0.01  # not blank
 
