@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
     for text in (table(result), *notes(result), *differences(result)):
         print(text)
     if args.output is not None:
-        from analysis.figures import save_acquisition
+        from analysis.figures.acquisition import save_acquisition
 
         args.output.mkdir(parents=True, exist_ok=True)
         write_text(args.output / RESULT, json.dumps(result) + "\n")

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.rows import as_csv
@@ -22,6 +23,12 @@ from olmo.files.atomic import atomic_path, write_text
 
 LINE = 0.19  # inches, of a legend in small print
 CHARACTER = 0.075
+
+BLUES = ("#9ecae1", "#4292c6", "#08306b")  # early, middle, last checkpoint
+ORANGES = ("#fdae6b", "#e6550d")  # resuscitated, q = 1 and q = 2
+GREY = "#7f7f7f"
+LINES = (BLUES[2], ORANGES[1], "#31a354", "#756bb1", "#e7298a", "#8c6d31", GREY, "#17becf")  # of kinds of results
+KIND_COLORS = {"memorization": "#08306b", "semantic": "#e6550d", "composition": "#31a354"}  # of probes
 
 in_style = rc_context(  # a decorator
     {
@@ -78,6 +85,17 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
     lines = max(sum(label.count("\n") + 1 for label in row) for row in rows)
     figure.set_figheight(figure.get_figheight() + LINE * lines)
     figure.legend(handles=list(handles), loc="outside upper center", ncols=columns, fontsize=8)
+
+
+def legend_of_runs(figure: Figure, runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> None:
+    """A legend of the names of runs in their colors."""
+    names = [plain(run["run"]) for run in runs]
+    legend(figure, [Line2D([], [], color=c, marker="o", markersize=4, label=n) for n, c in zip(names, colors)])
+
+
+def palette(count: int) -> list[Any]:
+    """Colors of a number of runs, in order."""
+    return [colormaps["viridis"](0.85 * i / max(count - 1, 1)) for i in range(count)]
 
 
 def beside(axes: Axes) -> None:

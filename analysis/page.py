@@ -10,15 +10,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis import figures
+from analysis import canvas
 from analysis.directions import FORGETTING, NOISE, OPPOSITE, SEEN
+from analysis.figures import dynamics, entropy, outcomes
 from analysis.summary_table import signed
 from olmo.console import clock, fixed
 
 COLORS = {
-    **dict(zip(("early", "middle", "last"), figures.BLUES)),
-    **dict(zip(("last_q1", "last_q2"), figures.ORANGES)),
-    "last_control": figures.GREY,
+    **dict(zip(("early", "middle", "last"), canvas.BLUES)),
+    **dict(zip(("last_q1", "last_q2"), canvas.ORANGES)),
+    "last_control": canvas.GREY,
 }
 CLASSES = {SEEN: "seen", OPPOSITE: "opposite", NOISE: "noise"}  # of the style sheet
 
@@ -43,16 +44,16 @@ def draw(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
         "once": "Setting once: every entry in one round",
     }
     drawn = {
-        "overview": figures.overview(report["entropy"], marked, [rows[key] for key in pretrained], FORGETTING),
-        "entropy": figures.entropy_over_steps(report["entropy"], marked),
-        "entropy_per_layer": figures.layer_entropy_over_steps(report["entropy"][0]),
-        "acquisition_and_forgetting": figures.acquisition_and_forgetting(list(rows.values()), FORGETTING),
+        "overview": outcomes.overview(report["entropy"], marked, [rows[key] for key in pretrained], FORGETTING),
+        "entropy": entropy.entropy_over_steps(report["entropy"], marked),
+        "entropy_per_layer": entropy.layer_entropy_over_steps(report["entropy"][0]),
+        "acquisition_and_forgetting": outcomes.acquisition_and_forgetting(list(rows.values()), FORGETTING),
         **{
-            f"probes_{setting}": figures.probes_over_steps(curves, injections, f"K_{setting}", title)
+            f"probes_{setting}": dynamics.probes_over_steps(curves, injections, f"K_{setting}", title)
             for setting, title in titles.items()
         },
     }
-    return {name: figures.save(figure, folder / name) for name, figure in drawn.items()}
+    return {name: canvas.save(figure, folder / name) for name, figure in drawn.items()}
 
 
 def render(report: Mapping[str, Any], drawn: Mapping[str, Path]) -> str:

@@ -221,9 +221,10 @@ def write(read: Sequence[tuple[dict[str, Any], Path]], folder: Path) -> dict[str
 
 def draw(series: dict[str, Any], folder: Path) -> None:
     """Write the figures of a series, PNG and PDF."""
-    from analysis import figures  # matplotlib is slow to import, and a single checkpoint has no figure
+    # Matplotlib is slow to import, and a single checkpoint has no figure.
+    from analysis.figures.entropy import save_series
 
-    figures.save_series(series, folder)
+    save_series(series, folder)
 
 
 class Series:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import change_parameters, entropy, entropy_series, figures  # noqa: F401 (every fork would anew)
+from analysis import canvas, change_parameters, entropy, entropy_series  # noqa: F401 (every fork would anew)
 from olmo.exceptions import exit_status
 from scripts import convert
 from tests.analysis.editing import LENGTH, uneven_model, write

@@ -32,7 +32,7 @@ def _fewer_resamples(monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """They take most of the time."""
-    monkeypatch.setattr("analysis.figures.save_acquisition", lambda result, folder: None)
+    monkeypatch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)
 
 
 def table_of(output: str) -> tuple[list[dict[str, str]], list[str]]:
@@ -131,8 +131,10 @@ def test_an_edited_run_is_compared_from_the_common_start(tmp_path, capsys, monke
     """What the edit lost at once is no gain: it ends with the same K and a higher loss, and seems to have learned more
     and to have forgotten less when measured from its own start."""
     bars = {}
-    monkeypatch.setattr("analysis.figures.acquisition_and_forgetting", lambda rows, _: bars.update(rows=rows))
-    monkeypatch.setattr("analysis.figures.save", lambda figure, stem: None)
+    monkeypatch.setattr(
+        "analysis.figures.acquisition.acquisition_and_forgetting", lambda rows, _: bars.update(rows=rows)
+    )
+    monkeypatch.setattr("analysis.figures.acquisition.save", lambda figure, stem: None)
     losses = {0: {"general": [4.0, 5.0]}, 20: {"general": [4.2, 5.2]}}
     accuracy = {step: dict.fromkeys(TASKS, p) for step, p in ((0, 0.5), (20, 0.4))}
     plain = write_run(tmp_path / "plain", {0: probe_table(BEFORE), 20: probe_table(AFTER)}, losses, accuracy)

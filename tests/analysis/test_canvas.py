@@ -1,16 +1,21 @@
 """Every figure, rendered: no legend or text covers the data, other text, or the border of the figure."""
 
+import importlib
 import itertools
 import warnings
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import figures
-from tests.analysis.test_figures import ROWS, SERIES, dynamics, entropy_result, estimate, run_summary
+from analysis.canvas import bars, save
+from analysis.figures import dynamics, entropy, outcomes
+from tests.analysis import drawing
+from tests.analysis.drawing import ROWS, SERIES, entropy_result, estimate, run_summary
 
 LONG = "OLMo-1B_bs128_lr4e4_pubmed_1ep_738k_resuscitation_with_everything_else_that_was_changed"
 HOSTILE = ("_hidden", r"$\frac{$", "a$b$c", "tab\tand\nnewline", "<b>", LONG)
@@ -89,22 +94,22 @@ CURVES = [{"name": n, "color": "red", "curve": [{"step": s, "K": -s} for s in ra
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: figures.entropy_over_steps([SERIES, SERIES], [90, 450, 720]),
-        lambda: figures.entropy_over_steps([[{**r, "name": LONG[:n]} for n, r in enumerate(SERIES, 60)]]),
-        lambda: figures.entropy_over_steps(figures._by_kind(kinds())),
-        lambda: figures.layer_entropy_over_steps(SERIES),
-        lambda: figures.layer_entropy_over_steps(many_layers(16)),
-        lambda: figures.layer_entropy_over_steps(kinds()),
-        lambda: figures.coefficient_distributions(shares(3)),
-        lambda: figures.overview([SERIES], [90, 450, 720], ROWS, "general"),
-        lambda: figures.acquisition_and_forgetting(DEMO, "general"),
-        lambda: figures.acquisition_and_forgetting([{**ROWS[0], "name": name} for name in HOSTILE], "general"),
-        lambda: figures.probes_over_steps(CURVES, range(15, 151, 15), "K", "Setting once: every entry in one round"),
-        lambda: figures.probes_by_part(runs(HOSTILE), ["red"] * 6, [["K_once"], ["K"]]),
-        lambda: figures.probes_by_part(runs(map(str, range(40))), ["red"] * 40, [["K"]]),
-        lambda: figures.outcomes_over_pretraining(runs(HOSTILE), ["red"] * 6),
-        lambda: figures.outcomes_over_pretraining([run_summary(n, []) for n in HOSTILE], ["red"] * 6),
-        lambda: figures.retainability(runs(HOSTILE[-2:], dynamics=dynamics(("once", "paraphrase")))),
+        lambda: entropy.entropy_over_steps([SERIES, SERIES], [90, 450, 720]),
+        lambda: entropy.entropy_over_steps([[{**r, "name": LONG[:n]} for n, r in enumerate(SERIES, 60)]]),
+        lambda: entropy.entropy_over_steps(entropy.by_kind(kinds())),
+        lambda: entropy.layer_entropy_over_steps(SERIES),
+        lambda: entropy.layer_entropy_over_steps(many_layers(16)),
+        lambda: entropy.layer_entropy_over_steps(kinds()),
+        lambda: entropy.coefficient_distributions(shares(3)),
+        lambda: outcomes.overview([SERIES], [90, 450, 720], ROWS, "general"),
+        lambda: outcomes.acquisition_and_forgetting(DEMO, "general"),
+        lambda: outcomes.acquisition_and_forgetting([{**ROWS[0], "name": name} for name in HOSTILE], "general"),
+        lambda: dynamics.probes_over_steps(CURVES, range(15, 151, 15), "K", "Setting once: every entry in one round"),
+        lambda: dynamics.probes_by_part(runs(HOSTILE), ["red"] * 6, [["K_once"], ["K"]]),
+        lambda: dynamics.probes_by_part(runs(map(str, range(40))), ["red"] * 40, [["K"]]),
+        lambda: outcomes.outcomes_over_pretraining(runs(HOSTILE), ["red"] * 6),
+        lambda: outcomes.outcomes_over_pretraining([run_summary(n, []) for n in HOSTILE], ["red"] * 6),
+        lambda: dynamics.retainability(runs(HOSTILE[-2:], dynamics=drawing.dynamics(("once", "paraphrase")))),
     ],
 )
 def test_nothing_covers_the_data(draw):
@@ -113,7 +118,40 @@ def test_nothing_covers_the_data(draw):
 
 def test_a_legend_names_every_run():
     """Also one whose name begins with an underscore, which matplotlib leaves out, or looks like a formula."""
-    figure = figures.outcomes_over_pretraining(runs(HOSTILE), ["red"] * 6)
+    figure = outcomes.outcomes_over_pretraining(runs(HOSTILE), ["red"] * 6)
     texts = [text.get_text().replace("\n", "").replace("\\", "") for text in figure.legends[0].get_texts()]
     expected = [name.replace("\t", "?").replace("\n", "").replace("\\", "") for name in HOSTILE]
     assert [text.strip() for text in texts] == expected
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def test_an_interval_that_leaves_its_value_out_is_drawn_all_the_same():
+    """A percentile interval may; matplotlib refuses bars of negative length."""
+    axes = plt.figure().subplots()
+    bars(axes, ["a"], [estimate(1.0, 1.2, 1.5)], ["red"], "x")
+    [[low, high]] = [s[:, 1].tolist() for s in axes.containers[-1].errorbar[2][0].get_segments()]
+    assert (low, high) == (1.0, 1.5)
+
+
+def test_a_figure_is_saved_as_png_and_pdf_and_not_kept(tmp_path):
+    figure = dynamics.probes_over_steps(drawing.CURVES, [10])
+    path = save(figure, tmp_path / "new" / "probes_q0.5")
+    assert path == tmp_path / "new" / "probes_q0.5.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert not path.with_suffix(".csv").exists(), "no numbers were given"
+    assert not plt.get_fignums()
+    assert plt.imread(path).std() > 0.01  # not blank
+
+
+def test_importing_and_drawing_leave_matplotlib_as_it_was(monkeypatch, tmp_path):
+    monkeypatch.setattr(matplotlib, "use", lambda *_, **__: pytest.fail("the backend is not ours to choose"))
+    before = dict(plt.rcParams)
+    importlib.reload(entropy)
+    save(entropy.entropy_over_steps([SERIES]), tmp_path / "figure")
+    assert dict(plt.rcParams) == before and not plt.get_fignums()

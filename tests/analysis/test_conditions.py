@@ -50,7 +50,7 @@ def measured(arguments: list, output: Path) -> dict:
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr("analysis.figures.save_acquisition", lambda result, folder: None)
+    monkeypatch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)
 
 
 def test_runs_that_differ_in_their_seed_are_taken_together(runs, tmp_path, capsys, no_figures):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import figures
+from analysis import canvas
+from analysis.figures import outcomes
 from analysis.page import draw, render
 from tests.run_folders import TASKS
 from tests.study import Page
@@ -56,8 +57,8 @@ def test_bars_and_verdicts_of_resuscitation_point_the_same_way(saved, monkeypatc
     """Both from the weights that edited and unedited runs share. From their own, worse start the edited ones of
     OTHERWISE seem to forget less, though they end with a higher loss."""
     drawn = {}
-    monkeypatch.setattr(figures, "acquisition_and_forgetting", lambda rows, label: drawn.update(bars=rows))
-    monkeypatch.setattr(figures, "save", lambda figure, stem: stem)
+    monkeypatch.setattr(outcomes, "acquisition_and_forgetting", lambda rows, label: drawn.update(bars=rows))
+    monkeypatch.setattr(canvas, "save", lambda figure, stem: stem)
     draw(saved, Path("unused"))
     bars = dict(zip(saved["conditions"], drawn["bars"]))
     by_measure = {d["measured"]: d for d in saved["directions"]}

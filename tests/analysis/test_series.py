@@ -13,7 +13,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from analysis import entropy_series, figures, series
+from analysis import entropy_series, series
+from analysis.figures import entropy as figures
 from olmo.exceptions import exit_status
 from tests.analysis.measuring import LENGTH, direct, entropies, made_model, olmo_places, write
 from tests.analysis.series_folders import INSTANCES, SERIES, names, read, run, run_of_three, tokens_file

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.usefixtures("few_resamples"), pytest.mark.filterwarnin
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr("analysis.figures.save_acquisition", lambda result, folder: None)
+    monkeypatch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)
     tables = {0: probe_table(BEFORE), 10: probe_table(BEFORE), 20: probe_table(AFTER)}
     losses = {0: {"general": [4.0, 5.0]}, 20: {"general": [4.4, 5.5]}}
     accuracy = {step: dict.fromkeys(TASKS, p) for step, p in ((0, 0.5), (20, 0.4))}

@@ -67,7 +67,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list
         patch.setattr(prepare_demo_text, "main", prepare)
         patch.setattr(demo_sources, "evaluation_texts", lambda root: [])  # of downstream tasks, which this demo lacks
         patch.setattr(estimates, "RESAMPLES", 200)
-        patch.setattr("analysis.figures.save_acquisition", lambda result, folder: None)
+        patch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)
         arguments = ["--output", str(place / "demo"), "--model", str(place / "model"), "--seed", "1"]
         assert command(arguments) == 0
         first = len(ran)

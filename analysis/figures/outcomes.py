@@ -1,0 +1,75 @@
+"""What runs acquired and forgot, by condition and over the steps of pretraining from which they started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.canvas import bars, in_style, legend, legend_of_runs, lengths, name_axis, panels, side_by_side, step_axis
+from analysis.figures.entropy import draw_entropy
+
+
+@in_style
+def overview(
+    series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int], rows: Sequence[dict[str, Any]], loss_label: str
+) -> Figure:
+    """The study in one row: entropy over pretraining, and what each start acquires and forgets."""
+    figure, [[left, middle, right]] = panels(13.5, 3.7, columns=3, width_ratios=(1.3, 1, 1))
+    legend(figure, draw_entropy(left, series, marked))
+    _acquired_and_forgotten(middle, right, rows, loss_label)
+    return figure
+
+
+@in_style
+def acquisition_and_forgetting(rows: Sequence[dict[str, Any]], loss_label: str) -> Figure:
+    """A and forgetting by starting point. rows: `name`, `color`, `A` and `loss_rise` estimates of each condition."""
+    figure, [[left, right]] = panels(10.5, 3.8, columns=2)
+    _acquired_and_forgotten(left, right, rows, loss_label)
+    return figure
+
+
+def _acquired_and_forgotten(left: Axes, right: Axes, rows: Sequence[dict[str, Any]], loss_label: str) -> None:
+    names, colors = [r["name"] for r in rows], [r["color"] for r in rows]
+    bars(left, names, [r["A"] for r in rows], colors, "A, % (95 % interval)")
+    left.set_title("Knowledge acquired")
+    bars(right, names, [r["loss_rise"] for r in rows], colors, f"rise of held-out {loss_label} loss, %")
+    right.set_title("Knowledge forgotten")
+
+
+@in_style
+def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> Figure:
+    """A, F and the rise of the first held-out loss, those that any run has, over the pretraining steps from which runs
+    started, several of one step beside each other; side by side where a step is unknown.
+
+    runs: `run`, `start`, and the estimates `A`, `downstream`.`F` (or None) and `loss_rise`.
+    """
+    labels = list(dict.fromkeys(label for run in runs for label in run["loss_rise"]))[:1]
+    measures = {
+        "A, %": [run["A"] for run in runs],
+        "F, %": [(run["downstream"] or {}).get("F") for run in runs],
+        **{f"rise of held-out {label} loss, %": [run["loss_rise"].get(label) for run in runs] for label in labels},
+    }
+    measures = {name: found for name, found in measures.items() if any(found)}
+    figure, grid = panels(1 + 4.2 * len(measures), 3.8, columns=len(measures))
+    starts = [run["start"] for run in runs]
+    known = None not in starts
+    places = side_by_side(starts) if known else list(range(len(runs)))
+    for axes, (name, estimates) in zip(grid.flat, measures.items()):
+        for place, estimate, color in zip(places, estimates, colors):
+            if estimate is not None and estimate["value"] is not None:
+                value, below, above = lengths(estimate)
+                ends = [[below], [above]]
+                axes.errorbar([place], [value], ends, color=color, marker="o", markersize=6, capsize=4)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_title(name)
+        axes.margins(x=0.1)
+        if known:
+            step_axis(axes, "pretraining step of the start")
+        else:
+            name_axis(axes, [run["run"] for run in runs])
+    figure.supylabel("95 % interval", fontsize=10)
+    legend_of_runs(figure, runs, colors)
+    return figure
