@@ -21,6 +21,7 @@ checkpoints; `python -m analysis.entropy_series` makes them again from the resul
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from analysis.locations import Location, add_checkpoint_flags, checkpoint_locati
 from analysis.models import PRECISIONS
 from analysis.other_entropies import MEASURES
 from analysis.prefetch import Failures, prefetch, together
+from analysis.results import EDITS
 from analysis.series import Series
 from olmo.console import fixed
 from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
@@ -71,7 +73,8 @@ def main(argv: Sequence[str]) -> None:
                     prepared = together(ranks, preparation)
                     result = job.measure(prepared, device, ranks)
                     if ranks.is_first:
-                        edited = f", edited by {args.resuscitation}" if args.resuscitation else ""
+                        given = {word: value for name, word in EDITS.items() if (value := getattr(args, name))}
+                        edited = "".join(f", {word} {value}" for word, value in given.items())
                         print(f"{job}{edited}: {_line(result)}", flush=True)
                         _warn_of_few_tokens(result)
                     if ranks.is_first and series is not None:
@@ -84,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _job(args: argparse.Namespace, location: Location, settings: Settings, several: bool) -> Job:
     output = Path(location) if args.output is None else args.output / (label_of(location) if several else "")
-    if args.resuscitation is not None and output.resolve() == Path(location).resolve():
+    if any(getattr(args, name) for name in EDITS) and output.resolve() == Path(location).resolve():
         raise ConfigurationError(f"--output: {location} holds the checkpoint's own results; name another folder")
     # Only what this command has downloaded is in that folder.
     temporary = args.keep == "none" and isinstance(location, str)
@@ -182,6 +185,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="measure the edit that analysis.change_parameters wrote: a path, or a name inside the checkpoint's folder",
     )
     parser.add_argument("--resuscitation_force", action="store_true", help="accept an edit made for another checkpoint")
+    parser.add_argument(
+        "--temperature_attention",
+        type=float,
+        metavar="T",
+        help="divide the attention scores by T, as a run with model.temperature_attention does at its first step",
+    )
+    parser.add_argument(
+        "--temperature_MLP",
+        metavar="FILE",
+        help="divide the memory coefficients by those that change_parameters --format temperature wrote, as a run with "
+        "model.temperature_MLP does at its first step: a path, or a name inside the checkpoint's folder",
+    )
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
     parser.add_argument(
@@ -205,8 +220,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             raise ConfigurationError(f"--{name} must be at least 1")
     if args.allow_longer and args.sequence_length is None:
         raise ConfigurationError("--allow_longer: needs --sequence_length; the default is the model's context")
-    if args.resuscitation is not None and args.output is None:
-        raise ConfigurationError("--resuscitation: needs --output; the folder of the checkpoint is for its own results")
+    if args.temperature_attention is not None and not 0 < args.temperature_attention < math.inf:
+        raise ConfigurationError(f"--temperature_attention {args.temperature_attention:g} must be above 0 and finite")
+    if args.temperature_attention == 1.0:
+        print("warning: --temperature_attention 1 has no effect", file=sys.stderr)
+        args.temperature_attention = None
+    for name in EDITS:
+        if getattr(args, name) is not None and args.output is None:
+            raise ConfigurationError(f"--{name}: needs --output; the folder of the checkpoint is for its own results")
     if args.resuscitation is None and args.resuscitation_force:
         raise ConfigurationError("--resuscitation_force: needs --resuscitation")
     if args.tolerance is not None and not args.tolerance > 0:

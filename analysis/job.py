@@ -21,7 +21,7 @@ from analysis.locations import Location, check_writable, label_of, step_of, toke
 from analysis.measure import measure
 from analysis.models import PRECISIONS, open_model, state_of_files
 from analysis.prefetch import is_first_of_machine, together
-from analysis.results import find_result, record_output, save_result
+from analysis.results import find_result, is_edited, record_output, save_result
 from olmo import checkpoint
 from olmo.checkpoint import identity_of
 from olmo.distributed import Ranks
@@ -42,6 +42,8 @@ class Settings:
     batch_size: int = 4
     resuscitation: str | None = None  # a path, or a name inside the checkpoint's folder
     resuscitation_force: bool = False
+    temperature_attention: float | None = None  # as model.temperature_attention of a run, at its first step
+    temperature_MLP: str | None = None  # a path, or a name inside the checkpoint's folder
     compiled: bool = False
     allow_longer: bool = False  # whether instances may be longer than the model's context
     overwrite: bool = False  # whether a result of another measurement may be replaced
@@ -51,6 +53,12 @@ class Settings:
         if self.resuscitation is None:
             return None
         return checkpoint.resuscitation_file(self.resuscitation, folder, "--resuscitation")
+
+    def divisors_of(self, folder: Path) -> Path | None:
+        """The file of divisors of a checkpoint folder's memory coefficients."""
+        if self.temperature_MLP is None:
+            return None
+        return checkpoint.resuscitation_file(self.temperature_MLP, folder, "--temperature_MLP")
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,9 @@ class Job:
                 rows, length = settings.instances.read(folder), settings.instances.length_for(folder)
                 here = Prepared(folder, rows, length, {}, None)
             edit = (settings.edit_of(here.folder), settings.resuscitation_force)
-            model = open_model(here.folder, device, PRECISIONS[settings.precision], *edit)
+            divisors = settings.divisors_of(here.folder)
+            temperatures = (settings.temperature_attention, None if divisors is None else str(divisors))
+            model = open_model(here.folder, device, PRECISIONS[settings.precision], *edit, *temperatures)
             return here, model, describe(model)
 
         here, model, memories = together(ranks, opened)
@@ -160,15 +170,17 @@ class Job:
         packing = "eos" if which.is_text and which.pack else None
         sources = {"order": which.order, "tokenizer": which.tokenizer, "pack": packing}
         result["data"] = {**result["data"], **sources, "instances": len(here.rows)}
+        edits = {"resuscitation": settings.edit_of, "temperature_MLP": settings.divisors_of}
+        result["edit_files"] = {key: file.name for key, of in edits.items() if (file := of(here.folder)) is not None}
         save_result(self.output, measurement, result)
-        if result["resuscitation"] is None and self.output.resolve() != here.folder.resolve():
+        if not is_edited(result) and self.output.resolve() != here.folder.resolve():
             record_output(here.folder, self.output)
         return result
 
     def _identity(self, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
         """What an earlier result must have in common with the one asked for. A fingerprint of the weights is added
         later; those of the hub are identified by their commit, which names their folder."""
-        settings, edit = self.settings, self.settings.edit_of(folder)
+        settings, edit, divisors = self.settings, self.settings.edit_of(folder), self.settings.divisors_of(folder)
         named = {"path": str(self.location), "step": step_of(self.location)}
         return {
             "checkpoint": named if isinstance(self.location, Path) else {**named, "commit": folder.name},
@@ -177,4 +189,6 @@ class Job:
             "precision": settings.precision,
             "tolerance": settings.tolerance,
             "resuscitation": None if edit is None else file_digest(edit),
+            "temperature_attention": settings.temperature_attention,
+            "temperature_MLP": None if divisors is None else file_digest(divisors),
         }

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.results import EDITS
 from olmo.memory.locate import numbered
 
 _INSTANCES, _LENGTH, _PACKING, _DATA, _EDIT = "numbers of instances", "sequence lengths", "packings", "data", "edits"
@@ -34,9 +35,19 @@ def kind_of(result: dict[str, Any]) -> dict[str, str]:
         _LENGTH: f"{result.get('sequence_length')} tokens",
         _INSTANCES: instances,
         _PACKING: "packed texts" if data.get("pack") else "texts or rows as they are",
-        _EDIT: "as saved" if result.get("resuscitation") is None else "edited",
+        _EDIT: _edit(result),
         _DATA: data["sha256"],
     }
+
+
+def _edit(result: dict[str, Any]) -> str:
+    """What changed the checkpoint before it was measured, in words; results of earlier versions name no files."""
+    words = []
+    for key, word in EDITS.items():
+        if (value := result.get(key)) is not None:
+            name = Path(result.get("edit_files", {}).get(key, "")).stem
+            words.append(f"{word} {value:g}" if isinstance(value, float) else f"{word} {name}" if name else "edited")
+    return ", ".join(words) or "as saved"
 
 
 def _model(result: dict[str, Any]) -> str:

@@ -24,6 +24,12 @@ from olmo.files.tensors import read_tensor, write_safetensors
 from olmo.memory.by_layer import ByLayer, layers_of, tensors_of
 
 RESULT = "knowledge_entropy.json"
+# Keys of a result (None, or missing, where nothing was changed), which are flags as well, each in words.
+EDITS = {
+    "resuscitation": "edited by",
+    "temperature_attention": "attention temperature",
+    "temperature_MLP": "memory temperatures",
+}
 _KEY = "mlp_average_coefficients"
 COEFFICIENTS_FILE = f"{_KEY}.safetensors"
 
@@ -75,9 +81,15 @@ def find_result(
 
 
 def _weights(result: dict[str, Any]) -> str:
-    """The identity of the weights that were measured, edited ones included."""
-    edited = "" if result["resuscitation"] is None else f" resuscitated by {result['resuscitation']}"
-    return f"{result['checkpoint']['fingerprint']}{edited}"
+    """The identity of the weights that were measured, with what changed them."""
+    words = {**EDITS, "resuscitation": "resuscitated by"}
+    edits = [f" {word} {result[key]}" for key, word in words.items() if result.get(key) is not None]
+    return f"{result['checkpoint']['fingerprint']}{''.join(edits)}"
+
+
+def is_edited(result: dict[str, Any]) -> bool:
+    """Whether a result is of weights or temperatures that are not the checkpoint's own."""
+    return any(result.get(key) is not None for key in EDITS)
 
 
 def _kept(path: Path, reason: str) -> ConfigurationError:
@@ -97,8 +109,8 @@ def _difference(result: Any, wanted: dict[str, Any], instances: str, measures: S
             f"belongs to other instances, {asked} of {result.get('sequence_length')} tokens from "
             f"{result['data'].get('path')}, not {instances}"
         )
-    for key in ("coefficient", "precision", "tolerance", "resuscitation"):
-        if result.get(key) != wanted[key]:
+    for key in ("coefficient", "precision", "tolerance", *EDITS):
+        if result.get(key) != wanted.get(key):
             return f"was measured with {key} {result.get(key)}, not {wanted[key]}"
     extra = [name for name in result.get("measures", ()) if name not in ("knowledge", *measures)]
     return f"has {extra[0]} entropy too, which --measures does not name" if extra else None

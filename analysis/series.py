@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from analysis.estimates import finite
 from analysis.kinds import difference, kind_of, labels
 from analysis.locations import Location, check_writable
-from analysis.results import COEFFICIENTS_FILE, RESULT, read_coefficients
+from analysis.results import COEFFICIENTS_FILE, EDITS, RESULT, read_coefficients
 from olmo.console import fixed
 from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
@@ -100,7 +100,8 @@ def _distinct(
     repeated = []
     for result, path in read:
         checkpoint = result["checkpoint"]
-        what = str((checkpoint.get("fingerprint") or path.resolve(), result.get("resuscitation"), kind_of(result)))
+        edits = [result.get(key) for key in EDITS]
+        what = str((checkpoint.get("fingerprint") or path.resolve(), edits, kind_of(result)))
         first, _ = kept.setdefault(what, (result, path))
         if first is not result:
             repeated.append(f"left out: {checkpoint['path']} has the weights of {first['checkpoint']['path']}")

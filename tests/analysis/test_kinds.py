@@ -56,6 +56,14 @@ def test_a_legend_is_made_of_what_differs() -> None:
 def test_edited_checkpoints_are_compared_with_their_originals_but_not_joined() -> None:
     edited = changed(resuscitation="c" * 64)
     assert difference(RESULT, edited) is None and labels([RESULT, edited]) == ["as saved", "edited"]
+    # Two edits of one checkpoint are two kinds; those of other checkpoints have other content and the same name.
+    files = [{"resuscitation": f"resuscitation_ratio0.5_amplifying{q}.safetensors"} for q in (1.0, 2.0)]
+    edits = [changed(resuscitation=str(n), edit_files=files[n], step=step) for n in (0, 1) for step in (9, 10)]
+    warm = changed(temperature_attention=2.0, temperature_MLP="d", edit_files={"temperature_MLP": "divisors.pt"})
+    assert labels([*edits, warm]) == [
+        *(f"edited by resuscitation_ratio0.5_amplifying{q}" for q in (1.0, 1.0, 2.0, 2.0)),
+        "attention temperature 2, memory temperatures divisors",
+    ]
 
 
 def test_a_tolerance_joins_what_needed_other_numbers_of_instances() -> None:
