@@ -58,40 +58,129 @@ OTHERWISE = {
 ALIKE = dict.fromkeys(PAPER, (1.5, 0.3))
 
 
+STARTS = {key: key.partition("_")[0] for key in PAPER}
+INTERVENTIONS = {
+    "none": {},
+    "q1": {"ratio": 0.5, "factor": 1.0},
+    "q2": {"ratio": 0.5, "factor": 2.0},
+    "control": {"overrides": {"injection.rounds": 0}},
+}
+
+
+def write_run_of(folder: Path, key: str, effects: dict, seed: int, noise: float) -> None:
+    """The run of one condition and seed."""
+    gain, rise = effects[key]
+    generator, edited = np.random.default_rng([list(effects).index(key), seed]), "q" in key
+    after = {s: x + gain + 0.1 * seed + generator.normal(0, noise, len(x)) for s, x in LEVELS.items()}
+    losses = {
+        0: {"general": LOSSES + 1.0 * edited, "science": LOSSES},
+        150: {"general": LOSSES + rise + generator.normal(0, noise, len(LOSSES)), "science": LOSSES - 0.5},
+    }
+    # An edit lowers K and raises the loss before training starts: from there everything looks like a gain.
+    before = {s: x - 0.4 * edited for s, x in LEVELS.items()}
+    accuracy = dict(zip(TASKS, np.linspace(0.26, 0.56, 6)))
+    write_run(
+        folder,
+        {0: probe_table(before, 2, 0.5, seed), 150: probe_table(after, 2, 0.5, seed)},
+        losses,
+        {0: accuracy, 150: dict(zip(TASKS, np.linspace(0.25, 0.5, 6)))},
+        probe_table(LEVELS, 2, 0.5, seed) if edited else None,
+        () if key == "last_control" else (75, 150),
+        {"general": LOSSES, "science": LOSSES} if edited else None,
+        accuracy if edited else None,
+    )
+
+
+def write_entropy(folder: Path, sharpness: float, step: int, seed: int = 0, noise: float = 0.05) -> None:
+    """knowledge_entropy.json of a checkpoint."""
+    folder.mkdir(parents=True)
+    result = measured(coefficients(sharpness + 0.1 * seed, 0) * coefficients(0.0, step, noise), step)
+    (folder / "knowledge_entropy.json").write_text(json.dumps(result))
+
+
+def make_plan(folder: Path, effects: dict, sharpness: tuple, seeds: int = 1, noise: float = 0.05) -> Path:
+    """What scripts.study leaves behind, the report left out, with these effects and entropies that fall with
+    `sharpness`: of three starts, and of the edited last ones."""
+    conditions, entropies = [], []
+    for key in effects:
+        start, intervention = STARTS[key], key.partition("_")[2] or "none"
+        name = start if intervention == "none" else f"{start}, {intervention}"
+        runs = [
+            {"folder": f"runs/baseline/{start}/{intervention}/seed{k}", "pretraining": k, "learning": 0}
+            for k in range(seeds)
+        ]
+        for seed, run in enumerate(runs):
+            write_run_of(folder / run["folder"], key, effects, seed, noise)
+        names = {"start": start, "intervention": intervention}
+        conditions.append({"name": name, **names, "setting": "baseline", "runs": runs})
+        if intervention != "control":
+            for seed in range(seeds):
+                place = f"entropy/text/abs/seed{seed}/{key}"
+                sharp = sharpness[list(STEPS).index(start)] - 0.2 * ("q" in key)
+                write_entropy(folder / place, sharp, STEPS[start], seed, noise)
+                row = {"data": "text", "coefficient": "abs", **names, "pretraining": seed, "folder": place}
+                entropies.append(row)
+    stages = [
+        {"name": "pretraining", "kind": "train", "command": ["python", "-m", "x", "--a=<b>"], "state": "finished"}
+        | {"seconds": 61.2, "peak_memory_mib": 1234.5, "log": "stages/pretraining.log", "reason": None}
+    ]
+    plan = {
+        "title": "Planted",
+        "description": "Effects of our choice.",
+        "notes": ["A note."],
+        "about": "model",
+        "repeats": None,
+        "seeds": [[6198 + seed] for seed in range(seeds)],
+        "starts": [
+            {"name": name, "step": step, "model": "pretraining", "checkpoints": [f"pretraining/seed0/step{step}"]}
+            for name, step in STEPS.items()
+        ],
+        "interventions": INTERVENTIONS,
+        "settings": {"baseline": {}},
+        "conditions": conditions,
+        "entropies": entropies,
+        "directions": DIRECTIONS,
+        "figures": [],
+        "tables": [],
+        "stages": stages,
+        "environment": {"python": "3.11.1", "platform": "Some-Platform", "processor_count": 2},
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
+
+
+def _direction(claim: str, measure: str, one: str, other: str, expected: str) -> dict:
+    return {"claim": claim, "measure": measure, "from": one, "to": other, "expected": expected}
+
+
+DIRECTIONS = [
+    _direction("Entropy falls", "H", "early", "last", "below"),
+    _direction("A later checkpoint acquires less than the early one", "A", "early", "last", "below"),
+    _direction("A later checkpoint acquires less than the middle one", "A", "middle", "last", "below"),
+    _direction("A later checkpoint forgets more than the early one", "loss_rise.general", "early", "last", "above"),
+    _direction("A later checkpoint forgets more than the middle one", "loss_rise.general", "middle", "last", "above"),
+    _direction("The middle one ends with more than the early one", "K_after", "early", "middle", "above"),
+    _direction("The middle one ends with more than the last one", "K_after", "last", "middle", "above"),
+    _direction("q = 1 ends with more knowledge", "K_after", "last", "last, q1", "above"),
+    _direction("q = 1 ends having forgotten less", "loss_rise.general", "last", "last, q1", "below"),
+    _direction("q = 2 ends with more knowledge", "K_after", "last", "last, q2", "above"),
+    _direction("q = 2 ends having forgotten less", "loss_rise.general", "last", "last, q2", "below"),
+    _direction("Injection brings the knowledge", "A", "last, control", "last", "above"),
+]
+
+
 def make_study(folder: Path, effects: dict, sharpness: tuple, seeds: int = 1, noise: float = 0.05) -> Path:
     """What scripts.demo leaves behind, with these effects and entropies that fall with `sharpness`."""
     names = ("early", "middle", "last", "last, q = 1", "last, q = 2", "last, no injection")
     conditions = {}
-    for number, (key, (gain, rise)) in enumerate(effects.items()):
-        conditions[key] = {"name": names[number], "start": STEPS[key.partition("_")[0]], "runs": []}
-        for seed in range(seeds):
-            generator, edited = np.random.default_rng([number, seed]), "q" in key
-            after = {s: x + gain + 0.1 * seed + generator.normal(0, noise, len(x)) for s, x in LEVELS.items()}
-            losses = {
-                0: {"general": LOSSES + 1.0 * edited, "science": LOSSES},
-                150: {"general": LOSSES + rise + generator.normal(0, noise, len(LOSSES)), "science": LOSSES - 0.5},
-            }
-            run = f"seed{seed}/continual/{key}"
-            # An edit lowers K and raises the loss before training starts: from there everything looks like a gain.
-            before = {s: x - 0.4 * edited for s, x in LEVELS.items()}
-            accuracy = dict(zip(TASKS, np.linspace(0.26, 0.56, 6)))
-            conditions[key]["runs"].append(run)
-            write_run(
-                folder / run,
-                {0: probe_table(before, 2, 0.5, seed), 150: probe_table(after, 2, 0.5, seed)},
-                losses,
-                {0: accuracy, 150: dict(zip(TASKS, np.linspace(0.25, 0.5, 6)))},
-                probe_table(LEVELS, 2, 0.5, seed) if edited else None,
-                () if key == "last_control" else (75, 150),
-                {"general": LOSSES, "science": LOSSES} if edited else None,
-                accuracy if edited else None,
-            )
+    for number, key in enumerate(effects):
+        runs = [f"seed{seed}/continual/{key}" for seed in range(seeds)]
+        conditions[key] = {"name": names[number], "start": STEPS[STARTS[key]], "runs": runs}
+        for seed, run in enumerate(runs):
+            write_run_of(folder / run, key, effects, seed, noise)
     for seed in range(seeds):
         for step, sharp in zip(STEPS.values(), sharpness):
-            place = folder / f"seed{seed}" / "pretrain" / f"step{step}-unsharded"
-            place.mkdir(parents=True)
-            result = measured(coefficients(sharp + 0.1 * seed, 0) * coefficients(0.0, step, noise), step)
-            (place / "knowledge_entropy.json").write_text(json.dumps(result))
+            write_entropy(folder / f"seed{seed}" / "pretrain" / f"step{step}-unsharded", sharp, step, seed, noise)
     stages = [
         {
             "name": "pretraining",
