@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimates import Estimate, over_seeds
+from analysis.estimates import Estimate, jackknife
 from analysis.outcomes import compare, compare_loss_rise
 from analysis.runs import Run, from_original
 from analysis.series import paired_difference
-from olmo.memory import jackknife_error
 
 FORGETTING = "general"  # label of the held-out loss whose rise is forgetting
 SEEN, OPPOSITE, NOISE = "seen", "not seen (the opposite)", "within noise at this scale"
@@ -32,23 +31,10 @@ def verdict(estimate: Estimate, expected: int) -> str:
 def entropy_difference(
     first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], about: str = "model"
 ) -> Estimate:
-    """H(second) - H(first), mean over pretraining seeds, each pair measured on the same instances.
-
-    The interval is 1.96 standard errors of the paired jackknife over instances, widened by the differences between
-    seeds. All seeds are measured on the same instances, so a group of instances is left out of all of them together:
-    their errors do not average out. About a `checkpoint` a single pair is enough: its H depends on no seed.
-    """
+    """H(second) - H(first), mean over pretraining seeds, each pair measured on the same instances. The interval is
+    that of `estimates.jackknife`."""
     pairs = [paired_difference(one, other) for one, other in zip(first, second)]
-    differences = np.array([difference for difference, _ in pairs])
-    left_out = np.array([left_out for _, left_out in pairs])  # (seeds, groups)
-    half = 1.96 * float(jackknife_error(left_out.mean(axis=0)))
-    value, seeds = float(np.mean(differences)), len(differences)
-    repetitions = None if about == "checkpoint" and seeds == 1 else seeds
-    estimate = Estimate(value, value - half, value + half, repetitions, tuple(differences.tolist()))
-    if seeds == 1:
-        return estimate
-    errors = [float(jackknife_error(of_seed)) for of_seed in left_out - left_out.mean(axis=0)]
-    return over_seeds(estimate, differences, float(np.square(errors).sum()) / (seeds - 1) / seeds)
+    return jackknife([value for value, _ in pairs], np.array([left_out for _, left_out in pairs]), about)
 
 
 def directions(

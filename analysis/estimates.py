@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from olmo.memory import jackknife_error
+
 RESAMPLES = 10_000
 BAND_RESAMPLES = 1_000  # for the intervals of a curve, which are drawn, not printed
 NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
@@ -170,6 +172,24 @@ def over_seeds(estimate: Estimate, per_seed: Values, shared_twice: float, entrie
         for side, end in ((-1, estimate.low), (1, estimate.high))
     )
     return replace(estimate, low=low, high=high)
+
+
+def jackknife(values: Sequence[float], left_out: Values, about: str = "model") -> Estimate:
+    """A mean over the pretrainings of a kind of model, or the value of one checkpoint.
+
+    values: one a seed. left_out (seeds, groups): the same without one group of instances at a time. The interval over
+    instances is 1.96 standard errors of the jackknife, widened by the differences between seeds. All seeds were
+    measured on the same instances, so a group is left out of all of them together: their errors do not average out.
+    `about` a checkpoint, whose entropy depends on no seed of continual learning, one value is enough.
+    """
+    value, seeds = float(np.mean(values)), len(values)
+    half = 1.96 * float(jackknife_error(left_out.mean(axis=0)))
+    repetitions = None if about == "checkpoint" and seeds == 1 else seeds
+    estimate = Estimate(value, value - half, value + half, repetitions, tuple(map(float, values)))
+    if seeds == 1:
+        return estimate
+    errors = np.array([float(jackknife_error(of_seed)) for of_seed in left_out - left_out.mean(axis=0)])
+    return over_seeds(estimate, np.array(values), float(np.square(errors).sum()) / (seeds - 1) / seeds)
 
 
 def student(degrees: int) -> float:
