@@ -26,6 +26,7 @@ from analysis.probes import (
     read_table,
     table_paths,
 )
+from analysis.results import EDITS
 from olmo.checkpoint import is_hub_id
 from olmo.files.paths import read_json
 from olmo.knowledge.entries import SETTINGS
@@ -267,10 +268,11 @@ def _scored_before(scores: Path, folder: Path, config: Mapping[str, Any]) -> _Me
     if scored.resolve() != started.resolve() and not moved:
         raise ValueError(f"{scores}: scores of {scored}, but the run {folder} started from {started}")
     model = config.get("model")
-    edited = bool(model.get("resuscitation")) if isinstance(model, dict) else False
-    if edited != (about["resuscitation"] is not None):
-        of, other = ("the original", "edited") if edited else ("edited", "the original")
-        raise ValueError(f"{scores}: scores of {of} weights, but the run {folder} started from {other} ones")
+    for key in EDITS:
+        of_run = bool(model.get(key)) if isinstance(model, dict) else False
+        if of_run != (about.get(key) is not None):
+            words = ("without", "with") if of_run else ("with", "without")
+            raise ValueError(f"{scores}: scored {words[0]} {key}, but the run {folder} started {words[1]} it")
     return _read_metrics(scores / "metrics.jsonl")
 
 

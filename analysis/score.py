@@ -31,6 +31,7 @@ from pathlib import Path
 from analysis.downloads import Downloads
 from analysis.locations import Location, check_writable, checkpoint_locations, label_of
 from analysis.prefetch import Failures, prefetch, together
+from analysis.results import EDITS
 from analysis.score_settings import (
     Settings,
     loss_evaluators,
@@ -107,6 +108,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         args.resuscitation,
         args.resuscitation_force,
         args.temperature_attention,
+        args.temperature_MLP,
         args.overwrite,
     )
 
@@ -184,7 +186,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--resuscitation_force", action="store_true", help="accept an edit made for another checkpoint")
     parser.add_argument(
-        "--temperature_attention", type=float, metavar="T", help="divide attention scores by T (OLMo models)"
+        "--temperature_attention",
+        type=float,
+        metavar="T",
+        help="divide the attention scores by T, as a run with model.temperature_attention does at its first step",
+    )
+    parser.add_argument(
+        "--temperature_MLP",
+        metavar="FILE",
+        help="divide the memory coefficients by those that change_parameters --format temperature wrote, as a run with "
+        "model.temperature_MLP does at its first step: a path, or a name inside the checkpoint's folder",
     )
     parser.add_argument("--output", type=Path, help="folder for the results; default: scores/ in the checkpoint")
     parser.add_argument(
@@ -204,7 +215,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigurationError(f"--{name} must be at least 1")
     if args.temperature_attention is not None and not 0 < args.temperature_attention < math.inf:
-        raise ConfigurationError(f"--temperature_attention: {args.temperature_attention:g} must be above 0")
+        raise ConfigurationError(f"--temperature_attention {args.temperature_attention:g} must be above 0 and finite")
+    if args.temperature_attention == 1.0:
+        print("warning: --temperature_attention 1 has no effect", file=sys.stderr)
+        args.temperature_attention = None
     given = [name for name in ("knowledge", "tasks", "held_out") if getattr(args, name) is not None]
     if args.config is None and not given:
         raise ConfigurationError("nothing to score: give --knowledge, --tasks, --held_out, or --config")
@@ -223,7 +237,7 @@ def _check_output(args: argparse.Namespace, locations: Sequence[Location]) -> No
     """Raise ConfigurationError where the checkpoints need another --output, or another edit."""
     if args.output is None and not all(isinstance(location, Path) for location in locations):
         raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
-    for name in ("resuscitation", "temperature_attention"):
+    for name in EDITS:
         if args.output is None and getattr(args, name) is not None:
             raise ConfigurationError(f"--{name}: needs --output; the checkpoint's folder is for its own scores")
     if args.output is not None and len({label_of(location) for location in locations}) < len(locations):

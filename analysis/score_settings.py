@@ -135,7 +135,8 @@ class Settings:
     tokenizer: str | None = None  # None: the checkpoint's own
     resuscitation: str | None = None  # a path, or a name inside the checkpoint's folder
     resuscitation_force: bool = False
-    temperature_attention: float | None = None
+    temperature_attention: float | None = None  # as model.temperature_attention of a run, at its first step
+    temperature_MLP: str | None = None  # a path, or a name inside the checkpoint's folder
     overwrite: bool = False
     evaluators: Mapping[str, dict[str, Any]] = field(init=False)  # label -> what decides its results
     _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -155,10 +156,12 @@ class Settings:
         if length is not None:
             model = replace(model, max_sequence_length=length)
         if self.temperature_attention is not None:
-            if model.transformers is not None:
-                raise ConfigurationError(f"--temperature_attention: only for OLMo models, which {folder} is not")
             model = replace(model, temperature_attention=self.temperature_attention)
-        if (edit := self.edit_of(folder)) is not None:
+        if (divisors := self.file_of("temperature_MLP", folder)) is not None:
+            model = replace(model, temperature_MLP=str(divisors))
+        if model.transformers is not None and (model.temperature_attention or model.temperature_MLP):
+            raise ConfigurationError(f"{folder}: only OLMo models have temperatures; leave out --temperature_...")
+        if (edit := self.file_of("resuscitation", folder)) is not None:
             model = replace(model, resuscitation=str(edit), resuscitation_force=self.resuscitation_force)
         identifier = self.tokenizer or tokenizer_of_folder(folder)
         if identifier is None and self.encodes:
@@ -175,28 +178,28 @@ class Settings:
         """Whether text is encoded."""
         return any(e.type == "downstream" or e.data.dataset_path for e in self.base.evaluators)
 
-    def edit_of(self, folder: Path) -> Path | None:
-        """The resuscitation file of a checkpoint folder."""
-        if self.resuscitation is None:
-            return None
-        return checkpoint.resuscitation_file(self.resuscitation, folder, "--resuscitation")
+    def file_of(self, name: str, folder: Path) -> Path | None:
+        """The file of `resuscitation` or `temperature_MLP` for a checkpoint folder."""
+        given = getattr(self, name)
+        return None if given is None else checkpoint.resuscitation_file(given, folder, f"--{name}")
 
     def identity(self, config: TrainConfig, folder: Path) -> dict[str, Any]:
         """What decides the results, besides the checkpoint's weights."""
-        edit = self.edit_of(folder)
+        files = {name: self.file_of(name, folder) for name in ("resuscitation", "temperature_MLP")}
         return {
             "sequence_length": config.model.max_sequence_length,
             "batch_size": config.device_eval_batch_size,
             "precision": config.precision or "fp32",
             "tokenizer": _content(tokenizer_file(config.tokenizer.identifier)) if self.encodes else None,
-            "resuscitation": None if edit is None else file_digest(edit),
-            "temperature_attention": config.model.temperature_attention,
+            **{name: None if path is None else file_digest(path) for name, path in files.items()},
+            "temperature_attention": self.temperature_attention,
             "evaluators": dict(self.evaluators),
         }
 
     def open(self, config: TrainConfig, device: torch.device, ranks: Ranks) -> Evaluators:
         """The evaluators of a configuration. They are kept for the next checkpoint, which usually has the same."""
-        model = replace(config.model, resuscitation=None, resuscitation_force=False, transformers=None)
+        # Neither edits nor temperatures, whose files may be the checkpoint's own, matter to them.
+        model = replace(config.model, resuscitation=None, transformers=None, temperature_MLP=None)
         key = (plain(model), _content(tokenizer_file(config.tokenizer.identifier)) if self.encodes else None)
         if self._kept.get("key") != key:
             self._kept.clear()

@@ -19,6 +19,7 @@ from analysis.downloads import Downloads
 from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
 from analysis.models import state_of_files
 from analysis.prefetch import is_first_of_machine, together
+from analysis.results import is_edited
 from analysis.runs import TASKS, accuracies_of
 from analysis.score_settings import Settings
 from olmo.checkpoint import families, identity_of
@@ -227,4 +228,4 @@ def rows(results: list[dict[str, Any]]) -> list[list[Cell]]:
 def label_of_result(result: dict[str, Any]) -> str:
     """The name of a scored checkpoint, and whether it was edited."""
     path = result["checkpoint"]["path"]
-    return (Path(path).name or path) + (", edited" if result["resuscitation"] else "")
+    return (Path(path).name or path) + (", edited" if is_edited(result) else "")

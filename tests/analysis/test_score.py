@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from analysis import score, scores
 from analysis.runs import read_run
@@ -123,8 +124,12 @@ def test_edits_and_temperatures_as_a_run_that_starts_with_them(world: Path, star
     train(world / "config.yaml", tmp_path / "hot", *flags, "--model.temperature_attention=2.0")
     assert run(*argv, "--temperature_attention", 2, "--output", tmp_path / "warm") == 0
     assert first_evaluation(tmp_path / "warm") == first_evaluation(tmp_path / "hot")
-    ks = {metrics(tmp_path / name)[0]["eval/K"] for name in ("scores", "warm")} | {theirs["eval/K"]}
-    assert len(ks) == 2
+    divisors = tmp_path / "divisors.safetensors"
+    save_file({"temperature_MLP": 1.0 + torch.arange(96).view(2, 48) / 96}, divisors)
+    train(world / "config.yaml", tmp_path / "flat", *flags, f"--model.temperature_MLP={divisors}")
+    assert run(*argv, "--temperature_MLP", divisors, "--output", tmp_path / "wide") == 0
+    assert first_evaluation(tmp_path / "wide") == first_evaluation(tmp_path / "flat")
+    assert len({metrics(tmp_path / name)[0]["eval/K"] for name in ("scores", "warm", "wide")}) == 3
 
 
 def test_another_family_as_its_run(world: Path, tmp_path: Path) -> None:
@@ -229,7 +234,11 @@ def test_beside_the_checkpoint(start: Path, world: Path, tmp_path: Path) -> None
         (["--held_out", "x=x.npy", "--limit", "3"], 2, "--limit: needs --tasks"),
         (["--config", "c.yaml", "--limit", "3"], 2, "--limit: --config decides it; give one of the two"),
         (["--knowledge", ".", "--resuscitation", "e"], 2, "--resuscitation: needs --output"),
-        (["--knowledge", ".", "--temperature_attention", "0"], 2, "--temperature_attention: 0 must be above 0"),
+        (
+            ["--knowledge", ".", "--temperature_attention", "0"],
+            2,
+            "--temperature_attention 0 must be above 0 and finite",
+        ),
         (["--knowledge", ".", "--sequence_length", "8"], 1, "a probe of "),
         (["--knowledge", ".", "--tokenizer", "none.json"], 1, "none.json: no such tokenizer file or folder"),
     ],
@@ -303,5 +312,5 @@ def test_a_run_is_compared_with_the_scores_of_its_start(
         read_run(tmp_path / "without", tmp_path)
     about = configure(world / "config.yaml", tmp_path / "without", *flags, "--model.resuscitation=edit.safetensors")
     about.save(tmp_path / "without/config.yaml")
-    with pytest.raises(ValueError, match=r"scores of the original weights, but the run .* started from edited ones"):
+    with pytest.raises(ValueError, match=r"scored without resuscitation, but the run .* started with it"):
         read_run(tmp_path / "without", tmp_path / "scores")
