@@ -1,4 +1,4 @@
-"""The report of the demo: one self-contained page and one JSON file, from what its stages wrote.
+"""The report of a study: one self-contained page and one JSON file, made anew from what its stages wrote.
 
     python -m analysis.report runs/demo
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from analysis.page import draw, render
 from analysis.study.demo import gather
+from analysis.study.page import lines, make
 from analysis.summary_table import with_interval
 from olmo.exceptions import Parser, exit_status
 from olmo.files.atomic import write_text
@@ -22,8 +23,12 @@ from olmo.files.atomic import write_text
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m analysis.report", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="the demo's output folder")
+    parser.add_argument("folder", type=Path, help="the study's output folder")
     args = parser.parse_args(argv)
+    if not (args.folder / "demo.json").is_file():
+        study = make(args.folder)
+        print(*lines(study), f"wrote {args.folder}/report.html and study.json", sep="\n")
+        return
     report = gather(args.folder)
     drawn = draw(report, args.folder / "figures")
     write_text(args.folder / "report.json", json.dumps(report, indent=1) + "\n")

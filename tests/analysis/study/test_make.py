@@ -1,0 +1,50 @@
+"""The command that makes a study's report anew, from results alone."""
+
+import functools
+import json
+import shutil
+
+import pytest
+
+from analysis import report
+from olmo.exceptions import exit_status
+from tests.study_json import Page
+
+command = functools.partial(exit_status, report.main)
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
+def test_the_report_is_made_anew_from_results_alone(planted, tmp_path, capsys):
+    folder = tmp_path / "moved"
+    shutil.copytree(planted, folder)
+    assert command([str(folder)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    study = json.loads((folder / "study.json").read_text(), parse_constant=pytest.fail)
+    page = Page((folder / "report.html").read_text())
+    assert [line.partition(": ")[0] for line in printed[:-1]] == [d["verdict"] for d in study["directions"]]
+    assert printed[0].startswith(
+        f"{study['directions'][0]['verdict']}: Entropy falls; H: last minus early (nats), expected below 0: -"
+    )
+    assert printed[-1] == f"wrote {folder}/report.html and study.json"
+    assert [row[0] for row in page.sections["outcomes"][0][1:]] == [c["name"] for c in study["conditions"]]
+    first = (folder / "report.html").read_bytes(), (folder / "study.json").read_bytes()
+    assert command([str(folder)]) == 0
+    assert ((folder / "report.html").read_bytes(), (folder / "study.json").read_bytes()) == first
+    assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+def test_what_is_missing_is_printed_and_on_the_page(planted, tmp_path, capsys):
+    folder = tmp_path / "study"
+    shutil.copytree(planted, folder)
+    run = folder / "runs" / "baseline" / "last" / "q1" / "seed1"
+    shutil.rmtree(run)
+    assert command([str(folder)]) == 0
+    assert "missing: condition last, q1, runs/baseline/last/q1/seed1" in capsys.readouterr().out
+    text = (folder / "report.html").read_text()
+    assert "condition last, q1, runs/baseline/last/q1/seed1" in text[: text.index('id="findings"')]
+
+
+def test_a_folder_without_a_plan_is_one_line(tmp_path, capsys):
+    assert command([str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/plan.json: missing") and error.count("\n") == 1
