@@ -1,6 +1,6 @@
 """What runs acquired and forgot (method section 4; paper, B.2, equations 4 and 5), from what they wrote.
 
-    python -m analysis.acquisition RUN [RUN ...] [--baseline RUN] [--seeds RUN RUN ...] [--output DIR]
+    python -m analysis.acquisition RUN [RUN ...] [--baseline RUN] [--seeds RUN RUN ...] [--before SCORES] [--output DIR]
     python -m analysis.acquisition DIR/acquisition.json [--output DIR]      table and figures anew
 
 Prints K, A, P, F, the rise of held-out losses and, from probes scored around injections, effectivity and the decay
@@ -71,6 +71,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="runs that repeat one experiment with other seeds; may be repeated. Runs whose config.yaml differ in the "
         "seed only are recognized without it",
     )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="SCORES",
+        help="for runs that were not evaluated before training: the scores (analysis.score) of the checkpoint that "
+        "they started from",
+    )
     parser.add_argument("--output", type=Path, help=f"folder for {RESULT}, acquisition.csv and the figures")
     parser.add_argument(
         "--window",
@@ -101,7 +108,7 @@ def _measure(args: argparse.Namespace, named: list[Path]) -> dict[str, Any]:
     steps = args.window or probing_steps(named[0]) or 50
     factor = 1.5 if args.outlier_factor is None else args.outlier_factor
     options = dynamics.Options(steps, factor, args.fit_range or (1, math.inf))
-    return summaries.summarise(named, options, args.seeds, args.baseline)
+    return summaries.summarise(named, options, args.seeds, args.baseline, args.before)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -116,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
     if not named:
         raise ConfigurationError("name at least one run, or a file of results")
     if named[0].is_file():
-        without_effect = ("baseline", "seeds", "window", "outlier_factor", "fit_range")
+        without_effect = ("baseline", "seeds", "before", "window", "outlier_factor", "fit_range")
         if len(named) > 1:
             raise ConfigurationError(f"{named[0]}: give a file of results alone, or folders of runs")
         for flag in without_effect:

@@ -7,36 +7,34 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimates import Estimate, widen
+from analysis.estimates import Estimate, jackknife
 from analysis.outcomes import compare, compare_loss_rise
 from analysis.runs import Run, from_original
 from analysis.series import paired_difference
-from olmo.memory import jackknife_error
 
 FORGETTING = "general"  # label of the held-out loss whose rise is forgetting
 SEEN, OPPOSITE, NOISE = "seen", "not seen (the opposite)", "within noise at this scale"
+ONE_RUN = "one run; not a verdict"
 
 
 def verdict(estimate: Estimate, expected: int) -> str:
     """SEEN where the 95 % interval lies entirely on the expected side of 0 (`expected` +1 or -1), OPPOSITE where
-    entirely on the other side, NOISE where it includes 0 or is unknown."""
+    entirely on the other side, NOISE where it includes 0 or is unknown. ONE_RUN where what the verdict is about was
+    not repeated: the interval does not contain what another seed would change."""
+    if estimate.repetitions == 1:
+        return ONE_RUN
     if estimate.low > 0 or estimate.high < 0:
         return SEEN if (estimate.low > 0) == (expected > 0) else OPPOSITE
     return NOISE
 
 
-def entropy_difference(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> Estimate:
-    """H(second) - H(first), mean over seeds, each pair measured on the same instances.
-
-    The interval is 1.96 standard errors of the paired jackknife over instances, widened by the differences between
-    seeds. All seeds are measured on the same instances, so a group of instances is left out of all of them together:
-    their errors do not average out.
-    """
+def entropy_difference(
+    first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], about: str = "model"
+) -> Estimate:
+    """H(second) - H(first), mean over pretraining seeds, each pair measured on the same instances. The interval is
+    that of `estimates.jackknife`."""
     pairs = [paired_difference(one, other) for one, other in zip(first, second)]
-    differences = np.array([difference for difference, _ in pairs])
-    half = 1.96 * float(jackknife_error(np.mean([left_out for _, left_out in pairs], axis=0)))
-    value = float(np.mean(differences))
-    return widen(Estimate(value, value - half, value + half), differences)
+    return jackknife([value for value, _ in pairs], np.array([left_out for _, left_out in pairs]), about)
 
 
 def directions(

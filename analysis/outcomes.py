@@ -1,17 +1,20 @@
 """What training changed, and how runs differ in it: K, A, P, F and held-out losses, with intervals (paper, B.2).
 
 Most functions take several runs, which differ in their seed only: estimates are then means over seeds, and intervals
-include the differences between seeds. Paired differences are `other` minus `one`.
+include the differences between the seeds that the result is about (`conditions.Repetitions`). Paired differences are
+`other` minus `one`; the n-th runs of both are a pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from analysis.estimates import Estimate, Values, bootstrap, percent_change
+from analysis import estimates
+from analysis.conditions import mapped, units
+from analysis.estimates import Estimate, Values, percent_change
 from analysis.runs import TASKS, Run, from_original
 from olmo.knowledge.entries import SETTINGS
 
@@ -22,7 +25,14 @@ def strata(run: Run, setting: str | None = None, kind: str | None = None) -> lis
     return [len(run.before.entries(s, kind)) for s in SETTINGS if s in probed]
 
 
-# --- pairs of arrays [before, after], each (seeds, n) ---
+def bootstrap(
+    runs: Sequence[Run], columns: Sequence[Values], statistic: Callable[..., Any], strata: Sequence[int] = ()
+) -> Estimate:
+    """`estimates.bootstrap` of columns (runs, n), with the repetitions that these runs are."""
+    return estimates.bootstrap(columns, statistic, strata, units=units(runs))
+
+
+# --- pairs of arrays [before, after], each (runs, n) ---
 
 
 def _entries(runs: Sequence[Run], setting: str | None, kind: str | None) -> list[Values]:
@@ -61,12 +71,12 @@ def _difference_of_changes(before: Any, after: Any, other_before: Any, other_aft
 def knowledge(runs: Sequence[Run], which: str, setting: str | None = None, kind: str | None = None) -> Estimate:
     """K `before` or `after`."""
     column = np.stack([getattr(run, which).entries(setting, kind) for run in runs])
-    return bootstrap([column], lambda mean: mean, strata(runs[0], setting, kind))
+    return bootstrap(runs, [column], lambda mean: mean, strata(runs[0], setting, kind))
 
 
 def acquired(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Estimate:
     """A in percent against the weights that training started from."""
-    return bootstrap(_entries(runs, setting, kind), percent_change, strata(runs[0], setting, kind))
+    return bootstrap(runs, _entries(runs, setting, kind), percent_change, strata(runs[0], setting, kind))
 
 
 def were_edited(runs: Sequence[Run]) -> bool:
@@ -76,7 +86,7 @@ def were_edited(runs: Sequence[Run]) -> bool:
 
 def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
     """A in percent against the weights before resuscitation; None where nothing was resuscitated."""
-    return acquired([from_original(run) for run in runs]) if were_edited(runs) else None
+    return acquired(mapped(from_original, runs)) if were_edited(runs) else None
 
 
 def acquired_in_parts(runs: Sequence[Run]) -> dict[str, Any]:
@@ -91,12 +101,12 @@ def acquired_in_parts(runs: Sequence[Run]) -> dict[str, Any]:
 
 def loss_rise(runs: Sequence[Run], label: str) -> Estimate:
     """Rise of a held-out loss in percent: forgetting, where the label's text is that of pretraining."""
-    return bootstrap(_losses(runs, label), percent_change)
+    return bootstrap(runs, _losses(runs, label), percent_change)
 
 
 def loss_rises(runs: Sequence[Run]) -> dict[str, Any]:
     """`loss_rise`, and `loss_rise_against_original` (or None), of every label that all runs have; ready for JSON."""
-    originals = [from_original(run) for run in runs]
+    originals = mapped(from_original, runs)
     against = {k: loss_rise(originals, k).as_json() for k in common_labels(originals)} if were_edited(runs) else None
     return {
         "loss_rise": {label: loss_rise(runs, label).as_json() for label in common_labels(runs)},
@@ -110,19 +120,27 @@ def common_labels(runs: Sequence[Run]) -> list[str]:
     return [k for k in first if all(k in r.losses and len(r.losses[k][0][1]) == len(first[k][0][1]) for r in runs)]
 
 
-def forgotten(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """P before and after, and F in percent, over the tasks of the paper, ready for JSON; None where a run lacks one of
-    them. Intervals: over the six tasks, and seeds."""
+def forgetting(runs: Sequence[Run]) -> dict[str, Estimate] | None:
+    """P before and after, and F in percent, over the tasks of the paper; None where a run lacks one of them. Intervals:
+    over the six tasks, and seeds."""
     columns = _accuracies(runs)
     if columns is None:
         return None
-    known = all(t in run.chance for run in runs for t in TASKS)
     return {
-        "P_before": bootstrap(columns[:1], lambda mean: mean).as_json(),
-        "P_after": bootstrap(columns[1:], lambda mean: mean).as_json(),
-        "P_chance": float(np.mean([run.chance[t] for run in runs for t in TASKS])) if known else None,
-        "F": bootstrap(columns, _lost).as_json(),
+        "P_before": bootstrap(runs, columns[:1], lambda mean: mean),
+        "P_after": bootstrap(runs, columns[1:], lambda mean: mean),
+        "F": bootstrap(runs, columns, _lost),
     }
+
+
+def forgotten(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """`forgetting`, and P of guessing, ready for JSON; None where a run lacks a task."""
+    found = forgetting(runs)
+    if found is None:
+        return None
+    known = all(t in run.chance for run in runs for t in TASKS)
+    chance = float(np.mean([run.chance[t] for run in runs for t in TASKS])) if known else None
+    return {**{name: estimate.as_json() for name, estimate in found.items()}, "P_chance": chance}
 
 
 # --- paired differences ---
@@ -137,8 +155,8 @@ def compare(
             raise ValueError(f"{one[0].name} and {run.name} were probed with different entries")
     columns, sizes = [*_entries(one, setting, kind), *_entries(other, setting, kind)], strata(one[0], setting, kind)
     return {
-        "A": bootstrap(columns, _difference_of_changes, sizes),
-        "K_after": bootstrap(columns, lambda before, after, other_before, other_after: other_after - after, sizes),
+        "A": bootstrap(one, columns, _difference_of_changes, sizes),
+        "K_after": bootstrap(one, columns, lambda before, after, other_before, other_after: other_after - after, sizes),
     }
 
 
@@ -147,9 +165,9 @@ def compare_forgotten(one: Sequence[Run], other: Sequence[Run]) -> Estimate | No
     first, second = _accuracies(one), _accuracies(other)
     if first is None or second is None:
         return None
-    return bootstrap([*first, *second], lambda a, b, c, d: _lost(c, d) - _lost(a, b))
+    return bootstrap(one, [*first, *second], lambda a, b, c, d: _lost(c, d) - _lost(a, b))
 
 
 def compare_loss_rise(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
     """Rise of a held-out loss in points, paired over instances."""
-    return bootstrap([*_losses(one, label), *_losses(other, label)], _difference_of_changes)
+    return bootstrap(one, [*_losses(one, label), *_losses(other, label)], _difference_of_changes)

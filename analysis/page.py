@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import canvas
-from analysis.directions import FORGETTING, NOISE, OPPOSITE, SEEN
+from analysis.directions import FORGETTING, NOISE, ONE_RUN, OPPOSITE, SEEN
 from analysis.figures import dynamics, entropy, outcomes
 from analysis.summary_table import signed
 from olmo.console import clock, fixed
@@ -21,7 +21,7 @@ COLORS = {
     **dict(zip(("last_q1", "last_q2"), canvas.ORANGES)),
     "last_control": canvas.GREY,
 }
-CLASSES = {SEEN: "seen", OPPOSITE: "opposite", NOISE: "noise"}  # of the style sheet
+CLASSES = {SEEN: "seen", OPPOSITE: "opposite", NOISE: "noise", ONE_RUN: "noise"}  # of the style sheet
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:

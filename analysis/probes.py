@@ -157,9 +157,10 @@ def read_knowledge(path: Path) -> Knowledge:
     return Knowledge.of(settings, entries, kinds, values)
 
 
-def read_probes(folder: Path) -> ProbeSeries:
-    """All tables of probes in a run's folder, without paragraphs, which are no probes."""
-    paths = table_paths(folder / "probes")
+def read_probes(folder: Path, before: Mapping[int, Path] | None = None) -> ProbeSeries:
+    """All tables of probes in a run's folder, and those of `before` at their steps, without paragraphs, which are no
+    probes."""
+    paths = {**table_paths(folder / "probes"), **(before or {})}
     place_of: dict[tuple[str, int, str, int], int] = {}  # probe -> its number, in order of appearance
     found: list[tuple[int, Integers, Values]] = []  # step, numbers of its probes, their values
     keys, chosen, numbers = None, np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)

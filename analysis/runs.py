@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from analysis.probes import (
     read_table,
     table_paths,
 )
+from analysis.results import EDITS
 from olmo.checkpoint import is_hub_id
+from olmo.files.paths import read_json
 from olmo.knowledge.entries import SETTINGS
 
 _ACCURACY = re.compile(r"(original/)?eval/downstream/(\w+?)_(acc|len_norm|pmi_dc|f1|chance)")
@@ -157,11 +159,11 @@ def from_original(run: Run) -> Run:
     return replace(run, before=run.original, losses=losses, accuracy_before=run.original_accuracy)
 
 
-def _losses(folder: Path, last: int) -> dict[str, list[tuple[int, Values]]]:
-    """Label -> (step, loss of each instance) of its oldest and its newest table up to a step; labels that have no two
-    tables of the same instances are left out."""
+def _losses(folder: Path, last: int, before: Mapping[int, Path]) -> dict[str, list[tuple[int, Values]]]:
+    """Label -> (step, loss of each instance) of its oldest and its newest table up to a step, those of `before`
+    included; labels that have no two tables of the same instances are left out."""
     found: dict[str, list[tuple[int, Values]]] = {}
-    paths = table_paths(folder / "losses")
+    paths = {**table_paths(folder / "losses"), **before}
     for step in sorted(step for step in paths if step <= last):
         for label, of_label in _table_of_losses(paths[step]).items():
             oldest = found.setdefault(label, [(step, of_label)])
@@ -195,6 +197,12 @@ class _Metrics:
             elif found:
                 of_step = self.original if found[1] else self.accuracy.setdefault(step, {})
                 (self.chance if found[3] == "chance" else of_step)[found[2]] = value
+
+
+def accuracies_of(line: dict[str, Any]) -> dict[str, float]:
+    """Task -> accuracy in one line of metrics of the weights that are trained."""
+    found = ((_ACCURACY.fullmatch(name), value) for name, value in line.items())
+    return {named[2]: value for named, value in found if named and not named[1] and named[3] != "chance"}
 
 
 def _read_metrics(path: Path) -> _Metrics:
@@ -248,8 +256,31 @@ def probing_steps(folder: Path) -> int | None:
     return steps if isinstance(steps, int) and steps > 0 else None
 
 
-def read_run(folder: Path) -> Run:
+def _scored_before(scores: Path, folder: Path, config: Mapping[str, Any]) -> _Metrics:
+    """The metrics of analysis.score for the checkpoint that a run of this configuration started from. Raises
+    FileNotFoundError where `scores` holds none, ValueError where they are of other weights."""
+    if not (scores / "score.json").is_file():
+        raise FileNotFoundError(f"{scores}: no scores here (no score.json); analysis.score writes them")
+    about = read_json(scores / "score.json")
+    scored, started = Path(about["checkpoint"]["path"]), Path(str(config.get("load_path")))
+    # A checkpoint may have been moved since, so two paths of one name differ only if both are there.
+    moved = scored.name == started.name and not (scored.exists() and started.exists())
+    if scored.resolve() != started.resolve() and not moved:
+        raise ValueError(f"{scores}: scores of {scored}, but the run {folder} started from {started}")
+    model = config.get("model")
+    for key in EDITS:
+        of_run = bool(model.get(key)) if isinstance(model, dict) else False
+        if of_run != (about.get(key) is not None):
+            words = ("without", "with") if of_run else ("with", "without")
+            raise ValueError(f"{scores}: scored {words[0]} {key}, but the run {folder} started {words[1]} it")
+    return _read_metrics(scores / "metrics.jsonl")
+
+
+def read_run(folder: Path, before: Path | None = None) -> Run:
     """Read a run's folder; raises FileNotFoundError where it holds no run, ValueError without two evaluations.
+
+    `before`: the folder of the scores (analysis.score) of the checkpoint that the run started from, for a run that was
+    not evaluated before its first step.
 
     K is compared at the first evaluation and at the newest one of the same probes: evaluators may have different
     intervals, so the newest evaluation may hold only some of them. Losses and accuracies are the newest ones up to
@@ -257,8 +288,22 @@ def read_run(folder: Path) -> Run:
     """
     if not (folder / "metrics.jsonl").is_file():
         raise FileNotFoundError(f"{folder}: no run here (no metrics.jsonl)")
-    metrics = _read_metrics(folder / "metrics.jsonl")
-    probes = read_probes(folder)
+    metrics, config = _read_metrics(folder / "metrics.jsonl"), _configuration(folder)
+    start, begins = _start(config)
+    probes_before: dict[int, Path] = {}
+    losses_before: dict[int, Path] = {}
+    if before is not None:
+        at, scores = begins or 0, _scored_before(before, folder, config or {})
+        if at in metrics.evaluated:
+            raise ValueError(f"{folder}: was evaluated at step {at}, before training; leave out --before")
+        metrics.evaluated.add(at)
+        metrics.chance.update(scores.chance)
+        for found in scores.accuracy.values():
+            metrics.accuracy[at] = found
+        for name, tables in (("probes", probes_before), ("losses", losses_before)):
+            for path in table_paths(before / name).values():
+                tables[at] = path
+    probes = read_probes(folder, probes_before)
     # An evaluation is complete once its line is there, which is written after its tables.
     evaluated = [place for place, step in enumerate(probes.steps.tolist()) if step in metrics.evaluated]
     if len(evaluated) < 2:
@@ -274,17 +319,18 @@ def read_run(folder: Path) -> Run:
     accuracy = {s: of_step for s, of_step in metrics.accuracy.items() if s <= step}
     accuracy_before = accuracy[min(accuracy)] if accuracy else {}
     comparable = [s for s in accuracy if s > min(accuracy) and accuracy_before.keys() <= accuracy[s].keys()]
-    original, config = folder / "probes" / "original.parquet", _configuration(folder)
+    original = folder / "probes" / "original.parquet"
     return Run(
         folder.name or folder.resolve().name,
         folder,
-        *_start(config),
+        start,
+        begins,
         first_step,
         step,
         probes.knowledge(first),
         probes.knowledge(last),
         read_knowledge(original) if original.is_file() else None,
-        _losses(folder, step),
+        _losses(folder, step, losses_before),
         _original_losses(folder),
         accuracy_before,
         accuracy[max(comparable)] if comparable else {},

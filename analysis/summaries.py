@@ -108,14 +108,15 @@ def summarise(
     options: dynamics.Options,
     together: Sequence[Sequence[Path]] = (),
     baseline: Path | None = None,
+    before: Path | None = None,
 ) -> dict[str, Any]:
     """Read and measure runs; ready for JSON. Raises OSError or ValueError where a folder holds no complete run.
 
     Runs with the same metrics are one run: repetitions are named under `identical` and measured once. `together`:
     folders of runs that are seeds of one condition, besides those whose configurations show it. Conditions are compared
-    with that of `baseline`, one of the folders, which is the first run otherwise.
+    with that of `baseline`, one of the folders, which is the first run otherwise. `before`: as in `read_run`.
     """
-    read = {folder: read_run(folder) for folder in folders}
+    read = {folder: read_run(folder, before) for folder in folders}
     if len({run.name for run in read.values()}) < len(read):  # for instance runs of several seeds
         read = {folder: replace(run, name=str(folder)) for folder, run in read.items()}
     runs, identical = distinct(list(read.values()))

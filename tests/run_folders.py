@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
 from numpy.typing import NDArray
+
+from analysis.probes import Knowledge
+from analysis.runs import Run
 
 KINDS = ("memorization", "semantic", "composition")
 TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P
@@ -87,6 +92,21 @@ def _accuracies(of_tasks: Mapping[str, float]) -> dict[str, float]:
         metric = "len_norm" if task in ("piqa", "hellaswag", "openbook_qa") else "acc"
         found |= {f"eval/downstream/{task}_{metric}": value, f"eval/downstream/{task}_chance": 0.25}
     return found
+
+
+def run_in_memory(
+    before: Mapping[str, Sequence[float] | NDArray], after: Mapping[str, Sequence[float] | NDArray], **extra: Any
+) -> Run:
+    """A Run without a folder: every entry of a setting has one probe, with this log-probability."""
+
+    def knowledge(levels: Mapping[str, Sequence[float] | NDArray]) -> Knowledge:
+        sums = {(s, "semantic"): np.asarray(values, np.float64) for s, values in levels.items()}
+        return Knowledge(sums, {key: np.ones(len(values), np.int64) for key, values in sums.items()})
+
+    known = {field.name for field in fields(Run)}
+    given = {"name": "run", "folder": Path("run"), "before": knowledge(before), "after": knowledge(after), **extra}
+    assert given.keys() <= known
+    return Run(**{name: given.get(name) for name in known})
 
 
 def write_injections(folder: Path, rounds: Mapping[int, Sequence[str]]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import shapes
-from analysis.estimates import Estimate, widen
+from analysis.estimates import Estimate, jackknife
 from analysis.kinds import difference
 from analysis.results import RESULT
 from analysis.study.plan_file import Plan
@@ -118,16 +118,10 @@ def difference_of(
 
 
 def _over_seeds(parts: Sequence[tuple[float, NDArray[np.float64]] | None]) -> Estimate | None:
-    """The interval is 1.96 standard errors of the jackknife over instances, widened by the differences between seeds.
-    All seeds are measured on the same instances, so a group of instances is left out of all of them together: their
-    errors do not average out."""
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None
-    values = np.array([value for value, _ in known])
-    half = 1.96 * float(jackknife_error(np.mean([left_out for _, left_out in known], axis=0)))
-    value = float(np.mean(values))
-    return widen(Estimate(value, value - half, value + half), values)
+    return jackknife([value for value, _ in known], np.array([left_out for _, left_out in known]))
 
 
 def row(entropies: Entropies, starts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

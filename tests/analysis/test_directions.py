@@ -1,6 +1,7 @@
 """The rule of the verdict, and the paired difference of entropies."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from analysis.estimates import Estimate
 from tests.study import INSTANCES, LAYERS, MEMORIES, coefficients, measured
 
 SEEN, OPPOSITE, NOISE = "seen", "not seen (the opposite)", "within noise at this scale"
+ONE_RUN = "one run; not a verdict"
 
 
 # --- verdict -----------------------------------------------------------------------------------------------------
@@ -22,7 +24,7 @@ numbers = st.floats(-1e6, 1e6).filter(lambda x: abs(x) > 1e-6)
 @given(st.lists(numbers, min_size=3, max_size=3).map(sorted), st.sampled_from([-1, 1]))
 def test_the_verdict_follows_from_the_interval_alone(ends, expected):
     low, value, high = ends
-    found = verdict(Estimate(value, low, high), expected)
+    found = verdict(Estimate(value, low, high, repetitions=3), expected)
     if low < 0 < high:
         assert found == NOISE
     else:
@@ -33,14 +35,22 @@ def test_the_verdict_follows_from_the_interval_alone(ends, expected):
 def test_the_mirrored_result_gets_the_mirrored_verdict(ends, expected):
     low, value, high = ends
     mirrored = {SEEN: OPPOSITE, OPPOSITE: SEEN, NOISE: NOISE}
-    found = verdict(Estimate(value, low, high), expected)
-    assert verdict(Estimate(-value, -high, -low), expected) == mirrored[found]
-    assert verdict(Estimate(value, low, high), -expected) == mirrored[found]
+    found = verdict(Estimate(value, low, high, repetitions=3), expected)
+    assert verdict(Estimate(-value, -high, -low, repetitions=3), expected) == mirrored[found]
+    assert verdict(Estimate(value, low, high, repetitions=3), -expected) == mirrored[found]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0), (0.0, 0.0), (math.nan, math.nan)])
 def test_an_interval_that_touches_0_or_is_unknown_shows_nothing(low, high):
-    assert verdict(Estimate(0.5, low, high), 1) == verdict(Estimate(0.5, low, high), -1) == NOISE
+    estimate = Estimate(0.5, low, high, repetitions=3)
+    assert verdict(estimate, 1) == verdict(estimate, -1) == NOISE
+
+
+@pytest.mark.parametrize("ends", [(1.0, 2.0), (-2.0, -1.0), (-1.0, 1.0)])
+def test_one_run_gives_no_verdict_whatever_its_interval(ends):
+    estimate = Estimate(0.5, *ends)
+    assert verdict(estimate, 1) == verdict(estimate, -1) == ONE_RUN
+    assert verdict(replace(estimate, repetitions=2), 1) != ONE_RUN
 
 
 # --- entropy ---
@@ -100,6 +110,15 @@ def test_seeds_measured_on_the_same_instances_do_not_average_their_error_out():
     one, other = measured(coefficients(1.0, seed=0), 90), measured(coefficients(1.0, seed=1), 720)
     once, thrice = entropy_difference([one], [other]), entropy_difference([one] * 3, [other] * 3)
     assert thrice.as_json() == pytest.approx(once.as_json(), rel=1e-9)
+
+
+def test_the_entropy_of_a_checkpoint_needs_no_second_seed():
+    """Of a kind of model it does: another pretraining has another entropy."""
+    pair = [measured(coefficients(1.0, seed=0), 90)], [measured(coefficients(2.0, seed=0), 720)]
+    of_checkpoint, of_model = entropy_difference(*pair, about="checkpoint"), entropy_difference(*pair)
+    assert of_checkpoint == of_model and of_model.high < 0
+    assert (verdict(of_checkpoint, -1), verdict(of_model, -1)) == (SEEN, ONE_RUN)
+    assert verdict(entropy_difference(*(3 * part for part in pair)), -1) == SEEN
 
 
 def test_the_spread_between_seeds_widens_the_interval():

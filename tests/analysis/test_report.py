@@ -12,24 +12,26 @@ from tests.study import ALIKE, OTHERWISE, PAPER, Page, make_study
 
 command = functools.partial(exit_status, report.main)
 SEEN, OPPOSITE, NOISE = "seen", "not seen (the opposite)", "within noise at this scale"
+ONE_RUN = "one run; not a verdict"
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.mark.parametrize(
-    ("effects", "sharpness", "noise", "expected"),
+    ("effects", "sharpness", "noise", "seeds", "expected"),
     [
-        (PAPER, (1.0, 1.5, 2.0), 0.05, SEEN),
-        (OTHERWISE, (2.0, 1.5, 1.0), 0.05, OPPOSITE),
-        (ALIKE, (1.0, 1.0, 1.0), 0.3, NOISE),
+        (PAPER, (1.0, 1.5, 2.0), 0.05, 3, SEEN),
+        (OTHERWISE, (2.0, 1.5, 1.0), 0.05, 3, OPPOSITE),
+        (ALIKE, (1.0, 1.0, 1.0), 0.3, 3, NOISE),
+        (PAPER, (1.0, 1.5, 2.0), 0.05, 1, ONE_RUN),
     ],
-    ids=["as the paper", "the opposite", "no effect"],
+    ids=["as the paper", "the opposite", "no effect", "one seed"],
 )
 def test_other_data_give_other_verdicts(
-    tmp_path, capsys, monkeypatch, figures_of_study, effects, sharpness, noise, expected
+    tmp_path, capsys, monkeypatch, figures_of_study, effects, sharpness, noise, seeds, expected
 ):
     """No verdict is written down anywhere: every one of them follows the data."""
     monkeypatch.setattr(report, "draw", lambda found, folder: figures_of_study)
-    folder = make_study(tmp_path / "demo", effects, sharpness, noise=noise)
+    folder = make_study(tmp_path / "demo", effects, sharpness, seeds, noise)
     assert command([str(folder)]) == 0
     directions = json.loads((folder / "report.json").read_text())["directions"]
     verdicts = [d["verdict"] for d in directions]

@@ -51,6 +51,7 @@ SUBSTITUTIONS = [
     # Sizes of measurements, of training, and of knowledge of one's own.
     (r"--data_size 2048", "--data_size 8", False),
     (r"--first 2048", "--first 8", False),
+    (r"--tasks paper", "--tasks copa --limit 4", False),
     (r"--max_duration=100 --scheduler.t_warmup=5 --inject_interval=10 --eval_interval=10", "--max_duration=4", False),
     (r"--global_train_batch_size=2048", "--global_train_batch_size=8", False),
     (r"--max_duration=3ep --scheduler.t_warmup=240", "--max_duration=1ep", False),

@@ -102,7 +102,10 @@ def test_entropies_are_means_over_pretrainings(planted, found):
         left_out = np.mean([np.sum(r["leave_one_group_out"], axis=1) for r in results], axis=0)
         error = np.sqrt(63 / 64 * ((left_out - left_out.mean()) ** 2).sum())
         assert row["standard_error"] == pytest.approx(error)
-        half = np.hypot(1.96 * error, 12.706 * np.std(row["per_seed"], ddof=1) / np.sqrt(2))
+        # Half the difference of the two: what instances do to one of them alone, which the seeds' spread contains.
+        alone = np.diff([np.sum(r["leave_one_group_out"], axis=1) for r in results], axis=0)[0] / 2
+        squared = error**2 - 63 / 64 * ((alone - alone.mean()) ** 2).sum()
+        half = np.hypot(1.96 * np.sqrt(squared), 12.706 * np.std(row["per_seed"], ddof=1) / np.sqrt(2))
         assert row["H"]["high"] - row["H"]["value"] == pytest.approx(half)
         assert row["step"] == STEPS[row["start"]] and row["attention"] is None
 

@@ -1,0 +1,251 @@
+"""Score checkpoints without training: probes and K, downstream accuracies and P, losses on held-out text.
+
+    python -m analysis.score 'runs/demo/pretrain/step*-unsharded' --knowledge runs/demo/knowledge \
+        --held_out general=runs/demo/text/general_heldout.npy --output runs/demo/scores
+    python -m analysis.score allenai/OLMo-1B@step738020-tokens3095B --knowledge data/fictional_knowledge \
+        --tasks paper --sequence_length 1024 --output results/scores
+    python -m analysis.score checkpoints/pretrained_1B/738020-unsharded --output results/scores \
+        --config configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml
+
+A checkpoint is a folder, a quoted pattern or a hub id with @revision, of OLMo or any family that can be trained. The
+numbers are those that a run with eval_on_load writes for the same weights and evaluators, to the last bit on the same
+machine, and so are the files: a folder for each checkpoint in --output, as of a run with one evaluation, with the
+identity of weights and data in `score.json`. `python -m analysis.acquisition RUN --before FOLDER` compares a run with
+the scores of the checkpoint that it started from.
+
+While one checkpoint is scored, the next is downloaded and read. What is scored already, with the same weights, data
+and settings, is not scored again. If a checkpoint fails, the error is printed and the others are scored. Under
+torchrun, srun or mpirun the work is shared out among the processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.downloads import Downloads
+from analysis.locations import Location, check_writable, checkpoint_locations, label_of
+from analysis.prefetch import Failures, prefetch, together
+from analysis.results import EDITS
+from analysis.score_settings import (
+    Settings,
+    loss_evaluators,
+    of_configuration,
+    probe_evaluators,
+    task_evaluators,
+)
+from analysis.scores import Cell, Job, rows
+from olmo.config import EvaluatorConfig, TrainConfig
+from olmo.config.check import run_problems
+from olmo.console import fixed
+from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
+from olmo.exceptions import ConfigurationError, Parser, exit_status, listed
+from olmo.files.atomic import write_text
+
+TABLE = "scores.csv"
+BATCH_SIZE = 16  # of the published configurations, on which K_published depends
+
+
+def main(argv: Sequence[str]) -> None:
+    adopt_launcher()
+    args = _parse(argv)
+    locations = checkpoint_locations(None, "1B", args.checkpoints)
+    _check_output(args, locations)
+    settings = _settings(args)
+    if args.output is not None:
+        check_writable(args.output)
+    disable_malloc_trim()
+    device = pick_device(args.device)
+    jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
+    results = []
+    with process_group(device) as ranks:
+        failures = Failures(len(jobs), ranks)
+        try:
+            for job, preparation in prefetch(jobs, Job.prepare, ranks):
+                with failures.of(job), job.downloads.deleted_after_use():
+                    results.append(job.score(together(ranks, preparation), device, ranks))
+            failures.check()
+        finally:
+            if ranks.is_first and results:
+                found = rows(results)
+                print(_as_text(found), flush=True)
+                if args.output is not None and len(jobs) > 1:
+                    write_text(args.output / TABLE, _as_csv(found))
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """What is scored, and how. Raises ConfigurationError for what cannot be."""
+    if args.config is not None:
+        base, left_out = of_configuration(args.config)
+        for label in left_out:
+            print(f"{args.config}: evaluators.{label} is left out: analysis.entropy measures it", file=sys.stderr)
+    else:
+        evaluators: list[EvaluatorConfig] = []
+        size = args.batch_size or BATCH_SIZE
+        if args.knowledge is not None:
+            evaluators += probe_evaluators(args.knowledge)
+        evaluators += loss_evaluators(args.held_out or [])
+        if args.tasks is not None:
+            batches = -1 if args.limit is None else math.ceil(args.limit / size)
+            evaluators += task_evaluators(args.tasks.split(","), batches)
+        base = TrainConfig(evaluators=evaluators, device_eval_batch_size=size, precision=args.precision)
+    if problems := list(run_problems(base)):
+        raise ConfigurationError(listed(problems))
+    tokenizer = args.tokenizer
+    if args.config is not None:
+        args.sequence_length = base.model.max_sequence_length
+        default = TrainConfig().tokenizer.identifier
+        tokenizer = tokenizer or (None if base.tokenizer.identifier == default else base.tokenizer.identifier)
+    return Settings(
+        base,
+        args.sequence_length,
+        tokenizer,
+        args.resuscitation,
+        args.resuscitation_force,
+        args.temperature_attention,
+        args.temperature_MLP,
+        args.overwrite,
+    )
+
+
+def _job(args: argparse.Namespace, location: Location, settings: Settings, several: bool) -> Job:
+    inside = label_of(location) if several else ""
+    output = Path(location) / "scores" if args.output is None else args.output / inside
+    temporary = args.keep == "none" and isinstance(location, str)
+    return Job(location, output, settings, Downloads(output / ".download" if temporary else None))
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def _as_text(found: list[list[Cell]]) -> str:
+    def cell(value: Cell) -> str:
+        return "" if value is None else fixed(value, 4) if isinstance(value, float) else str(value)
+
+    lines = [[cell(value) for value in line] for line in found]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )
+
+
+def _as_csv(found: list[list[Cell]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(found)
+    return text.getvalue()
+
+
+# --- command line ------------------------------------------------------------------------------------------------
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="python -m analysis.score", description=__doc__)
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder, glob, or hub id with @revision")
+    parser.add_argument(
+        "--knowledge", type=Path, metavar="DIR", help="folder of fictional knowledge, whose probes are scored"
+    )
+    parser.add_argument("--tasks", help="tasks of olmo_eval, separated by commas; paper: the six of P")
+    parser.add_argument(
+        "--held_out",
+        nargs="+",
+        metavar="LABEL=FILE",
+        help="token files (headerless uint16) of held-out text, for the mean loss of each instance",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="instead of these: the evaluators of a run's configuration, with its precision, batch sizes, "
+        "model.max_sequence_length and tokenizer",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help="samples of each task (a document with each of its choices), rounded up to whole batches; default: all",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        help=f"instances per forward pass (default {BATCH_SIZE}); the published K depends on it, as in a run",
+    )
+    parser.add_argument(
+        "--sequence_length", type=int, help="tokens of a held-out instance; default: the model's context, as in a run"
+    )
+    parser.add_argument("--tokenizer", help="a file, folder or hub id; default: the checkpoint's")
+    parser.add_argument("--precision", choices=("fp32", "amp_bf16"), help="as in a run's configuration (default fp32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    parser.add_argument(
+        "--resuscitation",
+        metavar="FILE",
+        help="score the edit that analysis.change_parameters wrote: a path, or a name inside the checkpoint's folder",
+    )
+    parser.add_argument("--resuscitation_force", action="store_true", help="accept an edit made for another checkpoint")
+    parser.add_argument(
+        "--temperature_attention",
+        type=float,
+        metavar="T",
+        help="divide the attention scores by T, as a run with model.temperature_attention does at its first step",
+    )
+    parser.add_argument(
+        "--temperature_MLP",
+        metavar="FILE",
+        help="divide the memory coefficients by those that change_parameters --format temperature wrote, as a run with "
+        "model.temperature_MLP does at its first step: a path, or a name inside the checkpoint's folder",
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results; default: scores/ in the checkpoint")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace scores of other weights, data or settings; without it they are an error",
+    )
+    parser.add_argument(
+        "--keep",
+        choices=("all", "none"),
+        default="all",
+        help="downloads from the hub to keep (default all, in the hub's cache); none: each checkpoint is downloaded "
+        "into its folder in --output and deleted after use",
+    )
+    args = parser.parse_args(argv)
+    for name in ("limit", "batch_size", "sequence_length"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigurationError(f"--{name} must be at least 1")
+    if args.temperature_attention is not None and not 0 < args.temperature_attention < math.inf:
+        raise ConfigurationError(f"--temperature_attention {args.temperature_attention:g} must be above 0 and finite")
+    if args.temperature_attention == 1.0:
+        print("warning: --temperature_attention 1 has no effect", file=sys.stderr)
+        args.temperature_attention = None
+    given = [name for name in ("knowledge", "tasks", "held_out") if getattr(args, name) is not None]
+    if args.config is None and not given:
+        raise ConfigurationError("nothing to score: give --knowledge, --tasks, --held_out, or --config")
+    if args.config is not None:
+        for name in (*given, "limit", "batch_size", "sequence_length", "precision"):
+            if getattr(args, name) is not None:
+                raise ConfigurationError(f"--{name}: --config decides it; give one of the two")
+    if args.limit is not None and args.tasks is None:
+        raise ConfigurationError("--limit: needs --tasks")
+    if args.resuscitation is None and args.resuscitation_force:
+        raise ConfigurationError("--resuscitation_force: needs --resuscitation")
+    return args
+
+
+def _check_output(args: argparse.Namespace, locations: Sequence[Location]) -> None:
+    """Raise ConfigurationError where the checkpoints need another --output, or another edit."""
+    if args.output is None and not all(isinstance(location, Path) for location in locations):
+        raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
+    for name in EDITS:
+        if args.output is None and getattr(args, name) is not None:
+            raise ConfigurationError(f"--{name}: needs --output; the checkpoint's folder is for its own scores")
+    if args.output is not None and len({label_of(location) for location in locations}) < len(locations):
+        raise ConfigurationError("--output: two checkpoints of one name; score them one by one")
+    edit = Path(args.resuscitation or "")
+    if len(locations) > 1 and edit.suffix == ".pt" and edit.is_file():
+        raise ConfigurationError(f"--resuscitation: {args.resuscitation} holds the weights of one checkpoint; name one")
+
+
+if __name__ == "__main__":
+    exit_process(exit_status(main))
