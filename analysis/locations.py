@@ -17,6 +17,7 @@ from olmo.checkpoint import is_hub_id, resolve
 from olmo.checkpoint.formats import explain
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import delete_files_of_dead_processes
+from olmo.files.paths import step_in
 from olmo.files.tensors import read_training_state
 
 Location = Path | str
@@ -111,9 +112,7 @@ def label_of(location: Location) -> str:
 
 def step_of(location: Location) -> int:
     """The training step in a checkpoint's name (`step90-unsharded`, `738020-unsharded`), -1 without one."""
-    # The whole name up to a dash: a commit of the hub may begin with digits, and a model's name with its size.
-    match = re.match(r"(?:step)?(\d+)(?:-|$)", label_of(location))
-    return int(match[1]) if match else -1
+    return step_in(label_of(location))
 
 
 def tokens_of(location: Location, folder: Path) -> int | None:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from ..files.paths import is_hub_id
 from .formats import explain
 from .weights import model_files
-
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
-
-
-def is_hub_id(checkpoint: str) -> bool:
-    """Whether a name that is not a folder here can be `owner/name[@revision]` on the Hugging Face hub."""
-    return bool(_HUB_ID.match(checkpoint)) and not Path(checkpoint).exists() and not Path(checkpoint).parent.is_dir()
 
 
 def resolve(checkpoint: str, key: str = "") -> Path:

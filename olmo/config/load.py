@@ -49,7 +49,7 @@ def load(
     folders are left as they are. Raises ConfigurationError with all problems found, each with its key.
     """
     with _in_one_line(path, *_OF_OMEGACONF):
-        raw = _with_base(Path(path))
+        raw = with_base(Path(path))
         _translate(raw)
         of_file = set(_wrong_keys(raw, TrainConfig))
         _override(raw, overrides)
@@ -189,7 +189,7 @@ def read_yaml(path: Path) -> DictConfig:
     return raw
 
 
-def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+def with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
     path = path.resolve() if seen else path
     if path in seen:
         raise ConfigurationError(f"{path}: 'base' refers to itself, directly or through other files")
@@ -199,7 +199,7 @@ def _with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
         return raw
     if not isinstance(base, str):
         raise ConfigurationError(f"{path}: base: expected the name of one file")
-    parent = _with_base((path.parent / base).resolve(), (*seen, path.resolve()))
+    parent = with_base((path.parent / base).resolve(), (*seen, path.resolve()))
     return typing.cast(DictConfig, OmegaConf.merge(parent, raw))
 
 

@@ -1,0 +1,133 @@
+"""Which stages of a study have finished: a record and a log of each, in the study's folder `stages/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from olmo.config.load import with_base
+from olmo.files.atomic import write_text
+from olmo.files.paths import read_json
+from olmo.report.environment import environment
+from scripts.studies.plan import Plan, Stage, slug
+from scripts.studies.read import as_plain
+
+WAITING, RUNNING, FINISHED, FAILED, INTERRUPTED = "waiting", "running", "finished", "failed", "interrupted"
+
+
+@dataclass
+class Record:
+    """What is kept of a stage. `key` stands for its command, the configurations that it reads, and the keys of all
+    stages that it needs: a stage that finished with the same key is not run again."""
+
+    name: str
+    kind: str
+    key: str
+    command: list[str]  # as it was run, launcher included
+    state: str = WAITING
+    started: float | None = None  # seconds since the epoch
+    seconds: float | None = None  # of all attempts with this key
+    peak_memory_mib: float | None = None
+    status: int | None = None  # exit status
+    reason: str | None = None  # of a failure
+    log: str = ""
+    job: str | None = None  # of SLURM
+
+
+class Records:
+    """The records of a plan's stages, and plan.json, which is made of both.
+
+    Raises ValueError where a record is damaged.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan, self.folder = plan, plan.folder / "stages"
+        self.keys: dict[str, str] = {}
+        for stage in plan.stages:
+            self.keys[stage.name] = self._key(stage)
+        self.records = {stage.name: self._read(stage) for stage in plan.stages}
+        self.environment = environment()
+
+    def _key(self, stage: Stage) -> str:
+        parts = [list(stage.command), [_content(file) for file in stage.configurations]]
+        needed = [self.keys[name] for name in stage.needs]
+        return hashlib.sha256(json.dumps([*parts, needed]).encode()).hexdigest()[:16]
+
+    def path(self, stage: Stage) -> Path:
+        return self.folder / f"{slug(stage.name)}.json"
+
+    def log(self, stage: Stage) -> Path:
+        return self.folder / f"{slug(stage.name)}.log"
+
+    def _read(self, stage: Stage) -> Record:
+        path, new = self.path(stage), self._new(stage)
+        if not path.is_file():
+            return new
+        try:
+            found = Record(**read_json(path))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: damaged: {error}; delete it, and its stage runs again") from error
+        return found if found.key == new.key else new
+
+    def _new(self, stage: Stage) -> Record:
+        command = ["python", "-m", *stage.command]
+        log = self.log(stage).relative_to(self.plan.folder).as_posix()
+        return Record(stage.name, stage.kind, self.keys[stage.name], command, log=log)
+
+    def is_finished(self, stage: Stage) -> bool:
+        return self.records[stage.name].state == FINISHED and all(path.exists() for path in stage.outputs)
+
+    def begin(self, stage: Stage, command: Sequence[str], started: float) -> Record:
+        """Record that a stage has begun. Deletes what a stage of another key has left: its log, and the folder of a
+        run; a run that the same command began is continued."""
+        record = self.records[stage.name]
+        if record.state == FINISHED:  # its outputs were deleted
+            record = self.records[stage.name] = self._new(stage)
+        if record.state == WAITING:
+            self.log(stage).unlink(missing_ok=True)
+            if stage.run is not None and stage.run.is_dir():
+                shutil.rmtree(stage.run)
+        record.command, record.state, record.started = list(command), RUNNING, started
+        record.reason = record.status = None
+        self.save(stage)
+        return record
+
+    def save(self, stage: Stage) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.path(stage), json.dumps(dataclasses.asdict(self.records[stage.name]), indent=1) + "\n")
+        self.write_plan()
+
+    def write_plan(self) -> None:
+        """Write plan.json, from which the report is made, and study.yaml, the study with all its defaults."""
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        stages = [dataclasses.asdict(self.records[stage.name]) for stage in self.plan.stages]
+        content = {**self.plan.as_json(), "stages": stages, "environment": self.environment}
+        write_text(self.plan.folder / "plan.json", json.dumps(content, indent=1) + "\n")
+        write_text(self.plan.folder / "study.yaml", OmegaConf.to_yaml(OmegaConf.create(as_plain(self.plan.study))))
+
+
+@cache
+def _content(configuration: str) -> Any:
+    """The settings of a configuration and its base files; comments do not count."""
+    return OmegaConf.to_container(with_base(Path(configuration)))
+
+
+def reason_of(log: Path, status: int) -> str:
+    """Why a stage failed: the last error line of its log, or how its process ended."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    errors = re.findall(r"^error: (.*)", text, flags=re.MULTILINE)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if errors:
+        return errors[-1]
+    how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+    return f"{how}: {lines[-1].strip()}" if lines else how

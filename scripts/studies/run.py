@@ -1,0 +1,82 @@
+"""Run a study from its file to its report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from olmo.console import clock
+from olmo.exceptions import ConfigurationError, did_you_mean
+from olmo.files.lock import Lock, Locked
+from scripts.studies.local import Local
+from scripts.studies.plan import KINDS, Stage
+from scripts.studies.read import read_study, with_folder
+from scripts.studies.records import Records
+from scripts.studies.stages import make_plan
+
+
+def run_study(
+    file: Path,
+    output: Path | None = None,
+    changes: Sequence[str] = (),
+    only: str | None = None,
+    jobs: int | None = None,
+    dry_run: bool = False,
+) -> Path:
+    """Run what is missing of a study; returns its folder. Raises ValueError where a stage failed, after the others and
+    the report."""
+    folder = output or Path("runs") / file.stem
+    study = with_folder(read_study(file, changes), folder)
+    plan = make_plan(study, folder)
+    records = Records(plan)
+    *stages, report = needed_for(plan.stages, only)
+    runner = Local(records, study.resources, jobs)
+    print_plan(records, [*stages, report], every=dry_run)
+    if dry_run:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = Lock(folder / ".study.lock")
+    except Locked:
+        raise Locked(f"{folder}: another process runs this study") from None
+    with lock:
+        records.write_plan()
+        complete = runner.run(stages)
+        complete &= runner.run_alone(report)
+    if not complete:
+        raise ValueError(f"{folder}: a stage has failed; the same command runs what is missing")
+    seconds = sum(records.records[stage.name].seconds or 0.0 for stage in stages)
+    print(f"done: {folder}/report.html ({clock(seconds)} in all stages together)")
+    return folder
+
+
+def needed_for(stages: Sequence[Stage], only: str | None) -> list[Stage]:
+    """The stages of one kind, those that they need, and the report; all stages without a kind."""
+    if only is None:
+        return list(stages)
+    if only not in KINDS:
+        raise ConfigurationError(
+            f"--only {only}: no such stage{did_you_mean(only, KINDS) or '; known are ' + ', '.join(KINDS)}"
+        )
+    by_name = {stage.name: stage for stage in stages}
+    wanted = {stage.name for stage in stages if stage.kind in (only, "report")}
+    for stage in reversed(stages):  # what a stage needs is before it
+        if stage.name in wanted:
+            wanted |= set(stage.needs)
+    if not any(by_name[name].kind == only for name in wanted):
+        raise ConfigurationError(f"--only {only}: the study has no such stage")
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def print_plan(records: Records, stages: Sequence[Stage], every: bool) -> None:
+    """Print what a study consists of; with `every`, each stage with its command."""
+    plan = records.plan
+    print(
+        f"{plan.study.title}: {len(plan.starts)} starts, {len(plan.conditions)} conditions, "
+        f"{len(plan.repetitions)} repetitions, {len(stages)} stages; output: {plan.folder}"
+    )
+    for stage in stages if every else ():
+        record = records.records[stage.name]
+        took = f", in {clock(record.seconds)}" if records.is_finished(stage) and record.seconds is not None else ""
+        print(f"[{record.state}{took}] {stage.name}: {shlex.join(record.command)}")
