@@ -67,6 +67,10 @@ class Condition:
     intervention: str
     setting: str
 
+    def stage(self, repetition: Repetition) -> str:
+        """The name of the stage that trains it."""
+        return f"training {self.name}, {repetition.folder.replace('seed', 'seed ')}"
+
     def run(self, folder: Path, repetition: Repetition) -> Path:
         parts = (slug(part) for part in (self.setting, self.start.name, self.intervention))
         return folder.joinpath("runs", *parts, repetition.folder)
@@ -113,6 +117,7 @@ class Plan:
                     "runs": [
                         {
                             "folder": inside(str(c.run(self.folder, r))),
+                            "stage": c.stage(r),
                             "pretraining": r.pretraining,
                             "learning": r.learning,
                         }

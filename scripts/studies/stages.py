@@ -147,7 +147,7 @@ class _Stages:
         name += f", seed {k}" if group[0].own else ""
         folders = [output / label_of(place) if len(group) > 1 else output for place in places]
         for start, folder in zip(group, folders):
-            self._note(data, coefficient, start, "none", k, folder)
+            self._note(name, data, coefficient, start, "none", k, folder)
             edits = found.edits or not any(other.edits for other in self.study.entropy.values())
             if coefficient == "abs" and edits:
                 self.measured.setdefault((start.name, k), (name, folder / "mlp_average_coefficients.safetensors"))
@@ -168,7 +168,9 @@ class _Stages:
         given |= {"coefficient": coefficient, "measures": ",".join(found.measures), **found.flags, "output": output}
         return (*as_flags(given), "--overwrite")
 
-    def _note(self, data: str, coefficient: str, start: PlannedStart, intervention: str, k: int, folder: Path) -> None:
+    def _note(
+        self, stage: str, data: str, coefficient: str, start: PlannedStart, intervention: str, k: int, folder: Path
+    ) -> None:
         self.plan.entropies.append(
             {
                 "data": data,
@@ -177,6 +179,7 @@ class _Stages:
                 "intervention": intervention,
                 "pretraining": k,
                 "folder": str(folder),
+                "stage": stage,
             }
         )
 
@@ -235,18 +238,14 @@ class _Stages:
                         if edit is not None:
                             needs = (*needs, edit[0])
                             flags = ("--resuscitation", str(edit[1]))
-                        self._note(data, coefficient, start, name, k, output)
                         stage = f"entropy on {data}, {coefficient}, {start.name}, {name}"
+                        stage += f", seed {k}" if start.own else ""
+                        self._note(stage, data, coefficient, start, name, k, output)
+                        given = (*flags, *self._entropy_flags(found, coefficient, output))
                         yield Stage(
-                            stage + (f", seed {k}" if start.own else ""),
+                            stage,
                             "entropy",
-                            (
-                                "analysis.entropy",
-                                "--checkpoint",
-                                place,
-                                *flags,
-                                *self._entropy_flags(found, coefficient, output),
-                            ),
+                            ("analysis.entropy", "--checkpoint", place, *given),
                             (output / "knowledge_entropy.json",),
                             tuple(dict.fromkeys((*self.prepared, *needs))),
                         )
@@ -288,7 +287,7 @@ class _Stages:
             given[key] = edit[1]
             needs = (*needs, edit[0])
         return Stage(
-            f"training {condition.name}, {repetition.folder.replace('seed', 'seed ')}",
+            condition.stage(repetition),
             "train",
             self._training(configuration, run, repetition.seed, given),
             (run / "config.yaml", run / "metrics.jsonl"),
@@ -319,7 +318,7 @@ class _Stages:
             output = self.folder / "acquisition" / slug(setting)
             seeds = [part for group in groups if len(group) > 1 for part in ("--seeds", *group)]
             runs = [run for group in groups for run in group]
-            needs = [self._run(c, r).name for c in conditions for r in self.plan.repetitions]
+            needs = [c.stage(r) for c in conditions for r in self.plan.repetitions]
             command = ("analysis.acquisition", *runs, *seeds, *as_flags({**self.study.acquisition, "output": output}))
             yield Stage(
                 "acquisition" + (f", {setting}" if len(self.study.settings) > 1 else ""),
