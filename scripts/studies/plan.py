@@ -161,12 +161,12 @@ def without_stages(study: Study, folder: Path) -> Plan:
     """
     pretrainings, repetitions = _repetitions(study)
     starts = list(_starts(study, folder, max(pretrainings, 1)))
-    check_unique("start", [start.name for start in starts])
+    check_unique("starts", [start.name for start in starts])
     conditions = list(_conditions(study, starts)) if study.configuration or _has_configurations(study) else []
     if study.conditions and not conditions:
         raise ConfigurationError("conditions: needs `configuration`, that of continual learning")
-    check_unique("condition", [condition.name for condition in conditions])
-    check_unique("folder of runs", [str(c.run(folder, repetitions[0])) for c in conditions])
+    check_unique("conditions", [condition.name for condition in conditions])
+    check_unique("folders of runs", [str(c.run(folder, repetitions[0])) for c in conditions])
     plan = Plan(study, folder, starts, conditions, repetitions, pretrainings)
     return plan
 
@@ -199,7 +199,7 @@ def _repetitions(study: Study) -> tuple[int, list[Repetition]]:
 def check_unique(what: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ConfigurationError(f"two {what}s are named '{name}'")
+            raise ConfigurationError(f"two {what} are named '{name}'")
 
 
 # --- starts and conditions ---------------------------------------------------------------------------------------

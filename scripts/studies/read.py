@@ -74,7 +74,7 @@ def _set(raw: dict[str, Any], change: str) -> None:
             # The keys of a configuration are one name, whatever points they contain; other names may contain some.
             count = (
                 len(parts)
-                if schema is Any
+                if typing.get_args(schema) == (str, Any)
                 else next((n for n in range(len(parts), 1, -1) if ".".join(parts[:n]) in place), 1)
             )
             head, rest = ".".join(parts[:count]), parts[count:]
@@ -110,9 +110,11 @@ def _hints(schema: Any) -> dict[str, Any]:
 
 def _parse(kind: Any, value: Any, where: str, key: str) -> Any:
     """A value of a file as a type of the schema."""
+    if value is None and type(None) in alternatives(kind):
+        return None
     for candidate in alternatives(kind):
         origin, arguments = typing.get_origin(candidate), typing.get_args(candidate)
-        if candidate is Any or (candidate is type(None) and value is None):
+        if candidate is Any:
             return value
         if dataclasses.is_dataclass(candidate) and (isinstance(value, dict) or value is None):
             return _section(typing.cast(type, candidate), value or {}, where, key)

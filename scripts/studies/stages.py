@@ -34,7 +34,7 @@ def make_plan(study: Study, folder: Path) -> Plan:
     """
     plan = without_stages(study, folder)
     plan.stages = list(_Stages(plan).all())
-    check_unique("stage", [stage.name for stage in plan.stages])
+    check_unique("stages", [stage.name for stage in plan.stages])
     return plan
 
 
@@ -122,7 +122,9 @@ class _Stages:
     def _entropies(self, data: str, found: Entropy) -> Iterator[Stage]:
         """One command for all starts of a model, so that Python and torch are loaded once."""
         starts = choose(found.starts, starts_by_name(self.plan.starts), f"entropy.{data}.starts")
-        choose(found.interventions, {k: [k] for k in self.study.interventions}, f"entropy.{data}.interventions")
+        choose(
+            found.interventions, {k: [k] for k in ("none", *self.study.interventions)}, f"entropy.{data}.interventions"
+        )
         if "none" not in found.interventions:
             raise ConfigurationError(f"entropy.{data}.interventions: needs 'none' as well, to compare with")
         models = list(dict.fromkeys(start.model for start in starts))
@@ -227,7 +229,7 @@ class _Stages:
         for name in found.interventions:
             if name == "none":
                 continue
-            flags = self._intervention_flags(data, name)
+            of_run = self._intervention_flags(data, name)
             for coefficient in found.coefficients:
                 for start in starts:
                     for k in range(len(start.locations)):
@@ -235,9 +237,12 @@ class _Stages:
                         output = output / slug(f"{start.name}_{name}")
                         place, needs = self._place(start, k)
                         edit = self.edited.get((start.name, name, k))
+                        flags = of_run
                         if edit is not None:
                             needs = (*needs, edit[0])
-                            flags = ("--resuscitation", str(edit[1]))
+                            is_temperature = self.study.interventions[name].temperature
+                            flag = "--temperature_MLP" if is_temperature else "--resuscitation"
+                            flags = (*of_run, flag, str(edit[1]))
                         stage = f"entropy on {data}, {coefficient}, {start.name}, {name}"
                         stage += f", seed {k}" if start.own else ""
                         self._note(stage, data, coefficient, start, name, k, output)
@@ -251,10 +256,8 @@ class _Stages:
                         )
 
     def _intervention_flags(self, data: str, name: str) -> tuple[str, ...]:
-        """The flags of analysis.entropy for an intervention that is no edit."""
+        """The flags of analysis.entropy for what an intervention changes beside an edit."""
         found = self.study.interventions[name]
-        if found.ratio is not None:
-            return ()
         known = {"model.temperature_attention": "--temperature_attention"}
         if unknown := [key for key in found.overrides if key not in known]:
             raise ConfigurationError(
