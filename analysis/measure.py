@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from analysis.breadth import Breadth
 from analysis.other_entropies import MEASURES, instance_entropies
 from olmo.console import Progress
 from olmo.data.masks import padded
@@ -56,6 +58,10 @@ class Measurement:
         """H^l without the instances of one group at a time, (G, L)."""
         return self.knowledge.leave_one_out()
 
+    @cached_property
+    def breadth(self) -> Breadth:
+        return Breadth.of(self.knowledge)
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers of `knowledge_entropy.json` that follow from the averages alone, ready for JSON."""
         layers, left_out, sizes = self.layers, self.left_out, self.knowledge.sizes
@@ -82,6 +88,7 @@ class Measurement:
                 numbers[f"{name}_layers"] = average.tolist()
                 numbers[f"{name}_layer_standard_errors"] = _json_errors(left_out)
             numbers[f"{name}_leave_one_group_out"] = left_out.tolist()
+        numbers["breadth"] = self.breadth.to_dict()
         return numbers
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from analysis.measure import Measurement
@@ -31,12 +33,14 @@ EDITS = {
     "temperature_MLP": "memory temperatures",
 }
 _KEY = "mlp_average_coefficients"
+_MOST_ACTIVE = "most_active_memories"
 COEFFICIENTS_FILE = f"{_KEY}.safetensors"
 
 
 def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) -> None:
-    """Write `result`, the content of `knowledge_entropy.json`, and the average coefficients in float32, each
-    atomically: after a crash between the two, the coefficients are there without a result. Raises OSError."""
+    """Write `result`, the content of `knowledge_entropy.json`, and the average coefficients in float32 with the bits of
+    the most active memories (`analysis/breadth.py`), each atomically: after a crash between the two, the coefficients
+    are there without a result. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {
         "checkpoint_fingerprint": _weights(result),
@@ -46,7 +50,8 @@ def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) 
     average = {number: torch.from_numpy(values).float() for number, values in measurement.coefficients.items()}
     with atomic_path(folder / RESULT) as partial_result, atomic_path(folder / COEFFICIENTS_FILE) as partial:
         partial_result.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        write_safetensors(partial, tensors_of(_KEY, average), metadata)
+        bits = {_MOST_ACTIVE: torch.from_numpy(measurement.breadth.most_active)}
+        write_safetensors(partial, {**tensors_of(_KEY, average), **bits}, metadata)
         (folder / RESULT).unlink(missing_ok=True)  # it would stand beside coefficients of another measurement
 
 
@@ -183,11 +188,15 @@ class Coefficients:
     average: ByLayer
     checkpoint: str | None
     data: str | None = None
+    most_active: NDArray[np.uint8] | None = None  # of `analysis.breadth.Breadth`; earlier versions had none
 
     def __post_init__(self) -> None:
         for number, values in self.average.items():
             if not values.isfinite().all() or (values < 0).any():
                 raise ValueError(f"{self.path}: layer {number}: expected finite coefficients, 0 or above")
+        wanted, bits = (sum(map(len, self.average.values())) + 7) // 8, self.most_active
+        if bits is not None and (bits.dtype != np.uint8 or bits.ndim != 2 or bits.shape[1] != wanted or not len(bits)):
+            raise ValueError(f"{self.path}: {_MOST_ACTIVE}: expected uint8 of {wanted} columns")
 
 
 def read_coefficients(path: Path) -> Coefficients:
@@ -204,6 +213,7 @@ def read_coefficients(path: Path) -> Coefficients:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         average = {number: values.float() for number, values in layers_of(_KEY, tensors).items()}
+        bits = tensors[_MOST_ACTIVE].numpy() if _MOST_ACTIVE in tensors else None
     except Exception as error:  # safetensors raises its own error type
         raise ValueError(f"{path}: not a file of average coefficients: {error}") from error
-    return Coefficients(path, average, metadata.get("checkpoint_fingerprint"), metadata.get("data_sha256"))
+    return Coefficients(path, average, metadata.get("checkpoint_fingerprint"), metadata.get("data_sha256"), bits)

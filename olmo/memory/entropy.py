@@ -103,14 +103,15 @@ class CoefficientAverages(GroupedMeans):
     @property
     def layers(self) -> dict[int, NDArray[np.float64]]:
         """Cbar^l (M_l,) by the number of the layer in the model."""
-        return dict(zip(self.sizes, self._split(self.average)))
+        return dict(zip(self.sizes, self.split(self.average)))
 
     def leave_one_out(self) -> NDArray[np.float64]:
         """H^l without group g, (G, L)."""
-        left_out = [layer_entropy(self._split(average)) for average in self._without_each()]
+        left_out = [layer_entropy(self.split(average)) for average in self._without_each()]
         return np.array(left_out).reshape(-1, len(self.sizes))
 
-    def _split(self, memories: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    def split(self, memories: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """The part (M_l,) of each layer, of (M,)."""
         return np.split(memories, np.cumsum(list(self.sizes.values()))[:-1])
 
 

@@ -130,10 +130,13 @@ def test_every_layer_has_its_own_entropy_and_ceiling(case: SimpleNamespace) -> N
 
 def test_the_coefficients_are_stored_layer_by_layer(case: SimpleNamespace) -> None:
     file = case.folder / "result/mlp_average_coefficients.safetensors"
-    assert {name: len(values) for name, values in load_file(file).items()} == {
+    tensors = load_file(file)
+    bits = tensors.pop("most_active_memories")
+    assert bits.shape[1] == -(-sum(case.sizes.values()) // 8)
+    assert {name: len(values) for name, values in tensors.items()} == {
         f"mlp_average_coefficients.{number}": size for number, size in case.sizes.items()
     }
-    for found in (read_coefficients(file).average, {int(n.rpartition(".")[2]): v for n, v in load_file(file).items()}):
+    for found in (read_coefficients(file).average, {int(n.rpartition(".")[2]): v for n, v in tensors.items()}):
         for number, values in case.wanted.items():
             torch.testing.assert_close(found[number].double(), values.mean(0), rtol=1e-4, atol=1e-6)
 
