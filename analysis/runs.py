@@ -97,7 +97,7 @@ def distinct(runs: Sequence[Run]) -> tuple[list[Run], dict[str, str]]:
     return kept, repeated
 
 
-def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
+def complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file, one a line, without a last line that is still being written."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -120,7 +120,7 @@ def read_encounters(folder: Path) -> dict[Entry, list[int]] | None:
     if not path.is_file():
         return None
     found: dict[Entry, set[int]] = {}
-    for line in _complete_lines(path):
+    for line in complete_lines(path):
         texts = line.get("texts", [])
         if not isinstance(texts, list) or not all(
             isinstance(t, dict) and isinstance(t.get("entry"), str) for t in texts
@@ -207,7 +207,7 @@ def accuracies_of(line: dict[str, Any]) -> dict[str, float]:
 
 def _read_metrics(path: Path) -> _Metrics:
     metrics = _Metrics()
-    for line in _complete_lines(path):
+    for line in complete_lines(path):
         metrics.add(line)
     return metrics
 

@@ -24,6 +24,7 @@ from analysis.outcomes import (
     loss_rises,
     were_edited,
 )
+from analysis.pairing import unpaired
 from analysis.runs import Run, distinct, from_original, read_run
 from analysis.summary_table import estimates_of
 from olmo.files.paths import read_json
@@ -89,6 +90,7 @@ RESULT_SHAPE: dict[str, Any] = {
             "from": str,
             "to": str,
             "?runs": [[str]],
+            "?unpaired": [str],
             **dict.fromkeys(("A", "K_after", "F"), (shapes.ESTIMATE, None)),
             "loss_rise": {"*": shapes.ESTIMATE},
             "?common_start": (
@@ -262,6 +264,7 @@ def _comparison(first: Condition, second: Condition, measured: Measured) -> dict
         "loss_rise": {k: compare_loss_rise(one, other, k).as_json() for k in common_labels([*one, *other])},
         "dynamics": decay.compare(of_both[: len(one)], of_both[len(one) :]) if of_both else None,
         "common_start": _from_common_start(one, other),
+        "unpaired": unpaired(one, other),
     }
 
 

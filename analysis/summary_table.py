@@ -163,8 +163,12 @@ def notes(result: dict[str, Any]) -> list[str]:
         spread = ", ".join(f"{COLUMNS.get(n, (n,))[0]} {fixed(v, digits[n])}" for n, v in row["spread"].items())
         names = ", ".join(row["runs"])
         found.append(f"note: {row['run']}: {names}; standard deviation between the seeds: {spread}")
+    comparisons = result["comparisons"]
+    found += dict.fromkeys(f"note: {reason}" for comparison in comparisons for reason in comparison.get("unpaired", ()))
     if len({run["step"] for run in runs}) > 1:
         found.append("note: the runs were evaluated up to different steps; their differences include that")
+    if any(len(comparison.get("runs", [None])) == 1 for comparison in comparisons):
+        found.append("note: differences of single runs have intervals over their entries; another seed may add more")
     return found
 
 

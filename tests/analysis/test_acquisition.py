@@ -35,6 +35,9 @@ def no_figures(monkeypatch):
     monkeypatch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)
 
 
+SINGLE = "note: differences of single runs have intervals over their entries; another seed may add more"
+
+
 def table_of(output: str) -> tuple[list[dict[str, str]], list[str]]:
     """(the table's rows by its heads, the lines after it), of what was printed."""
     lines = output.splitlines()
@@ -71,7 +74,8 @@ def test_the_command_prints_a_line_a_run_and_writes_what_it_prints(tmp_path, cap
     assert rows[0]["A %"].startswith("+26.60 [+")
     assert (rows[1]["F %"], rows[1]["A %"]) == ("-", "+0.00 [+0.00, +0.00]")
     assert rest[0] == ("note: one: injections.jsonl is missing (an older run); effectivity and retainability need it")
-    [line] = rest[1:]
+    assert rest[1] == SINGLE
+    [line] = rest[2:]
     assert line.startswith("other minus one: A -26.60 points [") and ", K after -1.5625 [" in line
     assert line.endswith("rise of general +0.00 points [+0.00, +0.00]") and "F " not in line
 
@@ -150,8 +154,9 @@ def test_an_edited_run_is_compared_from_the_common_start(tmp_path, capsys, monke
     assert rows[1]["rise of general %"].startswith("-17.50 [")
     assert rows[1]["rise of general % of original"].startswith("+10.00 [") and rows[0]["F % of original"] == "-"
     assert (rows[1]["F %"][:6], rows[1]["F % of original"][:6]) == ("-16.67", "+30.00")
-    assert rest[0].startswith("edited minus plain, both from the original weights: A +0.02 points [")
-    assert "F +10.00 points [" in rest[0] and "rise of general +5.56 points [" in rest[0]
+    assert rest[0] == SINGLE
+    assert rest[1].startswith("edited minus plain, both from the original weights: A +0.02 points [")
+    assert "F +10.00 points [" in rest[1] and "rise of general +5.56 points [" in rest[1]
     drawn = {row["name"]: row for row in bars["rows"]}
     (edited / "losses" / "original.parquet").unlink()
     assert command([str(edited)]) == 0
@@ -182,7 +187,8 @@ def test_dynamics_in_table_and_json(tmp_path, capsys, no_figures):
     rows, rest = table_of(capsys.readouterr().out)
     assert [row["effectivity"] for row in rows] == ["+1.0000 [+1.0000, +1.0000]", "+0.5000 [+0.5000, +0.5000]"]
     assert [row["a"] for row in rows] == ["+0.2000 [+0.2000, +0.2000]", "+0.3000 [+0.3000, +0.3000]"]
-    [line] = rest  # no notes
+    [note, line] = rest
+    assert note == SINGLE
     assert "effectivity -0.5000 [-0.5000, -0.5000], a +0.1000 [+0.1000, +0.1000]" in line
     result = json.loads((output / "acquisition.json").read_text(), parse_constant=pytest.fail)
     found = result["runs"][0]["dynamics"]
@@ -232,7 +238,9 @@ def test_what_could_not_be_measured_is_said(tmp_path, capsys):
         "note: sparse: no decay constant of once: fewer than two tables 1 or more steps after their maxima",
         "note: other: was first evaluated at step 5; eval_on_load evaluates the start itself",
         "note: other: injections.jsonl names no entry that is probed; effectivity and retainability need it",
+        "note: sparse and other are no pair: injected texts differ, first in round 1",
         "note: the runs were evaluated up to different steps; their differences include that",
+        SINGLE,
     ]
 
 
@@ -249,7 +257,8 @@ def test_without_probing_windows_a_dash_and_one_note(tmp_path, capsys, no_figure
     assert {(row["effectivity"], row["a"]) for row in rows} == {("-", "-")}
     assert [line for line in rest if line.startswith("note")] == [
         "note: a, b and 2 more runs: 6 of 6 pairs of probe and injection have no probing window, and no effectivity: "
-        "set probing in the run's configuration, such as --probing.steps=50 --probing.interval=1"
+        "set probing in the run's configuration, such as --probing.steps=50 --probing.interval=1",
+        SINGLE,
     ]
     for run in json.loads((output / "acquisition.json").read_text(), parse_constant=pytest.fail)["runs"]:
         groups = run["dynamics"]["groups"].values()
