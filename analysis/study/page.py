@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis.directions import NOISE, OPPOSITE, SEEN
+from analysis.directions import NOISE, ONE_RUN, OPPOSITE, SEEN
 from analysis.study import conclusions, sections
 from analysis.study.gather import gather
 from analysis.study.plan_file import read_plan
@@ -96,7 +96,7 @@ def render(study: Mapping[str, Any], folder: Path) -> str:
         stopped=stopped,
         repeated=conclusions.repeated(study),
         compared=any(d["verdict"] in CLASSES for d in study["directions"]),
-        single=any(d["seeds"] == 1 for d in study["directions"]),
+        single=any(d["verdict"] == ONE_RUN for d in study["directions"]),
         classes=CLASSES,
     )
 
