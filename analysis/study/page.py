@@ -62,11 +62,12 @@ def lines(study: Mapping[str, Any]) -> list[str]:
 def render(study: Mapping[str, Any], folder: Path) -> str:
     """The page as HTML, style and images included. study: study.json. folder: what paths of figures and logs are
     relative to; the page links to them and is to be written there."""
-    unknown = dict.fromkeys(("seconds", "peak_memory_mib", "log", "reason"))
-    stages = [{**unknown, **stage} for stage in study["stages"]]
-    stopped = [stage for stage in stages if stage["state"] != "finished"]
+    stages = [_stage(stage, folder) for stage in study["stages"]]
+    unfinished = [stage for stage in stages if stage["state"] != "finished" and stage["kind"] != "report"]
+    stopped = [stage for stage in unfinished if stage["state"] != "waiting"]
+    waiting = [stage["name"] for stage in unfinished if stage["state"] == "waiting"]
     content: dict[str, Any] = {
-        "problems": [*stopped, *study["missing"], *study["warnings"]],
+        "problems": [*unfinished, *study["missing"], *study["warnings"]],
         "findings": sections.directions(study),
         "conclusions": (conclusions.may(study), conclusions.may_not(study)),
         "design": sections.design(study),
@@ -94,6 +95,7 @@ def render(study: Mapping[str, Any], folder: Path) -> str:
         content=content,
         titles={key: title for key, title in TITLES.items() if content[key]},
         stopped=stopped,
+        waiting=waiting,
         repeated=conclusions.repeated(study),
         compared=any(d["verdict"] in CLASSES for d in study["directions"]),
         single=any(d["verdict"] == ONE_RUN for d in study["directions"]),
@@ -104,6 +106,13 @@ def render(study: Mapping[str, Any], folder: Path) -> str:
 def _command(words: Sequence[str]) -> str:
     """Quoted for a shell, without secrets."""
     return printable(shlex.join(words))
+
+
+def _stage(stage: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A stage with null for what is unknown, and its log only where that exists."""
+    found = {**dict.fromkeys(("seconds", "peak_memory_mib", "reason")), **stage}
+    log = stage.get("log")
+    return {**found, "log": log if log and (folder / log).is_file() else None}
 
 
 def _with_image(figure: Mapping[str, Any], folder: Path) -> dict[str, Any]:

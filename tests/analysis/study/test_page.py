@@ -151,10 +151,16 @@ def test_figures_are_inside_with_links_to_their_files(folder):
 
 def test_a_failed_stage_is_named_first_with_its_log(tmp_path):
     study = a_study(failed=True)
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "entropy 0.log").write_text("error: load_path")
+    report = {**study["stages"][0], "name": "the report", "kind": "report", "state": "running", "command": ["x"]}
+    study["stages"].append(report)  # this page is written before that stage has finished
     text = render(study, tmp_path)
     top = text[: text.index('id="findings"')]
     assert "exit status 1: error: load_path: /no/such/folder does not exist" in top
-    assert 'href="stages/entropy%200.log"' in top and "failed" in top and "waiting" in top
+    assert 'href="stages/entropy%200.log"' in top and "H of early, seed 0</b>: failed" in top
+    assert "<b>Not run</b>: H of early, seed 2</p>" in top and "the report" not in top
+    assert text.count("stages/") == 2  # other logs do not exist
     assert "last, q1, seed 2: runs/baseline/last/q1/seed2 has no run" in top
     assert "problems" not in Page(render(a_study(), tmp_path)).sections
 
