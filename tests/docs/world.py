@@ -25,6 +25,7 @@ from scripts.prepare.fictional_knowledge import make_entries
 from tests.architectures import built
 from tests.docs.pages import ROOT
 from tests.reference import tiny_config, tiny_tokenizer
+from tests.study import make_plan
 
 LENGTH = 256  # tokens of an instance
 VOCABULARY = 128
@@ -139,7 +140,7 @@ def _corpora(folder: Path) -> None:
 
 
 def _demo(folder: Path, rng: np.random.Generator) -> None:
-    """What `make demo` prepares: text, knowledge, and the last checkpoint of its pretraining."""
+    """What `make demo` prepares: text, knowledge, the last checkpoint of its pretraining, and an empty plan."""
     text, knowledge = folder / "runs/demo/text", folder / "runs/demo/knowledge"
     text.mkdir(parents=True)
     knowledge.mkdir()
@@ -155,3 +156,5 @@ def _demo(folder: Path, rng: np.random.Generator) -> None:
         _shrink(folder / f"configs/tiny/{name}.yaml", {"model": {}})
     pretrain = load(folder / "configs/tiny/pretrain.yaml")
     _save(folder / "runs/demo/pretrain/step720-unsharded", pretrain, 0)
+    plan = make_plan(folder / "runs/demo", {}, ()) / "plan.json"  # of no run
+    plan.write_text(json.dumps({**json.loads(plan.read_text("utf-8")), "directions": []}), "utf-8")
