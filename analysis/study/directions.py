@@ -102,13 +102,14 @@ def _of_outcome(
     if not one or not other or not seeds:
         return None, [], 0
     measure = direction["measure"]
-    found = _difference(measure, [one.shared[s] for s in seeds], [other.shared[s] for s in seeds])
-    each = [_difference(measure, [one.shared[s]], [other.shared[s]]) for s in seeds]
+    found = outcome_difference(measure, [one.shared[s] for s in seeds], [other.shared[s] for s in seeds])
+    each = [outcome_difference(measure, [one.shared[s]], [other.shared[s]]) for s in seeds]
     repetitions = {s[0] for s in seeds} if plan.content["about"] == "model" else set(seeds)
     return found, [of_seed.value for of_seed in each if of_seed is not None], len(repetitions)
 
 
-def _difference(measure: str, one: Sequence[Run], other: Sequence[Run]) -> Estimate | None:
+def outcome_difference(measure: str, one: Sequence[Run], other: Sequence[Run]) -> Estimate | None:
+    """Of paired runs, `other` minus `one`; None where they lack the measure."""
     name, _, part = measure.partition(".")
     if measure.startswith(_LOSS):
         return compare_loss_rise(one, other, part) if part in common_labels([*one, *other]) else None

@@ -52,6 +52,11 @@ class Entropies:
     intervention: str
     results: Mapping[int, dict[str, Any]]
 
+    def value(self, pretraining: int, measure: str) -> float | None:
+        """A measure of one pretraining, None where it was not measured."""
+        parts = _parts(self.results[pretraining], measure) if pretraining in self.results else None
+        return None if parts is None else parts[0]
+
 
 def name_of(row: Mapping[str, Any]) -> str:
     """How directions and tables name a start and its intervention."""

@@ -11,7 +11,9 @@ from analysis.outcomes import acquired, forgotten, knowledge, loss_rises
 from analysis.runs import TASKS, Run
 from analysis.study import entropies
 from analysis.study.directions import directions
+from analysis.study.effects import effects
 from analysis.study.groups import Group, numbers_of_entries, read_groups
+from analysis.study.joined import join
 from analysis.study.plan_file import Plan
 
 FORGETTING = "general"  # label of the held-out loss whose rise is forgetting, where P is not measured
@@ -28,14 +30,17 @@ def gather(plan: Plan) -> dict[str, Any]:
     content = plan.content
     kept = ("title", "description", "about", "repeats", "seeds", "interventions", "settings", "stages", "environment")
     rows = [entropies.row(one, plan.starts) for one in measured]
+    conditions = [_condition(group, plan) for group in groups]
     return {
         **{key: content[key] for key in kept},
         "notes": content.get("notes", []),
         "starts": [_start(start, rows) for start in content["starts"]],
         "entries": numbers_of_entries(groups),
         "entropies": rows,
-        "conditions": [_condition(group, plan) for group in groups],
+        "conditions": conditions,
         "directions": directions(plan, groups, measured),
+        "joined": join(conditions, measured, content["interventions"], content["about"], {}),
+        "effects": effects(plan, groups, measured),
         "missing": [*not_measured, *missing],
         "warnings": warnings,
     }

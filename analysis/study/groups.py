@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.runs import Run, distinct, from_original, read_run
+from analysis.study.interventions import UNCHANGED, changes_model, kind
 from analysis.study.plan_file import Plan
 from olmo.knowledge.entries import SETTINGS
 
@@ -28,16 +29,6 @@ class Group:
     def pairs(self, other: Group) -> list[Seed]:
         """The seeds that both have."""
         return [seed for seed in self.runs if seed in other.runs]
-
-
-def changes_nothing(intervention: Mapping[str, Any]) -> bool:
-    return not any(intervention.get(key) for key in ("ratio", "overrides"))
-
-
-def changes_model(intervention: Mapping[str, Any]) -> bool:
-    """Whether an intervention changes what a checkpoint computes from the first step on without editing weights."""
-    overrides = intervention.get("overrides") or {}
-    return bool(intervention.get("temperature")) or any(str(key).startswith("model.") for key in overrides)
 
 
 def read_groups(plan: Plan) -> tuple[list[Group], list[str], list[str]]:
@@ -88,7 +79,7 @@ def _unchanged(plan: Plan, condition: Mapping[str, Any], found: Mapping[str, Map
         seed[0]: run
         for other in plan.content["conditions"]
         if (other["start"], other["setting"]) == (condition["start"], condition["setting"])
-        if changes_nothing(plan.content["interventions"][other["intervention"]])
+        if kind(plan.content["interventions"][other["intervention"]]) == UNCHANGED
         for seed, run in found[other["name"]].items()
     }
 
