@@ -112,12 +112,14 @@ def step_axis(axes: Axes, label: str) -> None:
 
 
 def name_axis(axes: Axes, names: Sequence[str]) -> None:
-    """An x axis of names side by side, slanted where they are long."""
+    """An x axis of names side by side, slanted where they are long or too many for the axis."""
     labels = [plain(name) for name in names]
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
-    if longest > 14:
-        figure = cast(Figure, axes.figure)
+    figure = cast(Figure, axes.figure)
+    width = axes.get_position().width * figure.get_figwidth()
+    if longest > 14 or len(labels) * (longest + 1) * CHARACTER > width:
         figure.set_figheight(max(figure.get_figheight(), 3.6 + CHARACTER * longest / 2))
+        labels = [label.replace("\n", " ") for label in labels]
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor", fontsize=8)
     else:
         axes.set_xticks(range(len(labels)), labels)

@@ -1,0 +1,118 @@
+"""Entropy against outcomes: a scatter over starts and interventions, and the effects of each intervention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.canvas import GREY, in_style, legend, lengths, palette, panels, plain
+from analysis.study.figures.choice import Lacking, Study, in_order, loss_label, need
+from analysis.study.figures.points import Row
+from analysis.study.interventions import KINDS, kind
+from analysis.summary_table import with_interval
+
+MARKERS = dict(zip(KINDS, "osD^vPXh"))  # of kinds of interventions
+_TITLES = {"A": "A, %", "F": "F, %", "K_after": "K after training", "P_after": "P after training"}
+
+
+def _outcomes(study: Study) -> list[str]:
+    """The outcomes that are shown: A, forgetting, K, P, as far as the study has them."""
+    label = f"loss_rise.{loss_label(study['conditions'])}"
+    known = {name for row in (*(study["joined"] or {"points": []})["points"], *study["effects"]) for name in row}
+    forgotten = "F" if any(c["common_start"]["F"] is not None for c in study["conditions"]) else label
+    return [name for name in ("A", forgotten, "K_after", "P_after") if name in known]
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, f"rise of held-out {name.partition('.')[2]} loss, %")
+
+
+@in_style
+def scatter(study: Study) -> tuple[Figure, list[Row]]:
+    """H and outcomes, a point a condition: starts by color, interventions by marker."""
+    joined = study["joined"]
+    need(joined, "entropies of conditions that were trained")
+    points = joined["points"]
+    need(len(points) > 1, "entropies of two conditions that were trained")
+    kinds = [kind(study["interventions"][p["intervention"]]) for p in points]
+    colors = _colors(study, points)
+    outcomes = _outcomes(study)
+    figure, [grid] = panels(1 + 3.4 * len(outcomes), 3.7, columns=len(outcomes))
+    for axes, name in zip(grid, outcomes):
+        for p, of_kind in zip(points, kinds):
+            if name in p:
+                axes.plot(p["H"], p[name], MARKERS[of_kind], color=colors[p["start"]], markersize=7)
+        axes.set(xlabel="H at the start (nats)", title=_title(name))
+        axes.locator_params(axis="x", nbins=4)
+        axes.margins(0.15)
+        axes.text(0, -0.34, _correlation(joined["correlations"], name), transform=axes.transAxes, fontsize=8, va="top")
+    legend(figure, [*_starts(colors), *_kinds(kinds)])
+    keys = ("name", "start", "intervention", "setting", "H", *outcomes)
+    return figure, [{key: p[key] for key in keys if key in p} for p in points]
+
+
+def _correlation(correlations: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Pearson's coefficients of H and an outcome, a line each."""
+    found = [c for c in correlations if (c["x"], c["y"]) == ("H", name) and c["pearson"]["value"] is not None]
+    return "\n".join(f"r {with_interval(c['pearson'], 2)}\nover {c['points']} {plain(c['over'])}" for c in found)
+
+
+def _colors(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the starts of rows, light as they are later."""
+    starts = list(dict.fromkeys(row["start"] for row in in_order(study, rows)))
+    return dict(zip(starts, palette(len(starts))))
+
+
+def _starts(colors: Mapping[str, Any]) -> list[Line2D]:
+    return [Line2D([], [], color=color, marker="o", linestyle="", label=plain(name)) for name, color in colors.items()]
+
+
+def _kinds(kinds: Sequence[str]) -> list[Line2D]:
+    named = [name for name in KINDS if name in kinds]
+    return [Line2D([], [], color=GREY, marker=MARKERS[name], linestyle="", label=name) for name in named]
+
+
+@in_style
+def effects(study: Study) -> tuple[Figure, list[Row]]:
+    """What each intervention did to A, forgetting and K against the change of H that it made at the start."""
+    rows = [row for row in study["effects"] if row["H"] is not None]
+    if not rows:
+        raise Lacking("interventions whose entropy was measured beside that of their start")
+    kinds = [row["kind"] for row in rows]
+    colors = _colors(study, rows)
+    outcomes = [name for name in _outcomes(study) if any(row.get(name) for row in rows)]
+    figure, [grid] = panels(1 + 3.6 * len(outcomes), 3.5, columns=len(outcomes))
+    for axes, name in zip(grid, outcomes):
+        for row in rows:
+            if row.get(name) is not None:
+                _cross(axes, row, name, colors[row["start"]])
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlabel="change of H at the start (nats)", title=f"effect on {_title(name)}")
+        axes.locator_params(axis="x", nbins=5)
+        axes.margins(0.15)
+    legend(figure, [*_starts(colors), *_kinds(kinds)])
+    return figure, [
+        {
+            **{key: row[key] for key in ("name", "start", "setting", "intervention", "kind")},
+            **{
+                f"{name} {end}".removesuffix(" value"): row[name][end]
+                for name in ("H", *outcomes)
+                if row.get(name)
+                for end in ("value", "low", "high")
+            },
+        }
+        for row in rows
+    ]
+
+
+def _cross(axes: Axes, row: Mapping[str, Any], name: str, color: Any) -> None:
+    """A point with the intervals of both of its numbers."""
+    x, left, right = lengths(row["H"])
+    y, below, above = lengths(row[name])
+    marker = MARKERS[row["kind"]]
+    axes.errorbar([x], [y], [[below], [above]], [[left], [right]], color=color, marker=marker, markersize=6, capsize=3)

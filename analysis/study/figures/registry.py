@@ -1,0 +1,124 @@
+"""The figures that a study file may name, and drawing those that it does name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from analysis.canvas import save
+from analysis.study.figures import joined, outcomes
+from analysis.study.figures.choice import Lacking, Study
+from olmo.exceptions import did_you_mean
+
+INTERVALS = "Intervals are 95 %."
+FROM_COMMON_START = f"A and forgetting are measured from the checkpoint as it was saved. {INTERVALS}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A figure: its title, what a reader has to know, and the function of study.json that draws it."""
+
+    title: str
+    caption: str
+    draw: Callable[[Study], tuple[Figure, list[dict[str, Any]]]]
+
+
+FIGURES: dict[str, Kind] = {
+    "overview": Kind(
+        "Entropy, acquisition and forgetting",
+        f"Large points are the checkpoints from which training starts. {FROM_COMMON_START}",
+        outcomes.overview,
+    ),
+    "acquisition_and_forgetting": Kind(
+        "Acquisition and forgetting of every condition", FROM_COMMON_START, outcomes.acquisition_and_forgetting
+    ),
+    **{
+        f"probes_{setting}": Kind(
+            f"Probes of setting {setting} during training",
+            "Mean log-probability of the target spans; dotted lines are rounds of injection.",
+            partial(outcomes.probes, setting=setting),
+        )
+        for setting in ("paraphrase", "once", "duplicate")
+    },
+    "figure_4a": Kind("Acquisition and forgetting by start (figure 4a)", FROM_COMMON_START, outcomes.figure_4a),
+    "figure_4b": Kind(
+        "Knowledge and accuracy by start (figure 4b)",
+        f"After training (solid) and before (dotted). {INTERVALS}",
+        outcomes.figure_4b,
+    ),
+    "figure_5a": Kind(
+        "Acquisition and forgetting over the amplifying factor (figure 5a)",
+        f"The dashed line is the same checkpoint without an edit. {FROM_COMMON_START}",
+        outcomes.figure_5a,
+    ),
+    "figure_5b": Kind(
+        "Knowledge and accuracy over the amplifying factor (figure 5b)",
+        f"The dashed line is the same checkpoint without an edit. {INTERVALS}",
+        outcomes.figure_5b,
+    ),
+    "figure_11": Kind("Acquisition and knowledge by setting of probes (figure 11)", INTERVALS, outcomes.figure_11),
+    "figure_12": Kind(
+        "Knowledge and accuracy before and after training (figure 12)",
+        f"After training (solid) and before (dotted). {INTERVALS}",
+        outcomes.figure_4b,
+    ),
+    "figure_13": Kind("Outcomes by start and setting (figure 13)", FROM_COMMON_START, outcomes.figure_13),
+    "figure_14": Kind("Entropy and acquisition of two families (figure 14)", INTERVALS, outcomes.figure_14),
+    "figure_15": Kind(
+        "Outcomes over the ratio of edited memories (figure 15)",
+        f"The dashed line is the same checkpoint without an edit. {FROM_COMMON_START}",
+        outcomes.figure_15,
+    ),
+    "figure_16": Kind(
+        "Outcomes by start, with and without resuscitation (figure 16)", FROM_COMMON_START, outcomes.figure_16
+    ),
+    "figure_17": Kind(
+        "Outcomes over the amplifying factor from earlier starts (figure 17)",
+        f"Dashed lines are the same checkpoints without an edit. {FROM_COMMON_START}",
+        outcomes.figure_17,
+    ),
+    "figure_18": Kind("Attention temperatures beside resuscitation (figure 18)", FROM_COMMON_START, outcomes.figure_18),
+    "joined": Kind(
+        "Entropy against outcomes",
+        "A point a condition; r: Pearson's coefficient, its interval is over conditions. A handful of points share a "
+        "trend.",
+        joined.scatter,
+    ),
+    "effects": Kind(
+        "Effects of interventions against the change of entropy that each made",
+        "Paired differences from the same start without an intervention. If entropy alone mattered, interventions with "
+        f"the same change of H would have the same effects. {INTERVALS}",
+        joined.effects,
+    ),
+}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError, with the nearest, for a name that is no figure."""
+    for name in names:
+        if name not in FIGURES:
+            raise ValueError(f"unknown figure '{name}'{did_you_mean(name, FIGURES)}; known: {', '.join(FIGURES)}")
+
+
+def draw_all(study: Study, names: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Draw figures into `folder`/figures, as PNG, PDF and CSV; returns their rows of study.json, with the reason where
+    one cannot be drawn because the study lacks what it shows."""
+    check_names(names)
+    found = []
+    for name in names:
+        kind = FIGURES[name]
+        row: dict[str, Any] = {"name": name, "title": kind.title, "caption": kind.caption, "files": []}
+        try:
+            figure, rows = kind.draw(study)
+        except Lacking as lacking:
+            row["missing"] = f"needs {lacking}"
+        else:
+            save(figure, folder / "figures" / name, rows)
+            row["files"] = [f"figures/{name}{suffix}" for suffix in (".png", ".pdf", ".csv")]
+        found.append(row)
+    return found
