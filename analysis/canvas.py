@@ -119,7 +119,7 @@ def name_axis(axes: Axes, names: Sequence[str]) -> None:
     width = axes.get_position().width * figure.get_figwidth()
     if longest > 14 or len(labels) * (longest + 1) * CHARACTER > width:
         figure.set_figheight(max(figure.get_figheight(), 3.6 + CHARACTER * longest / 2))
-        labels = [label.replace("\n", " ") for label in labels]
+        labels = [label.replace("\n", " ") if len(label) <= 24 else label for label in labels]
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor", fontsize=8)
     else:
         axes.set_xticks(range(len(labels)), labels)

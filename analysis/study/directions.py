@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.conditions import paired, spread
 from analysis.directions import verdict
 from analysis.estimates import Estimate
 from analysis.outcomes import common_labels, compare, compare_forgotten, compare_loss_rise
@@ -52,17 +53,24 @@ def _found(
 ) -> dict[str, Any]:
     measure = direction["measure"]
     check_measure(measure)
-    find = _of_entropy if measure in entropies.MEASURES else _of_outcome
-    estimate, per_seed, repetitions = find(plan, direction, groups, measured)
+    ends = [_end(plan, direction, end) for end in ("from", "to")]
+    if measure in entropies.MEASURES:
+        estimate, separate = _of_entropy(measure, ends, measured), None
+    else:
+        estimate, separate = _of_outcome(measure, ends, groups)
     unit = _UNITS.get(measure.partition(".")[0], "")
     if estimate is None:
-        estimate, shown = Estimate(math.nan, math.nan, math.nan), NOT_MEASURED
+        estimate, shown = Estimate(math.nan, math.nan, math.nan, 0), NOT_MEASURED
     else:
         shown = verdict(estimate, 1 if direction["expected"] == "above" else -1)
-    return {"unit": unit, **estimate.as_json(), "verdict": shown, "seeds": repetitions, "per_seed": per_seed}
-
-
-_Found = tuple[Estimate | None, list[float], int]  # the difference, that of each repetition, number of repetitions
+    return {
+        "unit": unit,
+        **estimate.as_json(),
+        "verdict": shown,
+        "seeds": estimate.repetitions,
+        "per_seed": list(estimate.per_run),
+        "spread": separate,
+    }
 
 
 def _end(plan: Plan, direction: Mapping[str, Any], end: str) -> Mapping[str, Any]:
@@ -77,35 +85,27 @@ def _end(plan: Plan, direction: Mapping[str, Any], end: str) -> Mapping[str, Any
     return named[name]
 
 
-def _of_entropy(
-    plan: Plan, direction: Mapping[str, Any], groups: Sequence[Group], measured: Sequence[Entropies]
-) -> _Found:
+def _of_entropy(measure: str, ends: Sequence[Mapping[str, Any]], measured: Sequence[Entropies]) -> Estimate | None:
     """On the first text and coefficient on which both were measured."""
-    ends = [_end(plan, direction, end) for end in ("from", "to")]
     places = [[e for e in measured if (e.start, e.intervention) == (end["start"], end["intervention"])] for end in ends]
     for one in places[0]:
         for other in places[1]:
             if (one.data, one.coefficient) == (other.data, other.coefficient):
-                found = entropies.difference_of(one.results, other.results, direction["measure"])
+                found = entropies.difference_of(one, other, measure)
                 if found is not None:
-                    return *found, len(found[1])
-    return None, [], 0
+                    return found
+    return None
 
 
 def _of_outcome(
-    plan: Plan, direction: Mapping[str, Any], groups: Sequence[Group], measured: Sequence[Entropies]
-) -> _Found:
-    names = [_end(plan, direction, end)["name"] for end in ("from", "to")]
-    ends = [next((group for group in groups if group.name == name), None) for name in names]
-    one, other = ends
-    seeds = one.pairs(other) if one and other else []
-    if not one or not other or not seeds:
-        return None, [], 0
-    measure = direction["measure"]
-    found = outcome_difference(measure, [one.shared[s] for s in seeds], [other.shared[s] for s in seeds])
-    each = [outcome_difference(measure, [one.shared[s]], [other.shared[s]]) for s in seeds]
-    repetitions = {s[0] for s in seeds} if plan.content["about"] == "model" else set(seeds)
-    return found, [of_seed.value for of_seed in each if of_seed is not None], len(repetitions)
+    measure: str, ends: Sequence[Mapping[str, Any]], groups: Sequence[Group]
+) -> tuple[Estimate | None, dict[str, float | None] | None]:
+    """(the difference, its standard deviations between seeds); None for what is not known."""
+    by_name = {group.name: group for group in groups}
+    sides = [by_name[end["name"]].shared for end in ends if end["name"] in by_name]
+    one, other = paired(*sides) if len(sides) == 2 else ((), ())
+    found = outcome_difference(measure, one, other) if len(one) else None
+    return found, None if found is None else spread(found.per_run, one)
 
 
 def outcome_difference(measure: str, one: Sequence[Run], other: Sequence[Run]) -> Estimate | None:

@@ -6,9 +6,10 @@ the same effects; if they have not, it is not the entropy alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from analysis.conditions import paired
 from analysis.estimates import Estimate
 from analysis.outcomes import common_labels
 from analysis.study import entropies
@@ -27,10 +28,11 @@ def effects(plan: Plan, groups: Sequence[Group], measured: Sequence[Entropies]) 
     rows = []
     for group in groups:
         base = plain.get((group.start, group.setting))
-        seeds = base.pairs(group) if base else []
-        if base is None or not seeds or kinds[group.intervention] in (UNCHANGED, NO_INJECTION):
+        if base is None or kinds[group.intervention] in (UNCHANGED, NO_INJECTION):
             continue
-        one, other = [base.shared[s] for s in seeds], [group.shared[s] for s in seeds]
+        one, other = paired(base.shared, group.shared)
+        if not one:
+            continue
         rises = [f"loss_rise.{label}" for label in common_labels([*one, *other])]
         found = {name: outcome_difference(name, one, other) for name in ("A", "K_after", "F", *rises)}
         rows.append(
@@ -40,7 +42,7 @@ def effects(plan: Plan, groups: Sequence[Group], measured: Sequence[Entropies]) 
                 "setting": group.setting,
                 "intervention": group.intervention,
                 "kind": kinds[group.intervention],
-                "seeds": len(seeds),
+                "seeds": found["K_after"].repetitions if found["K_after"] else None,
                 "H": _json(_entropy(base, group, measured)),
                 **{name: _json(estimate) for name, estimate in found.items()},
             }
@@ -50,15 +52,15 @@ def effects(plan: Plan, groups: Sequence[Group], measured: Sequence[Entropies]) 
 
 def _entropy(base: Group, group: Group, measured: Sequence[Entropies]) -> Estimate | None:
     """The change of H on the first text and coefficient with which both were measured."""
-    of: dict[tuple[str, str], dict[str, Mapping[int, dict[str, Any]]]] = {}
+    of: dict[tuple[str, str], dict[str, Entropies]] = {}
     for one in measured:
         if one.start == group.start:
-            of.setdefault((one.data, one.coefficient), {})[one.intervention] = one.results
+            of.setdefault((one.data, one.coefficient), {})[one.intervention] = one
     for results in of.values():
         if base.intervention in results and group.intervention in results:
             found = entropies.difference_of(results[base.intervention], results[group.intervention])
             if found is not None:
-                return found[0]
+                return found
     return None
 
 

@@ -51,6 +51,7 @@ class Entropies:
     start: str
     intervention: str
     results: Mapping[int, dict[str, Any]]
+    about: str  # what an interval is about, `model` or `checkpoint`
 
     def value(self, pretraining: int, measure: str) -> float | None:
         """A measure of one pretraining, None where it was not measured."""
@@ -85,7 +86,7 @@ def read_entropies(plan: Plan) -> tuple[list[Entropies], list[str]]:
         if reason := difference(first, result):
             raise ValueError(f"{path}: measured with {reason} than that of another pretraining")
         of_names[member["pretraining"]] = result
-    return [Entropies(*names, results) for names, results in found.items()], missing
+    return [Entropies(*names, results, plan.content["about"]) for names, results in found.items()], missing
 
 
 def _parts(result: Mapping[str, Any], measure: str) -> tuple[float, NDArray[np.float64]] | None:
@@ -99,34 +100,32 @@ def _parts(result: Mapping[str, Any], measure: str) -> tuple[float, NDArray[np.f
     return result[key], left_out.sum(1) if left_out.ndim == 2 else left_out
 
 
-def estimate(results: Sequence[Mapping[str, Any]], measure: str = "H") -> Estimate | None:
+def estimate(entropies: Entropies, measure: str = "H") -> Estimate | None:
     """A measure, mean over pretrainings; None where one of them lacks it."""
-    return _over_seeds([_parts(result, measure) for result in results])
+    return _over_seeds([_parts(result, measure) for result in entropies.results.values()], entropies.about)
 
 
-def difference_of(
-    first: Mapping[int, dict[str, Any]], second: Mapping[int, dict[str, Any]], measure: str = "H"
-) -> tuple[Estimate, list[float]] | None:
-    """(second minus first, mean over the pretrainings that both have; the differences of each), on the same instances.
+def difference_of(first: Entropies, second: Entropies, measure: str = "H") -> Estimate | None:
+    """Second minus first, mean over the pretrainings that both have, on the same instances.
 
     None where they have no pretraining in common, or one lacks the measure. Raises ValueError where they were measured
     in different ways.
     """
     pairs = []
-    for seed in [seed for seed in first if seed in second]:
-        if reason := difference(first[seed], second[seed]):
+    for seed in [seed for seed in first.results if seed in second.results]:
+        results = first.results[seed], second.results[seed]
+        if reason := difference(*results):
             raise ValueError(f"entropies measured with {reason} cannot be compared in pairs")
-        one, other = _parts(first[seed], measure), _parts(second[seed], measure)
+        one, other = (_parts(result, measure) for result in results)
         pairs.append(None if one is None or other is None else (other[0] - one[0], other[1] - one[1]))
-    found = _over_seeds(pairs)
-    return None if found is None else (found, [pair[0] for pair in pairs if pair])
+    return _over_seeds(pairs, first.about)
 
 
-def _over_seeds(parts: Sequence[tuple[float, NDArray[np.float64]] | None]) -> Estimate | None:
+def _over_seeds(parts: Sequence[tuple[float, NDArray[np.float64]] | None], about: str) -> Estimate | None:
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None
-    return jackknife([value for value, _ in known], np.array([left_out for _, left_out in known]))
+    return jackknife([value for value, _ in known], np.array([left_out for _, left_out in known]), about)
 
 
 def row(entropies: Entropies, starts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -134,9 +133,9 @@ def row(entropies: Entropies, starts: Mapping[str, Mapping[str, Any]]) -> dict[s
     results, start = list(entropies.results.values()), starts[entropies.start]
     first = results[0]
     left_out = np.mean([result["leave_one_group_out"] for result in results], axis=0)  # (G, L)
-    knowledge = estimate(results)
+    knowledge = estimate(entropies)
     assert knowledge is not None
-    others = {name: estimate(results, name) for name in ("H_last_layer", "attention", "next_token")}
+    others = {name: estimate(entropies, name) for name in ("H_last_layer", "attention", "next_token")}
     errors = [None if np.isnan(error) else float(error) for error in np.atleast_1d(jackknife_error(left_out))]
     total = float(jackknife_error(left_out.sum(1)))
     return {
@@ -156,6 +155,6 @@ def row(entropies: Entropies, starts: Mapping[str, Mapping[str, Any]]) -> dict[s
         "layer_numbers": first.get("layer_numbers", list(range(len(first["layers"])))),
         "maximum": first["maximum"],
         **{name: None if found is None else found.as_json() for name, found in others.items()},
-        "per_seed": [result["knowledge_entropy"] for result in results],
+        "per_seed": list(knowledge.per_run),
         "breadth": first.get("breadth") if len(results) == 1 else None,
     }

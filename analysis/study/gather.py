@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.outcomes import acquired, forgotten, knowledge, loss_rises
+from analysis.conditions import spread
+from analysis.estimates import Estimate
+from analysis.outcomes import acquired, common_labels, forgetting, forgotten, knowledge, loss_rise
 from analysis.runs import TASKS, Run
 from analysis.study import entropies
 from analysis.study.directions import directions
@@ -52,8 +54,8 @@ def _start(start: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _condition(group: Group, plan: Plan) -> dict[str, Any]:
-    runs, shared = list(group.runs.values()), list(group.shared.values())
-    start = plan.starts[group.start]
+    runs, shared, start = group.runs, group.shared, plan.starts[group.start]
+    estimates, chance = outcomes(shared), {"P_chance": (forgotten(shared) or {}).get("P_chance")}
     return {
         "name": group.name,
         "start": group.start,
@@ -61,47 +63,44 @@ def _condition(group: Group, plan: Plan) -> dict[str, Any]:
         "model": start["model"],
         "intervention": group.intervention,
         "setting": group.setting,
-        "seeds": [list(seed) for seed in group.runs],
-        "outcomes": outcomes(runs),
-        "common_start": outcomes(shared),
-        "by_setting": {s: _knowledge(shared, s, None) for s in shared[0].before.settings},
-        "by_kind": {k: _knowledge(shared, None, k) for k in shared[0].before.kinds},
+        "seeds": [list(seed) for seed in runs.seeds],
+        "outcomes": {**_json(outcomes(runs)), **chance},
+        "common_start": {**_json(estimates), **chance},
+        "by_setting": {s: _json(_knowledge(shared, s, None)) for s in shared[0].before.settings},
+        "by_kind": {k: _json(_knowledge(shared, None, k)) for k in shared[0].before.kinds},
         "accuracy": _accuracy(shared),
-        "per_seed": _per_seed(shared),
+        "per_seed": {name: list(e.per_run) for name, e in _flat(estimates).items()},
+        "spread": {name: spread(e.per_run, shared) for name, e in _flat(estimates).items()},
         "curve": _curve(runs),
         "injections": runs[0].injections,
     }
 
 
-def _knowledge(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> dict[str, Any]:
+Outcomes = dict[str, Any]  # estimates or None by name; those of the rises of losses by label under `loss_rise`
+
+
+def _knowledge(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Outcomes:
     return {
-        "K_before": knowledge(runs, "before", setting, kind).as_json(),
-        "K_after": knowledge(runs, "after", setting, kind).as_json(),
-        "A": acquired(runs, setting, kind).as_json(),
+        "K_before": knowledge(runs, "before", setting, kind),
+        "K_after": knowledge(runs, "after", setting, kind),
+        "A": acquired(runs, setting, kind),
     }
 
 
-def outcomes(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the runs of a condition acquired and forgot, means over its seeds."""
-    lost = forgotten(runs) or {}
-    return {
-        **_knowledge(runs),
-        **{name: lost.get(name) for name in ("P_before", "P_after", "P_chance", "F")},
-        "loss_rise": loss_rises(runs)["loss_rise"],
-    }
+def outcomes(runs: Sequence[Run]) -> Outcomes:
+    """What the runs of a condition acquired and forgot."""
+    lost = forgetting(runs) or dict.fromkeys(("P_before", "P_after", "F"))
+    return {**_knowledge(runs), **lost, "loss_rise": {label: loss_rise(runs, label) for label in common_labels(runs)}}
 
 
-def _per_seed(runs: Sequence[Run]) -> dict[str, list[float | None]]:
-    """K after, A, F and the rises of losses of each run alone."""
-    each = [outcomes([run]) for run in runs]
-    labels = [label for label in each[0]["loss_rise"] if all(label in found["loss_rise"] for found in each)]
-    values = {name: [_value(found[name]) for found in each] for name in ("K_before", "K_after", "A", "P_after", "F")}
-    rises = {f"loss_rise.{label}": [found["loss_rise"][label]["value"] for found in each] for label in labels}
-    return {name: found for name, found in (values | rises).items() if None not in found}
+def _flat(found: Outcomes) -> dict[str, Estimate]:
+    """The estimates that are known, those of losses as `loss_rise.LABEL`."""
+    single = {name: e for name, e in found.items() if isinstance(e, Estimate)}
+    return {**single, **{f"loss_rise.{label}": e for label, e in found["loss_rise"].items()}}
 
 
-def _value(estimate: Mapping[str, Any] | None) -> float | None:
-    return None if estimate is None else estimate["value"]
+def _json(found: Outcomes) -> dict[str, Any]:
+    return {name: _json(e) if isinstance(e, dict) else None if e is None else e.as_json() for name, e in found.items()}
 
 
 def _accuracy(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from analysis.conditions import Repetitions
 from analysis.runs import Run, distinct, from_original, read_run
 from analysis.study.interventions import UNCHANGED, changes_model, kind
 from analysis.study.plan_file import Plan
@@ -16,19 +17,15 @@ Seed = tuple[int, int]  # of a pretraining, and of continual learning from it
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one condition, by seed. `shared`: the same runs as if each had begun with the weights before an edit,
-    or before a change of the model such as a temperature: the start that the conditions of a checkpoint share."""
+    """The runs of one condition. `shared`: the same runs as if each had begun with the weights before an edit, or
+    before a change of the model such as a temperature: the start that the conditions of a checkpoint share."""
 
     name: str
     start: str
     intervention: str
     setting: str
-    runs: Mapping[Seed, Run]
-    shared: Mapping[Seed, Run]
-
-    def pairs(self, other: Group) -> list[Seed]:
-        """The seeds that both have."""
-        return [seed for seed in self.runs if seed in other.runs]
+    runs: Repetitions
+    shared: Repetitions
 
 
 def read_groups(plan: Plan) -> tuple[list[Group], list[str], list[str]]:
@@ -43,6 +40,11 @@ def read_groups(plan: Plan) -> tuple[list[Group], list[str], list[str]]:
         runs: dict[Seed, Run] = {}
         for member in condition["runs"]:
             seed = (member["pretraining"], member["learning"])
+            if seed[0] and plan.content["about"] == "checkpoint":
+                raise ValueError(
+                    f"{plan.folder}: condition '{condition['name']}' has runs of several pretrainings, but "
+                    "the study is about one checkpoint"
+                )
             if seed in runs:
                 raise ValueError(f"{plan.folder}: condition '{condition['name']}' has two runs of seed {seed}")
             if (reason := plan.unfinished(member)) is None:
@@ -65,12 +67,11 @@ def read_groups(plan: Plan) -> tuple[list[Group], list[str], list[str]]:
 
 def _group(plan: Plan, condition: Mapping[str, Any], found: Mapping[str, Mapping[Seed, Run]]) -> Group:
     runs, intervention = found[condition["name"]], plan.content["interventions"][condition["intervention"]]
-    shared = {seed: from_original(run) for seed, run in runs.items()}
-    if changes_model(intervention):
-        unchanged = _unchanged(plan, condition, found)
-        shared = {seed: _from_start_of(run, unchanged.get(seed[0])) for seed, run in shared.items()}
+    unchanged = _unchanged(plan, condition, found) if changes_model(intervention) else {}
+    shared = [_from_start_of(from_original(run), unchanged.get(seed[0])) for seed, run in runs.items()]
+    repetitions = Repetitions(tuple(runs.values()), tuple(runs), plan.content["about"])
     names = {key: condition[key] for key in ("name", "start", "intervention", "setting")}
-    return Group(**names, runs=runs, shared=shared)
+    return Group(**names, runs=repetitions, shared=replace(repetitions, runs=tuple(shared)))
 
 
 def _unchanged(plan: Plan, condition: Mapping[str, Any], found: Mapping[str, Mapping[Seed, Run]]) -> dict[int, Run]:
@@ -99,7 +100,7 @@ def _from_start_of(run: Run, other: Run | None) -> Run:
 def _warnings(plan: Plan, group: Group) -> list[str]:
     if not changes_model(plan.content["interventions"][group.intervention]):
         return []
-    alone = [run.name for seed, run in group.shared.items() if run is group.runs[seed]]
+    alone = [run.name for run, shared in zip(group.runs, group.shared) if shared is run]
     return [
         f"{name}: {group.intervention} changes the model at the start, and no run without it from {group.start} was "
         "found: A and forgetting are measured from the changed model"
@@ -110,7 +111,7 @@ def _warnings(plan: Plan, group: Group) -> list[str]:
 def numbers_of_entries(groups: Sequence[Group]) -> dict[str, int]:
     """How many entries of each setting are probed, at most in any run."""
     found: dict[str, int] = {}
-    for knowledge in [run.before for group in groups for run in group.runs.values()]:
+    for knowledge in [run.before for group in groups for run in group.runs]:
         for setting in knowledge.settings:
             found[setting] = max(found.get(setting, 0), len(knowledge.entries(setting)))
     return {setting: found[setting] for setting in SETTINGS if setting in found}

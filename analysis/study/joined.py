@@ -35,7 +35,7 @@ def pearson(x: Values, y: Values, counts: Values) -> Values:
     vary = [of > 1e-24 * (values**2).max(1) for of, values in zip(variances, (x, y))]
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (weights * centred[0] * centred[1]).sum(1) / np.sqrt(variances[0] * variances[1])
-    return np.where(vary[0] & vary[1], found, np.nan)
+    return np.where(vary[0] & vary[1], np.clip(found, -1, 1), np.nan)
 
 
 def ranks(values: Values, counts: Values) -> Values:
@@ -125,6 +125,8 @@ class _Point:
             if known:
                 self.x[name] = known
         for name, values in row["per_seed"].items():
+            if name.endswith("_before"):
+                continue
             of_units: dict[Any, list[float]] = {}
             for seed, value in zip(seeds, values):
                 of_units.setdefault(unit_of[seed], []).append(value)
@@ -161,7 +163,7 @@ def _correlations(points: Sequence[_Point], over: str, published: Mapping[str, f
         return []
     found = []
     for x in [name for name in points[0].x if all(name in p.x for p in points)]:
-        for y in [name for name in points[0].y if name != "K_before" and all(name in p.y for p in points)]:
+        for y in [name for name in points[0].y if all(name in p.y for p in points)]:
             both = [p.x[x].keys() & p.y[y].keys() for p in points]
             units = sorted(set.intersection(*map(set, both)))
             if not units:
