@@ -207,6 +207,8 @@ def _injection_problems(config: TrainConfig) -> Iterator[str]:
         yield "inject_interval: missing; it is the number of steps between injection rounds"
     if injection and injects and not (injection.paraphrase or injection.duplicate or injection.once):
         yield "injection: has no entries; give paraphrase, duplicate or once a file, or leave injection out"
+    if injection and injection.once_rounds and not injection.once:
+        yield "injection.once_rounds: has no effect without injection.once"
     if probing is None:
         return
     if not (config.inject_indices_map or injects):

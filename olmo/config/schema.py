@@ -179,6 +179,12 @@ class InjectionConfig:
     duplicate: str | None = setting(None, "file of entries, injected in the same wording each round")
     once: str | None = setting(None, "file of entries, each injected in one of the rounds")
     rounds: int = setting(10, "number of rounds; 0 injects nothing: the control", at_least=0)
+    once_rounds: int | None = setting(
+        None,
+        "rounds among which the entries of once are distributed, the first ones; null: all; Chang et al.: 1",
+        at_least=1,
+    )
+    repeat: bool = setting(True, "begin again with the first round after the last one")
 
 
 @dataclass

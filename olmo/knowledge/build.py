@@ -32,7 +32,8 @@ def plan_from_config(config: TrainConfig, encode: Encode | None) -> Plan | None:
     encode: None if the run has no tokenizer; see `needs_tokenizer`. Raises ConfigurationError or ValueError, before any
     training, for what cannot be injected.
     """
-    steps_passed, eos, interval = None, config.model.eos_token_id, config.inject_interval
+    steps_passed, eos = None, config.model.eos_token_id
+    interval, start = config.inject_interval, config.inject_start_step
     if config.inject_indices_map:
         stored = read_plan(config.inject_indices_map)
         rounds, steps_passed = stored.rounds, stored.steps_passed
@@ -46,11 +47,14 @@ def plan_from_config(config: TrainConfig, encode: Encode | None) -> Plan | None:
         files = {"paraphrase": chosen.paraphrase, "duplicate": chosen.duplicate, "once": chosen.once}
         settings = {setting: load_entries(path) for setting, path in files.items() if path}
         assert encode is not None
-        rounds = build_rounds(settings, chosen.rounds, encode, eos)
+        rounds = build_rounds(settings, chosen.rounds, encode, eos, chosen.once_rounds)
+        if not chosen.repeat and interval is not None:
+            start, steps_passed = start or interval, tuple(interval * number for number in range(len(rounds)))
+            interval = None
     else:
         return None
     boundary = eos if config.inject_position == "document" else None
-    plan = Plan(rounds, interval, config.inject_start_step, steps_passed, boundary)
+    plan = Plan(rounds, interval, start, steps_passed, boundary)
     plan.check(config.global_train_batch_size, config.model.max_sequence_length)
     if again := plan.repeated():
         log.warning("injection: %s", listed(again))

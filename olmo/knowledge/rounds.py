@@ -11,11 +11,18 @@ from .plan import Rounds, Text
 Encode = Callable[[list[str]], list[list[int]]]  # texts -> token ids of each, without special tokens
 
 
-def build_rounds(settings: Mapping[str, Sequence[Entry]], rounds: int, encode: Encode, eos_token_id: int) -> Rounds:
+def build_rounds(
+    settings: Mapping[str, Sequence[Entry]],
+    rounds: int,
+    encode: Encode,
+    eos_token_id: int,
+    once_rounds: int | None = None,
+) -> Rounds:
     """Rounds of `paraphrase`, then `duplicate`, then `once` entries, each in the order of its file.
 
     Round r (1-based) holds of a paraphrase entry its `train_context` (r = 1) or `paraphrases[r - 2]`, of a
-    duplicate entry always its `train_context`; the once entries are distributed evenly, round by round.
+    duplicate entry always its `train_context`; the once entries are distributed evenly, round by round, over the first
+    `once_rounds` (all).
     """
     if rounds < 1:
         raise ConfigurationError(f"injection.rounds: {rounds} must be at least 1")
@@ -32,11 +39,14 @@ def build_rounds(settings: Mapping[str, Sequence[Entry]], rounds: int, encode: E
     for number, entry in enumerate(settings.get("duplicate", ())):
         for position in range(rounds):
             wordings[position].append((f"duplicate/{number}", entry.train_context))
-    once = settings.get("once", ())
-    if len(once) % rounds:
-        raise ConfigurationError(f"injection.rounds: {len(once)} once entries do not divide into {rounds} rounds")
+    once, among = settings.get("once", ()), once_rounds or rounds
+    if among > rounds:
+        raise ConfigurationError(f"injection.once_rounds: {among} is more than injection.rounds, {rounds}")
+    if len(once) % among:
+        key = "once_rounds" if once_rounds else "rounds"
+        raise ConfigurationError(f"injection.{key}: {len(once)} once entries do not divide into {among} rounds")
     for number, entry in enumerate(once):
-        wordings[number * rounds // len(once)].append((f"once/{number}", entry.train_context))
+        wordings[number * among // len(once)].append((f"once/{number}", entry.train_context))
     return tuple(_texts(named, encode, eos_token_id) for named in wordings)
 
 

@@ -172,7 +172,8 @@ def without_stages(study: Study, folder: Path) -> Plan:
 
 
 def _has_configurations(study: Study) -> bool:
-    return any(setting.configuration for setting in study.settings.values())
+    of_settings = (setting.configuration for setting in study.settings.values())
+    return any((*of_settings, *(start.configuration for start in study.starts.values())))
 
 
 def _repetitions(study: Study) -> tuple[int, list[Repetition]]:

@@ -36,6 +36,8 @@ class Start:
     checkpoint: str | None = None  # folder, pattern of folders, or hub id with @revision
     checkpoints: list[str] = field(default_factory=list)
     model: str = ""  # its name in figures with several models
+    configuration: str | None = None  # of training from it, where models differ
+    overrides: Overrides = field(default_factory=dict)
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Entropy:
     coefficients: list[str] = field(default_factory=lambda: ["abs"])
     measures: list[str] = field(default_factory=lambda: ["knowledge"])
     starts: list[str] = field(default_factory=list)  # default: all
-    interventions: list[str] = field(default_factory=lambda: ["none"])
+    interventions: list[str] = field(default_factory=lambda: ["none"])  # at the starts that train with them
     flags: Overrides = field(default_factory=dict)  # others, such as sequence_length: 256
     edits: bool = False  # its average coefficients are those that edits are computed from
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from olmo.config import load
 from olmo.config.setting import spelled
 from olmo.exceptions import ConfigurationError
 from olmo.files.paths import is_hub_id
+from olmo.report.environment import seed_effects
 from scripts.studies.plan import (
     Condition,
     Plan,
@@ -35,7 +37,23 @@ def make_plan(study: Study, folder: Path) -> Plan:
     plan = without_stages(study, folder)
     plan.stages = list(_Stages(plan).all())
     check_unique("stages", [stage.name for stage in plan.stages])
+    check_seeds(plan)
     return plan
+
+
+def check_seeds(plan: Plan) -> None:
+    """Raise ConfigurationError where several seeds of continual learning would give one run several times."""
+    if len({repetition.learning for repetition in plan.repetitions}) < 2:
+        return
+    by_name = {stage.name: stage for stage in plan.stages}
+    for _, condition in {(c.setting, c.start.group): c for c in plan.conditions}.items():
+        _, configuration, *overrides = by_name[condition.stage(plan.repetitions[0])].command
+        if not seed_effects(load(configuration, overrides)):
+            key = "seeds" if plan.study.about == "checkpoint" else "learning_seeds"
+            raise ConfigurationError(
+                f"{key}: another seed changes nothing in the runs of '{condition.name}' ({configuration}); give "
+                "overrides: {data_shuffling: true}, or 1 seed"
+            )
 
 
 class _Stages:
@@ -200,7 +218,7 @@ class _Stages:
             starts = [c.start for c in self.plan.conditions if c.intervention == name]
             for data, of_data in self.study.entropy.items():
                 if name in of_data.interventions:
-                    starts += choose(of_data.starts, starts_by_name(self.plan.starts), f"entropy.{data}.starts")
+                    starts += self._changed(data, of_data, name)
             for start in dict.fromkeys(starts):
                 for k in range(len(start.locations)):
                     yield self._edit(where, name, found, start, k)
@@ -225,13 +243,12 @@ class _Stages:
         return Stage(stage, "edit", command, (edit,), tuple(dict.fromkeys((measured, *needs))))
 
     def _entropies_of_interventions(self, data: str, found: Entropy) -> Iterator[Stage]:
-        starts = choose(found.starts, starts_by_name(self.plan.starts), f"entropy.{data}.starts")
         for name in found.interventions:
             if name == "none":
                 continue
             of_run = self._intervention_flags(data, name)
             for coefficient in found.coefficients:
-                for start in starts:
+                for start in self._changed(data, found, name):
                     for k in range(len(start.locations)):
                         output = self.folder / "entropy" / slug(data) / coefficient / f"seed{k}"
                         output = output / slug(f"{start.name}_{name}")
@@ -255,6 +272,12 @@ class _Stages:
                             tuple(dict.fromkeys((*self.prepared, *needs))),
                         )
 
+    def _changed(self, data: str, found: Entropy, intervention: str) -> list[PlannedStart]:
+        """The starts at which an intervention's entropy is measured: those that train with it, if any do."""
+        starts = choose(found.starts, starts_by_name(self.plan.starts), f"entropy.{data}.starts")
+        trained = {c.start for c in self.plan.conditions if c.intervention == intervention}
+        return [start for start in starts if start in trained or not trained]
+
     def _intervention_flags(self, data: str, name: str) -> tuple[str, ...]:
         """The flags of analysis.entropy for what an intervention changes beside an edit."""
         found = self.study.interventions[name]
@@ -275,13 +298,14 @@ class _Stages:
     def _run(self, condition: Condition, repetition: Repetition) -> Stage:
         study, k = self.study, repetition.pretraining
         setting, intervention = study.settings[condition.setting], study.interventions[condition.intervention]
+        start = study.starts[condition.start.group]
         place, needs = self._place(condition.start, k)
-        configuration = setting.configuration or study.configuration
+        configuration = setting.configuration or start.configuration or study.configuration
         if configuration is None:
             raise ConfigurationError(f"settings.{condition.setting}: needs a configuration, as the study has none")
         run = condition.run(self.folder, repetition)
         given: dict[str, Any] = {"load_path": place, "run_name": slug(f"{condition.name} {repetition.folder}")}
-        given |= {**study.overrides, **setting.overrides, **intervention.overrides}
+        given |= {**study.overrides, **start.overrides, **setting.overrides, **intervention.overrides}
         edit = self.edited.get(
             (condition.start.name, condition.intervention, k if len(condition.start.locations) > 1 else 0)
         )

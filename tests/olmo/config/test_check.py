@@ -205,6 +205,10 @@ def test_a_dry_run_that_is_to_unshard_is_an_error(tmp_path: Path) -> None:
         ("eval_interval: 0", "eval_interval: 0 must be at least 1"),
         ("inject_interval: 0", "inject_interval: 0 must be at least 1"),
         ("injection: {once: a}", "inject_interval: missing"),
+        (
+            "injection: {duplicate: a, once_rounds: 1}\ninject_interval: 1",
+            "injection.once_rounds: has no effect without",
+        ),
         ("injection: {rounds: 3}\ninject_interval: 1", "injection: has no entries; give paraphrase, duplicate or"),
         ("inject_start_step: 0", "inject_start_step: 0 must be at least 1"),
         ("inject_position: middle", "inject_position: Invalid value 'middle', expected one of"),

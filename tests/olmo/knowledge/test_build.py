@@ -63,6 +63,15 @@ def test_a_configuration_names_files_of_entries(tmp_path: Path) -> None:
     assert tokens_of(plan) == [[spelled("p0"), spelled("o0")], [spelled("p1"), spelled("O0")]]
 
 
+def test_rounds_that_do_not_repeat_enter_once(tmp_path: Path) -> None:
+    file = entries_of(tmp_path / "d.json", "d0")
+    chosen = InjectionConfig(duplicate=file, rounds=2, repeat=False)
+    for start, steps in ((None, {3: 1, 6: 2}), (5, {5: 1, 8: 2})):
+        plan = plan_from_config(config(injection=chosen, inject_start_step=start), spell)
+        assert plan is not None
+        assert {step: plan.round_of(step) for step in range(1, 30) if plan.round_of(step)} == steps
+
+
 def test_a_configuration_names_a_published_map_and_is_checked_at_once(tmp_path: Path) -> None:
     path = tmp_path / "map.pkl"
     full = [*range(1, 64), EOS]

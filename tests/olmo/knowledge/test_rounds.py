@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olmo.exceptions import ConfigurationError
 from olmo.knowledge.entries import Entry, load_entries
 from olmo.knowledge.plan import Rounds, Text
 from olmo.knowledge.plan_files import read_plan
@@ -65,6 +66,16 @@ def test_once_deals_every_entry_to_one_round_in_order(rounds: int, each: int) ->
     entries = [entry(f"{number}.") for number in range(rounds * each)]
     built = build_rounds({"once": entries}, rounds, spell, EOS)
     assert read(built) == [[f"{n}.0" for n in range(each * (r - 1), each * r)] for r in range(1, rounds + 1)]
+
+
+def test_once_enters_in_the_first_rounds_alone() -> None:
+    files = {"once": [entry("o"), entry("O")], "duplicate": [entry("d")]}
+    assert read(build_rounds(files, 3, spell, EOS, once_rounds=1)) == [["d0", "o0", "O0"], ["d0"], ["d0"]]
+    assert read(build_rounds(files, 3, spell, EOS, once_rounds=2)) == [["d0", "o0"], ["d0", "O0"], ["d0"]]
+    with pytest.raises(ConfigurationError, match=r"injection\.once_rounds: 3 is more than injection\.rounds, 2"):
+        build_rounds(files, 2, spell, EOS, once_rounds=3)
+    with pytest.raises(ConfigurationError, match=r"injection\.once_rounds: 2 once entries do not divide into 3 rounds"):
+        build_rounds(files, 4, spell, EOS, once_rounds=3)
 
 
 def test_settings_stand_in_one_order_whatever_the_order_of_the_mapping() -> None:

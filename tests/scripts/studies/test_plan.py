@@ -162,6 +162,44 @@ def test_what_does_not_fit_is_named(changes, message, tmp_path, monkeypatch):
     assert message in str(error.value)
 
 
+def test_seeds_that_vary_nothing_are_refused():
+    same = {"about": "checkpoint", "seeds": 2}
+    same_order = {"data_shuffling": False}
+    assert make_plan(small(**same), Path("out")).repetitions  # other orders of the data
+    with pytest.raises(
+        ConfigurationError, match=r"^seeds: another seed changes nothing in the runs of 'early' \(confi"
+    ):
+        make_plan(small(**same, overrides=same_order), Path("out"))
+    with pytest.raises(
+        ConfigurationError, match=r"^learning_seeds: .*; give overrides: \{data_shuffling: true\}, or 1"
+    ):
+        make_plan(small(learning_seeds=2, overrides=same_order), Path("out"))
+    assert make_plan(small(overrides=same_order), Path("out")).repetitions  # seeds of pretraining
+
+
+def test_a_start_may_have_a_configuration_and_overrides_of_its_own():
+    starts = {"early": Start(step=10), "last": Start(step=20, configuration="other.yaml", overrides={"x": 2, "y": 2})}
+    settings = {"a": StudySetting(), "b": StudySetting("b.yaml", {"y": 3})}
+    _, stages = by_name(small(starts=starts, settings=settings, overrides={"x": 1}))
+    commands = {name: stages[f"training {name}, seed 0"].command for name in ("early, a", "last, a", "last, b")}
+    assert [c[1] for c in commands.values()] == ["configs/tiny/continual.yaml", "other.yaml", "b.yaml"]
+    assert [c[-2:] for c in commands.values()][1:] == [("--x=2", "--y=2"), ("--x=2", "--y=3")]
+    assert commands["early, a"][-1] == "--x=1"
+
+
+def test_an_intervention_is_measured_at_the_starts_that_train_with_it():
+    interventions = {"none": Intervention(), "q1": Intervention(0.5, 1.0)}
+    entropy = {"text": Entropy(data="text.npy", interventions=["none", "q1"])}
+    changes = {"interventions": interventions, "entropy": entropy, "seeds": 1}
+    for conditions, expected in (
+        ([Combination(["last"])], ["last"]),
+        ([Combination(interventions=["none"])], ["early", "last"]),
+    ):
+        plan, stages = by_name(small(**changes, conditions=conditions))
+        assert [e["start"] for e in plan.entropies if e["intervention"] == "q1"] == expected
+        assert [name for name in stages if name.startswith("edit")] == [f"edit {s}, q1, seed 0" for s in expected]
+
+
 def test_the_training_commands_of_the_demo_are_configurations_that_load(monkeypatch):
     monkeypatch.chdir(ROOT)
     study = with_folder(read_study(Path("configs/studies/demo.yaml")), Path("out"))
