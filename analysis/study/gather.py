@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from analysis.conditions import spread
+from analysis.conditions import paired, spread
 from analysis.estimates import Estimate
 from analysis.outcomes import acquired, common_labels, forgetting, forgotten, knowledge, loss_rise
+from analysis.pairing import unpaired
 from analysis.runs import TASKS, Run
-from analysis.study import entropies
+from analysis.study import entropies, published
 from analysis.study.directions import directions
 from analysis.study.effects import effects
 from analysis.study.groups import Group, numbers_of_entries, read_groups
 from analysis.study.joined import join
 from analysis.study.plan_file import Plan
+from analysis.study.tables import tables
 
 FORGETTING = "general"  # label of the held-out loss whose rise is forgetting, where P is not measured
 
@@ -32,8 +34,9 @@ def gather(plan: Plan) -> dict[str, Any]:
     content = plan.content
     kept = ("title", "description", "about", "repeats", "seeds", "interventions", "settings", "stages", "environment")
     rows = [entropies.row(one, plan.starts) for one in measured]
+    correlations = published.study(content["repeats"]).get("correlations", {})
     conditions = [_condition(group, plan) for group in groups]
-    return {
+    found = {
         **{key: content[key] for key in kept},
         "notes": content.get("notes", []),
         "starts": [_start(start, rows) for start in content["starts"]],
@@ -41,11 +44,24 @@ def gather(plan: Plan) -> dict[str, Any]:
         "entropies": rows,
         "conditions": conditions,
         "directions": directions(plan, groups, measured),
-        "joined": join(conditions, measured, content["interventions"], content["about"], {}),
+        "joined": join(conditions, measured, content["interventions"], content["about"], correlations),
         "effects": effects(plan, groups, measured),
         "missing": [*not_measured, *missing],
-        "warnings": warnings,
+        "warnings": [*warnings, *_no_pairs(groups, content["directions"])],
     }
+    return {**found, "tables": tables(found, content["tables"])}
+
+
+def _no_pairs(groups: Sequence[Group], directions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What runs do not share that are compared as pairs: those of a setting with its first condition, and those of
+    directions."""
+    by_name = {group.name: group for group in groups}
+    first = {group.setting: group for group in reversed(groups)}
+    compared = [(first[group.setting], group) for group in groups]
+    compared += [(by_name[d["from"]], by_name[d["to"]]) for d in directions if {d["from"], d["to"]} <= by_name.keys()]
+    once = {frozenset((one.name, other.name)): (one, other) for one, other in reversed(compared)}
+    lines = [line for one, other in reversed(once.values()) for line in unpaired(*paired(one.runs, other.runs))]
+    return list(dict.fromkeys(lines))
 
 
 def _start(start: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

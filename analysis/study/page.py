@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis.directions import NOISE, ONE_RUN, OPPOSITE, SEEN
 from analysis.study import conclusions, sections
+from analysis.study.figures.registry import draw_all
 from analysis.study.gather import gather
 from analysis.study.plan_file import read_plan
 from olmo.console import clock, printable
@@ -44,7 +45,9 @@ def make(folder: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError without plan.json, ValueError for damaged files (see `gather`).
     """
-    study = {"joined": None, "figures": [], "tables": [], **gather(read_plan(folder))}
+    plan = read_plan(folder)
+    study = gather(plan)
+    study["figures"] = draw_all(study, plan.content["figures"], folder)
     write_text(folder / "study.json", json.dumps(study, indent=1) + "\n")
     write_text(folder / "report.html", render(study, folder))
     return study

@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 import pytest
 
-from tests.run_folders import direct_k
+from tests.run_folders import direct_k, write_injections
 from tests.study import ALIKE, LOSSES, PAPER, STEPS, make_plan
 
 SEEDS = range(2)
@@ -196,4 +196,15 @@ def test_a_model_changed_by_its_configuration_is_measured_from_the_unchanged_sta
     assert found["warnings"] == [
         "runs/baseline/last/q1/seed0: q1 changes the model at the start, and no run without it from last was found: A "
         "and forgetting are measured from the changed model"
+    ]
+
+
+def test_runs_that_are_no_pair_are_warned_of(tmp_path, planted, gathered):
+    folder = shutil.copytree(planted, tmp_path / "study")
+    for start, entries in (("early", ["once/0", "once/1"]), ("middle", ["once/0", "once/1"]), ("last", ["once/2"])):
+        write_injections(folder / f"runs/baseline/{start}/none/seed0", {75: entries})
+    place = "runs/baseline/{}/none/seed0"
+    assert gathered(folder)["warnings"] == [
+        f"{place.format(one)} and {place.format('last')} are no pair: injected texts differ, first in round 1"
+        for one in ("early", "middle")
     ]
