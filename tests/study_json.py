@@ -86,7 +86,7 @@ def entropy(number: int, start: str, edit: str, data: str, coefficient: str, lay
         "attention": estimate(9.876 + number / 100),
         "next_token": None,
         "per_seed": [level + 0.011, level - 0.023, level + 0.007],
-        "breadth": {"gini": 0.456, "dead": 0.0123},
+        "breadth": {"most_active": 0.1, "gini": {"value": 0.456, "standard_error": 0.0021, "layers": []}},
     }
 
 

@@ -29,6 +29,7 @@ MEASURES = {
     "attention": ("attention entropy", 4, ""),
     "next_token": ("next-token entropy", 4, ""),
 }
+BREADTH = {"effective": "effective share", "gini": "Gini", "dead": "dead share"}  # measures of analysis/breadth.py
 POINT = ("name", "start", "intervention", "setting")  # what names a condition
 DASH = "-"
 
@@ -143,21 +144,26 @@ def entropies(study: Mapping[str, Any]) -> list[Table]:
         model, data, *made = of
         title = f"{', '.join(part for part in (model, data) if part)} ({', '.join(part for part in made if part)})"
         others = [key for key in ("attention", "next_token") if any(e.get(key) for e in group)]
-        breadth = names(key for e in group for key in e.get("breadth") or {})
+        breadth = [key for key in BREADTH if any(key in (e.get("breadth") or {}) for e in group)]
         repeated = any(len(e.get("per_seed") or ()) > 1 for e in group)
         head = ["start", "step", "H", "standard error", *(measure(key)[0] for key in others)]
-        head += [key.replace("_", " ") for key in breadth] + ["H of each seed"] * repeated
+        head += [BREADTH[key] for key in breadth] + ["H of each seed"] * repeated
         rows = []
         for e in group:
             row = [_point(e), number(e.get("step")), shown(e["H"], 4), number(e.get("standard_error"), 4)]
             row += [shown(e.get(key), 4) for key in others]
-            row += [shown((e.get("breadth") or {}).get(key)) for key in breadth]
+            row += [_with_error((e.get("breadth") or {}).get(key)) for key in breadth]
             rows.append(row + [", ".join(number(h, 4) for h in e.get("per_seed") or ())] * repeated)
         most = group[0].get("maximum")
         note = "" if most is None else f"The maximum of H is {number(most, 2)} nats."
         found.append(table(f"H: {title}", head, rows, note))
         found.append(_layers(group, f"H of each layer: {title}"))
     return found
+
+
+def _with_error(found: Mapping[str, Any] | None) -> str:
+    """A measure of breadth with its standard error."""
+    return DASH if found is None else f"{number(found['value'], 4)} ± {number(found['standard_error'], 4)}"
 
 
 def _layers(group: Sequence[Mapping[str, Any]], title: str) -> Table:

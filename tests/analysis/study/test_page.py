@@ -89,7 +89,7 @@ def test_entropies_have_a_table_a_kind_and_their_layers(tmp_path):
         of_kind, layers = tables[2 * (number // 4) : 2 * (number // 4) + 2]
         name = e["start"] + (f", {e['intervention']}" if e["intervention"] != "none" else "")
         seeds = ", ".join(f"{h:.4f}" for h in e["per_seed"])
-        row = [name, str(e["step"]), shown(e["H"], 4), "0.0123", shown(e["attention"], 4), "0.4560", "0.01230", seeds]
+        row = [name, str(e["step"]), shown(e["H"], 4), "0.0123", shown(e["attention"], 4), "0.4560 ± 0.0021", seeds]
         assert of_kind[1 + number % 4] == row
         assert layers[1 + number % 4] == [name, *(f"{h:.4f}" for h in e["layers"])]
     deep = Page(render(a_study(layers=32), tmp_path)).sections["entropy"][1]
