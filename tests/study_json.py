@@ -100,6 +100,7 @@ def direction(claim: str, measure: str, value: float, half: float, expected: str
         "unit": {"A": "points", "H": "nats"}.get(measure, ""),
         **estimate(value, half),
         "verdict": verdict,
+        "spread": {"pretraining": 0.345, "learning": None} if seeds > 1 else None,
         "seeds": seeds,
         "per_seed": [value + n / 100 for n in range(seeds)],
     }
@@ -149,7 +150,7 @@ def a_study(
         {"name": c["name"], "start": c["start"], "intervention": c["intervention"], "H": 13.1 - n / 50, "A": 23.5 + n}
         for n, c in enumerate(conditions)
     ]
-    correlation = {"x": "H", "y": "A", "over": "starts", "points": len(points), "published": 0.94}
+    correlation = {"x": "H", "y": "A", "over": "starts", "points": len(points), "seeds": seeds, "published": 0.94}
     return {
         "title": "Knowledge entropy at small scale",
         "description": "A small OLMo model is pretrained on general text, then trained on science and medicine.",
@@ -181,6 +182,22 @@ def a_study(
             "resampled": "Intervals: conditions are drawn with replacement.",
             "warning": "Six points share a trend.",
         },
+        "effects": [
+            {
+                "name": "last, q1",
+                "start": "last",
+                "setting": "setting a",
+                "intervention": "q1",
+                "kind": "edit",
+                "seeds": seeds,
+            }
+            | {
+                "H": estimate(-0.0254, 0.004),
+                "A": estimate(1.25, 0.5),
+                "F": None,
+                "loss_rise.general": estimate(-1.5, 0.25),
+            }
+        ],
         "figures": [],
         "tables": [
             {

@@ -22,6 +22,7 @@ from olmo.console import clock, printable
 from olmo.files.atomic import write_text
 
 CLASSES = {SEEN: "seen", OPPOSITE: "opposite", NOISE: "noise"}  # of the style sheet; any other verdict is "none"
+DENSITY = 0.625  # pixels of the page for one of a figure, which is saved at 160 a printed inch
 # id -> title of every section; a page has those that have content, in this order
 TITLES = {
     "problems": "What is missing",
@@ -43,7 +44,7 @@ TITLES = {
 def make(folder: Path) -> dict[str, Any]:
     """Write study.json, figures, and report.html of the study whose plan.json is in `folder`; returns study.json.
 
-    Raises FileNotFoundError without plan.json, ValueError for damaged files (see `gather`).
+    Raises FileNotFoundError without plan.json, ValueError for damaged files and unknown figures (`gather`, `draw_all`).
     """
     plan = read_plan(folder)
     study = gather(plan)
@@ -119,11 +120,16 @@ def _stage(stage: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _with_image(figure: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A figure of study.json with its PNG as base64 (None where it was not drawn), and (kind, path) of its files."""
-    images = [path for path in figure["files"] if path.endswith(".png")]
-    image = base64.b64encode((folder / images[0]).read_bytes()).decode("ascii") if images else None
+    """A figure of study.json with its PNG as base64 (None where it was not drawn), the width at which to show it, and
+    (kind, path) of its files."""
+    image, width = None, 0
+    for path in figure["files"]:
+        if path.endswith(".png"):
+            content = (folder / path).read_bytes()
+            image = base64.b64encode(content).decode("ascii")
+            width = round(DENSITY * int.from_bytes(content[16:20], "big"))  # of PNG's first chunk
     links = [(os.path.splitext(path)[1].removeprefix(".").upper(), path) for path in figure["files"]]
-    return {**figure, "image": image, "links": links}
+    return {**figure, "image": image, "width": width, "links": links}
 
 
 def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

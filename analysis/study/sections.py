@@ -21,7 +21,6 @@ MEASURES = {
     "A": ("A, %", 2, "+"),
     "P_before": ("P before", 4, ""),
     "P_after": ("P after", 4, ""),
-    "P_chance": ("P of guessing", 4, ""),
     "F": ("F, %", 2, "+"),
     "K_published_before": ("published K before", 4, ""),
     "K_published_after": ("published K after", 4, ""),
@@ -31,6 +30,7 @@ MEASURES = {
 }
 BREADTH = {"effective": "effective share", "gini": "Gini", "dead": "dead share"}  # measures of analysis/breadth.py
 POINT = ("name", "start", "intervention", "setting")  # what names a condition
+CONSTANT = "A measure that does not vary has no correlation, and no row."
 DASH = "-"
 
 
@@ -202,7 +202,7 @@ def outcomes(study: Mapping[str, Any]) -> list[Table]:
         return "published" in key
 
     def ours(key: str) -> bool:
-        return not published(key)
+        return not published(key) and key != "P_chance"
 
     found = _by_condition(study, "Acquisition and forgetting", lambda c: c["common_start"], ours)
     note = "K_published is the published evaluator's loss, whose mean includes padding; A_published follows from it."
@@ -237,19 +237,17 @@ def _parts(study: Mapping[str, Any]) -> list[Table]:
 
 
 def _seeds(study: Mapping[str, Any]) -> list[Table]:
-    """A table a measure: its value of every seed that any condition has."""
+    """A row a run, where any condition has several: outcomes of every seed."""
     conditions = study["conditions"]
-    seeds = sorted({tuple(seed) for c in conditions for seed in c["seeds"]})
-    head = ["condition", *(f"seed {study['seeds'][of][learning]}" for of, learning in seeds)]
-    found = []
-    for key in names(k for c in conditions for k in c["per_seed"]) if len(seeds) > 1 else ():
-        name, digits, sign = measure(key)
-        rows = []
-        for c in conditions:
-            values = dict(zip(map(tuple, c["seeds"]), c["per_seed"].get(key, ())))
-            rows.append([c["name"], *(number(values.get(seed), digits, sign) for seed in seeds)])
-        found.append(table(f"{name} of every seed", head, rows))
-    return found
+    heads = {key: measure(key) for key in names(k for c in conditions for k in c["per_seed"])}
+    rows = []
+    for c in conditions:
+        for place, (pretraining, learning) in enumerate(c["seeds"]):
+            values = (c["per_seed"][key][place] if key in c["per_seed"] else None for key in heads)
+            cells = [number(value, *head[1:]) for value, head in zip(values, heads.values())]
+            rows.append([c["name"], str(study["seeds"][pretraining][learning]), *cells])
+    head = ["condition", "seed", *(name for name, _, _ in heads.values())]
+    return [table("Outcomes of every seed", head, rows)] if len(rows) > len(conditions) else []
 
 
 def _accuracies(study: Mapping[str, Any]) -> list[Table]:
@@ -263,7 +261,10 @@ def _accuracies(study: Mapping[str, Any]) -> list[Table]:
 
     tasks = names(task for c in conditions for task in c["accuracy"])
     rows = [[task, *(text(c["accuracy"].get(task)) for c in conditions)] for task in tasks]
-    note = "P is the mean over the six tasks of the paper."
+    chances = {number(c["common_start"].get("P_chance"), 4) for c in conditions} - {DASH}
+    note = (
+        f"P is the mean over the six tasks of the paper; of guessing it is {', '.join(sorted(chances)) or 'unknown'}."
+    )
     head = ["task", *(c["name"] for c in conditions)]
     return [table("Accuracy minus that of guessing, before → after", head, rows, note)] if rows else []
 
@@ -278,12 +279,16 @@ def _spread(study: Mapping[str, Any]) -> list[Table]:
         for level in levels
         if any((c["spread"].get(key) or {}).get(level) is not None for c in conditions)
     ]
+    head = ["condition", *(f"{measure(key)[0]}: {levels[level]}" for key, level in columns)]
     rows = [
         [c["name"], *(number((c["spread"].get(k) or {}).get(level), 4) for k, level in columns)] for c in conditions
     ]
-    head = ["condition", *(f"{measure(key)[0]}: {levels[level]}" for key, level in columns)]
     note = "Standard deviations. A level that one seed alone represents has none."
-    return [table("Spread between seeds", head, rows, note)] if columns else []
+    found = [table("Spread between seeds", head, rows, note)] if columns else []
+    of_differences = [d for d in study["directions"] if any((d.get("spread") or {}).values())]
+    rows = [[d["claim"], *(number(d["spread"][level], 4) for level in levels)] for d in of_differences]
+    head = ["difference", *levels.values()]
+    return found + ([table("Spread of the differences between seeds", head, rows, note)] if rows else [])
 
 
 def joined(study: Mapping[str, Any]) -> list[Table]:
@@ -296,20 +301,38 @@ def joined(study: Mapping[str, Any]) -> list[Table]:
         rows = [[p["name"], *(shown(p.get(key), *head[1:]) for key, head in zip(measures, heads))] for p in points]
         note = f"H on {of['data']}, coefficient {of['coefficient']}."
         found.append(table("Entropy and outcomes", ["condition", *(head for head, _, _ in heads)], rows, note))
-    if correlations := of.get("correlations"):
-        head = ("correlation", "over", "points", "Pearson", "Spearman", "published Pearson")
+    if correlations := [c for c in of.get("correlations") or () if c["pearson"]["value"] is not None]:
+        head = ("correlation", "over", "points", "seeds", "Pearson", "Spearman", "published Pearson")
         rows = [
             [
                 " with ".join(measure(c[axis])[0].replace(", %", "") for axis in ("x", "y")),
                 c["over"],
                 number(c["points"]),
+                number(c["seeds"]),
                 *(shown(c[key], 2, "+") for key in ("pearson", "spearman")),
                 number(c["published"], 2, "+"),
             ]
             for c in correlations
         ]
-        found.append(table("Correlations", head, rows, f"{of['warning']} {of['resampled']}"))
-    return found
+        found.append(table("Correlations", head, rows, f"{of['warning']} {of['resampled']} {CONSTANT}"))
+    return found + _effects(study)
+
+
+def _effects(study: Mapping[str, Any]) -> list[Table]:
+    """What each intervention changed, measure by measure."""
+    effects = study.get("effects") or ()
+    measures = [k for k in names(k for e in effects for k in e) if any(isinstance(e.get(k), Mapping) for e in effects)]
+    head = ["start, setting", "intervention", *(measure(key)[0] for key in measures)]
+    rows = [
+        [
+            f"{e['start']}, {e['setting']}",
+            e["intervention"],
+            *(shown(e.get(key), measure(key)[1], "+") for key in measures),
+        ]
+        for e in effects
+    ]
+    note = "Differences from the same start and setting without the intervention, over the seeds that both have."
+    return [table("Effects of interventions", head, rows, note)] if rows else []
 
 
 def tables(study: Mapping[str, Any]) -> list[Table]:

@@ -1,5 +1,6 @@
 """The command that makes a study's report anew, from results alone."""
 
+import base64
 import functools
 import json
 import shutil
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.usefixtures("few_resamples")
 def test_the_report_is_made_anew_from_results_alone(planted, tmp_path, capsys):
     folder = tmp_path / "moved"
     shutil.copytree(planted, folder)
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "figures": ["figure_4a", "figure_15"]}))
     assert command([str(folder)]) == 0
     printed = capsys.readouterr().out.splitlines()
     study = json.loads((folder / "study.json").read_text(), parse_constant=pytest.fail)
@@ -27,6 +30,10 @@ def test_the_report_is_made_anew_from_results_alone(planted, tmp_path, capsys):
     )
     assert printed[-1] == f"wrote {folder}/report.html and study.json"
     assert [row[0] for row in page.sections["outcomes"][0][1:]] == [c["name"] for c in study["conditions"]]
+    [image] = page.images
+    assert base64.b64decode(image["src"].partition(",")[2]) == (folder / "figures" / "figure_4a.png").read_bytes()
+    assert all((folder / href).is_file() for href in page.links if href.startswith("figures/"))
+    assert "Not drawn: needs" in (folder / "report.html").read_text()
     first = (folder / "report.html").read_bytes(), (folder / "study.json").read_bytes()
     assert command([str(folder)]) == 0
     assert ((folder / "report.html").read_bytes(), (folder / "study.json").read_bytes()) == first

@@ -13,7 +13,7 @@ from tests.browser import BROWSER, lay_out
 from tests.study_json import EDITS, LONG, Page, a_study
 
 ARXIV = {"https://arxiv.org/abs/2410.01380v3", "https://arxiv.org/abs/2406.11813"}
-PNG = b"\x89PNG\r\n\x1a\n not a real image"
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1024).to_bytes(4, "big") + b"the rest is missing"
 
 
 def shown(e, digits, sign=""):
@@ -32,7 +32,7 @@ def test_every_outcome_is_in_the_row_of_its_condition(tmp_path):
     study = a_study()
     main, published, edited, *parts = Page(render(study, tmp_path)).sections["outcomes"]
     assert main[0] == [
-        *("condition", "K before", "K after", "A, %", "P before", "P after", "P of guessing", "F, %"),
+        *("condition", "K before", "K after", "A, %", "P before", "P after", "F, %"),
         *("rise of general loss, %", "rise of science loss, %"),
     ]
     for row, c in zip(main[1:], study["conditions"], strict=True):
@@ -42,7 +42,6 @@ def test_every_outcome_is_in_the_row_of_its_condition(tmp_path):
             *(shown(o[k], 3) for k in ("K_before", "K_after")),
             shown(o["A"], 2, "+"),
             *(shown(o[k], 4) for k in ("P_before", "P_after")),
-            "0.2500",
             shown(o["F"], 2, "+"),
             *(shown(rise, 2, "+") for rise in o["loss_rise"].values()),
         ]
@@ -66,18 +65,23 @@ def test_seeds_and_their_spread_have_tables_of_their_own(tmp_path):
     study = a_study(seeds=2, learning=2)
     study["conditions"][1]["seeds"].pop()  # a run is missing
     study["conditions"][1]["per_seed"] = {k: v[:-1] for k, v in study["conditions"][1]["per_seed"].items()}
-    *_, accuracy, a, k, spread = Page(render(study, tmp_path)).sections["outcomes"]
-    assert a[0] == ["condition", "seed 6198", "seed 7198", "seed 6199", "seed 7199"]
-    for found, key, digits, sign in ((a, "A", 2, "+"), (k, "K_after", 3, "")):
-        for row, c in zip(found[1:], study["conditions"], strict=True):
-            values = [f"{value:{sign}.{digits}f}" for value in c["per_seed"][key]]
-            assert row == [c["name"], *values, *["-"] * (4 - len(values))]
+    *_, accuracy, runs, spread, of_differences = Page(render(study, tmp_path)).sections["outcomes"]
+    assert runs[0] == ["condition", "seed", "A, %", "K after"]
+    expected = [
+        [c["name"], str(study["seeds"][k][j]), f"{c['per_seed']['A'][n]:+.2f}", f"{c['per_seed']['K_after'][n]:.3f}"]
+        for c in study["conditions"]
+        for n, (k, j) in enumerate(c["seeds"])
+    ]
+    assert runs[1:] == expected and len(expected) == 6 * 4 - 1
     assert spread[0][1:] == [
         "A, %: between pretrainings",
         "K after: between pretrainings",
         "K after: between seeds of continual learning",
     ]
     assert spread[1][1:] == ["0.7310", "0.0512", "0.0200"]
+    assert of_differences[0] == ["difference", "between pretrainings", "between seeds of continual learning"]
+    assert [row[1:] for row in of_differences[1:]] == [["0.3450", "-"]] * 3
+    assert "of guessing it is 0.2500" in render(study, tmp_path)
     assert accuracy[1][1] == "+0.060 → +0.030"
 
 
@@ -119,6 +123,8 @@ def test_one_run_gives_no_verdict_and_is_named_as_what_it_is(tmp_path):
 
 def test_tables_and_correlations_are_those_of_study_json(tmp_path):
     study = a_study()
+    constant = {"value": None, "low": None, "high": None}
+    study["joined"]["correlations"].append({**study["joined"]["correlations"][0], "pearson": constant})
     page = Page(render(study, tmp_path))
     [table] = page.sections["tables"]
     assert table == [
@@ -126,10 +132,15 @@ def test_tables_and_correlations_are_those_of_study_json(tmp_path):
         ["A %", "25.20 [24.80, 25.60]", "25.20", "-"],
         ["F %", "10.50 [8.50, 12.50]", "10.50", "a text"],
     ]
-    points, correlations = page.sections["joined"]
+    points, correlations, effects = page.sections["joined"]
     assert [row[0] for row in points[1:]] == [c["name"] for c in study["conditions"]]
     assert points[1][1:] == ["13.1000", "+23.50"]
-    assert correlations[1] == ["H with A", "starts", "6", "+0.61 [+0.31, +0.91]", "+0.50 [+0.10, +0.90]", "+0.94"]
+    assert len(correlations) == 2  # one of them is constant
+    assert correlations[1] == ["H with A", "starts", "6", "3", "+0.61 [+0.31, +0.91]", "+0.50 [+0.10, +0.90]", "+0.94"]
+    assert effects == [
+        ["start, setting", "intervention", "H", "A, %", "rise of general loss, %"],
+        ["last, setting a", "q1", "-0.0254 [-0.0294, -0.0214]", "+1.25 [+0.75, +1.75]", "-1.50 [-1.75, -1.25]"],
+    ]
     assert "Six points share a trend." in render(study, tmp_path)
 
 
@@ -144,6 +155,7 @@ def test_figures_are_inside_with_links_to_their_files(folder):
     page = Page(text)
     [image] = page.images
     assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == PNG
+    assert image["width"] == "640"
     assert image["alt"] == "A and F by start: With intervals."
     assert [unquote(href) for href in page.links if "figures/" in href] == files
     assert "Not drawn: no entropy of 7B" in text
@@ -184,7 +196,8 @@ def test_no_secret_of_a_command_is_shown(tmp_path, monkeypatch):
 
 
 def test_a_study_of_entropy_alone(tmp_path):
-    study = {**a_study(), "conditions": [], "directions": [], "tables": [], "joined": None, "notes": []}
+    study = {**a_study(), "conditions": [], "directions": [], "tables": [], "joined": None}
+    study |= {"notes": [], "effects": []}
     page = Page(render(study, tmp_path))
     assert list(page.sections) == [
         *("conclusions", "design", "entropy", "definitions", "commands", "environment"),
