@@ -9,6 +9,7 @@ from pathlib import Path
 from olmo.console import clock
 from olmo.exceptions import ConfigurationError, did_you_mean
 from olmo.files.lock import Lock, Locked
+from scripts.studies.estimate import check_space, estimate
 from scripts.studies.local import Local
 from scripts.studies.plan import KINDS, Stage
 from scripts.studies.read import read_study, with_folder
@@ -33,8 +34,11 @@ def run_study(
     *stages, report = needed_for(plan.stages, only)
     runner = Local(records, study.resources, jobs)
     print_plan(records, [*stages, report], every=dry_run)
+    found = estimate(records, [*stages, report], runner.jobs, runner.threads, runner.gpus_a_stage)
+    print("\n".join(found.lines(runner.jobs)))
     if dry_run:
         return folder
+    check_space(found)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = Lock(folder / ".study.lock")
