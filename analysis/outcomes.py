@@ -168,6 +168,14 @@ def compare_forgotten(one: Sequence[Run], other: Sequence[Run]) -> Estimate | No
     return bootstrap(one, [*first, *second], lambda a, b, c, d: _lost(c, d) - _lost(a, b))
 
 
+def compare_accuracy(one: Sequence[Run], other: Sequence[Run]) -> Estimate | None:
+    """P after training, paired over tasks; None where a run lacks one of them."""
+    first, second = _accuracies(one), _accuracies(other)
+    if first is None or second is None:
+        return None
+    return bootstrap(one, [first[1], second[1]], lambda a, b: b - a)
+
+
 def compare_loss_rise(one: Sequence[Run], other: Sequence[Run], label: str) -> Estimate:
     """Rise of a held-out loss in points, paired over instances."""
     return bootstrap(one, [*_losses(one, label), *_losses(other, label)], _difference_of_changes)

@@ -9,7 +9,7 @@ from typing import Any
 from analysis.conditions import paired, spread
 from analysis.directions import verdict
 from analysis.estimates import Estimate
-from analysis.outcomes import common_labels, compare, compare_forgotten, compare_loss_rise
+from analysis.outcomes import common_labels, compare, compare_accuracy, compare_forgotten, compare_loss_rise
 from analysis.runs import Run
 from analysis.study import entropies
 from analysis.study.entropies import Entropies
@@ -19,7 +19,7 @@ from olmo.exceptions import did_you_mean
 from olmo.knowledge.entries import KINDS, SETTINGS
 
 NOT_MEASURED = "not measured"  # instead of a verdict
-_OUTCOMES = ("K_after", "A", "F")
+_OUTCOMES = ("K_after", "A", "F", "P_after")
 _IN_PARTS = ("K_after", "A")  # also of a setting or a kind of probes: A.once, K_after.semantic
 _LOSS = "loss_rise."
 
@@ -113,8 +113,8 @@ def outcome_difference(measure: str, one: Sequence[Run], other: Sequence[Run]) -
     name, _, part = measure.partition(".")
     if measure.startswith(_LOSS):
         return compare_loss_rise(one, other, part) if part in common_labels([*one, *other]) else None
-    if name == "F":
-        return compare_forgotten(one, other)
+    if name in ("F", "P_after"):
+        return (compare_forgotten if name == "F" else compare_accuracy)(one, other)
     if part and not all(part in (*run.before.settings, *run.before.kinds) for run in (*one, *other)):
         return None
     return compare(one, other, part if part in SETTINGS else None, part if part in KINDS else None)[name]

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import shapes
-from analysis.estimates import Estimate, jackknife
+from analysis.breadth import BREADTHS, half_sample_error
+from analysis.estimates import Estimate, finite, jackknife
 from analysis.kinds import difference
 from analysis.results import RESULT
 from analysis.study.plan_file import Plan
@@ -30,6 +31,7 @@ RESULT_SHAPE: dict[str, Any] = {
     "?attention_leave_one_group_out": [[float]],
     "?next_token_entropy": float,
     "?next_token_leave_one_group_out": [float],
+    "?breadth": {f"?{name}": {"value": float, "half_differences": [float]} for name in BREADTHS},
     "checkpoint": {"path": str, "step": int, "?tokens": (int, None)},
     "data": {"path": str, "sha256": str},
     "coefficient": str,
@@ -156,5 +158,22 @@ def row(entropies: Entropies, starts: Mapping[str, Mapping[str, Any]]) -> dict[s
         "maximum": first["maximum"],
         **{name: None if found is None else found.as_json() for name, found in others.items()},
         "per_seed": list(knowledge.per_run),
-        "breadth": first.get("breadth") if len(results) == 1 else None,
+        "breadth": _breadth(results),
     }
+
+
+def _breadth(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Measures of breadth, means over pretrainings; standard errors are over instances, the same of all pretrainings.
+    None where one of them lacks it, as of an earlier version."""
+    if not all(name in result.get("breadth", {}) for result in results for name in BREADTHS):
+        return None
+    found = {}
+    for name in BREADTHS:
+        each = [result["breadth"][name] for result in results]
+        differences = np.mean([one["half_differences"] for one in each], axis=0)
+        found[name] = {
+            "value": float(np.mean([one["value"] for one in each])),
+            "standard_error": finite(float(half_sample_error(differences))),
+            "per_seed": [one["value"] for one in each],
+        }
+    return found

@@ -45,11 +45,13 @@ def scatter(study: Study) -> tuple[Figure, list[Row]]:
     for axes, name in zip(grid, outcomes):
         for p, of_kind in zip(points, kinds):
             if name in p:
-                axes.plot(p["H"], p[name], MARKERS[of_kind], color=colors[p["start"]], markersize=7)
+                _cross(
+                    axes, {"H": _entropy(study, p), name: _outcome(study, p, name)}, name, of_kind, colors[p["start"]]
+                )
         axes.set(xlabel="H at the start (nats)", title=_title(name))
         axes.locator_params(axis="x", nbins=4)
         axes.margins(0.15)
-        axes.text(0, -0.34, _correlation(joined["correlations"], name), transform=axes.transAxes, fontsize=8, va="top")
+        axes.text(0, -0.27, _correlation(joined["correlations"], name), transform=axes.transAxes, fontsize=8, va="top")
     legend(figure, [*_starts(colors), *_kinds(kinds)])
     keys = ("name", "start", "intervention", "setting", "H", *outcomes)
     return figure, [{key: p[key] for key in keys if key in p} for p in points]
@@ -72,7 +74,7 @@ def _starts(colors: Mapping[str, Any]) -> list[Line2D]:
 
 
 def _kinds(kinds: Sequence[str]) -> list[Line2D]:
-    named = [name for name in KINDS if name in kinds]
+    named = [name for name in KINDS if name in kinds] if len(set(kinds)) > 1 else []
     return [Line2D([], [], color=GREY, marker=MARKERS[name], linestyle="", label=name) for name in named]
 
 
@@ -89,7 +91,7 @@ def effects(study: Study) -> tuple[Figure, list[Row]]:
     for axes, name in zip(grid, outcomes):
         for row in rows:
             if row.get(name) is not None:
-                _cross(axes, row, name, colors[row["start"]])
+                _cross(axes, row, name, row["kind"], colors[row["start"]])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set(xlabel="change of H at the start (nats)", title=f"effect on {_title(name)}")
@@ -110,9 +112,22 @@ def effects(study: Study) -> tuple[Figure, list[Row]]:
     ]
 
 
-def _cross(axes: Axes, row: Mapping[str, Any], name: str, color: Any) -> None:
-    """A point with the intervals of both of its numbers."""
-    x, left, right = lengths(row["H"])
-    y, below, above = lengths(row[name])
-    marker = MARKERS[row["kind"]]
-    axes.errorbar([x], [y], [[below], [above]], [[left], [right]], color=color, marker=marker, markersize=6, capsize=3)
+def _cross(axes: Axes, of: Mapping[str, Any], name: str, kind: str, color: Any) -> None:
+    """A point with the intervals of H and an outcome."""
+    x, left, right = lengths(of["H"])
+    y, below, above = lengths(of[name])
+    ends = ([[below], [above]], [[left], [right]])
+    axes.errorbar([x], [y], *ends, color=color, marker=MARKERS[kind], markersize=6, elinewidth=1.0)
+
+
+def _entropy(study: Study, point: Mapping[str, Any]) -> dict[str, Any]:
+    """The estimate of a point's H."""
+    key = (study["joined"]["data"], study["joined"]["coefficient"], point["start"], point["intervention"])
+    return next(
+        e["H"] for e in study["entropies"] if (e["data"], e["coefficient"], e["start"], e["intervention"]) == key
+    )
+
+
+def _outcome(study: Study, point: Mapping[str, Any], name: str) -> dict[str, Any]:
+    outcomes = next(c["common_start"] for c in study["conditions"] if c["name"] == point["name"])
+    return outcomes["loss_rise"][name.partition(".")[2]] if name.startswith("loss_rise.") else outcomes[name]

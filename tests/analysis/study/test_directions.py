@@ -65,12 +65,13 @@ def directed(tmp_path, planted, gathered):
 
 def test_parts_layers_and_accuracies_are_measures(directed, found):
     names = ("early", "last")
-    a, k, last, f, loss, none, gone = directed(
+    a, k, last, f, loss, p, none, gone = directed(
         ("A.once", *names),
         ("K_after.semantic", *names),
         ("H_last_layer", "early", "last, q1"),
         ("F", *names),
         ("loss_rise.science", *names),
+        ("P_after", *names),
         ("attention", *names),
         ("loss_rise.absent", *names),
     )
@@ -83,7 +84,11 @@ def test_parts_layers_and_accuracies_are_measures(directed, found):
     )
     layers = {(r["start"], r["intervention"]): r["layers"][-1] for r in found["entropies"]}
     assert last["value"] == pytest.approx(layers["last", "q1"] - layers["early", "none"])
-    assert f["value"] == pytest.approx(0) and loss["value"] == pytest.approx(0, abs=1e-9)
+    assert (
+        f["value"] == pytest.approx(0)
+        and p["value"] == pytest.approx(0)
+        and loss["value"] == pytest.approx(0, abs=1e-9)
+    )
     for lacking in (none, gone):
         assert (lacking["verdict"], lacking["value"], lacking["per_seed"]) == ("not measured", None, [])
 

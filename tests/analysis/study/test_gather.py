@@ -208,3 +208,22 @@ def test_runs_that_are_no_pair_are_warned_of(tmp_path, planted, gathered):
         f"{place.format(one)} and {place.format('last')} are no pair: injected texts differ, first in round 1"
         for one in ("early", "middle")
     ]
+
+
+def test_measures_of_breadth_are_means_with_errors_over_the_instances_of_all(planted, found):
+    for row, key in zip(found["entropies"], ("early", "middle", "last", "last_q1", "last_q2")):
+        files = [planted / f"entropy/text/abs/seed{s}/{key}/knowledge_entropy.json" for s in SEEDS]
+        of_files = [json.loads(file.read_text())["breadth"]["gini"] for file in files]
+        gini = row["breadth"]["gini"]
+        assert gini["per_seed"] == [one["value"] for one in of_files] and gini["value"] == np.mean(gini["per_seed"])
+        differences = np.mean([one["half_differences"] for one in of_files], axis=0)
+        assert gini["standard_error"] == pytest.approx(np.sqrt((differences**2).mean()))
+
+
+def test_older_results_have_no_breadth(tmp_path, planted, gathered):
+    folder = shutil.copytree(planted, tmp_path / "study")
+    path = folder / "entropy/text/abs/seed0/early/knowledge_entropy.json"
+    result = json.loads(path.read_text())
+    del result["breadth"]
+    path.write_text(json.dumps(result))
+    assert [row["breadth"] is None for row in gathered(folder)["entropies"]] == [True, False, False, False, False]
