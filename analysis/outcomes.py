@@ -7,7 +7,9 @@ include the differences between the seeds that the result is about (`conditions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from analysis import estimates
 from analysis.conditions import mapped, units
 from analysis.estimates import Estimate, Values, percent_change
-from analysis.runs import TASKS, Run, from_original
+from analysis.runs import TASKS, Run, from_original, on_published_scale
 from olmo.knowledge.entries import SETTINGS
 
 
@@ -89,13 +91,49 @@ def acquired_against_original(runs: Sequence[Run]) -> Estimate | None:
     return acquired(mapped(from_original, runs)) if were_edited(runs) else None
 
 
+def on_both_scales(
+    measure: Callable[..., Mapping[str, Estimate | None]], *groups: Sequence[Run]
+) -> dict[str, Estimate | None]:
+    """Estimates of groups of runs, and the same on the paper's scale (analysis/published.py): `A` and `A_published`,
+    `K_after` and `K_published_after`. The latter are None where a run's files lack them, and without an interval where
+    these hold a logged mean only."""
+    found = dict(measure(*groups))
+    every = [run for runs in groups for run in runs]
+    known = all(run.published is not None for run in every)
+    scaled = measure(*(mapped(on_published_scale, runs) for runs in groups)) if known else dict.fromkeys(found)
+    for name, e in scaled.items():
+        if e is not None and not all(run.published and run.published.of_entries for run in every):
+            e = replace(e, low=math.nan, high=math.nan)
+        found[f"{name[0]}_published{name[1:]}"] = e
+    return found
+
+
+def k_and_a(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> dict[str, Estimate | None]:
+    """K before and after and A, of one setting or all and one kind of probe or all, `on_both_scales`."""
+    return on_both_scales(
+        lambda chosen: {
+            "K_before": knowledge(chosen, "before", setting, kind),
+            "K_after": knowledge(chosen, "after", setting, kind),
+            "A": acquired(chosen, setting, kind),
+        },
+        runs,
+    )
+
+
+def as_json(found: Mapping[str, Estimate | None]) -> dict[str, Any]:
+    return {name: None if estimate is None else estimate.as_json() for name, estimate in found.items()}
+
+
 def acquired_in_parts(runs: Sequence[Run]) -> dict[str, Any]:
-    """A against the original weights (or None), by setting, and by kind of probe; ready for JSON."""
-    against_original, probed = acquired_against_original(runs), runs[0].before
+    """A against the original weights (or None), and K and A by setting and by kind of probe; ready for JSON."""
+    by_setting = {s: as_json(k_and_a(runs, s)) for s in runs[0].before.settings}
+    by_kind = {k: as_json(k_and_a(runs, None, k)) for k in runs[0].before.kinds}
     return {
-        "A_against_original": None if against_original is None else against_original.as_json(),
-        "A_by_setting": {s: acquired(runs, s).as_json() for s in probed.settings},
-        "A_by_kind": {k: acquired(runs, None, k).as_json() for k in probed.kinds},
+        **as_json(on_both_scales(lambda chosen: {"A_against_original": acquired_against_original(chosen)}, runs)),
+        "by_setting": by_setting,
+        "by_kind": by_kind,
+        "A_by_setting": {s: found["A"] for s, found in by_setting.items()},
+        "A_by_kind": {k: found["A"] for k, found in by_kind.items()},
     }
 
 

@@ -21,16 +21,18 @@ from analysis.probes import (
     ProbeSeries,
     finite_or_nan,
     is_text,
-    read_knowledge,
     read_probes,
     read_table,
+    read_tables,
     table_paths,
 )
+from analysis.published import Published, read_published
 from analysis.results import EDITS
 from olmo.checkpoint import is_hub_id
 from olmo.files.paths import read_json
-from olmo.knowledge.entries import SETTINGS
+from olmo.knowledge.entries import KINDS, SETTINGS
 
+_DILUTED = re.compile(rf"(original/)?eval/((?:{'|'.join(SETTINGS)})_(?:{'|'.join(KINDS)}))/CrossEntropyLoss")
 _ACCURACY = re.compile(r"(original/)?eval/downstream/(\w+?)_(acc|len_norm|pmi_dc|f1|chance)")
 TASKS = ("sciq", "winogrande", "piqa", "openbook_qa", "hellaswag", "arc_easy")  # of P, paper B.2
 
@@ -69,6 +71,7 @@ class Run:
     probes: ProbeSeries
     seed: tuple[Any, Any] | None  # seed and data.seed of its configuration
     settings: str | None  # the rest of its configuration, without names and places of the run itself
+    published: Published | None  # its evaluations on the paper's scale; None: unknown
 
 
 def same_metrics(one: Run, other: Run) -> bool:
@@ -156,7 +159,25 @@ def from_original(run: Run) -> Run:
         for label, (before, after) in run.losses.items()
         if len(run.original_losses.get(label, ())) == len(after[1])
     }
-    return replace(run, before=run.original, losses=losses, accuracy_before=run.original_accuracy)
+    found = run.published
+    scaled = None if found is None or found.original is None else replace(found, before=found.original)
+    return replace(run, before=run.original, losses=losses, accuracy_before=run.original_accuracy, published=scaled)
+
+
+def on_published_scale(run: Run) -> Run:
+    """The run with the diluted losses of the published evaluator, which must be known, in place of log-probabilities,
+    so that its K and A are K_published and A_published."""
+    found = run.published
+    assert found is not None
+    return replace(run, before=found.before, after=found.after, original=found.original)
+
+
+def _original(path: Path) -> ProbeSeries | None:
+    """The probes of the weights before resuscitation, if they were scored."""
+    found = read_tables({0: path}) if path.is_file() else None
+    if found is not None and not len(found.steps):
+        raise ValueError(f"{path}: holds no probes")
+    return found
 
 
 def _losses(folder: Path, last: int, before: Mapping[int, Path]) -> dict[str, list[tuple[int, Values]]]:
@@ -182,6 +203,7 @@ class _Metrics:
     original: dict[str, float] = field(default_factory=dict)  # task -> accuracy of the weights before resuscitation
     chance: dict[str, float] = field(default_factory=dict)  # task -> accuracy of guessing
     accuracies_not_finite: int = 0
+    diluted: dict[int | str, dict[str, float]] = field(default_factory=dict)  # step or "original" -> label -> loss
 
     def add(self, line: dict[str, Any]) -> None:
         """One line. Of a step with several lines the last values count. Values that are no numbers are left out."""
@@ -191,8 +213,12 @@ class _Metrics:
         if "injection/round" in line:
             self.injections.add(step)
         for name, value in line.items():
+            is_finite = isinstance(value, (int, float)) and math.isfinite(value)
+            label = _DILUTED.fullmatch(name) if name.endswith("/CrossEntropyLoss") else None
+            if label and is_finite:
+                self.diluted.setdefault("original" if label[1] else step, {})[label[2]] = value
             found = _ACCURACY.fullmatch(name) if "/downstream/" in name else None
-            if found and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            if found and not is_finite:
                 self.accuracies_not_finite += 1
             elif found:
                 of_step = self.original if found[1] else self.accuracy.setdefault(step, {})
@@ -300,6 +326,8 @@ def read_run(folder: Path, before: Path | None = None) -> Run:
         metrics.chance.update(scores.chance)
         for found in scores.accuracy.values():
             metrics.accuracy[at] = found
+        for losses in scores.diluted.values():
+            metrics.diluted[at] = losses
         for name, tables in (("probes", probes_before), ("losses", losses_before)):
             for path in table_paths(before / name).values():
                 tables[at] = path
@@ -315,11 +343,12 @@ def read_run(folder: Path, before: Path | None = None) -> Run:
         lost = probes.not_finite.get(int(probes.steps[first]), 0)
         why = f"; {lost} of its log-probabilities are not finite numbers" if lost else ""
         raise ValueError(f"{folder}: no evaluation after step {probes.steps[first]} has the same probes{why}")
+    original = _original(folder / "probes" / "original.parquet")
+    scaled = read_published(probes, first, last, original, metrics.diluted)
     first_step, step = int(probes.steps[first]), int(probes.steps[last])
     accuracy = {s: of_step for s, of_step in metrics.accuracy.items() if s <= step}
     accuracy_before = accuracy[min(accuracy)] if accuracy else {}
     comparable = [s for s in accuracy if s > min(accuracy) and accuracy_before.keys() <= accuracy[s].keys()]
-    original = folder / "probes" / "original.parquet"
     return Run(
         folder.name or folder.resolve().name,
         folder,
@@ -329,7 +358,7 @@ def read_run(folder: Path, before: Path | None = None) -> Run:
         step,
         probes.knowledge(first),
         probes.knowledge(last),
-        read_knowledge(original) if original.is_file() else None,
+        None if original is None else original.knowledge(0),
         _losses(folder, step, losses_before),
         _original_losses(folder),
         accuracy_before,
@@ -339,9 +368,14 @@ def read_run(folder: Path, before: Path | None = None) -> Run:
         metrics.chance,
         metrics.accuracies_not_finite,
         # The last tables of a run that diverged may hold NaN only.
-        [(int(s), probes.knowledge(place).means()) for place, s in enumerate(probes.steps) if asked[place].any()],
+        [
+            (int(s), probes.knowledge(place).means() | (scaled.curve.get(int(s), {}) if scaled else {}))
+            for place, s in enumerate(probes.steps)
+            if asked[place].any()
+        ],
         sorted(metrics.injections),
         read_encounters(folder),
         probes,
         *_seed(config),
+        scaled,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from analysis import decay, dynamics, estimates, shapes
 from analysis.conditions import Condition, conditions, pairs
 from analysis.dynamics import Dynamics
 from analysis.outcomes import (
-    acquired,
     acquired_in_parts,
+    as_json,
     common_labels,
     compare,
     compare_forgotten,
     compare_loss_rise,
     forgotten,
-    knowledge,
+    k_and_a,
     loss_rises,
+    on_both_scales,
     were_edited,
 )
 from analysis.pairing import unpaired
@@ -37,6 +39,8 @@ _OUTCOMES: dict[str, Any] = {
     "K_after": shapes.ESTIMATE,
     "A": shapes.ESTIMATE,
     "A_against_original": (shapes.ESTIMATE, None),
+    **dict.fromkeys(("?K_published_before", "?K_published_after"), (shapes.ESTIMATE, None)),
+    **dict.fromkeys(("?A_published", "?A_published_against_original"), (shapes.ESTIMATE, None)),
     "loss_rise": {"*": shapes.ESTIMATE},
     "?loss_rise_against_original": ({"*": shapes.ESTIMATE}, None),
     "downstream": ({"F": shapes.ESTIMATE, "P_before": shapes.ESTIMATE, "P_after": shapes.ESTIMATE}, None),
@@ -70,6 +74,7 @@ RESULT_SHAPE: dict[str, Any] = {
             "injections": [int],
             "injections_logged": bool,
             "dynamics": (_DYNAMICS, None),
+            "?K_published_of": (str, None),
             "?not_finite": {"probes": {"*": int}, "losses": {"*": int}, "accuracies": int},
         }
     ],
@@ -91,7 +96,7 @@ RESULT_SHAPE: dict[str, Any] = {
             "to": str,
             "?runs": [[str]],
             "?unpaired": [str],
-            **dict.fromkeys(("A", "K_after", "F"), (shapes.ESTIMATE, None)),
+            **dict.fromkeys(("A", "K_after", "F", "?A_published", "?K_published_after"), (shapes.ESTIMATE, None)),
             "loss_rise": {"*": shapes.ESTIMATE},
             "?common_start": (
                 {"A": shapes.ESTIMATE, "F": (shapes.ESTIMATE, None), "loss_rise": {"*": shapes.ESTIMATE}},
@@ -162,19 +167,11 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
         "begins": run.begins,
         "first_step": run.first_step,
         "step": run.step,
-        "K_before": knowledge([run], "before").as_json(),
-        "K_after": knowledge([run], "after").as_json(),
+        **as_json(k_and_a([run])),
         "K_original": None if run.original is None else float(run.original.entries().mean()),
-        "A": acquired([run]).as_json(),
+        "K_published_of": _published_of(run),
         **acquired_in_parts([run]),
-        "by_setting_and_kind": {
-            f"{s}_{k}": {
-                "K_before": knowledge([run], "before", s, k).as_json(),
-                "K_after": knowledge([run], "after", s, k).as_json(),
-                "A": acquired([run], s, k).as_json(),
-            }
-            for s, k in run.before.sums
-        },
+        "by_setting_and_kind": {f"{s}_{k}": as_json(k_and_a([run], s, k)) for s, k in run.before.sums},
         **loss_rises([run]),
         "loss_steps": {label: [step for step, _ in pair] for label, pair in run.losses.items()},
         "downstream": forgotten([run]),
@@ -195,6 +192,15 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
     }
 
 
+def _published_of(run: Run) -> str | None:
+    """What K_published was computed from."""
+    if run.published is None:
+        return None
+    if not run.published.of_entries:
+        return "logged losses"
+    return "probes" if run.published.same_batches else "probes in other batches"
+
+
 def _of_condition(condition: Condition, measured: Measured) -> dict[str, Any]:
     """The row of several seeds, shaped as that of a run."""
     runs, found = condition.runs, [measured[run.name] for run in condition.runs]
@@ -211,9 +217,7 @@ def _of_condition(condition: Condition, measured: Measured) -> dict[str, Any]:
         "runs": [run.name for run in runs],
         "start": starts.pop() if len(starts) == 1 else None,
         "step": min(steps),
-        "K_before": knowledge(runs, "before").as_json(),
-        "K_after": knowledge(runs, "after").as_json(),
-        "A": acquired(runs).as_json(),
+        **as_json(k_and_a(runs)),
         **acquired_in_parts(runs),
         **loss_rises(runs),
         "downstream": forgotten(runs),
@@ -247,17 +251,16 @@ def _comparison(first: Condition, second: Condition, measured: Measured) -> dict
     paired = pairs(first, second)
     named = {"from": first.name, "to": second.name, "runs": [[a.name, b.name] for a, b in paired]}
     if not paired:
-        return {**named, "A": None, "K_after": None, "by_setting_and_kind": {}, "F": None, "loss_rise": {}} | {
-            "dynamics": None
-        }
+        names = ("A", "K_after", "A_published", "K_published_after", "F", "dynamics")
+        return {**named, **dict.fromkeys(names), "by_setting_and_kind": {}, "loss_rise": {}}
     one, other = [a for a, _ in paired], [b for _, b in paired]
     f = compare_forgotten(one, other)
     of_both = _of_same_probes([measured[run.name] for run in (*one, *other)])
     return {
         **named,
-        **{name: found.as_json() for name, found in compare(one, other).items()},
+        **as_json(on_both_scales(compare, one, other)),
         "by_setting_and_kind": {
-            f"{s}_{k}": {name: found.as_json() for name, found in compare(one, other, s, k).items()}
+            f"{s}_{k}": as_json(on_both_scales(partial(compare, setting=s, kind=k), one, other))
             for s, k in one[0].before.sums
         },
         "F": None if f is None else f.as_json(),
@@ -275,7 +278,7 @@ def _from_common_start(one: Sequence[Run], other: Sequence[Run]) -> dict[str, An
     one, other = [from_original(run) for run in one], [from_original(run) for run in other]
     f = compare_forgotten(one, other)
     return {
-        "A": compare(one, other)["A"].as_json(),
+        **as_json(on_both_scales(lambda *groups: {"A": compare(*groups)["A"]}, one, other)),
         "F": None if f is None else f.as_json(),
         "loss_rise": {k: compare_loss_rise(one, other, k).as_json() for k in common_labels([*one, *other])},
     }

@@ -16,6 +16,10 @@ COLUMNS = {
     "K_after": ("K after", 4, False),
     "A": ("A %", 2, True),
     "A_against_original": ("A % of original", 2, True),
+    "K_published_before": ("K published before", 4, False),
+    "K_published_after": ("K published after", 4, False),
+    "A_published": ("A published %", 2, True),
+    "A_published_against_original": ("A published % of original", 2, True),
     "P_before": ("P before", 4, False),
     "P_after": ("P after", 4, False),
     "F": ("F %", 2, True),
@@ -31,7 +35,7 @@ def estimates_of(run: dict[str, Any], labels: list[str]) -> dict[str, Any]:
     of_all = ((run["dynamics"] or {}).get("groups") or {}).get("all") or {}
     rises_of_original = run.get("loss_rise_against_original") or {}
     return {
-        **{key: run[key] for key in ("K_before", "K_after", "A", "A_against_original")},
+        **{key: run.get(key) for key in COLUMNS if key[0] in "KA"},  # older results lack some
         **{key: downstream.get(key) for key in ("P_before", "P_after", "F")},
         "F_against_original": (run.get("downstream_against_original") or {}).get("F"),
         "effectivity": of_all.get("effectivity"),
@@ -47,13 +51,17 @@ def _labels(result: dict[str, Any]) -> list[str]:
 
 
 def from_common_start(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a run with A, F and the rises of losses measured from the weights before resuscitation, so that
-    it can stand beside runs without it; what was not measured of them is missing."""
+    """The row of a run with A, A_published, F and the rises of losses measured from the weights before resuscitation,
+    so that it can stand beside runs without it; what was not measured of them is missing."""
     if row.get("A_against_original") is None:
         return row
     rises = row.get("loss_rise_against_original") or {}
-    return {**row, "A": row["A_against_original"], "loss_rise": rises} | {
-        "downstream": row.get("downstream_against_original")
+    return {
+        **row,
+        "A": row["A_against_original"],
+        "A_published": row.get("A_published_against_original"),
+        "loss_rise": rises,
+        "downstream": row.get("downstream_against_original"),
     }
 
 
@@ -133,6 +141,8 @@ def differences(result: dict[str, Any]) -> list[str]:
         named = {
             "A": (start["A"], " points", 2),
             "K after": (found["K_after"], "", 4),
+            "A published": (start.get("A_published"), " points", 2),
+            "K published after": (found.get("K_published_after"), "", 4),
             "F": (start["F"], " points", 2),
             "effectivity": (of_all.get("effectivity"), "", 4),
             "a": (of_all.get("a"), "", 4),
@@ -193,6 +203,16 @@ def _notes(run: dict[str, Any]) -> Iterator[str]:
             f"the losses of the original weights on {', '.join(sorted(unknown))} are not known, so figures lack them; "
             "eval_on_load evaluates these weights"
         )
+    scale = run.get("K_published_of", "probes")  # older results have no K_published at all
+    if scale is None:
+        yield (
+            "K_published is not known: tables of probes lack `positions` (an older run), and metrics.jsonl lacks the "
+            "CrossEntropyLoss of their labels"
+        )
+    elif scale == "probes in other batches":
+        yield "K_published before and after are of unequal batches (device_eval_batch_size); A_published includes that"
+    elif scale != "probes":
+        yield "K_published is that of the logged losses, without an interval (tables of an older run lack `positions`)"
     not_finite = run.get("not_finite", {"probes": {}, "losses": {}, "accuracies": 0})
     if not_finite["probes"]:
         at = {int(step): count for step, count in not_finite["probes"].items()}

@@ -27,7 +27,7 @@ def probe_table(
     levels: Mapping[str, Sequence[float] | NDArray], per_kind: int = 5, spread: float = 0.0, seed: int = 0
 ) -> pandas.DataFrame:
     """Probes of each setting's entries: `levels[setting]` is the log-probability of each entry, `spread` the standard
-    deviation of its probes around it. Target spans of 1 to 4 tokens."""
+    deviation of its probes around it. Target spans of 1 to 4 tokens, in padded batches of 20 to 60."""
     generator = np.random.default_rng(seed)
     rows = [
         (setting, entry, kind, index, level + spread * generator.normal(), int(generator.integers(1, 5)))
@@ -37,7 +37,8 @@ def probe_table(
         for index in range(per_kind)
     ]
     table = pandas.DataFrame(rows, columns=["setting", "entry", "kind", "index", "mean_log_prob", "tokens"])
-    return table.assign(sum_log_prob=table.mean_log_prob * table.tokens)
+    positions = np.random.default_rng(len(rows)).integers(20, 60, len(rows))
+    return table.assign(sum_log_prob=table.mean_log_prob * table.tokens, positions=positions)
 
 
 def direct_k(table: pandas.DataFrame) -> float:
@@ -48,6 +49,22 @@ def direct_k(table: pandas.DataFrame) -> float:
         k_of_setting = of_setting.groupby("entry").mean_log_prob.mean().mean()
         total, weights = total + entries * k_of_setting, weights + entries
     return total / weights
+
+
+def label_losses(table: pandas.DataFrame) -> dict[str, float]:
+    """CrossEntropyLoss of each label, as the evaluator logs it: a mean over probes, whatever their batches."""
+    found = {}
+    for (setting, kind), rows in table.groupby(["setting", "kind"]):
+        found[f"{setting}_{kind}"] = -sum(s / n for s, n in zip(rows.sum_log_prob, rows.positions)) / len(rows)
+    return found
+
+
+def direct_k_published(table: pandas.DataFrame, settings: Sequence[str] = (), kinds: Sequence[str] = KINDS) -> float:
+    """K_published with the weights written out."""
+    losses, settings = label_losses(table), settings or table.setting.unique().tolist()
+    of_settings = [sum(losses[f"{s}_{kind}"] for kind in kinds) / len(kinds) for s in settings]
+    weights = [table[table.setting == s].entry.nunique() for s in settings]
+    return -sum(w * loss for w, loss in zip(weights, of_settings)) / sum(weights)
 
 
 def write_run(

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.conditions import paired, spread
 from analysis.estimates import Estimate
-from analysis.outcomes import acquired, common_labels, forgetting, forgotten, knowledge, loss_rise
+from analysis.outcomes import common_labels, forgetting, forgotten, k_and_a, loss_rise
 from analysis.pairing import unpaired
 from analysis.runs import TASKS, Run
 from analysis.study import entropies, published
@@ -82,8 +82,8 @@ def _condition(group: Group, plan: Plan) -> dict[str, Any]:
         "seeds": [list(seed) for seed in runs.seeds],
         "outcomes": {**_json(outcomes(runs)), **chance},
         "common_start": {**_json(estimates), **chance},
-        "by_setting": {s: _json(_knowledge(shared, s, None)) for s in shared[0].before.settings},
-        "by_kind": {k: _json(_knowledge(shared, None, k)) for k in shared[0].before.kinds},
+        "by_setting": {s: _json(k_and_a(shared, s)) for s in shared[0].before.settings},
+        "by_kind": {k: _json(k_and_a(shared, None, k)) for k in shared[0].before.kinds},
         "accuracy": _accuracy(shared),
         "per_seed": {name: list(e.per_run) for name, e in _flat(estimates).items()},
         "spread": {name: spread(e.per_run, shared) for name, e in _flat(estimates).items()},
@@ -95,18 +95,10 @@ def _condition(group: Group, plan: Plan) -> dict[str, Any]:
 Outcomes = dict[str, Any]  # estimates or None by name; those of the rises of losses by label under `loss_rise`
 
 
-def _knowledge(runs: Sequence[Run], setting: str | None = None, kind: str | None = None) -> Outcomes:
-    return {
-        "K_before": knowledge(runs, "before", setting, kind),
-        "K_after": knowledge(runs, "after", setting, kind),
-        "A": acquired(runs, setting, kind),
-    }
-
-
 def outcomes(runs: Sequence[Run]) -> Outcomes:
     """What the runs of a condition acquired and forgot."""
     lost = forgetting(runs) or dict.fromkeys(("P_before", "P_after", "F"))
-    return {**_knowledge(runs), **lost, "loss_rise": {label: loss_rise(runs, label) for label in common_labels(runs)}}
+    return {**k_and_a(runs), **lost, "loss_rise": {label: loss_rise(runs, label) for label in common_labels(runs)}}
 
 
 def _flat(found: Outcomes) -> dict[str, Estimate]:

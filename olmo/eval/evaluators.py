@@ -117,9 +117,10 @@ class Evaluators:
         with Progress(description, share, "items", show=ranks.is_first) as progress, autocast:
             if probes:
                 tokens_per_batch = config.device_eval_batch_size * self.length
-                result.probes = score_probes(model, probes, tokens_per_batch, device, ranks, progress.advance)
                 sizes = {evaluator.label: self._batch_size(evaluator) for evaluator, _ in self.probes}
-                result.metrics.update(probe_metrics(result.probes, sizes))
+                scored = score_probes(model, probes, tokens_per_batch, device, ranks, progress.advance)
+                result.probes = scored.padded(sizes)
+                result.metrics.update(probe_metrics(result.probes))
             for evaluator, label, source in sources:
                 size, limit = self._batch_size(evaluator), self._limit(evaluator)
                 where = f"evaluators.{label}: "

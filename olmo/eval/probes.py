@@ -43,17 +43,34 @@ class ProbeTable:
     first_log_prob: NDArray[np.float64]  # of its first token
     first_rank: NDArray[np.int64]  # number of tokens of the vocabulary that are more probable than its first token
     exact_match: NDArray[np.bool_]  # greedy decoding would give the whole target span
+    positions: NDArray[np.int64] | None = None  # of `padded`, over which the published loss is a mean; None: unknown
 
     @property
     def mean_log_prob(self) -> NDArray[np.float64]:
         """l(p; theta) of method section 4."""
         return self.sum_log_prob / self.tokens
 
+    def padded(self, batch_sizes: Mapping[str, int]) -> ProbeTable:
+        """The table with its `positions`; `batch_sizes`: label -> its `device_eval_batch_size`.
+
+        Positions of a probe: the T - 1 predictions of a padded batch of T tokens, of the label's probes in file order.
+        Paragraphs and whole sentences (`_full`) have their own tokens only.
+        """
+        labels = np.array([f"{p.setting}_{p.kind}" for p in self.probes])
+        lengths, positions = np.array([len(p.input_ids) for p in self.probes]), self.tokens.copy()
+        for label in dict.fromkeys(labels[[p.kind in KINDS for p in self.probes]].tolist()):
+            chosen = np.flatnonzero(labels == label)
+            for start in range(0, len(chosen), batch_sizes[label]):
+                batch = chosen[start : start + batch_sizes[label]]
+                positions[batch] = lengths[batch].max() - 1
+        return replace(self, positions=positions)
+
     def columns(self) -> dict[str, Any]:
         """As columns of a Parquet table."""
         return {
             **{name: [getattr(p, name) for p in self.probes] for name in ("setting", "entry", "kind", "index")},
             "tokens": self.tokens,
+            **({} if self.positions is None else {"positions": self.positions}),
             "sum_log_prob": self.sum_log_prob,
             "mean_log_prob": self.mean_log_prob,
             "first_token_log_prob": self.first_log_prob,
@@ -165,37 +182,30 @@ def _predictions(logits: Tensor, targets: Tensor, first: Tensor) -> tuple[Tensor
     return -F.cross_entropy(logits, targets, reduction="none"), wrong, rank
 
 
-def probe_metrics(table: ProbeTable, batch_sizes: Mapping[str, int]) -> dict[str, float]:
-    """Metrics of a pass over the probes, under OLMo's names; `batch_sizes`: label -> its `device_eval_batch_size`.
+def probe_metrics(table: ProbeTable) -> dict[str, float]:
+    """Metrics of a pass over the probes, under OLMo's names; of a table that is `padded`.
 
     eval/{label}/log_probability: mean l(p; theta) of the label's probes.
     eval/{label}/CrossEntropyLoss: the published, diluted variant (method section 4, known discrepancy): the
-    label's probes in file order in batches of its size, the negative log-probability of a probe's target divided
-    by all T - 1 predictions of its padded batch, mean over probes. For paragraphs and whole sentences (`_full`)
-    it is the mean over their own tokens, without padding.
+    negative log-probability of a probe's target divided by its `positions`, mean over the label's probes. For
+    paragraphs and whole sentences (`_full`) it is the mean over their own tokens, without padding.
     eval/{label}/exact_match: share of probes whose whole target greedy decoding gives.
     eval/K, eval/K_{setting}: K(theta), the mean over entries of the mean over their probes.
 
-    The published variant (kaistAI/Knowledge-Entropy, `eval_batch` of olmo/train.py) weights every probe alike, also in
-    a smaller last batch. The value here is that of its single process (docs/differences.md): with several, its sampler
-    repeats the first probes if they do not divide.
+    The published variant (kaistAI/Knowledge-Entropy, `eval_batch` of olmo/train.py and `update_metrics` of
+    olmo/eval/evaluator.py) updates its MeanMetric with one number a probe, so that a smaller last batch weights its
+    probes as the others do. The value here is that of its single process (docs/differences.md).
     """
+    assert table.positions is not None
     labels = np.array([f"{p.setting}_{p.kind}" for p in table.probes])
     settings = np.array([p.setting if p.kind in KINDS else "" for p in table.probes])
-    lengths = np.array([len(p.input_ids) for p in table.probes])
     metrics: dict[str, float] = {}
     for label in dict.fromkeys(labels):
         chosen = np.flatnonzero(labels == label)
         metrics[f"eval/{label}/log_probability"] = float(table.mean_log_prob[chosen].mean())
-        if label.endswith((f"_{PARAGRAPH}", FULL)):
-            loss = -metrics[f"eval/{label}/log_probability"]
-        else:
+        if not label.endswith((f"_{PARAGRAPH}", FULL)):
             metrics[f"eval/{label}/exact_match"] = float(table.exact_match[chosen].mean())
-            diluted = []
-            for start in range(0, len(chosen), batch_sizes[label]):
-                batch = chosen[start : start + batch_sizes[label]]
-                diluted.append(-table.sum_log_prob[batch] / (lengths[batch].max() - 1))
-            loss = float(np.concatenate(diluted).mean())
+        loss = float((-table.sum_log_prob[chosen] / table.positions[chosen]).mean())
         metrics[f"eval/{label}/CrossEntropyLoss"] = loss
         metrics[f"eval/{label}/Perplexity"] = perplexity(loss)
     means = []

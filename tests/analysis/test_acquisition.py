@@ -17,6 +17,7 @@ from analysis.outcomes import acquired, compare, forgotten
 from analysis.runs import read_run
 from olmo.exceptions import exit_status
 from tests.run_folders import AFTER, BEFORE, TASKS, direct_k, probe_table, write_injections, write_run
+from tests.run_folders import direct_k_published as diluted
 from tests.running import command as process
 from tests.running import train, write_world
 
@@ -59,13 +60,16 @@ def test_the_command_prints_a_line_a_run_and_writes_what_it_prints(tmp_path, cap
     rows, rest = table_of(capsys.readouterr().out)
     assert [row["run"] for row in rows] == ["one", "other"]
     assert [row["start"] for row in rows] == ["?", "369000"]
-    assert rows[0] | {"A %": "", "run": ""} == {
+    assert rows[0] | {"A %": "", "A published %": "", "run": ""} == {
         "run": "",
         "start": "?",
         "step": "20",
         "K before": "-5.8750",
         "K after": "-4.3125",
         "A %": "",
+        "K published before": f"{diluted(tables[0]):.4f}",
+        "K published after": f"{diluted(tables[20]):.4f}",
+        "A published %": "",
         "P before": "0.5000",
         "P after": "0.4000",
         "F %": "+20.00 [+20.00, +20.00]",

@@ -81,7 +81,7 @@ def test_tables_of_pandas_are_tables_of_the_trainer(tmp_path):
     """The helper of these tests writes the columns that the trainer writes, as far as the analysis reads them."""
     folder = write_run(tmp_path / "run", {0: probe_table(BEFORE)}, {0: {"general": [1.0]}})
     written = pandas.read_parquet(folder / "probes" / "step0.parquet")
-    table = ProbeTable([], *(np.zeros(0, dtype=np.int64) for _ in range(5)))
+    table = ProbeTable([], *(np.zeros(0, dtype=np.int64) for _ in range(6)))
     assert set(written.columns) <= {"step", *table.columns()}
 
 

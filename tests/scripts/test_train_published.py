@@ -14,8 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer
 
-from analysis.runs import TASKS
+from analysis.outcomes import k_and_a
+from analysis.runs import TASKS, read_run
 from olmo.checkpoint import load_model
 from olmo.config import TrainConfig, load
 from olmo.knowledge.entries import KINDS
@@ -29,7 +31,7 @@ EVALUATIONS = (0, 1, 2)  # all of them just before or at an injection; the first
 ENTRIES = {"paraphrase": 70, "once": 60}
 PARAGRAPHS = 3  # of each setting
 COLUMNS = {
-    *("step", "setting", "entry", "kind", "index", "tokens", "sum_log_prob", "mean_log_prob"),
+    *("step", "setting", "entry", "kind", "index", "tokens", "positions", "sum_log_prob", "mean_log_prob"),
     *("first_token_log_prob", "first_token_rank", "exact_match"),
 }
 
@@ -114,17 +116,12 @@ def test_tables_of_probes_are_complete(config: TrainConfig, step: int) -> None:
 
 
 @torch.no_grad()
-def test_probes_and_diluted_losses_are_those_of_transformers(config: TrainConfig) -> None:
-    """The run's last weights, in transformers: each probe alone, and the published evaluator's padded batches."""
+def test_probes_are_those_of_transformers(config: TrainConfig) -> None:
+    """The run's last weights, in transformers: each probe alone."""
     folder, tokenizer = Path(config.save_folder), olmo_tokenizer()
     theirs = to_transformers(load_model(folder / f"step{LAST}-unsharded", CPU))
     table = pyarrow.parquet.read_table(folder / f"probes/step{LAST}.parquet").to_pylist()
-    path = next(e.data.dataset_path for e in config.evaluators if e.label == "once_composition")
-    texts = []  # (ids, length of the prompt)
-    for entry in json.loads(Path(str(path)).read_text(encoding="utf-8")):
-        for prompt, target in zip(entry["hard_gen_input"], entry["hard_gen_target"]):
-            ids = tokenizer.encode(f"{prompt} {target}", add_special_tokens=False).ids
-            texts.append((ids, len(tokenizer.encode(prompt, add_special_tokens=False).ids)))
+    texts = texts_of(config, "once", "composition", tokenizer)
     rows = [row for row in table if (row["setting"], row["kind"]) == ("once", "composition")]
     assert len(rows) == len(texts) == 300
     for row, (ids, start) in list(zip(rows, texts))[::7]:  # of every place in an entry
@@ -134,16 +131,62 @@ def test_probes_and_diluted_losses_are_those_of_transformers(config: TrainConfig
         assert row["mean_log_prob"] == pytest.approx(of_targets.mean().item(), abs=1e-5)
         assert row["first_token_log_prob"] == pytest.approx(of_targets[0].item(), abs=1e-5)
         assert row["exact_match"] == (log_probs.argmax(1).tolist() == ids[start:])
+
+
+def texts_of(config: TrainConfig, setting: str, kind: str, tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
+    """(tokens, how many of them are the prompt) of the probes of one label in file order."""
+    path = next(e.data.dataset_path for e in config.evaluators if e.label == f"{setting}_{kind}")
+    found = []
+    for entry in json.loads(Path(str(path)).read_text(encoding="utf-8")):
+        for prompt, target in zip(entry[f"{KINDS[kind]}_input"], entry[f"{KINDS[kind]}_target"]):
+            ids = tokenizer.encode(f"{prompt} {target}", add_special_tokens=False).ids
+            found.append((ids, len(tokenizer.encode(prompt, add_special_tokens=False).ids)))
+    return found
+
+
+def published_losses(theirs: torch.nn.Module, texts: list[tuple[list[int], int]], batch_size: int) -> list[float]:
+    """As the published evaluator has them: padded batches in file order, the target's cross-entropy divided by all
+    predictions of a row. The vocabulary is scored at targets only: elsewhere its masked loss is 0."""
     losses = []
-    for first in range(0, len(texts), 16):
-        batch = texts[first : first + 16]
+    for first in range(0, len(texts), batch_size):
+        batch = texts[first : first + batch_size]
         length = max(len(ids) for ids, _ in batch)
         padded = torch.tensor([ids + [1] * (length - len(ids)) for ids, _ in batch])
-        targets = torch.tensor([[-100] * start + ids[start:] + [-100] * (length - len(ids)) for ids, start in batch])
-        logits = theirs(padded).logits[:, :-1].transpose(1, 2)
-        losses += F.cross_entropy(logits, targets[:, 1:], ignore_index=-100, reduction="none").mean(1).tolist()
-    found = evaluations(config)[LAST]["eval/once_composition/CrossEntropyLoss"]
-    assert found == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+        hidden = theirs.model(padded).last_hidden_state[:, :-1]
+        for states, (ids, start) in zip(hidden, batch):
+            logits, targets = theirs.lm_head(states[start - 1 : len(ids) - 1]), torch.tensor(ids[start:])
+            losses.append(F.cross_entropy(logits, targets, reduction="sum").item() / (length - 1))
+    return losses
+
+
+@torch.no_grad()
+def test_k_published_is_the_formula_over_logged_losses_and_a_direct_loop(config: TrainConfig) -> None:
+    """All 1,950 published probes, of the run's last weights in transformers."""
+    folder, tokenizer = Path(config.save_folder), olmo_tokenizer()
+    theirs = to_transformers(load_model(folder / f"step{LAST}-unsharded", CPU))
+    run, logged = read_run(folder), evaluations(config)
+    found = k_and_a([run])
+    by_hand = {}
+    for setting in ENTRIES:
+        for kind in KINDS:
+            losses = published_losses(theirs, texts_of(config, setting, kind, tokenizer), 16)
+            by_hand[f"{setting}_{kind}"] = sum(losses) / len(losses)
+            assert logged[LAST][f"eval/{setting}_{kind}/CrossEntropyLoss"] == pytest.approx(
+                by_hand[f"{setting}_{kind}"], abs=1e-6
+            )
+
+    def formula(losses: dict[str, float]) -> float:
+        means = {s: sum(losses[f"{s}_{kind}"] for kind in KINDS) / 3 for s in ENTRIES}
+        return -(70 * means["paraphrase"] + 60 * means["once"]) / 130
+
+    k = [formula({label: logged[step][f"eval/{label}/CrossEntropyLoss"] for label in by_hand}) for step in (0, LAST)]
+    assert found["K_published_before"]["value"] == pytest.approx(k[0], rel=1e-12)
+    assert found["K_published_after"]["value"] == pytest.approx(k[1], rel=1e-12)
+    assert found["K_published_after"]["value"] == pytest.approx(formula(by_hand), abs=1e-6)
+    assert found["A_published"]["value"] == pytest.approx(100 * (k[1] - k[0]) / abs(k[0]), rel=1e-9)
+    assert found["A_published"]["low"] < found["A_published"]["high"]
+    # About 0.084 of the padded positions are targets, so a new model's ln 50304 a token is diluted.
+    assert 0.07 < found["K_published_before"]["value"] / found["K_before"]["value"] < 0.1
 
 
 def test_acquisition_prints_its_table(config: TrainConfig) -> None:

@@ -168,7 +168,7 @@ def test_any_number_of_ranks_gives_the_same(
 def test_k_is_the_mean_over_entries_of_the_mean_over_their_probes(
     model: OLMo, probes: list[Probe], direct: list[dict[str, Any]]
 ) -> None:
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), sizes(4))
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()).padded(sizes(4)))
     of_entry: dict[tuple[str, int], list[float]] = defaultdict(list)
     for probe, found in zip(probes, direct):
         of_entry[probe.setting, probe.entry].append(found["mean"])
@@ -184,7 +184,7 @@ def test_k_is_the_mean_over_entries_of_the_mean_over_their_probes(
 
 
 def test_the_means_of_a_label(model: OLMo, probes: list[Probe], direct: list[dict[str, Any]]) -> None:
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), sizes(4))
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()).padded(sizes(4)))
     for setting in ("paraphrase", "once"):
         for kind in KINDS:
             mine = [d for p, d in zip(probes, direct) if (p.setting, p.kind) == (setting, kind)]
@@ -219,7 +219,7 @@ def test_the_published_diluted_loss_stands_under_its_own_name(
     model: OLMo, reference: Any, probes: list[Probe], batch_size: int
 ) -> None:
     own = {**sizes(batch_size), "once_semantic": 4}  # an evaluator may have a batch size of its own
-    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()), own)
+    metrics = probe_metrics(score_probes(model, probes, 300, CPU, Ranks()).padded(own))
     for setting in ("paraphrase", "once"):
         for kind in KINDS:
             mine = [p for p in probes if (p.setting, p.kind) == (setting, kind)]
@@ -287,9 +287,9 @@ def test_a_paragraph_is_the_loss_on_its_text_cut_to_the_context(
         with torch.no_grad():
             losses.append(reference(torch.tensor([cut]), labels=torch.tensor([cut])).loss.item())
     assert max(len(p.input_ids) for p in probes) == 64
-    metrics = probe_metrics(score_probes(model, probes, 100, CPU, Ranks()), sizes(2))
+    metrics = probe_metrics(score_probes(model, probes, 100, CPU, Ranks()).padded(sizes(2)))
     assert metrics["eval/once_paragraph/CrossEntropyLoss"] == pytest.approx(np.mean(losses), abs=1e-5)
-    without = probe_metrics(score_probes(model, probes[3:], 100, CPU, Ranks()), sizes(2))
+    without = probe_metrics(score_probes(model, probes[3:], 100, CPU, Ranks()).padded(sizes(2)))
     assert metrics["eval/K"] == pytest.approx(without["eval/K"], abs=1e-6), "a paragraph is no probe of K"
 
 
@@ -308,7 +308,7 @@ def test_a_full_label_is_the_loss_on_the_whole_sentence(
             losses.append(reference(ids, labels=ids).loss.item())
     table = score_probes(model, full, 100, CPU, Ranks())
     assert table.mean_log_prob.tolist() == pytest.approx([-loss for loss in losses], abs=1e-5)
-    metrics = probe_metrics(table, {"once_semantic_full": 2})
+    metrics = probe_metrics(table.padded({"once_semantic_full": 2}))
     label = "eval/once_semantic_full"
     assert metrics.keys() == {f"{label}/{m}" for m in ("CrossEntropyLoss", "log_probability", "Perplexity")}, "no K"
     assert metrics[f"{label}/CrossEntropyLoss"] == pytest.approx(np.mean(losses), abs=1e-5)
@@ -333,7 +333,7 @@ def test_another_label_is_an_error_that_lists_what_there_is(label: str) -> None:
 def test_an_entry_without_probes_counts_for_nothing(model: OLMo) -> None:
     probes = [Probe("once", "semantic", entry, 0, (1, 2, 3), 1) for entry in (0, 2)]
     table = score_probes(model, probes, 64, CPU, Ranks())
-    assert probe_metrics(table, sizes(4))["eval/K"] == pytest.approx(table.mean_log_prob.mean())
+    assert probe_metrics(table.padded(sizes(4)))["eval/K"] == pytest.approx(table.mean_log_prob.mean())
 
 
 def test_a_probe_longer_than_the_context_is_an_error(files: tuple[Path, Tokenizer]) -> None:
