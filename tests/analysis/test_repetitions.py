@@ -37,6 +37,18 @@ def test_a_pretraining_counts_once_however_many_learning_seeds_it_has():
     assert found.per_run == pytest.approx([-100 * gain / BEFORE.mean() for gain in gains])
 
 
+def test_few_entries_need_more_than_the_percentiles_of_a_bootstrap():
+    """As Student's t of 19 degrees of freedom, and a variance from 20 values; here no seed changes anything."""
+    before, after = BEFORE[:20], BEFORE[:20] + np.random.default_rng(1).normal(1, 1, 20)
+    one = run_in_memory({"once": before}, {"once": after})
+    single, thrice = acquired([one]), acquired([one] * 3)
+    wider = 2.093 / 1.96 * math.sqrt(20 / 19)
+    assert thrice.value == pytest.approx(single.value, rel=1e-12)
+    for end in ("low", "high"):
+        distances = [getattr(estimate, end) - estimate.value for estimate in (single, thrice)]
+        assert distances[1] == pytest.approx(wider * distances[0], rel=1e-3)
+
+
 def test_pretrainings_weigh_alike_whatever_their_numbers_of_learning_seeds():
     runs = study([1.0, 1.0, 1.0, 4.0], seeds=((0, 0), (0, 1), (0, 2), (1, 0)))
     assert acquired(runs).value == pytest.approx(-250 / BEFORE.mean())
