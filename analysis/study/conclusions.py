@@ -23,6 +23,8 @@ def repeated(study: Mapping[str, Any]) -> str:
     if study["about"] == "checkpoint":
         return f"{continual} from every start."
     number = f"{len(seeds)} {'pretraining' if len(seeds) == 1 else 'pretrainings'}"
+    if not study["conditions"]:
+        return f"{number}."
     return (
         f"{number} with different seeds, each with {continual}." if len(seeds) > 1 else f"{number}, with {continual}."
     )

@@ -107,9 +107,9 @@ def render(study: Mapping[str, Any], folder: Path) -> str:
     )
 
 
-def _command(words: Sequence[str]) -> str:
-    """Quoted for a shell, without secrets."""
-    return printable(shlex.join(words))
+def _command(words: Sequence[str]) -> list[str]:
+    """The words of a command quoted for a shell, without secrets."""
+    return [printable(shlex.quote(word)) for word in words]
 
 
 def _stage(stage: Mapping[str, Any], folder: Path) -> dict[str, Any]:

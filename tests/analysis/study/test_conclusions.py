@@ -37,6 +37,7 @@ def test_the_counts_are_those_of_the_study():
 
 def test_a_study_that_compares_nothing_claims_nothing():
     study = {**a_study(), "directions": [], "joined": None, "conditions": []}
+    assert repeated(study) == "3 pretrainings."
     assert may(study)[0].endswith("The study compares nothing.")
     assert len(may_not(study)) == 1  # the scale
 
