@@ -9,8 +9,8 @@ import numpy as np
 
 from analysis.estimates import Estimate, jackknife
 from analysis.outcomes import compare, compare_loss_rise
+from analysis.pairs import paired_difference
 from analysis.runs import Run, from_original
-from analysis.series import paired_difference
 
 FORGETTING = "general"  # label of the held-out loss whose rise is forgetting
 SEEN, OPPOSITE, NOISE = "seen", "not seen (the opposite)", "within noise at this scale"

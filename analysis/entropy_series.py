@@ -1,9 +1,11 @@
 """One table, paired differences and figures of several checkpoints' knowledge entropy, from results alone.
 
     python -m analysis.entropy_series results --output figures
+    python -m analysis.entropy_series results/dolma results/c4 --x share --output figures
 
 RESULTS are folders with a `knowledge_entropy.json`, folders that contain such folders, or such files, from one machine
-or several, as `python -m analysis.entropy` wrote them. Checkpoints are not needed.
+or several, as `python -m analysis.entropy` wrote them. Checkpoints are not needed. Results of several data sets,
+coefficients or precisions are lines of one figure, models of other sizes have panels of their own.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.figures.lines import SCALES
 from analysis.locations import check_writable
 from analysis.results import RESULT
 from analysis.series import SERIES, draw, read_result, table, write
-from olmo.exceptions import Parser, exit_status
+from olmo.exceptions import ConfigurationError, Parser, exit_status
 
 
 def result_files(place: Path) -> list[Path]:
@@ -32,12 +35,26 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m analysis.entropy_series", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="folders or knowledge_entropy.json")
     parser.add_argument("--output", type=Path, required=True, help=f"folder for {SERIES} and the figures")
+    parser.add_argument(
+        "--x",
+        choices=SCALES,
+        default="step",
+        help="the x axis of the figures: the step (default), its share of the run's last one here, or the tokens",
+    )
     args = parser.parse_args(argv)
     files = list(dict.fromkeys(file for place in args.results for file in result_files(place)))
     check_writable(args.output)
-    series = write([(read_result(file), file) for file in files], args.output)
+    read = [(read_result(file), file) for file in files]
+    for result, file in read:
+        if args.x == "tokens" and result["checkpoint"].get("tokens") is None:
+            raise ConfigurationError(
+                f"--x tokens: {file} does not have them; its checkpoint's name ends in no -tokensNB"
+            )
+        if args.x == "share" and result["checkpoint"]["step"] < 0:
+            raise ConfigurationError(f"--x share: {file} has no step; its checkpoint's name has none")
+    series = write(read, args.output)
     print(table(series), flush=True)
-    draw(series, args.output)
+    draw(series, args.output, args.x)
 
 
 if __name__ == "__main__":

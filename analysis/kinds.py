@@ -69,7 +69,8 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
         for kind, result in zip(kinds, (one, other)):
             kind[_INSTANCES] = f"{result['number_of_instances']} instances"
     differing = [name for name in _differing(kinds, [one, other]) if name != _EDIT]
-    shown = (f"different {name} ({_words(kinds[0], one, name)}, {_words(kinds[1], other, name)})" for name in differing)
+    data = _data_names([one, other])
+    shown = (f"different {name} ({', '.join(_words(kind, name, data) for kind in kinds)})" for name in differing)
     return "; ".join(shown) or None
 
 
@@ -79,12 +80,18 @@ def labels(results: Sequence[dict[str, Any]]) -> list[str]:
     Results of one kind with the same step are of several runs; their folders, or names on the hub, are in the label.
     """
     kinds = [kind_of(result) for result in results]
-    places = Counter((*kind.values(), result["checkpoint"]["step"]) for kind, result in zip(kinds, results))
-    if any(count > 1 and place[-1] >= 0 for place, count in places.items()):
-        for kind, result in zip(kinds, results):
-            kind[_RUN] = _run_of(result["checkpoint"]["path"])
-    differing = _differing(kinds, results)
-    return [", ".join(_words(kind, result, name) for name in differing) for kind, result in zip(kinds, results)]
+    for kind, run in zip(kinds, runs(results)):
+        if run is not None:
+            kind[_RUN] = run
+    differing, data = _differing(kinds, results), _data_names(results)
+    return [", ".join(_words(kind, name, data) for name in differing) for kind in kinds]
+
+
+def runs(results: Sequence[dict[str, Any]]) -> list[str | None]:
+    """For each result its run, a folder or a name on the hub; None for all where no two of a kind have one step."""
+    places = Counter((*kind_of(result).values(), result["checkpoint"]["step"]) for result in results)
+    several = any(count > 1 and place[-1] >= 0 for place, count in places.items())
+    return [_run_of(result["checkpoint"]["path"]) if several else None for result in results]
 
 
 def _differing(kinds: Sequence[dict[str, str]], results: Sequence[dict[str, Any]]) -> list[str]:
@@ -97,8 +104,19 @@ def _differing(kinds: Sequence[dict[str, str]], results: Sequence[dict[str, Any]
     return rest if explained and len(by_rest) == len(by_all) else names
 
 
-def _words(kind: dict[str, str], result: dict[str, Any], name: str) -> str:
-    return f"{Path(result['data']['path']).name} {kind[name][:8]}" if name == _DATA else kind[name]
+def _words(kind: dict[str, str], name: str, data: dict[str, str]) -> str:
+    return data[kind[name]] if name == _DATA else kind[name]
+
+
+def _data_names(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Names of data by their digests: the file's name, with its folder or else the digest where two have one name."""
+    paths: dict[str, Path] = {}
+    for result in results:
+        paths.setdefault(result["data"]["sha256"], Path(result["data"]["path"]))
+    for names in ({d: path.name for d, path in paths.items()}, {d: "/".join(p.parts[-2:]) for d, p in paths.items()}):
+        if len(set(names.values())) == len(names):
+            return names
+    return {digest: f"{path.name} {digest[:8]}" for digest, path in paths.items()}
 
 
 def _run_of(path: str) -> str:

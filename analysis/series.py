@@ -13,16 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from analysis.estimates import finite
-from analysis.kinds import difference, kind_of, labels
+from analysis.kinds import difference, kind_of, labels, runs
 from analysis.locations import Location, check_writable
+from analysis.pairs import (
+    KNOWLEDGE,
+    MEASURES,
+    OTHERS,
+    breadth_without_errors,
+    change,
+    in_common,
+    most_active,
+    number_of,
+    standard_error,
+)
 from analysis.results import COEFFICIENTS_FILE, EDITS, RESULT, read_coefficients
 from olmo.console import fixed
 from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
-from olmo.memory import jackknife_error
 
 SERIES = "knowledge_entropy_series.json"
 POINTS = 201  # of a curve of sorted shares
@@ -40,28 +48,6 @@ _KEPT = (
 _OF_UNLIKE_LAYERS = ("layer_numbers", "layer_sizes")
 
 
-# --- pairs -------------------------------------------------------------------------------------------------------
-
-
-def paired_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, NDArray[np.float64]]:
-    """H(other) - H(one), and the same without one group of instances at a time, float64 (G,), for the jackknife.
-
-    Raises ValueError, naming what differs, if the two were not measured on the same instances in the same way.
-    """
-    reason = difference(one, other)
-    if reason is not None:
-        raise ValueError(f"entropies measured with {reason} cannot be compared in pairs")
-    first, second = (np.array([sum(h) for h in result["leave_one_group_out"]]) for result in (one, other))
-    return other["knowledge_entropy"] - one["knowledge_entropy"], second - first
-
-
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float | None] | None:
-    if one is other or difference(one, other) is not None:
-        return None
-    value, left_out = paired_difference(one, other)
-    return {"value": value, "standard_error": finite(float(jackknife_error(left_out)))}
-
-
 # --- all together ------------------------------------------------------------------------------------------------
 
 
@@ -77,6 +63,10 @@ def read_result(path: Path) -> dict[str, Any]:
         unlike = [result[name] for name in _OF_UNLIKE_LAYERS if name in result]
         numbers += [number + 0 for given in unlike for number in given]
         left_out = [[sum(layers)] for layers in result["leave_one_group_out"]]
+        if "breadth" not in result and path.with_name(COEFFICIENTS_FILE).is_file():
+            result["breadth"] = breadth_without_errors(path.with_name(COEFFICIENTS_FILE)).to_dict()
+        others = {name: found for name in MEASURES if (found := number_of(result, name)) is not None}
+        numbers += [number for value, resampled in others.values() for number in (value, *resampled)]
         known = bool(np.isfinite([*numbers, *(one for [one] in left_out), result["checkpoint"]["step"] + 0]).all())
         known &= all(isinstance(result[key]["path"], str) for key in ("checkpoint", "data"))
         known &= isinstance(result["data"]["sha256"], str) and len(result["layers"]) > 0
@@ -87,8 +77,8 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected checkpoint, data, and numbers that are finite; measure it again with analysis.entropy"
         )
-    kept = {name: value for name, value in result.items() if not name.endswith("leave_one_group_out")}
-    return {**kept, "leave_one_group_out": left_out}
+    sums = {f"{name}_leave_one_group_out": others[name][1].tolist() for name in OTHERS if name in others}
+    return {**result, **sums, "leave_one_group_out": left_out}
 
 
 def _distinct(
@@ -114,39 +104,61 @@ def gather(read: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
     left out because its weights are those of another one; and `distributions` of the first, the middle and the last row
     of the kind that has most, if all have their file of coefficients.
 
-    A row has H and its parts, `name`, `kind` (`analysis.kinds.labels`), `tokens` (or None), and the paired differences
-    of H `from_previous`, `from_first` and `from_last` of its kind: `value` and `standard_error`, or None if there is no
-    such pair.
+    A row has H and its parts, `name`, `kind` (`analysis.kinds.labels`), `model`, `run` where several have one step,
+    `tokens` (or None), and the paired differences of H `from_previous`, `from_first` and `from_last` of its kind:
+    `value` and `standard_error`, or None if there is no such pair. `measures` has the same of each of
+    `analysis.pairs.MEASURES` that was measured, with its own `value` and `standard_error`; `overlap` is the share of
+    the most active memories in common with the previous and with the first one.
     """
     read, repeated = _distinct(read)
     if all(result["checkpoint"]["step"] >= 0 for result, _ in read):
         read = sorted(read, key=lambda pair: pair[0]["checkpoint"]["step"])
     results = [result for result, _ in read]
     names = [Path(result["checkpoint"]["path"]).name for result in results]
-    if len(set(names)) < len(names):
+    if len(set(names)) < len({result["checkpoint"]["path"] for result in results}):
         names = [result["checkpoint"]["path"] for result in results]
     by_kind: dict[str, list[int]] = {}
     for place, kind in enumerate(labels(results)):
         by_kind.setdefault(kind, []).append(place)
+    of_runs = runs(results)
     rows: list[dict[str, Any]] = []
     reasons: dict[str | None, str] = {}
     for kind, places in by_kind.items():
-        first, last = results[places[0]], results[places[-1]]
+        active: dict[int, Any] = {}  # of the first and of the previous row; those of all would fill the memory
         for place, previous in zip(places, (places[0], *places)):
-            result, name = results[place], names[place]
+            result, name, others = results[place], names[place], {"from_previous": previous, "from_first": places[0]}
             reason = difference(results[0], result)
             reasons.setdefault(reason, f"{name}: {reason}")
+            active = {kept: active[kept] for kept in others.values() if kept in active}
+            active[place] = most_active(read[place][1])
+            others["from_last"] = places[-1]
             rows.append(
                 {
                     "name": name,
                     "kind": kind,
+                    "model": kind_of(result)["models"],
+                    "run": of_runs[place],
                     "tokens": result["checkpoint"].get("tokens"),
                     **{key: result[key] for key in _KEPT},
                     **{key: result[key] for key in _OF_UNLIKE_LAYERS if key in result},
                     "precision": result.get("precision"),
-                    "from_previous": _difference(results[previous], result),
-                    "from_first": _difference(first, result),
-                    "from_last": _difference(last, result),
+                    **{key: change(results[other], result, KNOWLEDGE) for key, other in others.items()},
+                    "measures": {
+                        measure: {
+                            "value": found[0],
+                            "standard_error": standard_error(result, measure),
+                            **{key: change(results[other], result, measure) for key, other in others.items()},
+                        }
+                        for measure in MEASURES
+                        if (found := number_of(result, measure)) is not None
+                    },
+                    "overlap": {
+                        key: in_common(active[other], active[place])
+                        if other != place and difference(results[other], result) is None
+                        else None
+                        for key, other in others.items()
+                        if other in active
+                    },
                 }
             )
     refused = "; ".join(text for reason, text in reasons.items() if reason)
@@ -179,30 +191,43 @@ def _distributions(files: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
 
 
 def table(series: dict[str, Any]) -> str:
-    """The rows of a series as text, and below them what could not be paired or is left out."""
+    """The rows of a series as text: H, below it the other entropies that were measured, and what could not be paired or
+    is left out."""
     several = any(row["kind"] for row in series["rows"])
     head = ["checkpoint", "step", "tokens", "H", "error", "from the one before", "from the first"]
     lines = [head + ["kind"] * several]
     for row in series["rows"]:
-        step, tokens, error = row["checkpoint"]["step"], row["tokens"], row["standard_error"]
+        step, tokens = row["checkpoint"]["step"], row["tokens"]
         lines.append(
             [
                 row["name"],
                 str(step) if step >= 0 else "",
                 "" if tokens is None else f"{tokens / 1e9:,.0f}B" if tokens >= 10**10 else f"{tokens / 1e6:,.1f}M",
-                fixed(row["knowledge_entropy"], 4),
-                f"{error:.4f}" if error is not None else "",
-                _shown(row["from_previous"]),
-                _shown(row["from_first"]),
+                *_cells(row["knowledge_entropy"], row),
                 *[row["kind"]] * several,
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [
+    text = _aligned(lines)
+    for measure, title in OTHERS.items():
+        measured = [(row, row["measures"][measure]) for row in series["rows"] if measure in row["measures"]]
+        lines = [["checkpoint", title.removesuffix(" (nats)"), *head[4:], *["kind"] * several]]
+        lines += [[row["name"], *_cells(one["value"], one), *[row["kind"]] * several] for row, one in measured]
+        text += ["", *_aligned(lines)] if measured else []
+    return "\n".join([*text, *filter(None, [series["not_paired"]]), *series["repeated"]])
+
+
+def _cells(value: float, row: dict[str, Any]) -> list[str]:
+    """A number, its error, and its differences from others, as text."""
+    error = "" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
+    return [fixed(value, 4), error, _shown(row["from_previous"]), _shown(row["from_first"])]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return [
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
         for line in lines
     ]
-    return "\n".join([*text, *filter(None, [series["not_paired"]]), *series["repeated"]])
 
 
 def _shown(difference: dict[str, float | None] | None) -> str:
@@ -220,12 +245,12 @@ def write(read: Sequence[tuple[dict[str, Any], Path]], folder: Path) -> dict[str
     return series
 
 
-def draw(series: dict[str, Any], folder: Path) -> None:
-    """Write the figures of a series, PNG and PDF."""
+def draw(series: dict[str, Any], folder: Path, scale: str = "step") -> None:
+    """Write the figures of a series, PNG, PDF and CSV. scale: of their x axis (`analysis.figures.lines`)."""
     # Matplotlib is slow to import, and a single checkpoint has no figure.
     from analysis.figures.entropy import save_series
 
-    save_series(series, folder)
+    save_series(series, folder, scale)
 
 
 class Series:

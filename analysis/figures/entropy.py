@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.canvas import BLUES, LINES, in_style, legend, name_axis, panels, plain, save, step_axis
+from analysis.breadth import BREADTHS, MOST_ACTIVE
+from analysis.canvas import BLUES, LINES, in_style, legend, panels, plain, save
+from analysis.figures.lines import Point, over_pretraining, places
+from analysis.pairs import OTHERS
+
+_OVERLAPS = {
+    "from_previous": f"overlap of the most active {MOST_ACTIVE:.0%} of memories with the checkpoint before",
+    "from_first": f"overlap of the most active {MOST_ACTIVE:.0%} of memories with the first checkpoint",
+}
 
 
 @in_style
@@ -27,15 +35,24 @@ def entropy_over_steps(series: Sequence[Sequence[dict[str, Any]]], marked: Seque
     return figure
 
 
-def _places(axes: Axes, results: Sequence[dict[str, Any]]) -> list[int]:
-    """Positions of results from left to right: their steps, or side by side, by name, where one is unknown."""
-    steps = [r["checkpoint"]["step"] for r in results]
-    if min(steps) >= 0:
-        step_axis(axes, "pretraining step")
-        return steps
-    names = list(dict.fromkeys(r["name"] for r in results))
-    name_axis(axes, names)
-    return [names.index(r["name"]) for r in results]
+def _points(results: Sequence[dict[str, Any]], line: object = "") -> list[dict[str, Any]]:
+    """Where results are on an x axis (`analysis.figures.lines`). Results of one model are of one run, unless the name
+    of their kind has several (`analysis.kinds`)."""
+    return [
+        {
+            "line": line,
+            "name": r.get("name", ""),
+            "step": r["checkpoint"]["step"],
+            "tokens": r.get("tokens"),
+            "run": (r.get("model"), r.get("run")),
+        }
+        for r in results
+    ]
+
+
+def _bars(value: float, error: float | None) -> dict[str, float]:
+    """An interval of two standard errors."""
+    return {"value": value, "low": value - 2 * (error or 0.0), "high": value + 2 * (error or 0.0)}
 
 
 def by_kind(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -48,7 +65,7 @@ def by_kind(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def draw_entropy(axes: Axes, series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int]) -> list[Any]:
     """Draw the series; returns what a legend has to name: lines of several kinds, and marked steps."""
-    together = iter(_places(axes, [r for results in series for r in results]))
+    together = iter(places(axes, [point for n, results in enumerate(series) for point in _points(results, n)]))
     named: list[Any] = []
     for number, results in enumerate(series):
         steps = [next(together) for _ in results]
@@ -70,11 +87,11 @@ def draw_entropy(axes: Axes, series: Sequence[Sequence[dict[str, Any]]], marked:
 
 
 @in_style
-def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
+def layer_entropy_over_steps(results: Sequence[dict[str, Any]], scale: str = "step") -> Figure:
     """H of every layer over pretraining, bars of two standard errors, a panel for each kind of results."""
     kinds = by_kind(results)
     figure, [grid] = panels(6.4 * len(kinds), 3.6, columns=len(kinds))
-    handles = [_layers(axes, rows) for axes, rows in zip(grid, kinds)]
+    handles = [_layers(axes, rows, scale) for axes, rows in zip(grid, kinds)]
     if len(kinds) > 1:
         for axes, rows in zip(grid, kinds):
             axes.set_title(plain(rows[0]["kind"], 70), fontsize=9)
@@ -82,14 +99,19 @@ def layer_entropy_over_steps(results: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _layers(axes: Axes, results: Sequence[dict[str, Any]]) -> list[Line2D]:
+def numbers_of_layers(result: Mapping[str, Any]) -> Sequence[int]:
+    """The numbers, in the model, of the layers of a result."""
+    return result.get("layer_numbers") or range(len(result["layers"]))
+
+
+def _layers(axes: Axes, results: Sequence[dict[str, Any]], scale: str) -> list[Line2D]:
     """Draw the layers of one kind of results; returns what a legend has to name."""
-    places, layers, named = _places(axes, results), len(results[0]["layers"]), []
-    for layer, number in enumerate(results[0].get("layer_numbers", range(layers))):
+    where, layers, named = places(axes, _points(results), scale), len(results[0]["layers"]), []
+    for layer, number in enumerate(numbers_of_layers(results[0])):
         values = [r["layers"][layer] for r in results]
         errors = [2 * (r["layer_standard_errors"][layer] or 0.0) for r in results]
         color = colormaps["viridis"](0.85 * layer / max(layers - 1, 1))
-        axes.errorbar(places, values, errors, color=color, marker="o", markersize=4, capsize=3)
+        axes.errorbar(where, values, errors, color=color, marker="o", markersize=4, capsize=3)
         named.append(Line2D([], [], color=color, marker="o", markersize=4, label=f"layer {number}"))
     axes.set(ylabel="entropy of the layer (nats)", title="Knowledge entropy per layer")
     return named
@@ -122,10 +144,52 @@ def coefficient_distributions(checkpoints: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def save_series(series: dict[str, Any], folder: Path) -> None:
+def series_over_pretraining(rows: Sequence[dict[str, Any]], scale: str = "step") -> tuple[Figure, list[Point]]:
+    """H of the rows of a series, a line a kind, a panel for each model: models differ in their ceiling."""
+    points = [
+        {"panel": row.get("model", ""), **point, **_bars(row["knowledge_entropy"], row["standard_error"])}
+        for row in rows
+        for point in _points([row], row["kind"])
+    ]
+    return over_pretraining(points, scale, "knowledge entropy H (nats)")
+
+
+def measures_over_pretraining(
+    rows: Sequence[dict[str, Any]], measures: Mapping[str, str], scale: str = "step", shared: Mapping[str, str] = {}
+) -> tuple[Figure, list[Point]] | None:
+    """Measures of the rows of a series other than H, a panel each, a line a kind, bars of two standard errors; None
+    where no row has one. measures: titles by name. shared: titles of the row's overlaps with other checkpoints."""
+    found = [(title, row, row["measures"].get(name)) for name, title in measures.items() for row in rows]
+    found += [(title, row, row["overlap"].get(name)) for name, title in shared.items() for row in rows]
+    points = [
+        {"panel": title, **point, **_bars(one["value"], one["standard_error"])}
+        for title, row, one in found
+        if one is not None
+        for point in _points([row], row["kind"])
+    ]
+    return over_pretraining(points, scale) if points else None
+
+
+def save_series(series: dict[str, Any], folder: Path, scale: str = "step") -> None:
     """Save the figures of `knowledge_entropy_series.json` (analysis.series)."""
     rows = series["rows"]
-    save(entropy_over_steps(by_kind(rows)), folder / "knowledge_entropy")
-    save(layer_entropy_over_steps(rows), folder / "knowledge_entropy_layers")
+    figure, points = series_over_pretraining(rows, scale)
+    save(figure, folder / "knowledge_entropy", points)
+    layers = [
+        {"kind": row["kind"], "name": row["name"], "step": row["checkpoint"]["step"], "layer": number}
+        | {"value": value, "standard_error": error}
+        for row in rows
+        for number, value, error in zip(numbers_of_layers(row), row["layers"], row["layer_standard_errors"])
+    ]
+    save(layer_entropy_over_steps(rows, scale), folder / "knowledge_entropy_layers", layers)
+    for name, measures, shared in (("other_entropies", OTHERS, {}), ("breadth", BREADTHS, _OVERLAPS)):
+        if (drawn := measures_over_pretraining(rows, measures, scale, shared)) is not None:
+            save(drawn[0], folder / name, drawn[1])
     if series["distributions"]:
-        save(coefficient_distributions(series["distributions"]), folder / "coefficient_distributions")
+        shares = [
+            {"name": one["name"], "layer": layer, "rank": rank, "share": share}
+            for one in series["distributions"]
+            for layer, values in zip(one.get("layer_numbers", range(len(one["shares"]))), one["shares"])
+            for rank, share in zip(one["ranks"], values)
+        ]
+        save(coefficient_distributions(series["distributions"]), folder / "coefficient_distributions", shares)

@@ -44,7 +44,13 @@ def test_a_legend_is_made_of_what_differs() -> None:
     assert labels([RESULT, shorter]) == ["16 tokens", "8 tokens"]
     other = changed(sequence_length=8, sha256="b" * 64)
     other["data"]["path"] = "other.npy"
-    assert labels([RESULT, other]) == ["16 tokens, tokens.npy aaaaaaaa", "8 tokens, other.npy bbbbbbbb"]
+    assert labels([RESULT, other]) == ["16 tokens, tokens.npy", "8 tokens, other.npy"]
+    named = [changed(sha256=letter * 64) for letter in "abc"]  # of one name: by their folders, or their content
+    for result, place in zip(named, ("c4/text.npy", "pubmed/text.npy", "c4/text.npy")):
+        result["data"]["path"] = place
+    assert labels(named[:2]) == ["c4/text.npy", "pubmed/text.npy"]
+    assert labels(named) == ["text.npy aaaaaaaa", "text.npy bbbbbbbb", "text.npy cccccccc"]
+    assert difference(*named[:2]) == "different data (c4/text.npy, pubmed/text.npy)"
     packed = changed(sha256="b" * 64)  # a text; what earlier versions measured has no such key
     packed["data"]["pack"] = "eos"
     assert labels([RESULT, packed]) == ["texts or rows as they are", "packed texts"]

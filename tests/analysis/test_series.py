@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from analysis import entropy_series, series
+from analysis import entropy_series, pairs, series
 from analysis.figures import entropy as figures
 from olmo.exceptions import exit_status
 from tests.analysis.measuring import LENGTH, direct, entropies, made_model, olmo_places, write
@@ -22,8 +22,8 @@ from tests.reference import to_transformers
 
 FIGURES = {
     f"{name}.{kind}"
-    for name in ("knowledge_entropy", "knowledge_entropy_layers", "coefficient_distributions")
-    for kind in ("png", "pdf")
+    for name in ("knowledge_entropy", "knowledge_entropy_layers", "coefficient_distributions", "breadth")
+    for kind in ("png", "pdf", "csv")
 }
 
 
@@ -52,9 +52,7 @@ def test_rows_and_paired_differences_are_those_of_each_instance_by_hand(
     run_folder: Path,
     tokens: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(series, "draw", DRAW)
     argv = ["--checkpoint", run_folder / "step*", "--data", tokens, "--data_size", INSTANCES]
     assert run(*argv, "--output", tmp_path / "out") == 0
     found = read(tmp_path / "out" / SERIES)
@@ -95,7 +93,7 @@ def test_rows_and_paired_differences_are_those_of_each_instance_by_hand(
         f"{rows[10]['standard_error']:.4f}",
     ]
     assert table[1][4:7] == [f"{shown['value']:+.4f}", "+-", f"{shown['standard_error']:.4f}"]
-    assert names(tmp_path / "out") == {SERIES, *FIGURES, *(f"step{s}-unsharded" for s in rows)}
+    assert names(tmp_path / "out") == {SERIES, *(f"step{s}-unsharded" for s in rows)}
 
 
 def test_shares_are_sorted_coefficients_of_the_first_the_middle_and_the_last(
@@ -139,7 +137,7 @@ def test_figures_are_drawn_from_saved_files_alone(
         (["--precision", "bf16"], "different precisions (fp32, bf16)"),
         (["--data_size", "6"], "different numbers of instances (5 instances, 6 instances)"),
         (["--sequence_length", "8"], "different sequence lengths (16 tokens, 8 tokens)"),
-        (["--data", "other.npy"], "different data (tokens.npy "),
+        (["--data", "other.npy"], "different data (tokens.npy, other.npy)"),
     ],
 )
 def test_results_of_different_kinds_are_neither_paired_nor_joined_in_one_line(
@@ -165,7 +163,7 @@ def test_results_of_different_kinds_are_neither_paired_nor_joined_in_one_line(
     assert rows[1]["from_first"] is not None and rows[2]["from_first"] is rows[2]["from_previous"] is None
     assert rows[0]["kind"] == rows[1]["kind"] != rows[2]["kind"] and lines[3].endswith(rows[2]["kind"])
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr(figures, "save", lambda figure, stem: drawn.update({stem.name: figure}))
+    monkeypatch.setattr(figures, "save", lambda figure, stem, rows: drawn.update({stem.name: figure}))
     DRAW(read(tmp_path / "out" / SERIES), tmp_path)
     (axes,) = drawn["knowledge_entropy"].axes
     joined = [(line.get_label(), line.lines[0].get_xdata().tolist()) for line in axes.containers]
@@ -173,7 +171,7 @@ def test_results_of_different_kinds_are_neither_paired_nor_joined_in_one_line(
     shown = [text.get_text() for text in drawn["knowledge_entropy"].legends[0].get_texts()]
     assert shown == [rows[0]["kind"], rows[2]["kind"]] and len(drawn["knowledge_entropy_layers"].axes) == 2
     with pytest.raises(ValueError, match="measured with different"):
-        series.paired_difference(*(read(run_folder / f"step{s}-unsharded/knowledge_entropy.json") for s in (9, 100)))
+        pairs.paired_difference(*(read(run_folder / f"step{s}-unsharded/knowledge_entropy.json") for s in (9, 100)))
 
 
 def test_a_checkpoint_that_is_named_twice_is_one_result(
