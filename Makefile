@@ -2,8 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
-SEEDS ?= 1
-SEED ?= 0
+SEEDS ?=
+SEED ?=
 READY = $(VENV)/.ready
 REAL = $(VENV)/.real
 CLUSTER = $(VENV)/.cluster
@@ -16,7 +16,7 @@ GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
-	@echo "make demo SEEDS=3   the same with three seeds;  make demo-contrast: the setting in which entropy rises"
+	@echo "make demo SEED=7000 the same with other seeds, SEEDS=5 of them;  make demo-contrast: a setting in which entropy rises"
 	@echo "make demo-real      the study on a real model, SmolLM2-135M: ten minutes and 4.2 GiB on two quiet cores; SEED=1 for another seed"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
 	@echo "make checks         formatter, linter, type checker"
@@ -45,14 +45,17 @@ $(CLUSTER): $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster]'
 	touch $@
 
+# SEED, of the first repetition, has a folder of its own unless it is that of the study file.
+STUDY_FLAGS = $(if $(SEEDS),--set seeds=$(SEEDS)) $(if $(SEED),--set seed=$(SEED) --output runs/$@-seed$(SEED))
+
 demo: $(READY)
-	$(RUN) -m scripts.demo --seeds $(SEEDS)
+	$(RUN) -m scripts.study configs/studies/demo.yaml $(STUDY_FLAGS)
 
 demo-contrast: $(READY)
-	$(RUN) -m scripts.demo --contrast --seeds $(SEEDS)
+	$(RUN) -m scripts.study configs/studies/contrast.yaml $(STUDY_FLAGS)
 
 demo-real: $(REAL)
-	$(RUN) -m scripts.demo_real --seed $(SEED)
+	$(RUN) -m scripts.demo_real --seed $(or $(SEED),0)
 
 # Four at a time: many tests wait for the processes that they start, and two would leave two cores idle.
 test: $(READY)

@@ -1,6 +1,7 @@
 """Measure knowledge entropy of checkpoints (method section 1), with standard errors.
 
-    python -m analysis.entropy --checkpoint 'runs/demo/pretrain/step*-unsharded' --data runs/demo/text/general_train.npy
+    python -m analysis.entropy --checkpoint 'runs/demo/pretraining/seed0/step*-unsharded' \
+        --data runs/demo/text/general_train.npy
     python -m analysis.entropy --step 738020 --data_size 2048 --batch_size 4
     python -m analysis.entropy --step all --data_size 2048 --batch_size 4
     python -m analysis.entropy --checkpoint allenai/OLMo-1B@step20000-tokens84B allenai/OLMo-1B@step738020-tokens3095B \

@@ -1,6 +1,6 @@
 """Score checkpoints without training: probes and K, downstream accuracies and P, losses on held-out text.
 
-    python -m analysis.score 'runs/demo/pretrain/step*-unsharded' --knowledge runs/demo/knowledge \
+    python -m analysis.score 'runs/demo/pretraining/seed0/step*-unsharded' --knowledge runs/demo/knowledge \
         --held_out general=runs/demo/text/general_heldout.npy --output runs/demo/scores
     python -m analysis.score allenai/OLMo-1B@step738020-tokens3095B --knowledge data/fictional_knowledge \
         --tasks paper --sequence_length 1024 --output results/scores
