@@ -14,17 +14,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.page import draw, render
+from analysis.study import tables
 from analysis.study.demo import gather
+from analysis.study.directions import check_measure
+from analysis.study.figures import registry
 from analysis.study.page import lines, make
+from analysis.study.plan_file import Plan, read_plan
 from analysis.summary_table import with_interval
 from olmo.exceptions import Parser, exit_status
 from olmo.files.atomic import write_text
 
 
+def check_names(plan: Plan) -> None:
+    """Raise ValueError, with the nearest known name, where a study names what no report has."""
+    registry.check_names(plan.content["figures"])
+    tables.check_names(plan.content["tables"])
+    for direction in plan.content["directions"]:
+        check_measure(direction["measure"])
+
+
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m analysis.report", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="the study's output folder")
+    parser.add_argument("--check", action="store_true", help="only check the names of figures, tables and measures")
     args = parser.parse_args(argv)
+    if args.check:
+        check_names(read_plan(args.folder))
+        return
     if not (args.folder / "demo.json").is_file():
         study = make(args.folder)
         print(*lines(study), f"wrote {args.folder}/report.html and study.json", sep="\n")

@@ -106,7 +106,7 @@ class Plan:
                 {"name": s.name, "step": s.step, "model": s.model, "checkpoints": [inside(p) for p in s.locations]}
                 for s in self.starts
             ],
-            "interventions": {name: _changed(found) for name, found in study.interventions.items()},
+            "interventions": {"none": {}, **{name: _changed(found) for name, found in study.interventions.items()}},
             "settings": {name: _changed(found) for name, found in study.settings.items()},
             "conditions": [
                 {
@@ -167,8 +167,20 @@ def without_stages(study: Study, folder: Path) -> Plan:
         raise ConfigurationError("conditions: needs `configuration`, that of continual learning")
     check_unique("conditions", [condition.name for condition in conditions])
     check_unique("folders of runs", [str(c.run(folder, repetitions[0])) for c in conditions])
+    _check_directions(study, starts, conditions)
     plan = Plan(study, folder, starts, conditions, repetitions, pretrainings)
     return plan
+
+
+def _check_directions(study: Study, starts: Sequence[PlannedStart], conditions: Sequence[Condition]) -> None:
+    """Directions are about two conditions, or starts with or without an intervention, of which entropy is measured."""
+    measured = [s.name + (f", {i}" if i != "none" else "") for s in starts for i in ("none", *study.interventions)]
+    known = dict.fromkeys([*(condition.name for condition in conditions), *measured])
+    for number, direction in enumerate(study.directions):
+        for key, name in (("from", direction.start), ("to", direction.end)):
+            if name not in known:
+                nearest = did_you_mean(name, known) or f"; known are {'; '.join(known)}"
+                raise ConfigurationError(f"directions[{number}].{key}: no condition '{name}'{nearest}")
 
 
 def _has_configurations(study: Study) -> bool:

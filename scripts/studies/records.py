@@ -107,13 +107,14 @@ class Records:
         write_text(self.path(stage), json.dumps(dataclasses.asdict(self.records[stage.name]), indent=1) + "\n")
         self.write_plan()
 
-    def write_plan(self) -> None:
+    def write_plan(self, folder: Path | None = None) -> None:
         """Write plan.json, from which the report is made, and study.yaml, the study with all its defaults."""
-        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        folder = folder or self.plan.folder
+        folder.mkdir(parents=True, exist_ok=True)
         stages = [dataclasses.asdict(self.records[stage.name]) for stage in self.plan.stages]
         content = {**self.plan.as_json(), "stages": stages, "environment": self.environment}
-        write_text(self.plan.folder / "plan.json", json.dumps(content, indent=1) + "\n")
-        write_text(self.plan.folder / "study.yaml", OmegaConf.to_yaml(OmegaConf.create(as_plain(self.plan.study))))
+        write_text(folder / "plan.json", json.dumps(content, indent=1) + "\n")
+        write_text(folder / "study.yaml", OmegaConf.to_yaml(OmegaConf.create(as_plain(self.plan.study))))
 
 
 @cache

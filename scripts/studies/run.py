@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +34,7 @@ def run_study(
     study = with_folder(read_study(file, changes), folder)
     plan = make_plan(study, folder)
     records = Records(plan)
+    check_names(records, file)
     *stages, report = needed_for(plan.stages, only)
     runner = Local(records, study.resources, jobs)
     print_plan(records, [*stages, report], every=dry_run)
@@ -53,6 +57,20 @@ def run_study(
     seconds = sum(records.records[stage.name].seconds or 0.0 for stage in stages)
     print(f"done: {folder}/report.html ({clock(seconds)} in all stages together)")
     return folder
+
+
+def check_names(records: Records, file: Path) -> None:
+    """Raise ConfigurationError where a study names a figure, table or measure that no report has.
+
+    In a process of its own: these names are in modules that import torch.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        records.write_plan(Path(folder))
+        command = [sys.executable, "-m", "analysis.report", folder, "--check"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
+        raise ConfigurationError(f"{file}: {reason}")
 
 
 def needed_for(stages: Sequence[Stage], only: str | None) -> list[Stage]:
