@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.estimates import finite
 from analysis.runs import Run
 
 
@@ -81,8 +82,8 @@ def spread(values: Sequence[float], runs: Sequence[Run]) -> dict[str, float | No
         contributed = (within or 0.0) * float(np.mean([1 / len(group) for group in groups]))
         between = max(float(np.var([np.mean(group) for group in groups], ddof=1)) - contributed, 0.0)
     return {
-        "pretraining": None if between is None else math.sqrt(between),
-        "learning": None if within is None else math.sqrt(within),
+        "pretraining": None if between is None else finite(math.sqrt(between)),
+        "learning": None if within is None else finite(math.sqrt(within)),
     }
 
 

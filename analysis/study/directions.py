@@ -8,8 +8,15 @@ from typing import Any
 
 from analysis.conditions import paired, spread
 from analysis.directions import verdict
-from analysis.estimates import Estimate
-from analysis.outcomes import common_labels, compare, compare_accuracy, compare_forgotten, compare_loss_rise
+from analysis.estimates import Estimate, finite
+from analysis.outcomes import (
+    common_labels,
+    compare,
+    compare_accuracy,
+    compare_forgotten,
+    compare_loss_rise,
+    on_both_scales,
+)
 from analysis.runs import Run
 from analysis.study import entropies
 from analysis.study.entropies import Entropies
@@ -19,12 +26,17 @@ from olmo.exceptions import did_you_mean
 from olmo.knowledge.entries import KINDS, SETTINGS
 
 NOT_MEASURED = "not measured"  # instead of a verdict
-_OUTCOMES = ("K_after", "A", "F", "P_after")
-_IN_PARTS = ("K_after", "A")  # also of a setting or a kind of probes: A.once, K_after.semantic
+_OUTCOMES = ("K_after", "A", "K_published_after", "A_published", "F", "P_after")
+_IN_PARTS = (
+    "K_after",
+    "A",
+    "K_published_after",
+    "A_published",
+)  # also of a setting or a kind of probes: A.once, K_after.semantic
 _LOSS = "loss_rise."
 
 # What is measured -> its unit, as a reader sees it.
-_UNITS = dict.fromkeys(("A", "F", "loss_rise"), "points") | dict.fromkeys(entropies.MEASURES, "nats")
+_UNITS = dict.fromkeys(("A", "A_published", "F", "loss_rise"), "points") | dict.fromkeys(entropies.MEASURES, "nats")
 
 
 def measures() -> list[str]:
@@ -68,7 +80,7 @@ def _found(
         **estimate.as_json(),
         "verdict": shown,
         "seeds": estimate.repetitions,
-        "per_seed": list(estimate.per_run),
+        "per_seed": list(map(finite, estimate.per_run)),
         "spread": separate,
     }
 
@@ -117,4 +129,7 @@ def outcome_difference(measure: str, one: Sequence[Run], other: Sequence[Run]) -
         return (compare_forgotten if name == "F" else compare_accuracy)(one, other)
     if part and not all(part in (*run.before.settings, *run.before.kinds) for run in (*one, *other)):
         return None
-    return compare(one, other, part if part in SETTINGS else None, part if part in KINDS else None)[name]
+    setting, kind = (part if part in known else None for known in (SETTINGS, KINDS))
+    if "published" in name:
+        return on_both_scales(lambda a, b: compare(a, b, setting, kind), one, other)[name]
+    return compare(one, other, setting, kind)[name]

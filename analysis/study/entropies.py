@@ -145,7 +145,7 @@ def row(entropies: Entropies, starts: Mapping[str, Mapping[str, Any]]) -> dict[s
         "coefficient": entropies.coefficient,
         "precision": first.get("precision"),
         "start": entropies.start,
-        "step": start["step"] if start["step"] is not None else max(first["checkpoint"]["step"], 0) or None,
+        "step": start["step"],
         "tokens": first["checkpoint"].get("tokens"),
         "intervention": entropies.intervention,
         "model": start["model"],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis.conditions import paired, spread
-from analysis.estimates import Estimate
+from analysis.estimates import Estimate, finite
 from analysis.outcomes import common_labels, forgetting, forgotten, k_and_a, loss_rise
 from analysis.pairing import unpaired
 from analysis.runs import TASKS, Run
@@ -39,7 +39,7 @@ def gather(plan: Plan) -> dict[str, Any]:
     found = {
         **{key: content[key] for key in kept},
         "notes": content.get("notes", []),
-        "starts": [_start(start, rows) for start in content["starts"]],
+        "starts": [_start(start, rows) for start in plan.starts.values()],
         "entries": numbers_of_entries(groups),
         "entropies": rows,
         "conditions": conditions,
@@ -85,7 +85,7 @@ def _condition(group: Group, plan: Plan) -> dict[str, Any]:
         "by_setting": {s: _json(k_and_a(shared, s)) for s in shared[0].before.settings},
         "by_kind": {k: _json(k_and_a(shared, None, k)) for k in shared[0].before.kinds},
         "accuracy": _accuracy(shared),
-        "per_seed": {name: list(e.per_run) for name, e in _flat(estimates).items()},
+        "per_seed": {name: list(map(finite, e.per_run)) for name, e in _flat(estimates).items()},
         "spread": {name: spread(e.per_run, shared) for name, e in _flat(estimates).items()},
         "curve": _curve(runs),
         "injections": runs[0].injections,

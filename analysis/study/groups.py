@@ -94,7 +94,9 @@ def _from_start_of(run: Run, other: Run | None) -> Run:
         for label, (_, after) in run.losses.items()
         if label in other.losses and len(other.losses[label][0][1]) == len(after[1])
     }
-    return replace(run, before=other.before, losses=losses, accuracy_before=other.accuracy_before)
+    both = run.published and other.published
+    scaled = replace(run.published, before=other.published.before) if both else None
+    return replace(run, before=other.before, losses=losses, accuracy_before=other.accuracy_before, published=scaled)
 
 
 def _warnings(plan: Plan, group: Group) -> list[str]:

@@ -125,7 +125,7 @@ class _Point:
             if known:
                 self.x[name] = known
         for name, values in row["per_seed"].items():
-            if name.endswith("_before"):
+            if name.endswith("_before") or None in values:
                 continue
             of_units: dict[Any, list[float]] = {}
             for seed, value in zip(seeds, values):

@@ -75,7 +75,10 @@ class Plan:
 
     @property
     def starts(self) -> dict[str, dict[str, Any]]:
-        return {start["name"]: start for start in self.content["starts"]}
+        """By name; `step` is None where it is unknown."""
+        steps = {start["name"]: start["step"] for start in self.content["starts"]}
+        known = {name: step if step is not None and step >= 0 else None for name, step in steps.items()}
+        return {start["name"]: {**start, "step": known[start["name"]]} for start in self.content["starts"]}
 
     def unfinished(self, member: Mapping[str, Any]) -> str | None:
         """Why a run or an entropy is not complete, from the state of the stage that it names; None if it is complete or

@@ -42,7 +42,7 @@ def order_of_starts(study: Study) -> list[str]:
 def in_order(study: Study, conditions: Iterable[Condition]) -> list[Condition]:
     """By step, where the steps of all starts of a model are known, and otherwise as the study has its starts."""
     starts = study["starts"]
-    known = all(start["step"] is not None and start["step"] >= 0 for start in starts)
+    known = all(start["step"] is not None for start in starts)
     place = {start["name"]: start["step"] if known else number for number, start in enumerate(starts)}
     return sorted(conditions, key=lambda condition: place[condition["start"]])
 
@@ -51,7 +51,7 @@ def start_labels(study: Study) -> dict[str, str]:
     """What each start is called along an axis: its name; with several models its step, where both have that."""
     starts = study["starts"]
     several = len({start["model"] for start in starts}) > 1
-    known = all(start["step"] is not None and start["step"] >= 0 for start in starts)
+    known = all(start["step"] is not None for start in starts)
     distinct = len({(start["model"], start["step"]) for start in starts}) == len(starts)
     by_step = several and known and distinct
     return {start["name"]: short(start["step"]) if by_step else start["name"] for start in starts}

@@ -227,3 +227,19 @@ def test_older_results_have_no_breadth(tmp_path, planted, gathered):
     del result["breadth"]
     path.write_text(json.dumps(result))
     assert [row["breadth"] is None for row in gathered(folder)["entropies"]] == [True, False, False, False, False]
+
+
+def test_what_is_unknown_or_not_a_number_is_null(tmp_path, planted, gathered):
+    """A start whose step is unknown, and a change in percent of 0."""
+    folder = shutil.copytree(planted, tmp_path / "study")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["starts"][0]["step"] = -1
+    (folder / "plan.json").write_text(json.dumps(plan))
+    table = folder / "runs/baseline/early/none/seed1/probes/step0.parquet"
+    pandas.read_parquet(table).assign(mean_log_prob=0.0).to_parquet(table)
+    found = gathered(folder)
+    json.dumps(found, allow_nan=False)
+    early = found["conditions"][0]
+    assert early["step"] is None and found["starts"][0]["step"] is None
+    assert early["per_seed"]["A"][1] is None and early["per_seed"]["K_before"][1] == 0
+    assert "A" not in found["joined"]["points"][0] and "A" in found["joined"]["points"][1]
