@@ -44,6 +44,10 @@ _OF_ONE_RUN = {"seed", "data", "run_name", "save_folder", "remote_save_folder", 
 Entry = tuple[str, int]  # setting, number
 
 
+class NotEvaluated(ValueError):
+    """A run that lacks an evaluation of its probes, before or after training."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run's folder holds: its first evaluation, its newest one, and everything between."""
@@ -335,14 +339,14 @@ def read_run(folder: Path, before: Path | None = None) -> Run:
     # An evaluation is complete once its line is there, which is written after its tables.
     evaluated = [place for place, step in enumerate(probes.steps.tolist()) if step in metrics.evaluated]
     if len(evaluated) < 2:
-        raise ValueError(f"{folder}: {len(evaluated)} evaluation(s) with probes, before and after are needed")
+        raise NotEvaluated(f"{folder}: {len(evaluated)} evaluation(s) with probes, before and after are needed")
     asked = ~np.isnan(probes.values)
     first, *later = evaluated
     last = next((place for place in reversed(later) if np.array_equal(asked[place], asked[first])), None)
     if last is None:
         lost = probes.not_finite.get(int(probes.steps[first]), 0)
         why = f"; {lost} of its log-probabilities are not finite numbers" if lost else ""
-        raise ValueError(f"{folder}: no evaluation after step {probes.steps[first]} has the same probes{why}")
+        raise NotEvaluated(f"{folder}: no evaluation after step {probes.steps[first]} has the same probes{why}")
     original = _original(folder / "probes" / "original.parquet")
     scaled = read_published(probes, first, last, original, metrics.diluted)
     first_step, step = int(probes.steps[first]), int(probes.steps[last])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.conditions import Repetitions
-from analysis.runs import Run, distinct, from_original, read_run
+from analysis.runs import NotEvaluated, Run, distinct, from_original, read_run
 from analysis.study.interventions import UNCHANGED, changes_model, kind
 from analysis.study.plan_file import Plan
 from olmo.knowledge.entries import SETTINGS
@@ -29,8 +29,8 @@ class Group:
 
 
 def read_groups(plan: Plan) -> tuple[list[Group], list[str], list[str]]:
-    """(groups, lines about what is missing, warnings). A run that was not made or whose stage has not finished is left
-    out, and a condition without any run too.
+    """(groups, lines about what is missing, warnings). A run that was not made, whose stage has not finished, or that
+    was not evaluated before and after, as one that diverged, is left out, and a condition without any run too.
 
     Raises ValueError for files that are damaged, and where two runs are one.
     """
@@ -53,7 +53,7 @@ def read_groups(plan: Plan) -> tuple[list[Group], list[str], list[str]]:
                     # Named by their places: seeds of one condition have folders of one name.
                     runs[seed] = replace(run, name=member["folder"])
                     continue
-                except FileNotFoundError as error:
+                except (FileNotFoundError, NotEvaluated) as error:
                     reason = str(error)
             missing.append(f"condition {condition['name']}, {member['folder']}: {reason}")
         found[condition["name"]] = runs
@@ -94,8 +94,8 @@ def _from_start_of(run: Run, other: Run | None) -> Run:
         for label, (_, after) in run.losses.items()
         if label in other.losses and len(other.losses[label][0][1]) == len(after[1])
     }
-    both = run.published and other.published
-    scaled = replace(run.published, before=other.published.before) if both else None
+    one, two = run.published, other.published
+    scaled = None if one is None or two is None else replace(one, before=two.before)
     return replace(run, before=other.before, losses=losses, accuracy_before=other.accuracy_before, published=scaled)
 
 

@@ -65,13 +65,14 @@ def directed(tmp_path, planted, gathered):
 
 def test_parts_layers_and_accuracies_are_measures(directed, found):
     names = ("early", "last")
-    a, k, last, f, loss, p, none, gone = directed(
+    a, k, last, f, loss, p, scaled, none, gone = directed(
         ("A.once", *names),
         ("K_after.semantic", *names),
         ("H_last_layer", "early", "last, q1"),
         ("F", *names),
         ("loss_rise.science", *names),
         ("P_after", *names),
+        ("A_published.once", *names),
         ("attention", *names),
         ("loss_rise.absent", *names),
     )
@@ -82,6 +83,11 @@ def test_parts_layers_and_accuracies_are_measures(directed, found):
     assert k["value"] == pytest.approx(
         other["by_kind"]["semantic"]["K_after"]["value"] - one["by_kind"]["semantic"]["K_after"]["value"]
     )
+    assert scaled["value"] == pytest.approx(
+        other["by_setting"]["once"]["A_published"]["value"] - one["by_setting"]["once"]["A_published"]["value"],
+        rel=1e-3,
+    )
+    assert scaled["unit"] == "points" and scaled["value"] != a["value"]
     layers = {(r["start"], r["intervention"]): r["layers"][-1] for r in found["entropies"]}
     assert last["value"] == pytest.approx(layers["last", "q1"] - layers["early", "none"])
     assert (

@@ -13,6 +13,15 @@ from tests.study import ALIKE, LOSSES, PAPER, STEPS, make_plan
 SEEDS = range(2)
 
 
+def direct_published(table: pandas.DataFrame) -> float:
+    """K on the paper's scale (method.md, section 4): sums over padded positions, settings weighted by their entries."""
+    table = table.assign(diluted=table.sum_log_prob / table.positions)
+    by_setting = [
+        (part.groupby("kind").diluted.mean().mean(), part.entry.nunique()) for _, part in table.groupby("setting")
+    ]
+    return sum(k * entries for k, entries in by_setting) / sum(entries for _, entries in by_setting)
+
+
 def runs_of(condition: dict) -> list[str]:
     return [f"runs/baseline/{condition['start']}/{condition['intervention']}/seed{seed}" for seed in SEEDS]
 
@@ -68,6 +77,9 @@ def test_every_seed_has_its_numbers(planted, found):
         ends = [direct_k(t) for t in tables(planted, condition, 150)]
         assert condition["per_seed"]["K_after"] == pytest.approx(ends)
         assert condition["outcomes"]["K_after"]["value"] == pytest.approx(np.mean(ends))
+        assert condition["per_seed"]["K_published_after"] == pytest.approx(
+            [direct_published(t) for t in tables(planted, condition, 150)]
+        )
         edited = condition["intervention"].startswith("q")
         before = [direct_k(t) for t in tables(planted, condition, "original" if edited else 0)]
         assert condition["per_seed"]["A"] == pytest.approx([100 * (b - a) / abs(a) for a, b in zip(before, ends)])
@@ -143,6 +155,19 @@ def test_a_stage_that_failed_leaves_out_what_it_makes(tmp_path, planted, gathere
         assert (lost["verdict"], lost["value"]) == ("not measured", None)
     assert verdicts["The middle one ends with more than the last one"]["seeds"] == 1
     json.dumps(found, allow_nan=False)
+
+
+def test_a_run_without_evaluations_is_missing_and_no_reason_for_no_report(tmp_path, planted, gathered):
+    """One whose configuration has no probes, and one that diverged."""
+    folder = shutil.copytree(planted, tmp_path / "study")
+    none, diverged = (folder / f"runs/baseline/{start}/none/seed1/probes" for start in ("early", "middle"))
+    shutil.rmtree(none)
+    table = pandas.read_parquet(diverged / "step150.parquet").assign(mean_log_prob=np.nan)
+    table.to_parquet(diverged / "step150.parquet")
+    found = gathered(folder)
+    assert [c["seeds"] for c in found["conditions"][:3]] == [[[0, 0]], [[0, 0]], [[0, 0], [1, 0]]]
+    assert "0 evaluation(s) with probes" in found["missing"][0] and "early" in found["missing"][0]
+    assert "no evaluation after step 0 has the same probes" in found["missing"][1]
 
 
 def test_the_same_run_twice_and_damaged_files_are_one_line(tmp_path, planted, gathered):
