@@ -17,7 +17,7 @@ STAND_INS = {
     "scancel": 'echo "scancel $*" >>"$LOG"\nkill -USR1 $(cat "$LOG".*.pid)\n',
     # Two processes; as of srun its status is the highest of theirs.
     "srun": """
-echo "srun $1" >>"$LOG"
+echo "srun $1 with $SRUN_CPUS_PER_TASK processors a task" >>"$LOG"
 shift
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & first=$!
 SLURM_PROCID=5 SLURM_LOCALID=1 "$@" & second=$!
@@ -48,6 +48,7 @@ def job(tmp_path: Path) -> dict[str, str]:
         "LOG": str(tmp_path / "log"),
         "SLURM_SUBMIT_DIR": str(tmp_path),
         "SLURM_JOB_ID": "123456",
+        "SLURM_CPUS_PER_TASK": "8",
     }
 
 
@@ -66,7 +67,7 @@ def test_a_job_that_ends_by_itself_does_not_queue_again(job: dict[str, str], sta
     assert process.wait(20) == status
     assert sorted(told(job)) == sorted(
         [
-            "srun --kill-on-bad-exit=1",
+            "srun --kill-on-bad-exit=1 with 8 processors a task",
             "python -m scripts.train a.yaml --run_name=two words --try_load_latest_save of rank 0, 0 here",
             "python -m scripts.train a.yaml --run_name=two words --try_load_latest_save of rank 5, 1 here",
         ]
