@@ -3,6 +3,7 @@
     python -m scripts.study configs/studies/demo.yaml
     python -m scripts.study configs/studies/demo.yaml --dry_run
     python -m scripts.study configs/studies/demo.yaml --set seeds=5 --output runs/demo-5
+    python -m scripts.study configs/studies/paper_1b.yaml --cluster --set cluster.partition=gpu
     python -m scripts.study --report runs/demo
 
 The file is expanded into stages, commands of this repository. Those that do not depend on each other run side by side.
@@ -39,6 +40,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="print the plan: every command, time and disk")
     parser.add_argument("--jobs", type=positive, metavar="N", help="stages side by side; default: one a core, or a GPU")
     parser.add_argument(
+        "--cluster", action="store_true", help="run stages as jobs of SLURM, as `cluster` of the study describes them"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -48,14 +52,19 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--report", type=Path, metavar="DIR", help="make the report of a study's output folder anew")
     args = parser.parse_args(argv)
     if args.report is not None:
-        for name in ("file", "output", "only", "dry_run", "jobs", "set"):
+        for name in ("file", "output", "only", "dry_run", "jobs", "cluster", "set"):
             if getattr(args, name) not in (None, False, []):
                 raise ConfigurationError(f"--report: makes the report from results alone; leave out {name}")
         subprocess.run([sys.executable, "-m", "analysis.report", str(args.report)], check=True)
         return
     if args.file is None:
         raise ConfigurationError("name a study file, such as configs/studies/demo.yaml, or --report DIR")
-    run_study(args.file, args.output, args.set, args.only, args.jobs, args.dry_run)
+    if args.cluster and args.jobs is not None:
+        raise ConfigurationError("--jobs: has no effect with --cluster")
+    unused = [change for change in args.set if change.startswith("cluster")]
+    if unused and not args.cluster:
+        raise ConfigurationError(f"--set {unused[0]}: has no effect without --cluster")
+    run_study(args.file, args.output, args.set, args.only, args.jobs, args.dry_run, args.cluster)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ KillWait=5
 MinJobAge=300
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs={processors} State=UNKNOWN
-PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 

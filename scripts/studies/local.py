@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from olmo.console import Progress, clock
 from olmo.exceptions import Interrupted, Terminated
 from scripts.studies.plan import Stage
-from scripts.studies.records import FAILED, FINISHED, INTERRUPTED, Records, reason_of
+from scripts.studies.records import FAILED, FINISHED, INTERRUPTED, Records, end_record
 from scripts.studies.schema import Resources
 
 ON_DEVICES = ("train", "entropy", "score")  # kinds of stages that use a GPU
-_SAVED = 75  # exit status of a command that was interrupted and can be continued
 _PATIENCE = 30.0  # seconds that an interrupted stage has to end its work
-_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
 @dataclass
@@ -120,33 +118,21 @@ class Local:
                 pid, status, usage = os.wait4(running.process.pid, os.WNOHANG)
                 if pid:
                     running.process.returncode = os.waitstatus_to_exitcode(status)
-                    self._record(running, usage.ru_maxrss * _UNIT / 2**20)
+                    self._record(running, usage.ru_maxrss)
                     ended.append(running)
             if ended:
                 self.running = [running for running in self.running if running not in ended]
                 return ended
             time.sleep(0.05)
 
-    def _record(self, running: _Running, peak: float) -> None:
-        stage, status = running.stage, running.process.returncode
+    def _record(self, running: _Running, peak_memory: int) -> None:
+        stage, took = running.stage, time.monotonic() - running.began
         record = self.records.records[stage.name]
-        took = time.monotonic() - running.began
-        record.seconds = (record.seconds or 0.0) + took
-        record.peak_memory_mib = max(record.peak_memory_mib or 0.0, peak)
-        record.status = status
-        missing = next((path for path in stage.outputs if not path.exists()), None)
-        if status == _SAVED:
-            record.state = INTERRUPTED
-        elif status == 0 and missing is None:
-            record.state = FINISHED
-        else:
-            record.state = FAILED
-            ended = f"finished without {missing}"
-            record.reason = ended if status == 0 else reason_of(self.records.log(stage), status)
+        end_record(record, stage.outputs, self.records.log(stage), running.process.returncode, took, peak_memory)
         self.records.save(stage)
         self.gpus += running.gpus
         reason = f": {record.reason}; its log: {self.records.log(stage)}" if record.reason else ""
-        print(f"{record.state}: {stage.name}, {clock(took)}, {peak:,.0f} MiB{reason}", flush=True)
+        print(f"{record.state}: {stage.name}, {clock(took)}, {record.peak_memory_mib:,.0f} MiB{reason}", flush=True)
 
     def _end(self, interrupt: KeyboardInterrupt) -> None:
         """End the running stages, which may be writing a file; a second interrupt does not wait."""

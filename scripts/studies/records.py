@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,8 @@ from scripts.studies.plan import Plan, Stage, slug
 from scripts.studies.read import as_plain
 
 WAITING, RUNNING, FINISHED, FAILED, INTERRUPTED = "waiting", "running", "finished", "failed", "interrupted"
+SAVED = 75  # exit status of a command that was interrupted and can be continued
+_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Record:
     status: int | None = None  # exit status
     reason: str | None = None  # of a failure
     log: str = ""
-    job: str | None = None  # of SLURM
+    job: str | None = None  # of SLURM, its id
 
 
 class Records:
@@ -73,11 +77,13 @@ class Records:
         path, new = self.path(stage), self._new(stage)
         if not path.is_file():
             return new
-        try:
-            found = Record(**read_json(path))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: damaged: {error}; delete it, and its stage runs again") from error
+        found = read_record(path)
         return found if found.key == new.key else new
+
+    def reload(self, stage: Stage) -> Record:
+        """The record of a stage as it is now, which a job may have changed."""
+        self.records[stage.name] = self._read(stage)
+        return self.records[stage.name]
 
     def _new(self, stage: Stage) -> Record:
         command = ["python", "-m", *stage.command]
@@ -88,23 +94,30 @@ class Records:
         return self.records[stage.name].state == FINISHED and all(path.exists() for path in stage.outputs)
 
     def begin(self, stage: Stage, command: Sequence[str], started: float) -> Record:
-        """Record that a stage has begun. Deletes what a stage of another key has left: its log, and the folder of a
-        run; a run that the same command began is continued."""
+        """Record that a stage has begun, after `clear`."""
+        record = self.clear(stage)
+        record.command, record.state, record.started = list(command), RUNNING, started
+        record.reason = record.status = record.job = None
+        self.save(stage)
+        return record
+
+    def clear(self, stage: Stage) -> Record:
+        """The record of a stage that will run. Deletes what a stage of another key has left: its logs, and the folder
+        of a run; a run that the same command began is continued."""
         record = self.records[stage.name]
         if record.state == FINISHED:  # its outputs were deleted
             record = self.records[stage.name] = self._new(stage)
         if record.state == WAITING:
-            self.log(stage).unlink(missing_ok=True)
+            log = self.log(stage)
+            for path in (log, *log.parent.glob(f"{glob.escape(log.stem)}.task*.log")):
+                path.unlink(missing_ok=True)
             if stage.run is not None and stage.run.is_dir():
                 shutil.rmtree(stage.run)
-        record.command, record.state, record.started = list(command), RUNNING, started
-        record.reason = record.status = None
-        self.save(stage)
         return record
 
     def save(self, stage: Stage) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.path(stage), json.dumps(dataclasses.asdict(self.records[stage.name]), indent=1) + "\n")
+        write_record(self.path(stage), self.records[stage.name])
         self.write_plan()
 
     def write_plan(self, folder: Path | None = None) -> None:
@@ -117,18 +130,47 @@ class Records:
         write_text(folder / "study.yaml", OmegaConf.to_yaml(OmegaConf.create(as_plain(self.plan.study))))
 
 
+def read_record(path: Path) -> Record:
+    """Raises ValueError where a record is damaged."""
+    try:
+        return Record(**read_json(path))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged: {error}; delete it, and its stage runs again") from error
+
+
+def write_record(path: Path, record: Record) -> None:
+    write_text(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def end_record(
+    record: Record, outputs: Iterable[Path], log: Path, status: int, seconds: float, peak_memory: int
+) -> None:
+    """Note in a record how its stage has ended. status: minus the signal; peak_memory: ru_maxrss of its process."""
+    record.seconds = (record.seconds or 0.0) + seconds
+    record.peak_memory_mib = max(record.peak_memory_mib or 0.0, peak_memory * _UNIT / 2**20)
+    record.status, record.reason = status, None
+    missing = next((path for path in outputs if not path.exists()), None)
+    if status == SAVED:
+        record.state = INTERRUPTED
+    elif status == 0 and missing is None:
+        record.state = FINISHED
+    else:
+        record.state = FAILED
+        how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+        record.reason = f"finished without {missing}" if status == 0 else reason_of(log, how)
+
+
 @cache
 def _content(configuration: str) -> Any:
     """The settings of a configuration and its base files; comments do not count."""
     return OmegaConf.to_container(with_base(Path(configuration)))
 
 
-def reason_of(log: Path, status: int) -> str:
-    """Why a stage failed: the last error line of its log, or how its process ended."""
+def reason_of(log: Path, how: str) -> str:
+    """Why a stage failed: the last error line of its log, or how it ended with the log's last line."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     errors = re.findall(r"^error: (.*)", text, flags=re.MULTILINE)
     lines = [line for line in text.splitlines() if line.strip()]
     if errors:
         return errors[-1]
-    how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
     return f"{how}: {lines[-1].strip()}" if lines else how

@@ -17,6 +17,8 @@ from scripts.studies.local import Local
 from scripts.studies.plan import KINDS, Stage
 from scripts.studies.read import read_study, with_folder
 from scripts.studies.records import Records
+from scripts.studies.schema import Cluster, Resources
+from scripts.studies.slurm import Slurm, check_no_jobs
 from scripts.studies.stages import make_plan
 
 
@@ -27,6 +29,7 @@ def run_study(
     only: str | None = None,
     jobs: int | None = None,
     dry_run: bool = False,
+    cluster: bool = False,
 ) -> Path:
     """Run what is missing of a study; returns its folder. Raises ValueError where a stage failed, after the others and
     the report."""
@@ -36,7 +39,7 @@ def run_study(
     records = Records(plan)
     check_names(records, file)
     *stages, report = needed_for(plan.stages, only)
-    runner = Local(records, study.resources, jobs)
+    runner = Slurm(records, study.cluster or Cluster()) if cluster else Local(records, study.resources, jobs)
     print_plan(records, [*stages, report], every=dry_run)
     found = estimate(records, [*stages, report], runner.jobs, runner.threads, runner.gpus_a_stage)
     print("\n".join(found.lines(runner.jobs)))
@@ -49,9 +52,11 @@ def run_study(
     except Locked:
         raise Locked(f"{folder}: another process runs this study") from None
     with lock:
+        if not cluster:
+            check_no_jobs(folder)
         records.write_plan()
         complete = runner.run(stages)
-        complete &= runner.run_alone(report)
+        complete &= Local(records, Resources(gpus=0), 1).run_alone(report)
     if not complete:
         raise ValueError(f"{folder}: a stage has failed; the same command runs what is missing")
     seconds = sum(records.records[stage.name].seconds or 0.0 for stage in stages)

@@ -145,4 +145,13 @@ class Cluster:
     """How a stage is submitted to SLURM (scripts/studies/slurm.py)."""
 
     partition: str | None = None
-    hours: float = 24.0
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    hours: float = 24.0  # limit of one job; a training run saves before it and continues in the next
+    warning: int = 300  # seconds before the limit in which a training run finishes its step or evaluation and saves
+    nodes: int = 1  # of a training run; other stages have one node and one process
+    processes: int | None = None  # of a training run on each node; default: one a GPU, or 1
+    gpus: int = 0  # of a training run on each node; entropies and scores have one of them
+    cpus: int | None = None  # of each process
+    memory: float | None = None  # GB of each node
