@@ -65,7 +65,7 @@ def over_pretraining(
     lines, where they are not kinds of results.
     """
     names = list(dict.fromkeys(point["panel"] for point in points))
-    columns = min(len(names), COLUMNS)
+    columns = 2 if len(names) == 4 else min(len(names), COLUMNS)
     deep = -(-len(names) // columns)
     figure, grid = panels(1 + 5.4 * columns, 0.3 + 3.3 * deep, deep, columns)
     lines = list(dict.fromkeys(point["line"] for point in points))

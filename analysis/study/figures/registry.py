@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from analysis.canvas import save
-from analysis.study.figures import joined, outcomes
+from analysis.study.figures import entropy, joined, outcomes
 from analysis.study.figures.choice import Lacking, Study
 from olmo.exceptions import did_you_mean
 
@@ -45,6 +45,12 @@ FIGURES: dict[str, Kind] = {
         )
         for setting in ("paraphrase", "once", "duplicate")
     },
+    "figure_2": Kind(
+        "Knowledge entropy over pretraining (figure 2)",
+        f"Models have other ceilings, and a panel each. {INTERVALS}",
+        entropy.figure_2,
+    ),
+    "figure_3": Kind("Attention and next-token entropy over pretraining (figure 3)", INTERVALS, entropy.figure_3),
     "figure_4a": Kind("Acquisition and forgetting by start (figure 4a)", FROM_COMMON_START, outcomes.figure_4a),
     "figure_4b": Kind(
         "Knowledge and accuracy by start (figure 4b)",
@@ -60,6 +66,20 @@ FIGURES: dict[str, Kind] = {
         "Knowledge and accuracy over the amplifying factor (figure 5b)",
         f"The dashed line is the same checkpoint without an edit. {INTERVALS}",
         outcomes.figure_5b,
+    ),
+    "figure_6": Kind("Knowledge entropy of another family over pretraining (figure 6)", INTERVALS, entropy.figure_6),
+    "figure_7": Kind("Knowledge entropy on several texts (figure 7)", INTERVALS, entropy.figure_7),
+    "figure_8": Kind(
+        "Knowledge entropy of each layer (figure 8)",
+        f"Intervals are over instances, the same of all pretrainings. {INTERVALS}",
+        entropy.figure_8,
+    ),
+    "figure_9": Kind("Knowledge entropy by coefficient (figure 9)", INTERVALS, entropy.figure_9),
+    "breadth": Kind(
+        "How broadly memories are used",
+        "Effective share of memories, Gini coefficient of the average coefficients, and share of memories whose "
+        f"average coefficient is below a tenth of the layer's mean. {INTERVALS}",
+        entropy.breadth,
     ),
     "figure_11": Kind("Acquisition and knowledge by setting of probes (figure 11)", INTERVALS, outcomes.figure_11),
     "figure_12": Kind(
