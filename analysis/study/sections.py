@@ -205,7 +205,9 @@ def outcomes(study: Mapping[str, Any]) -> list[Table]:
         return not published(key) and key != "P_chance"
 
     found = _by_condition(study, "Acquisition and forgetting", lambda c: c["common_start"], ours)
-    note = "K_published is the published evaluator's loss, whose mean includes padding; A_published follows from it."
+    note = (
+        "Minus the loss of the published evaluator, a mean over all positions of a probe, prompt and padding included."
+    )
     found += _by_condition(study, "On the paper's scale", lambda c: c["common_start"], published, note)
     note = "What the edit changed at once is not counted here; the other tables and all figures count it."
     title = "Against the edited weights"

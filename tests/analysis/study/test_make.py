@@ -1,13 +1,15 @@
 """The command that makes a study's report anew, from results alone."""
 
 import base64
+import contextlib
 import functools
+import io
 import json
 import shutil
 
 import pytest
 
-from analysis import report
+from analysis import estimates, report
 from olmo.exceptions import exit_status
 from tests.study_json import Page
 
@@ -40,15 +42,36 @@ def test_the_report_is_made_anew_from_results_alone(planted, tmp_path, capsys):
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
 
 
-def test_what_is_missing_is_printed_and_on_the_page(planted, tmp_path, capsys):
-    folder = tmp_path / "study"
+@pytest.fixture(scope="module")
+def made(planted, tmp_path_factory):
+    """A study of which a run is missing, with figures of analysis.acquisition; and what its report printed."""
+    folder = tmp_path_factory.mktemp("made") / "study"
     shutil.copytree(planted, folder)
-    run = folder / "runs" / "baseline" / "last" / "q1" / "seed1"
-    shutil.rmtree(run)
-    assert command([str(folder)]) == 0
-    assert "missing: condition last, q1, runs/baseline/last/q1/seed1" in capsys.readouterr().out
+    shutil.rmtree(folder / "runs" / "baseline" / "last" / "q1" / "seed1")
+    drawn = {"baseline": ("retainability", "probes_by_kind", "probes_over_steps"), "b": ("probes_by_kind",)}
+    for setting, names in drawn.items():
+        (folder / "acquisition" / setting).mkdir(parents=True)
+        for name in names:
+            (folder / "acquisition" / setting / f"{name}.png").write_bytes(b"\x89PNG" + name.encode() * 9)
+    (folder / "acquisition" / "baseline" / "retainability.csv").write_text("t\n")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(estimates, "RESAMPLES", 300)
+        assert command([str(folder)]) == 0
+    return folder, printed.getvalue()
+
+
+def test_what_is_missing_is_printed_and_on_the_page(made):
+    folder, printed = made
+    assert "missing: condition last, q1, runs/baseline/last/q1/seed1" in printed
     text = (folder / "report.html").read_text()
     assert "condition last, q1, runs/baseline/last/q1/seed1" in text[: text.index('id="findings"')]
+
+
+def test_figures_of_probes_around_injections_are_those_of_acquisition(made):
+    page = Page((made[0] / "report.html").read_text())
+    shown = [href.removeprefix("acquisition/baseline/") for href in page.links if href.startswith("acquisition/")]
+    assert shown == ["probes_by_kind.png", "retainability.png", "retainability.csv"]
+    assert len(page.images) == 2
 
 
 def test_a_folder_without_a_plan_is_one_line(tmp_path, capsys):
