@@ -47,8 +47,8 @@ class Estimate:
 
     def lines(self, jobs: int) -> list[str]:
         """As they are printed."""
-        side = f" with {jobs} stages side by side ({clock(self.alone)} one after another)" if jobs > 1 else ""
-        found = [f"time: about {clock(self.together)}{side}, {self.basis}"]
+        side = f" with {jobs} stages side by side ({in_time(self.alone)} one after another)" if jobs > 1 else ""
+        found = [f"time: about {in_time(self.together)}{side}, {self.basis}"]
         found += [f"disk: about {in_bytes(n)}, {in_bytes(_free(p))} are free in {p}" for p, n in self.written.items()]
         return found + [f"not known, and not in these: {text}" for text in self.unknown]
 
@@ -85,7 +85,7 @@ def estimate(records: Records, stages: Sequence[Stage], jobs: int, threads: int,
         speed, source = _speed(gpus, width, threads)
         basis += f"{' and ' if basis else ''}from operations (6 a weight and token, 2 in evaluations) at {speed:.2g} a "
         basis += f"second: {source}"
-    written: dict[Path, float] = {}
+    written = {_existing(plan.folder): 0.0}
     for stage in left:
         place = _existing(stage.outputs[0] if stage.kind == "fetch" else plan.folder)
         same = next((p for p in written if p.stat().st_dev == place.stat().st_dev), place)  # one disk
@@ -113,6 +113,11 @@ def _existing(place: Path) -> Path:
 
 def _free(place: Path) -> int:
     return shutil.disk_usage(place).free
+
+
+def in_time(seconds: float) -> str:
+    """14:03, 2:10:00, or 12 days."""
+    return clock(seconds) if seconds < 48 * 3600 else f"{seconds / 86400:,.0f} days"
 
 
 def in_bytes(number: float) -> str:

@@ -17,7 +17,7 @@ from olmo.model import OLMo
 from scripts import study as command
 from scripts.studies import estimate as module
 from scripts.studies.costs import Costs, _size_of
-from scripts.studies.estimate import START, estimate, in_bytes
+from scripts.studies.estimate import START, estimate, in_bytes, in_time
 from scripts.studies.plan import Plan, Stage
 from scripts.studies.records import FINISHED, Records
 from scripts.studies.schema import Study
@@ -167,3 +167,4 @@ def test_a_study_for_which_there_is_no_room_does_not_begin(
 
 def test_sizes_in_words() -> None:
     assert [in_bytes(n) for n in (1500, 2.5e6, 1.234e9, 2e13)] == ["2 kB", "2.5 MB", "1.23 GB", "20 TB"]
+    assert [in_time(n) for n in (65, 3600 * 47, 3600 * 480)] == ["1:05", "47:00:00", "20 days"]
