@@ -28,7 +28,7 @@ from scripts.studies.records import FINISHED, Records
 
 EFFICIENCY = {"cpu": 0.5, "gpu": 0.35}  # of a matrix product, in training and evaluation
 A100 = 312e12  # operations per second in bfloat16, from its data sheet
-START = 6.0  # seconds that a command takes before and after its work
+START = 4.0  # seconds that a command takes before and after its work
 _FIXED = {"edit": 0.0, "acquisition": 20.0, "report": 30.0, "fetch": 0.0}  # seconds of kinds without operations
 _DOWNLOAD = 20e6  # bytes per second
 _MARGIN = 1.1  # of the disk: logs, tables, figures
