@@ -19,6 +19,8 @@ from analysis.downloads import Downloads
 from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
 from analysis.models import state_of_files
 from analysis.prefetch import is_first_of_machine, together
+from analysis.probes import read_probes
+from analysis.published import from_tables
 from analysis.results import is_edited
 from analysis.runs import TASKS, accuracies_of
 from analysis.score_settings import Settings
@@ -138,9 +140,18 @@ def _save(output: Path, prepared: Prepared, found: Evaluation) -> dict[str, Any]
     with closing(Reporter(prepared.config, active=True, resume_step=None)) as reporter:
         reporter.evaluation(max(prepared.identity["checkpoint"]["step"], 0), found)
         reporter.on_disk()
-    result = {**prepared.identity, "metrics": found.metrics}
+    result = {**prepared.identity, "metrics": found.metrics, "knowledge": _knowledge(output)}
     write_text(output / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
+
+
+def _knowledge(output: Path) -> dict[str, float]:
+    """K and K_published of the only table of probes in a folder, of all probes, each setting and each kind of it."""
+    probes = read_probes(output)
+    if not len(probes.steps):
+        return {}
+    published = from_tables(probes, 0)
+    return probes.knowledge(0).means() | (published.means() if published is not None else {})
 
 
 def find_result(folder: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -208,8 +219,10 @@ def rows(results: list[dict[str, Any]]) -> list[list[Cell]]:
     found = []
     for result in results:
         metrics, checkpoint = result["metrics"], result["checkpoint"]
-        numbers: dict[str, float] = {"K": metrics["eval/K"]} if "eval/K" in metrics else {}
-        numbers |= {f"K {s}": metrics[f"eval/K_{s}"] for s in SETTINGS if f"eval/K_{s}" in metrics}
+        numbers: dict[str, float] = {}
+        for name in ("K", "K_published", *(f"{k}_{s}" for k in ("K", "K_published") for s in SETTINGS)):
+            if name in result["knowledge"]:
+                numbers[name] = result["knowledge"][name]
         accuracy = accuracies_of(metrics)
         if all(task in accuracy for task in TASKS):
             numbers["P"] = sum(accuracy.pop(task) for task in TASKS) / len(TASKS)

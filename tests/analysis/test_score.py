@@ -92,6 +92,21 @@ def test_flags_as_a_run_with_these_evaluators(world: Path, start: Path) -> None:
     assert first_evaluation(out) == first_evaluation(world / "zero-flags")
 
 
+def test_k_and_k_published_by_their_formulas(world: Path, start: Path) -> None:
+    """Over the metrics that are those of a run: 3 entries of each setting."""
+    out = world / "k"
+    assert run(start, *knowledge(world), "--output", out) == 0
+    found, [line] = result_in(out)["knowledge"], metrics(out)
+    kinds = ("memorization", "semantic", "composition")
+    for setting in ("paraphrase", "once"):
+        losses = [line[f"eval/{setting}_{kind}/CrossEntropyLoss"] for kind in kinds]
+        assert found[f"K_published_{setting}"] == pytest.approx(-sum(losses) / 3, rel=1e-12)
+        assert found[f"K_{setting}"] == pytest.approx(line[f"eval/K_{setting}"], rel=1e-12)
+    both = (found["K_published_paraphrase"] + found["K_published_once"]) / 2
+    assert found["K_published"] == pytest.approx(both, rel=1e-12)
+    assert found["K"] == pytest.approx(line["eval/K"], rel=1e-12)
+
+
 def test_a_probe_by_hand(world: Path, start: Path) -> None:
     """The published model class of transformers, one probe, without padding."""
     out = world / "hand"
@@ -159,7 +174,8 @@ def test_several_with_one_that_fails(
     shown = capsys.readouterr()
     assert "step10-unsharded" in shown.err and "error: 1 of 3 could not be" in shown.err
     head, *lines = shown.out.splitlines()
-    assert head.split() == ["checkpoint", "step", "K", "K", "paraphrase", "K", "once"]
+    ks = ["K", "K_published", "K_paraphrase", "K_once", "K_published_paraphrase", "K_published_once"]
+    assert head.split() == ["checkpoint", "step", *ks]
     assert [line.split()[:2] for line in lines] == [["step2-unsharded", "2"], ["step30-unsharded", "30"]]
     with (tmp_path / "out/scores.csv").open() as file:
         table = list(csv.DictReader(file))
