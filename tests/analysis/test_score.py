@@ -21,7 +21,7 @@ from olmo.exceptions import exit_status
 from olmo.memory.rescaling import Multipliers
 from olmo.tokenizer import load_tokenizer
 from tests.reference import by_layer, to_transformers
-from tests.running import CPU, LENGTH, command, configure, metrics, train, write_family, write_world
+from tests.running import CPU, LENGTH, SHORT, command, configure, metrics, train, write_family, write_world
 from tests.serving import hub_serving
 
 START = ("--reset_optimizer_state", "--reset_trainer_state", "--eval_on_load", "--stop_at=0")
@@ -92,7 +92,7 @@ def test_flags_as_a_run_with_these_evaluators(world: Path, start: Path) -> None:
     assert first_evaluation(out) == first_evaluation(world / "zero-flags")
 
 
-def test_k_and_k_published_by_their_formulas(world: Path, start: Path) -> None:
+def test_k_and_k_published_by_their_formulas(world: Path, start: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Over the metrics that are those of a run: 3 entries of each setting."""
     out = world / "k"
     assert run(start, *knowledge(world), "--output", out) == 0
@@ -102,6 +102,10 @@ def test_k_and_k_published_by_their_formulas(world: Path, start: Path) -> None:
         losses = [line[f"eval/{setting}_{kind}/CrossEntropyLoss"] for kind in kinds]
         assert found[f"K_published_{setting}"] == pytest.approx(-sum(losses) / 3, rel=1e-12)
         assert found[f"K_{setting}"] == pytest.approx(line[f"eval/K_{setting}"], rel=1e-12)
+    ks = ["K", "K_published", "K_paraphrase", "K_once", "K_published_paraphrase", "K_published_once"]
+    head, line_of_start = capsys.readouterr().out.splitlines()
+    assert head.split() == ["checkpoint", "step", *ks]
+    assert line_of_start.split()[2:] == [f"{found[name]:.4f}" for name in ks]
     both = (found["K_published_paraphrase"] + found["K_published_once"]) / 2
     assert found["K_published"] == pytest.approx(both, rel=1e-12)
     assert found["K"] == pytest.approx(line["eval/K"], rel=1e-12)
@@ -169,22 +173,24 @@ def test_several_with_one_that_fails(
     built: list[int] = []
     real = scores.Evaluators.run
     monkeypatch.setattr(scores.Evaluators, "run", lambda *a, **k: built.append(id(a[0])) or real(*a, **k))
-    argv = (folders / "step*", *knowledge(world), "--output", tmp_path / "out")
+    argv = (folders / "step*", "--held_out", f"x={world}/heldout{SHORT}.npy", "--output", tmp_path / "out")
     assert run(*argv) == 1
     shown = capsys.readouterr()
     assert "step10-unsharded" in shown.err and "error: 1 of 3 could not be" in shown.err
     head, *lines = shown.out.splitlines()
-    ks = ["K", "K_published", "K_paraphrase", "K_once", "K_published_paraphrase", "K_published_once"]
-    assert head.split() == ["checkpoint", "step", *ks]
+    assert head.split() == ["checkpoint", "step", "loss", "x"]
     assert [line.split()[:2] for line in lines] == [["step2-unsharded", "2"], ["step30-unsharded", "30"]]
     with (tmp_path / "out/scores.csv").open() as file:
         table = list(csv.DictReader(file))
-    ks = [metrics(tmp_path / f"out/step{n}-unsharded")[0]["eval/K"] for n in (2, 30)]
-    assert [row["K"] for row in table] == [str(k) for k in ks] and lines[1].split()[2] == f"{ks[1]:.4f}"
+    losses = [metrics(tmp_path / f"out/step{n}-unsharded")[0]["eval/x/CrossEntropyLoss"] for n in (2, 30)]
+    assert [row["loss x"] for row in table] == [str(x) for x in losses] and lines[1].split()[2] == f"{losses[1]:.4f}"
     assert len(built) == 2 and len(set(built)) == 1  # the evaluators of the first serve the second
 
     shutil.copy(start / "model.safetensors", folders / "step10-unsharded")
     assert run(*argv) == 0 and len(built) == 3
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        [f"step{n}-unsharded", str(n)] for n in (2, 10, 30)
+    ]
 
 
 def refused(capsys: pytest.CaptureFixture[str], status: int, *argv: object) -> str:
@@ -309,7 +315,7 @@ def test_a_run_is_compared_with_the_scores_of_its_start(
     world: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As with an evaluation of its own before the first step."""
-    flags = (f"--load_path={start}", *START[:2], "--max_duration=2", "--eval_interval=2")
+    flags = (f"--load_path={start}", *START[:2], "--max_duration=1", "--eval_interval=1", "--injection=null")
     train(world / "config.yaml", tmp_path / "with", *flags, "--eval_on_load")
     train(world / "config.yaml", tmp_path / "without", *flags)
     assert run(start, "--config", world / "config.yaml", "--output", tmp_path / "scores") == 0
@@ -321,12 +327,15 @@ def test_a_run_is_compared_with_the_scores_of_its_start(
     ]
     with pytest.raises(ValueError, match="was evaluated at step 0, before training; leave out --before"):
         read_run(tmp_path / "with", tmp_path / "scores")
-    assert run(world / "pre/step1-unsharded", "--config", world / "config.yaml", "--output", tmp_path / "s1") == 0
+    about = result_in(tmp_path / "scores")
+    of_another = {**about, "checkpoint": {**about["checkpoint"], "path": str(world / "pre/step1-unsharded")}}
+    (tmp_path / "scores/score.json").write_text(json.dumps(of_another))
     with pytest.raises(ValueError, match=r"step1-unsharded, but the run .* started from .*step2-unsharded"):
-        read_run(tmp_path / "without", tmp_path / "s1")
+        read_run(tmp_path / "without", tmp_path / "scores")
+    (tmp_path / "scores/score.json").write_text(json.dumps(about))
     with pytest.raises(FileNotFoundError, match="no scores here"):
         read_run(tmp_path / "without", tmp_path)
-    about = configure(world / "config.yaml", tmp_path / "without", *flags, "--model.resuscitation=edit.safetensors")
-    about.save(tmp_path / "without/config.yaml")
+    edited = configure(world / "config.yaml", tmp_path / "without", *flags, "--model.resuscitation=edit.safetensors")
+    edited.save(tmp_path / "without/config.yaml")
     with pytest.raises(ValueError, match=r"scored without resuscitation, but the run .* started with it"):
         read_run(tmp_path / "without", tmp_path / "scores")
