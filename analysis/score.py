@@ -96,21 +96,13 @@ def _settings(args: argparse.Namespace) -> Settings:
         base = TrainConfig(evaluators=evaluators, device_eval_batch_size=size, precision=args.precision)
     if problems := list(run_problems(base)):
         raise ConfigurationError(listed(problems))
-    tokenizer = args.tokenizer
+    length, tokenizer = args.sequence_length, args.tokenizer
     if args.config is not None:
-        args.sequence_length = base.model.max_sequence_length
-        default = TrainConfig().tokenizer.identifier
-        tokenizer = tokenizer or (None if base.tokenizer.identifier == default else base.tokenizer.identifier)
-    return Settings(
-        base,
-        args.sequence_length,
-        tokenizer,
-        args.resuscitation,
-        args.resuscitation_force,
-        args.temperature_attention,
-        args.temperature_MLP,
-        args.overwrite,
-    )
+        length = base.model.max_sequence_length
+        if tokenizer is None and base.tokenizer != TrainConfig().tokenizer:  # else the checkpoint's
+            tokenizer = base.tokenizer.identifier
+    flags = {name: getattr(args, name) for name in (*EDITS, "resuscitation_force", "overwrite")}
+    return Settings(base, length, tokenizer, **flags)
 
 
 def _job(args: argparse.Namespace, location: Location, settings: Settings, several: bool) -> Job:
