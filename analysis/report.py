@@ -8,21 +8,16 @@ Every number is read or computed from the runs' own files; the verdicts follow f
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.page import draw, render
 from analysis.study import tables
-from analysis.study.demo import gather
 from analysis.study.directions import check_measure
 from analysis.study.figures import registry
 from analysis.study.page import lines, make
 from analysis.study.plan_file import Plan, read_plan
-from analysis.summary_table import with_interval
 from olmo.exceptions import Parser, exit_status
-from olmo.files.atomic import write_text
 
 
 def check_names(plan: Plan) -> None:
@@ -41,17 +36,8 @@ def main(argv: Sequence[str]) -> None:
     if args.check:
         check_names(read_plan(args.folder))
         return
-    if not (args.folder / "demo.json").is_file():
-        study = make(args.folder)
-        print(*lines(study), f"wrote {args.folder}/report.html and study.json", sep="\n")
-        return
-    report = gather(args.folder)
-    drawn = draw(report, args.folder / "figures")
-    write_text(args.folder / "report.json", json.dumps(report, indent=1) + "\n")
-    write_text(args.folder / "report.html", render(report, drawn))
-    for found in report["directions"]:
-        print(f"{found['verdict']}: {found['claim']}; {found['measured']} {with_interval(found, 3)}")
-    print(f"wrote {args.folder}/report.html and report.json")
+    study = make(args.folder)
+    print(*lines(study), f"wrote {args.folder}/report.html and study.json", sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from analysis import estimates
 from analysis.conditions import Repetitions
-from analysis.directions import verdict
 from analysis.estimates import STUDENT, Estimate, bootstrap, percent_change, quantiles
 from analysis.outcomes import compare
+from analysis.study.directions import verdict
 from tests.run_folders import run_in_memory
 
 LEVEL, GAIN = -6.0, 1.0  # K before training, and what training adds

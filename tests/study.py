@@ -1,8 +1,7 @@
-"""A study in files, as scripts.demo leaves it, with effects of our choice; and a reader of the report's page."""
+"""A study in files, as scripts.study leaves it, with effects of our choice."""
 
 from __future__ import annotations
 
-import html.parser
 import json
 from pathlib import Path
 
@@ -167,79 +166,3 @@ DIRECTIONS = [
     _direction("q = 2 ends having forgotten less", "loss_rise.general", "last", "last, q2", "below"),
     _direction("Injection brings the knowledge", "A", "last, control", "last", "above"),
 ]
-
-
-def make_study(folder: Path, effects: dict, sharpness: tuple, seeds: int = 1, noise: float = 0.05) -> Path:
-    """What scripts.demo leaves behind, with these effects and entropies that fall with `sharpness`."""
-    names = ("early", "middle", "last", "last, q = 1", "last, q = 2", "last, no injection")
-    conditions = {}
-    for number, key in enumerate(effects):
-        runs = [f"seed{seed}/continual/{key}" for seed in range(seeds)]
-        conditions[key] = {"name": names[number], "start": STEPS[STARTS[key]], "runs": runs}
-        for seed, run in enumerate(runs):
-            write_run_of(folder / run, key, effects, seed, noise)
-    for seed in range(seeds):
-        for step, sharp in zip(STEPS.values(), sharpness):
-            write_entropy(folder / f"seed{seed}" / "pretrain" / f"step{step}-unsharded", sharp, step, seed, noise)
-    stages = [
-        {
-            "name": "pretraining",
-            "command": ["python", "-m", "x", "--a=<b>", "--b=[a b]", "--c=it's"],
-            "seconds": 61.2,
-            "peak_memory_mib": 1234.5,
-        },
-        {"name": "entropy", "command": ["python", "-m", "y"], "seconds": 3.3, "peak_memory_mib": 99.0},
-    ]
-    manifest = {
-        "stages": stages,
-        "pretraining": [f"seed{seed}/pretrain" for seed in range(seeds)],
-        "conditions": conditions,
-        "setting": "demo",
-        "published": False,
-        "seeds": seeds,
-        "environment": {
-            "python": "3.11.1",
-            "platform": "Some-Platform",
-            "processor_count": 2,
-            "versions": {"torch": "2.6"},
-            "git": "abc123",
-        },
-    }
-    (folder / "demo.json").write_text(json.dumps(manifest))
-    return folder
-
-
-class Page(html.parser.HTMLParser):
-    """What a page holds: images, tables as rows of text, attributes, classes of the verdicts."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.images: list[dict] = []
-        self.tables: list[list[list[str]]] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.tags: list[str] = []
-        self._cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag == "img":
-            self.images.append(dict(attrs))
-        elif tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-            self._cell = True
-        elif tag == "br" and self._cell:
-            self.tables[-1][-1][-1] += "\n"
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self._cell = False
-
-    def handle_data(self, data):
-        if self._cell:
-            self.tables[-1][-1][-1] += data

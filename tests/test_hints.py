@@ -22,7 +22,7 @@ import torch
 
 from analysis import locations, results
 from analysis.instances import Instances
-from analysis.study import demo as study
+from analysis.study.plan_file import read_plan
 from olmo.config import TrainConfig, load
 from olmo.report import trackers
 from olmo.train import fused_loss
@@ -70,7 +70,7 @@ ADVICE: dict[str, Callable[[pytest.MonkeyPatch], Any]] = {
     "no coefficients": raising(results.find_coefficients, Path("a folder's")),
     "no data order": raising(Instances.official, "7B", 3),
     "no checkpoints": raising(locations.checkpoint_locations, ["all"], "1B", []),
-    "no report": raising(study.gather, Path("nowhere")),
+    "no report": raising(read_plan, Path("nowhere")),
     "an unknown checkpoint": lambda _: get_model.instead("https://elsewhere/step7/"),
     "a checkpoint of the hub": lambda _: get_model.instead("https://x/ai2-llm/olmo-small/x/step738020-unsharded/"),
     "an existing order": existing_order,

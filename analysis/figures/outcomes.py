@@ -8,19 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.canvas import bars, in_style, legend, legend_of_runs, lengths, name_axis, panels, side_by_side, step_axis
-from analysis.figures.entropy import draw_entropy
-
-
-@in_style
-def overview(
-    series: Sequence[Sequence[dict[str, Any]]], marked: Sequence[int], rows: Sequence[dict[str, Any]], loss_label: str
-) -> Figure:
-    """The study in one row: entropy over pretraining, and what each start acquires and forgets."""
-    figure, [[left, middle, right]] = panels(13.5, 3.7, columns=3, width_ratios=(1.3, 1, 1))
-    legend(figure, draw_entropy(left, series, marked))
-    _acquired_and_forgotten(middle, right, rows, loss_label)
-    return figure
+from analysis.canvas import bars, in_style, legend_of_runs, lengths, name_axis, panels, side_by_side, step_axis
 
 
 @in_style

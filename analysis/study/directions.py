@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.conditions import paired, spread
-from analysis.directions import verdict
 from analysis.estimates import Estimate, finite
 from analysis.outcomes import (
     common_labels,
@@ -25,7 +24,8 @@ from analysis.study.plan_file import Plan
 from olmo.exceptions import did_you_mean
 from olmo.knowledge.entries import KINDS, SETTINGS
 
-NOT_MEASURED = "not measured"  # instead of a verdict
+SEEN, OPPOSITE, NOISE = "seen", "not seen (the opposite)", "within noise at this scale"
+ONE_RUN, NOT_MEASURED = "one run; not a verdict", "not measured"
 _OUTCOMES = ("K_after", "A", "K_published_after", "A_published", "F", "P_after")
 _IN_PARTS = (
     "K_after",
@@ -49,6 +49,17 @@ def check_measure(name: str) -> None:
     if name not in measures() and not (name.startswith(_LOSS) and name != _LOSS):
         meant = did_you_mean(name, measures())
         raise ValueError(f"unknown measure '{name}'{meant}; known: {', '.join(measures())}")
+
+
+def verdict(estimate: Estimate, expected: int) -> str:
+    """SEEN where the 95 % interval lies entirely on the expected side of 0 (`expected` +1 or -1), OPPOSITE where
+    entirely on the other side, NOISE where it includes 0 or is unknown. ONE_RUN where what the verdict is about was
+    not repeated: the interval does not contain what another seed would change."""
+    if estimate.repetitions == 1:
+        return ONE_RUN
+    if estimate.low > 0 or estimate.high < 0:
+        return SEEN if (estimate.low > 0) == (expected > 0) else OPPOSITE
+    return NOISE
 
 
 def directions(plan: Plan, groups: Sequence[Group], measured: Sequence[Entropies]) -> list[dict[str, Any]]:

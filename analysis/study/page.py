@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis.directions import NOISE, ONE_RUN, OPPOSITE, SEEN
 from analysis.study import conclusions, sections
+from analysis.study.directions import NOISE, ONE_RUN, OPPOSITE, SEEN
 from analysis.study.figures.registry import draw_all
 from analysis.study.gather import gather
 from analysis.study.plan_file import read_plan

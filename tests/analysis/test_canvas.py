@@ -14,8 +14,10 @@ from matplotlib.text import Text
 
 from analysis.canvas import bars, save
 from analysis.figures import dynamics, entropy, outcomes
+from analysis.study.figures.registry import FIGURES
 from tests.analysis import drawing
 from tests.analysis.drawing import ROWS, SERIES, entropy_result, estimate, run_summary
+from tests.analysis.study.rows import joined, rich
 
 LONG = "OLMo-1B_bs128_lr4e4_pubmed_1ep_738k_resuscitation_with_everything_else_that_was_changed"
 HOSTILE = ("_hidden", r"$\frac{$", "a$b$c", "tab\tand\nnewline", "<b>", LONG)
@@ -101,7 +103,11 @@ CURVES = [{"name": n, "color": "red", "curve": [{"step": s, "K": -s} for s in ra
         lambda: entropy.layer_entropy_over_steps(many_layers(16)),
         lambda: entropy.layer_entropy_over_steps(kinds()),
         lambda: entropy.coefficient_distributions(shares(3)),
-        lambda: outcomes.overview([SERIES], [90, 450, 720], ROWS, "general"),
+        lambda: FIGURES["overview"].draw(rich())[0],
+        lambda: FIGURES["figure_4b"].draw(rich())[0],
+        lambda: FIGURES["figure_18"].draw(rich())[0],
+        lambda: FIGURES["effects"].draw(rich())[0],
+        lambda: FIGURES["joined"].draw(joined())[0],
         lambda: outcomes.acquisition_and_forgetting(DEMO, "general"),
         lambda: outcomes.acquisition_and_forgetting([{**ROWS[0], "name": name} for name in HOSTILE], "general"),
         lambda: dynamics.probes_over_steps(CURVES, range(15, 151, 15), "K", "Setting once: every entry in one round"),

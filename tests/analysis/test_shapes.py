@@ -9,11 +9,9 @@ import numpy as np
 import pandas
 import pytest
 
-from analysis import acquisition, report
-from analysis.study.demo import read_entropies
+from analysis import acquisition
 from olmo.exceptions import exit_status
 from tests.run_folders import AFTER, BEFORE, TASKS, probe_table, write_injections, write_run
-from tests.study import PAPER, make_study
 
 command = functools.partial(exit_status, acquisition.main)
 pytestmark = [pytest.mark.usefixtures("few_resamples"), pytest.mark.filterwarnings("error")]
@@ -28,12 +26,6 @@ def run(tmp_path: Path, monkeypatch) -> Path:
     folder = write_run(tmp_path / "run", tables, losses, accuracy, injections=[10])
     write_injections(folder, {10: ["once/0"]})
     return folder
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
-    """A study without its report."""
-    return make_study(tmp_path_factory.mktemp("study"), PAPER, (1.0, 1.5, 2.0))
 
 
 def change_table(path: Path, **columns) -> None:
@@ -143,33 +135,3 @@ def test_a_result_that_was_changed_anywhere_is_one_line_or_harmless(run, tmp_pat
         assert status == 0 or str(file) in error
         failed += status
     assert failed > 20
-
-
-@pytest.mark.parametrize(
-    ("where", "new", "said"),
-    [
-        ((), [], "the file: expected keys and values, not '[]'"),
-        (("stages",), [], "lists no stages"),
-        (("stages", 0, "seconds"), "<b>", "stages[0].seconds: expected a number, not '<b>'"),
-        (("stages", 0, "peak_memory_mib"), 1e999, "stages[0].peak_memory_mib: expected a number, not 'inf'"),
-        (("conditions", "early", "start"), None, "conditions.early.start: expected a whole number, not 'None'"),
-        (("conditions", "early"), {"name": "x", "start": 1}, "has no conditions.early.runs"),
-        (("conditions", "early", "runs"), [], "or a condition without runs"),
-        (("environment",), {}, "has no environment.platform"),
-    ],
-)
-def test_a_list_of_stages_that_was_changed_is_one_line(study, tmp_path, capsys, where, new, said):
-    changed = replaced(json.loads((study / "demo.json").read_text()), where, new)
-    (tmp_path / "demo.json").write_text(json.dumps(changed))
-    assert exit_status(report.main, [str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(tmp_path / "demo.json") in error and said in error
-
-
-def test_an_entropy_that_is_no_number_is_not_reported(study, tmp_path):
-    [path] = (study / "seed0" / "pretrain").glob("step90-*/knowledge_entropy.json")
-    (tmp_path / "step90-unsharded").mkdir()
-    content = {**json.loads(path.read_text()), "knowledge_entropy": float("nan")}
-    (tmp_path / "step90-unsharded" / "knowledge_entropy.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"entropy\.json: knowledge_entropy: expected a number, not 'nan'"):
-        read_entropies(tmp_path)

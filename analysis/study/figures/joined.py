@@ -48,19 +48,21 @@ def scatter(study: Study) -> tuple[Figure, list[Row]]:
                 _cross(
                     axes, {"H": _entropy(study, p), name: _outcome(study, p, name)}, name, of_kind, colors[p["start"]]
                 )
-        axes.set(xlabel="H at the start (nats)", title=_title(name))
+        axes.set(title=_title(name))
+        # As part of the label, so that the layout makes room for it.
+        label = "\n".join(["H at the start (nats)", *_coefficients(joined["correlations"], name)])
+        axes.set_xlabel(label, fontsize=9)
         axes.locator_params(axis="x", nbins=4)
         axes.margins(0.15)
-        axes.text(0, -0.27, _correlation(joined["correlations"], name), transform=axes.transAxes, fontsize=8, va="top")
     legend(figure, [*_starts(colors), *_kinds(kinds)])
     keys = ("name", "start", "intervention", "setting", "H", *outcomes)
     return figure, [{key: p[key] for key in keys if key in p} for p in points]
 
 
-def _correlation(correlations: Sequence[Mapping[str, Any]], name: str) -> str:
+def _coefficients(correlations: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     """Pearson's coefficients of H and an outcome, a line each."""
     found = [c for c in correlations if (c["x"], c["y"]) == ("H", name) and c["pearson"]["value"] is not None]
-    return "\n".join(f"r {with_interval(c['pearson'], 2)}\nover {c['points']} {plain(c['over'])}" for c in found)
+    return [f"r {with_interval(c['pearson'], 2)}\nover {c['points']} {plain(c['over'])}" for c in found]
 
 
 def _colors(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from analysis.figures import outcomes
-from tests.analysis.drawing import ROWS, SERIES, bars_with_errors, check_bars, check_entropy, run_summary
+from tests.analysis.drawing import ROWS, bars_with_errors, check_bars, run_summary
 
 
 def test_acquisition_and_forgetting_draws_estimates_with_their_intervals():
@@ -14,13 +14,6 @@ def test_acquisition_and_forgetting_draws_estimates_with_their_intervals():
     check_bars(right, [r["loss_rise"] for r in ROWS], colors)
     assert [text.get_text() for text in left.get_xticklabels()] == ["early", "last"]
     assert "general" in right.get_ylabel()
-
-
-def test_the_overview_shows_the_same_numbers():
-    entropy, left, right = outcomes.overview([SERIES], [90], ROWS, "general").axes
-    check_entropy(entropy, SERIES)
-    check_bars(left, [r["A"] for r in ROWS], [r["color"] for r in ROWS])
-    check_bars(right, [r["loss_rise"] for r in ROWS], [r["color"] for r in ROWS])
 
 
 def test_outcomes_stand_at_the_pretraining_steps_of_their_starts():

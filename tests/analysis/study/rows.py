@@ -119,3 +119,25 @@ def rich() -> dict[str, Any]:
         "warnings": [],
         "environment": {},
     }
+
+
+def joined() -> dict[str, Any]:
+    """The same with points and correlations of H and outcomes."""
+    study = rich()
+    measured = {(e["start"], e["intervention"]): e["H"]["value"] for e in study["entropies"]}
+    chosen = [c for c in study["conditions"] if (c["start"], c["intervention"]) in measured and c["model"] == "1B"]
+    points = [
+        {key: c[key] for key in ("name", "start", "intervention", "setting")}
+        | {"H": measured[c["start"], c["intervention"]]}
+        | {name: c["common_start"][name]["value"] for name in ("A", "F", "K_after", "P_after")}
+        for c in chosen
+    ]
+    correlations = [
+        {"x": "H", "y": y, "over": "starts, baseline", "points": 4, "pearson": e(0.9, 0.1), "spearman": e(0.8, 0.2)}
+        for y in ("A", "F", "K_after")
+    ]
+    text = {"resampled": "", "warning": ""}
+    return {
+        **study,
+        "joined": {"data": "Dolma", "coefficient": "abs", "points": points, "correlations": correlations, **text},
+    }

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.study.figures.choice import Lacking
 from analysis.study.figures.registry import FIGURES, check_names, draw_all
-from tests.analysis.study.rows import rich
+from tests.analysis.study.rows import joined, rich
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,18 @@ def test_without_accuracies_forgetting_is_the_rise_of_a_held_out_loss(study):
     for row in rows:
         if row["panel"].startswith("rise"):
             assert row["value"] == by_name[row["condition"]]
+
+
+def test_the_scatter_has_every_point_with_its_coefficients():
+    study = joined()
+    figure, rows = drawn(study, "joined")
+    assert rows == study["joined"]["points"]
+    assert [axes.get_title() for axes in figure.axes] == ["A, %", "F, %", "K after training", "P after training"]
+    labels = [axes.get_xlabel() for axes in figure.axes]
+    assert labels[0].split("\n")[1:] == ["r +0.90 [+0.80, +1.00]", "over 4 starts, baseline"] and "r " not in labels[3]
+    points = [line for line in figure.axes[0].lines if line.get_marker() in "osD^vPX"]
+    drawn_at = {(line.get_xdata()[0], line.get_ydata()[0]) for line in points}
+    assert drawn_at == {(p["H"], p["A"]) for p in study["joined"]["points"]}
 
 
 def test_effects_and_probes_have_the_numbers_of_the_study(study):
