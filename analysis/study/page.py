@@ -7,11 +7,12 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from analysis.study import conclusions, sections
 from analysis.study.directions import NOISE, ONE_RUN, OPPOSITE, SEEN
@@ -123,16 +124,7 @@ def render(study: Mapping[str, Any], folder: Path) -> str:
         "commands": stages,
         "environment": _environment(study["environment"]),
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parents[1] / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(clock=clock, command=_command, link=quote)
-    return environment.get_template("study.html.j2").render(
+    return _template().render(
         study=study,
         content=content,
         titles={key: title for key, title in TITLES.items() if content[key]},
@@ -143,6 +135,20 @@ def render(study: Mapping[str, Any], folder: Path) -> str:
         single=any(d["verdict"] == ONE_RUN for d in study["directions"]),
         classes=CLASSES,
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parents[1] / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(clock=clock, command=_command, link=quote)
+    return environment.get_template("study.html.j2")
 
 
 def _command(words: Sequence[str]) -> list[str]:

@@ -10,10 +10,14 @@ import shutil
 import pytest
 
 from analysis import estimates, report
+from analysis.study.page import lines, make
 from olmo.exceptions import exit_status
+from tests.study import ALIKE, OTHERWISE, PAPER, make_plan
 from tests.study_json import Page
 
 command = functools.partial(exit_status, report.main)
+SEEN, OPPOSITE, NOISE = "seen", "not seen (the opposite)", "within noise at this scale"
+ONE_RUN = "one run; not a verdict"
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
@@ -40,6 +44,25 @@ def test_the_report_is_made_anew_from_results_alone(planted, tmp_path, capsys):
     assert command([str(folder)]) == 0
     assert ((folder / "report.html").read_bytes(), (folder / "study.json").read_bytes()) == first
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("effects", "sharpness", "noise", "seeds", "expected"),
+    [
+        (PAPER, (1.0, 1.5, 2.0), 0.05, 3, SEEN),
+        (OTHERWISE, (2.0, 1.5, 1.0), 0.05, 3, OPPOSITE),
+        (ALIKE, (1.0, 1.0, 1.0), 0.3, 3, NOISE),
+        (PAPER, (1.0, 1.5, 2.0), 0.05, 1, ONE_RUN),
+    ],
+    ids=["as the paper", "the opposite", "no effect", "one seed"],
+)
+def test_other_data_give_other_verdicts(tmp_path, effects, sharpness, noise, seeds, expected):
+    """No verdict is written down anywhere: every one of them follows the data."""
+    study = make(make_plan(tmp_path / "study", effects, sharpness, seeds, noise))
+    verdicts = [d["verdict"] for d in study["directions"]]
+    # Of a dozen true nulls one in twenty is expected to leave its interval: with these seeds, at most one does.
+    assert verdicts.count(expected) >= len(verdicts) - (expected == NOISE)
+    assert [line.partition(": ")[0] for line in lines(study)] == verdicts
 
 
 @pytest.fixture(scope="module")
