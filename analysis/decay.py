@@ -194,6 +194,43 @@ def _of_seeds(columns: Callable[..., list[Values]], runs: Sequence[Dynamics], gr
     return [np.concatenate(of_seeds) for of_seeds in zip(*(columns(run, group) for run in runs))]
 
 
+def pool(runs: Sequence[Dynamics]) -> Dynamics:
+    """Runs that have the same probes and differ in their seed only, as one: its probes are those of all runs side by
+    side, further probes of the same entries, so that intervals are over entries."""
+    first, times = runs[0].probes, np.unique(np.concatenate([run.times for run in runs]))
+    number, count = len(runs), len(first.entries)
+    settings, entries = np.tile(first.settings, number), np.tile(first.entries, number)
+    effectivity = np.full((max(len(run.effectivity) for run in runs), number * count), np.nan)
+    retainability = np.full((len(times), number * count), np.nan)
+    for place, run in enumerate(runs):
+        columns = slice(place * count, (place + 1) * count)
+        effectivity[: len(run.effectivity), columns] = run.effectivity
+        retainability[np.searchsorted(times, run.times), columns] = run.retainability
+    return Dynamics(
+        ProbeSeries(first.steps[:0], settings, entries, np.tile(first.kinds, number), np.zeros((0, number * count))),
+        runs[0].options,
+        effectivity,
+        times,
+        retainability,
+        np.concatenate([run.injected for run in runs]),
+        np.concatenate([run.acquired for run in runs]),
+        {name: sum(run.coverage[name] for run in runs) for name in runs[0].coverage},
+    )
+
+
+def summarise_seeds(runs: Sequence[Dynamics]) -> dict[str, Any]:
+    """As `summarise`, of runs that have the same probes and differ in their seed only: curves and fits of their
+    `pool`, E and a with intervals over entries and seeds."""
+    if len(runs) == 1:
+        return summarise(runs[0])
+    found, of_seeds = summarise(pool(runs)), over_seeds(runs)
+    for name, group in found["groups"].items():
+        group["effectivity"] = of_seeds[name]["effectivity"]
+        if group["decay"] is not None and of_seeds[name]["decay"] is not None:
+            group["decay"]["a"] = of_seeds[name]["decay"]["a"]
+    return found
+
+
 def over_seeds(runs: Sequence[Dynamics]) -> dict[str, dict[str, Any]]:
     """E and a of each group, over runs that have the same probes and differ in their seed only, with intervals over
     entries and seeds; shaped as `summarise` shapes those of one run."""

@@ -76,6 +76,7 @@ class Run:
     seed: tuple[Any, Any] | None  # seed and data.seed of its configuration
     settings: str | None  # the rest of its configuration, without names and places of the run itself
     published: Published | None  # its evaluations on the paper's scale; None: unknown
+    tokens_per_step: int | None  # of a global batch; None: unknown
 
 
 def same_metrics(one: Run, other: Run) -> bool:
@@ -279,6 +280,13 @@ def _seed(config: dict[str, Any] | None) -> tuple[tuple[Any, Any] | None, str | 
     return (config.get("seed"), data.get("seed")), json.dumps(rest, sort_keys=True, default=str)
 
 
+def _tokens_per_step(config: dict[str, Any] | None) -> int | None:
+    model = (config or {}).get("model")
+    batch = (config or {}).get("global_train_batch_size")
+    length = model.get("max_sequence_length") if isinstance(model, dict) else None
+    return batch * length if isinstance(batch, int) and isinstance(length, int) and batch * length > 0 else None
+
+
 def probing_steps(folder: Path) -> int | None:
     """The length of a run's probing windows in steps, from its config.yaml; None without them."""
     probing = (_configuration(folder) or {}).get("probing")
@@ -382,4 +390,5 @@ def read_run(folder: Path, before: Path | None = None) -> Run:
         probes,
         *_seed(config),
         scaled,
+        _tokens_per_step(config),
     )

@@ -52,8 +52,9 @@ _GROUP: dict[str, Any] = {
     "nothing_acquired": int,
     "not_known": int,
     "effectivity": (shapes.ESTIMATE, None),
+    "?effectivity_by_injection": _CURVE,
     "retainability": _CURVE,
-    "decay": ({"a": shapes.ESTIMATE, "line": [[float]]}, None),
+    "decay": ({"a": shapes.ESTIMATE, "line": [[float]], "*": (float, dict, None)}, None),
 }
 _DYNAMICS: dict[str, Any] = {
     "window": int,
@@ -67,6 +68,7 @@ RESULT_SHAPE: dict[str, Any] = {
         {
             **_OUTCOMES,
             "begins": (int, None),
+            "?tokens_per_step": (int, None),
             "first_step": int,
             "loss_steps": {"*": [int]},
             "downstream_steps": ([int], None),
@@ -165,6 +167,7 @@ def _summary(run: Run, measured: Dynamics | None) -> dict[str, Any]:
         "run": run.name,
         "start": run.start,
         "begins": run.begins,
+        "tokens_per_step": run.tokens_per_step,
         "first_step": run.first_step,
         "step": run.step,
         **as_json(k_and_a([run])),
@@ -224,7 +227,7 @@ def _of_condition(condition: Condition, measured: Measured) -> dict[str, Any]:
         "downstream_against_original": forgotten([from_original(r) for r in runs]) if were_edited(runs) else None,
     }
     known = _of_same_probes(found)
-    row["dynamics"] = {"groups": decay.over_seeds(known)} if known else None
+    row["dynamics"] = decay.summarise_seeds(known) if known else None
     return row
 
 

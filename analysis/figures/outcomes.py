@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,21 +28,34 @@ def _acquired_and_forgotten(left: Axes, right: Axes, rows: Sequence[dict[str, An
     right.set_title("Knowledge forgotten")
 
 
-@in_style
-def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> Figure:
-    """A, F and the rise of the first held-out loss, those that any run has, over the pretraining steps from which runs
-    started, several of one step beside each other; side by side where a step is unknown.
+def outcomes_of(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any] | None]]:
+    """A and K on both scales, F, and the rise of the first held-out loss: estimates of every run, those measures that
+    any run has.
 
-    runs: `run`, `start`, and the estimates `A`, `downstream`.`F` (or None) and `loss_rise`.
+    runs: `A`, `K_after`, `A_published`, `K_published_after`, `downstream`.`F` (each may be None) and `loss_rise`.
     """
     labels = list(dict.fromkeys(label for run in runs for label in run["loss_rise"]))[:1]
     measures = {
         "A, %": [run["A"] for run in runs],
         "F, %": [(run["downstream"] or {}).get("F") for run in runs],
         **{f"rise of held-out {label} loss, %": [run["loss_rise"].get(label) for run in runs] for label in labels},
+        "A as published, %": [run.get("A_published") for run in runs],
+        "K after training": [run.get("K_after") for run in runs],
+        "K after training, as published": [run.get("K_published_after") for run in runs],
     }
-    measures = {name: found for name, found in measures.items() if any(found)}
-    figure, grid = panels(1 + 4.2 * len(measures), 3.8, columns=len(measures))
+    return {name: found for name, found in measures.items() if any(found)}
+
+
+@in_style
+def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[Any]) -> Figure:
+    """`outcomes_of` runs over the pretraining steps from which they started, several of one step beside each other;
+    side by side where a step is unknown. runs: `run` and `start` too."""
+    measures = outcomes_of(runs)
+    columns = min(len(measures), 3)
+    rows = math.ceil(len(measures) / columns)
+    figure, grid = panels(1 + 4.2 * columns, 0.4 + 3.4 * rows, rows, columns)
+    for axes in grid.flat[len(measures) :]:
+        axes.set_visible(False)
     starts = [run["start"] for run in runs]
     known = None not in starts
     places = side_by_side(starts) if known else list(range(len(runs)))
@@ -51,7 +65,8 @@ def outcomes_over_pretraining(runs: Sequence[dict[str, Any]], colors: Sequence[A
                 value, below, above = lengths(estimate)
                 ends = [[below], [above]]
                 axes.errorbar([place], [value], ends, color=color, marker="o", markersize=6, capsize=4)
-        axes.axhline(0, color="black", linewidth=0.8)
+        if not name.startswith("K"):
+            axes.axhline(0, color="black", linewidth=0.8)
         axes.set_title(name)
         axes.margins(x=0.1)
         if known:

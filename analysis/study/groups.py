@@ -94,8 +94,10 @@ def _from_start_of(run: Run, other: Run | None) -> Run:
         for label, (_, after) in run.losses.items()
         if label in other.losses and len(other.losses[label][0][1]) == len(after[1])
     }
-    one, two = run.published, other.published
-    scaled = None if one is None or two is None else replace(one, before=two.before)
+    scaled, two = run.published, other.published
+    if scaled is not None:
+        known = scaled.of_entries and two is not None and two.of_entries
+        scaled = None if two is None else replace(scaled, before=two.before, of_entries=known)
     return replace(run, before=other.before, losses=losses, accuracy_before=other.accuracy_before, published=scaled)
 
 

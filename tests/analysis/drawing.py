@@ -72,6 +72,13 @@ def check_bars(axes, estimates: list[dict], colors: list[str]) -> None:
 
 def dynamics(settings: tuple[str, ...], times: tuple[int, ...] = (1, 2, 40), decay: bool = True) -> dict:
     """As in acquisition.json: one kind is not measured."""
+    fit = {
+        "a": estimate(0.25, 0.2, 0.3),
+        "line": [[1, 0.9], [40, 0.5]],
+        "standard_error": 0.01,
+        "r_squared": 0.95,
+        "x_intercept": estimate(2100.0, 1000.0, 9000.0),
+    }
     group = {
         "retainability": {
             "at": list(times),
@@ -80,7 +87,11 @@ def dynamics(settings: tuple[str, ...], times: tuple[int, ...] = (1, 2, 40), dec
             "high": [0.95, None, 0.6][: len(times)],
             "values": [10, 5, 1][: len(times)],
         },
-        "decay": {"a": estimate(0.25, 0.2, 0.3), "line": [[1, 0.9], [40, 0.5]]} if decay else None,
+        "decay": fit if decay else None,
+        "effectivity_by_injection": {
+            **{name: [1.0, 0.5] for name in ("mean", "low", "high")},
+            **{"at": [1, 2], "values": [10, 5]},
+        },
     }
     names = [f"{s}{kind}" for s in settings for kind in ("", "_memorization", "_composition")]
     return {"groups": dict.fromkeys(["all", *names], group)}

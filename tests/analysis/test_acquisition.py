@@ -101,8 +101,8 @@ def test_the_command_prints_a_line_a_run_and_writes_what_it_prints(tmp_path, cap
         written = list(csv.DictReader(file))
     assert float(written[0]["A low"]) == result["runs"][0]["A"]["low"] and written[1]["F"] == ""
     drawn = {p.name for p in output.iterdir()} - {"acquisition.json", "acquisition.csv"}
-    stems = ("acquisition_and_forgetting", "outcomes_over_pretraining", "probes_over_steps")
-    assert drawn == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    stems = ("acquisition_and_forgetting", "outcomes_over_pretraining", "probes_by_kind", "probes_over_steps")
+    assert drawn == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
 
 
 def test_table_and_figures_anew_from_the_json_alone(tmp_path, capsys):
@@ -142,7 +142,7 @@ def test_an_edited_run_is_compared_from_the_common_start(tmp_path, capsys, monke
     monkeypatch.setattr(
         "analysis.figures.acquisition.acquisition_and_forgetting", lambda rows, _: bars.update(rows=rows)
     )
-    monkeypatch.setattr("analysis.figures.acquisition.save", lambda figure, stem: None)
+    monkeypatch.setattr("analysis.figures.acquisition.save", lambda figure, stem, rows: None)
     losses = {0: {"general": [4.0, 5.0]}, 20: {"general": [4.2, 5.2]}}
     accuracy = {step: dict.fromkeys(TASKS, p) for step, p in ((0, 0.5), (20, 0.4))}
     plain = write_run(tmp_path / "plain", {0: probe_table(BEFORE), 20: probe_table(AFTER)}, losses, accuracy)
@@ -420,8 +420,9 @@ def test_real_runs_from_beginning_to_end(trained, tmp_path, capsys):
         by_injection = measured["groups"]["all"]["effectivity_by_injection"]
         assert (by_injection["at"], by_injection["values"]) == ([1, 2, 3], [90, 45, 45])
         assert measured["groups"]["all"]["effectivity"]["value"] == pytest.approx(np.mean(gains))
-    figures = ("acquisition_and_forgetting", "outcomes_over_pretraining", "probes_over_steps", "retainability")
-    assert all((output / f"{name}.{kind}").stat().st_size for name in figures for kind in ("png", "pdf"))
+    figures = ("acquisition_and_forgetting", "outcomes_over_pretraining", "probes_over_steps", "probes_by_kind")
+    figures += ("effectivity", "retainability", "retainability_tokens")
+    assert all((output / f"{name}.{kind}").stat().st_size for name in figures for kind in ("png", "pdf", "csv"))
 
 
 def test_a_real_run_that_is_still_going(trained, tmp_path, capsys, no_figures):

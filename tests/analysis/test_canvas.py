@@ -71,6 +71,10 @@ def runs(names, **more) -> list[dict]:
     return [run_summary(name, [10, 20], start=90 * (n // 2), **more) for n, name in enumerate(names)]
 
 
+def measured(names) -> list[dict]:
+    return runs(names, dynamics=drawing.dynamics(("paraphrase", "once", "duplicate")), tokens_per_step=2**22)
+
+
 def many_layers(count: int) -> list[dict]:
     layers = np.linspace(8.8, 9.0, count).tolist()
     return [entropy_result(step, layers, [0.01] * count) for step in (1000, 369000, 738020)]
@@ -115,7 +119,10 @@ CURVES = [{"name": n, "color": "red", "curve": [{"step": s, "K": -s} for s in ra
         lambda: dynamics.probes_by_part(runs(map(str, range(40))), ["red"] * 40, [["K"]]),
         lambda: outcomes.outcomes_over_pretraining(runs(HOSTILE), ["red"] * 6),
         lambda: outcomes.outcomes_over_pretraining([run_summary(n, []) for n in HOSTILE], ["red"] * 6),
-        lambda: dynamics.retainability(runs(HOSTILE[-2:], dynamics=drawing.dynamics(("once", "paraphrase")))),
+        lambda: dynamics.retainability(measured(HOSTILE[-2:]))[0],
+        lambda: dynamics.retainability(measured(["1B", "7B"]), in_tokens=True)[0],
+        lambda: dynamics.effectivity_by_injection(measured(HOSTILE[-2:]))[0],
+        lambda: dynamics.probes_by_kind(runs(HOSTILE[-2:]))[0],
     ],
 )
 def test_nothing_covers_the_data(draw):

@@ -243,6 +243,25 @@ def test_differences_of_two_runs_are_paired_over_entries():
     assert decay.compare([one], [nothing])["once"]["a"] is None
 
 
+def test_seeds_of_one_condition_have_curves_that_are_means_over_them():
+    """The second seed was probed to step 300 only, and its gains are three times as large."""
+    gains, encounters = np.linspace(1, 2, 6), {("once", e): [10, 100] for e in range(6)}
+    steps, values = decaying(gains, 0.2)
+    one = measure(series(steps, values), encounters, KEEP_ALL)
+    other = measure(series(steps[:301], 3 * values[:301]), encounters, KEEP_ALL)
+    found, alone = decay.summarise_seeds([one, other])["groups"], [summarise(run)["groups"] for run in (one, other)]
+    curve, curves = found["once"]["retainability"], [run["once"]["retainability"] for run in alone]
+    for time, mean, number in zip(curve["at"], curve["mean"], curve["values"], strict=True):
+        known = [c["mean"][c["at"].index(time)] for c in curves if time in c["at"]]
+        assert (mean, number) == (pytest.approx(np.mean(known)), 6 * len(known))
+    by_injection = [run["once"]["effectivity_by_injection"]["mean"] for run in alone]
+    assert found["once"]["effectivity_by_injection"]["mean"] == pytest.approx(np.mean(by_injection, axis=0).tolist())
+    mean = decay.over_seeds([one, other])["once"]
+    assert found["once"]["effectivity"] == mean["effectivity"], "whose interval includes the seeds"
+    assert found["once"]["decay"]["a"] == mean["decay"]["a"] and found["once"]["decay"]["line"]
+    assert decay.summarise_seeds([one]) == summarise(one)
+
+
 def test_groups_hold_every_probe_once(tmp_path):
     probes = read_probes(write_run(tmp_path / "run", {0: probe_table({"paraphrase": [0.0] * 3, "once": [0.0] * 2})}))
     found = decay.groups(probes)

@@ -11,16 +11,26 @@ from tests.analysis.drawing import dynamics, marks, run_summary
 
 @pytest.fixture
 def drawn(monkeypatch) -> dict:
-    """The figures that save_acquisition saves, by the name of their file."""
+    """The figures that save_acquisition saves, by the name of their file; each with rows for its CSV."""
     found = {}
-    monkeypatch.setattr(acquisition, "save", lambda figure, stem: found.update({stem.name: figure}))
+
+    def save(figure, stem, rows):
+        assert rows
+        found[stem.name] = figure
+
+    monkeypatch.setattr(acquisition, "save", save)
     return found
 
 
 def test_save_acquisition_draws_every_run(tmp_path, drawn):
     runs = [run_summary("one", [10, 20]), run_summary("two", [10, 20])]
     acquisition.save_acquisition({"runs": runs}, tmp_path)
-    assert set(drawn) == {"acquisition_and_forgetting", "outcomes_over_pretraining", "probes_over_steps"}
+    assert set(drawn) == {
+        "acquisition_and_forgetting",
+        "outcomes_over_pretraining",
+        "probes_by_kind",
+        "probes_over_steps",
+    }
     left, right = drawn["acquisition_and_forgetting"].axes
     assert [bar.get_height() for bar in left.containers[-1]] == [10, 10]
     assert [bar.get_height() for bar in right.containers[-1]] == [3, 3]
@@ -44,7 +54,7 @@ def test_save_acquisition_draws_a_loss_that_all_runs_have(tmp_path, drawn):
 
 def test_save_acquisition_without_a_common_loss_draws_the_probes_alone(tmp_path, drawn):
     acquisition.save_acquisition({"runs": [run_summary("one", [], ())]}, tmp_path)
-    assert set(drawn) == {"probes_over_steps"}
+    assert set(drawn) == {"probes_over_steps", "probes_by_kind"}
 
 
 def test_injections_are_marked_when_the_first_run_has_none(tmp_path, drawn):
@@ -66,7 +76,8 @@ def test_retainability_is_drawn_with_its_fit_on_a_log_axis(tmp_path, drawn):
     assert [axes.get_title() for axes in panels] == titles
     assert {axes.get_xscale() for axes in panels} == {"log"}
     labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in panels if axes.get_legend()]
-    with_fit = ["memorization, a = 0.250", "composition, a = 0.250"]
+    fit = "a = 0.250 (standard error 0.010)\n$R^2$ = 0.95, x-intercept 2.1e+03 steps"
+    with_fit = [f"{kind}\n{fit}" for kind in ("memorization", "composition")]
     assert labels == [with_fit, with_fit, ["memorization", "composition"]]
     intervals, points = panels[0].collections[:2]
     assert points.get_offsets().tolist() == [[1, 0.9], [2, 0.8], [40, 0.5]]
@@ -82,3 +93,10 @@ def test_nothing_retained_is_no_figure(tmp_path, drawn):
     """A run whose last injection was at its last step."""
     acquisition.save_acquisition({"runs": [run_summary("one", [10], dynamics=dynamics(("once",), ()))]}, tmp_path)
     assert "retainability" not in drawn
+
+
+def test_runs_whose_tokens_are_known_have_a_figure_over_tokens(tmp_path, drawn):
+    one, two = (run_summary(name, [10], dynamics=dynamics(("once",))) for name in ("one", "two"))
+    acquisition.save_acquisition({"runs": [{**one, "tokens_per_step": 128}, two]}, tmp_path)
+    assert {"effectivity", "retainability"} <= drawn.keys()
+    assert len(drawn["retainability"].axes) == 2 and len(drawn["retainability_tokens"].axes) == 1
