@@ -59,6 +59,7 @@ class Records:
         self.keys: dict[str, str] = {}
         for stage in plan.stages:
             self.keys[stage.name] = self._key(stage)
+        self.replaced: set[str] = set()  # stages whose outputs are those of another key
         self.records = {stage.name: self._read(stage) for stage in plan.stages}
         self.environment = environment()
 
@@ -78,7 +79,10 @@ class Records:
         if not path.is_file():
             return new
         found = read_record(path)
-        return found if found.key == new.key else new
+        if found.key == new.key:
+            return found
+        self.replaced.add(stage.name)
+        return new
 
     def reload(self, stage: Stage) -> Record:
         """The record of a stage as it is now, which a job may have changed."""
@@ -103,7 +107,7 @@ class Records:
 
     def clear(self, stage: Stage) -> Record:
         """The record of a stage that will run. Deletes what a stage of another key has left: its logs, and the folder
-        of a run; a run that the same command began is continued."""
+        of a run. A run that the same command began is continued; one without a record is left to the trainer."""
         record = self.records[stage.name]
         if record.state == FINISHED:  # its outputs were deleted
             record = self.records[stage.name] = self._new(stage)
@@ -111,8 +115,9 @@ class Records:
             log = self.log(stage)
             for path in (log, *log.parent.glob(f"{glob.escape(log.stem)}.task*.log")):
                 path.unlink(missing_ok=True)
-            if stage.run is not None and stage.run.is_dir():
-                shutil.rmtree(stage.run)
+        if stage.name in self.replaced and stage.run is not None and stage.run.is_dir():
+            shutil.rmtree(stage.run)
+        self.replaced.discard(stage.name)
         return record
 
     def save(self, stage: Stage) -> None:

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from olmo.config import load
 from olmo.exceptions import exit_status
+from scripts.studies.read import read_study
 from tests.chatting import chatting
 from tests.docs.pages import MARKERS, ROOT, Command, blocks, commands, outside_blocks, pages
 from tests.docs.world import build
@@ -213,10 +214,14 @@ def test_commands_are_where_they_are_found(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_are_settings(page: str, runner: Runner) -> None:
-    """Every block of YAML is part of a valid configuration of a run."""
+    """Every block of YAML is part of a valid configuration of a run, or in docs/studies.md a study."""
     base = runner.world / "configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml"
     for line, block in blocks(PAGES[page], "yaml"):
         path = runner.world / f"{page}-{line}.yaml"
+        if page == "studies.md":
+            path.write_text(block, "utf-8")
+            read_study(path)
+            continue
         OmegaConf.save(OmegaConf.merge({"base": str(base)}, OmegaConf.create(block)), path)
         load(path)
 

@@ -122,19 +122,16 @@ def test_a_stage_without_its_output_has_failed(world):
     assert not complete and records.records["a"].reason == "finished without missing"
 
 
-def test_a_run_of_another_setting_is_deleted_and_one_of_the_same_continued(world):
+def test_a_run_of_another_setting_is_deleted_and_one_of_the_same_or_without_a_record_is_not(world):
     folder = Path("run")
     folder.mkdir()
-    (folder / "old").touch()
-    kept = stage("a", 0, 5, run=folder)
-    assert not run(kept)[0]
-    assert not (folder / "old").exists()
-    folder.mkdir(exist_ok=True)
-    (folder / "begun").touch()
-    assert not run(kept)[0]
+    (folder / "foreign").touch()
+    for status in (5, 6, 6):
+        (folder / "begun").touch() if status == 6 else None
+        assert not run(stage("a", 0, status, run=folder))[0]
+        assert (folder / "foreign").exists() == (status == 5)
+        folder.mkdir(exist_ok=True)
     assert (folder / "begun").exists()
-    assert run(stage("a", 0, 0, run=folder))[0]
-    assert not (folder / "begun").exists()
 
 
 def test_a_stage_that_saved_and_was_interrupted_interrupts_the_study(world):
