@@ -69,8 +69,9 @@ class Slurm:
     def __init__(self, records: Records, cluster: Cluster):
         self.records, self.cluster = records, cluster
         self.processes = cluster.processes or max(cluster.gpus, 1)
-        # What an estimate of time assumes; how many jobs run side by side is decided by SLURM.
-        self.jobs, self.threads, self.gpus_a_stage = 1, cluster.cpus or 1, cluster.gpus * cluster.nodes
+        # Of an estimate of time: as if the cluster had room for all jobs that could run side by side.
+        self.jobs, self.threads = max(len(records.plan.stages), 1), cluster.cpus or 1
+        self.gpus_a_stage = cluster.gpus * cluster.nodes
         for key, least in (("hours", 0.01), ("warning", 1), ("nodes", 1), ("processes", 1), ("gpus", 0), ("cpus", 1)):
             value = getattr(cluster, key)
             if value is not None and value < least:
