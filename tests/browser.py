@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -34,11 +35,11 @@ addEventListener("load", () => {
 })"""
 
 
-def lay_out(page: str, widths: tuple[int, ...], folder: Path) -> list[dict]:
-    """For each width: that of the window and of the content; texts that are `cut` off by the window, or `spilled` out
-    of their own box; how many blocks are `covered` by others."""
+def lay_out(pages: Sequence[str], widths: Sequence[int], folder: Path) -> list[dict]:
+    """For each page and width: that of the window and of the content; texts that are `cut` off by the window, or
+    `spilled` out of their own box; how many blocks are `covered` by others."""
     frame = '<iframe style="width:{}px;height:800px;border:0" srcdoc="{}"></iframe>'
-    frames = "".join(frame.format(width, html.escape(page)) for width in widths)
+    frames = "".join(frame.format(width, html.escape(page)) for page in pages for width in widths)
     (folder / "frames.html").write_text(f"<script>{MEASURE}</script>{frames}")
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
     command += [f"--user-data-dir={folder / 'profile'}", (folder / "frames.html").as_uri()]

@@ -24,8 +24,6 @@ pytestmark = pytest.mark.usefixtures("few_resamples")
 def test_the_report_is_made_anew_from_results_alone(planted, tmp_path, capsys):
     folder = tmp_path / "moved"
     shutil.copytree(planted, folder)
-    plan = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps({**plan, "figures": ["figure_4a", "figure_15"]}))
     assert command([str(folder)]) == 0
     printed = capsys.readouterr().out.splitlines()
     study = json.loads((folder / "study.json").read_text(), parse_constant=pytest.fail)
@@ -36,10 +34,6 @@ def test_the_report_is_made_anew_from_results_alone(planted, tmp_path, capsys):
     )
     assert printed[-1] == f"wrote {folder}/report.html and study.json"
     assert [row[0] for row in page.sections["outcomes"][0][1:]] == [c["name"] for c in study["conditions"]]
-    [image] = page.images
-    assert base64.b64decode(image["src"].partition(",")[2]) == (folder / "figures" / "figure_4a.png").read_bytes()
-    assert all((folder / href).is_file() for href in page.links if href.startswith("figures/"))
-    assert "Not drawn: needs" in (folder / "report.html").read_text()
     first = (folder / "report.html").read_bytes(), (folder / "study.json").read_bytes()
     assert command([str(folder)]) == 0
     assert ((folder / "report.html").read_bytes(), (folder / "study.json").read_bytes()) == first
@@ -71,6 +65,8 @@ def made(planted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "study"
     shutil.copytree(planted, folder)
     shutil.rmtree(folder / "runs" / "baseline" / "last" / "q1" / "seed1")
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "figures": ["figure_4a", "figure_15"]}))
     drawn = {"baseline": ("retainability", "probes_by_kind", "probes_over_steps"), "b": ("probes_by_kind",)}
     for setting, names in drawn.items():
         (folder / "acquisition" / setting).mkdir(parents=True)
@@ -90,11 +86,21 @@ def test_what_is_missing_is_printed_and_on_the_page(made):
     assert "condition last, q1, runs/baseline/last/q1/seed1" in text[: text.index('id="findings"')]
 
 
+def test_figures_are_those_that_the_plan_names(made):
+    text = (made[0] / "report.html").read_text()
+    image = Page(text).images[0]
+    assert base64.b64decode(image["src"].partition(",")[2]) == (made[0] / "figures" / "figure_4a.png").read_bytes()
+    shown = [href for href in Page(text).links if href.startswith("figures/")]
+    assert shown == [f"figures/figure_4a.{suffix}" for suffix in ("png", "pdf", "csv")]
+    assert all((made[0] / href).is_file() for href in shown)
+    assert text.count("Not drawn: needs") == 1
+
+
 def test_figures_of_probes_around_injections_are_those_of_acquisition(made):
     page = Page((made[0] / "report.html").read_text())
     shown = [href.removeprefix("acquisition/baseline/") for href in page.links if href.startswith("acquisition/")]
     assert shown == ["probes_by_kind.png", "retainability.png", "retainability.csv"]
-    assert len(page.images) == 2
+    assert len(page.images) == 3
 
 
 def test_a_folder_without_a_plan_is_one_line(tmp_path, capsys):
