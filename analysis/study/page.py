@@ -148,7 +148,7 @@ def _template() -> Template:
         keep_trailing_newline=True,
     )
     environment.filters.update(clock=clock, command=_command, link=quote)
-    return environment.get_template("study.html.j2")
+    return environment.get_template("report.html.j2")
 
 
 def _command(words: Sequence[str]) -> list[str]:
