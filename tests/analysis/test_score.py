@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from analysis import score, scores
@@ -191,6 +192,38 @@ def test_several_with_one_that_fails(
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
         [f"step{n}-unsharded", str(n)] for n in (2, 10, 30)
     ]
+
+
+def test_checkpoints_of_two_contexts_are_scored_as_each_alone(world: Path, start: Path, tmp_path: Path) -> None:
+    """The evaluators of one do not serve the other."""
+    longer = tmp_path / "step9"
+    shutil.copytree(start, longer)
+    about = OmegaConf.load(longer / "config.yaml")
+    about.model.max_sequence_length = LENGTH
+    OmegaConf.save(about, longer / "config.yaml")
+    argv = ("--held_out", f"x={world}/heldout{LENGTH}.npy", "--output")
+    assert run(start, longer, *argv, tmp_path / "both") == 0
+    for folder, instances in ((start, 5 * LENGTH // SHORT), (longer, 5)):
+        assert run(folder, *argv, tmp_path / "alone" / folder.name) == 0
+        evaluations = [first_evaluation(tmp_path / name / folder.name) for name in ("both", "alone")]
+        assert evaluations[0] == evaluations[1] and len(evaluations[0][1][0]["loss"]) == instances
+
+
+def test_a_checkpoint_replaced_while_it_is_scored_gives_no_result(
+    world: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, weights = tmp_path / "step2", "model.safetensors"
+    shutil.copytree(start, folder)
+    real = scores.Evaluators.run
+
+    def replacing(*args: Any, **named: Any) -> Any:
+        shutil.copy(world / "pre/step1-unsharded" / weights, folder)
+        return real(*args, **named)
+
+    monkeypatch.setattr(scores.Evaluators, "run", replacing)
+    argv = (folder, "--held_out", f"x={world}/heldout{SHORT}.npy", "--output", tmp_path / "out")
+    assert f"{folder}: replaced while it was scored; nothing is kept" in refused(capsys, 1, *argv)
+    assert not (tmp_path / "out").exists()
 
 
 def refused(capsys: pytest.CaptureFixture[str], status: int, *argv: object) -> str:

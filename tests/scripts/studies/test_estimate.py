@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -16,13 +18,14 @@ from olmo.exceptions import exit_status
 from olmo.model import OLMo
 from scripts import study as command
 from scripts.studies import estimate as module
+from scripts.studies import run as of_study
 from scripts.studies.costs import Costs, _size_of
 from scripts.studies.estimate import START, estimate, in_bytes, in_time
 from scripts.studies.plan import Plan, Stage
 from scripts.studies.records import FINISHED, Records
 from scripts.studies.schema import Study
 from tests.reference import tiny_config
-from tests.running import LENGTH, train, write_world
+from tests.running import LENGTH, ROOT, train, write_world
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -155,6 +158,7 @@ def test_a_study_for_which_there_is_no_room_does_not_begin(
         f"title: Small\nconfiguration: {world}/config.yaml\npretraining: {{configuration: {world}/config.yaml}}\n"
         "starts: {last: {step: 4}}\noverrides: {save_interval: 1}\n"
     )
+    monkeypatch.setattr(of_study, "check_names", lambda *_: None)  # in a process of its own
     argv = [str(world / "study.yaml"), "--output", str(tmp_path / "out")]
     assert exit_status(command.main, [*argv, "--dry_run"]) == 0
     shown = capsys.readouterr().out
@@ -165,6 +169,19 @@ def test_a_study_for_which_there_is_no_room_does_not_begin(
     assert shown.startswith(f"error: {tmp_path}: the study needs about ") and shown.count("\n") == 1
     assert "here, and 100 kB are free; free " in shown and shown.endswith("on another disk with --output\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_estimate_needs_no_torch(tmp_path: Path) -> None:
+    """A stage counts as its own memory what the program that starts it holds."""
+    program = (
+        "import sys\nfrom pathlib import Path\nimport scripts.studies.run\n"
+        "from scripts.studies.estimate import estimate\nfrom scripts.studies.read import read_study\n"
+        "from scripts.studies.records import Records\nfrom scripts.studies.stages import make_plan\n"
+        "plan = make_plan(read_study(Path('configs/studies/demo.yaml'), ['seeds=1']), Path('out'))\n"
+        "assert estimate(Records(plan), plan.stages, 1, 1).alone > 10\nassert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_sizes_in_words() -> None:
