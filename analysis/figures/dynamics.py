@@ -89,6 +89,12 @@ def _legend_of_kinds(figure: Figure, *more: Line2D) -> None:
     legend(figure, [*kinds, *more])
 
 
+def settings_of_curves(runs: Sequence[Run]) -> list[str]:
+    """The settings of which any evaluation of any run has a kind of probe."""
+    asked = {name for run in runs for point in run["curve"] for name in point}
+    return [s for s in SETTINGS if any(f"K_{s}_{kind}" in asked for kind in KIND_COLORS)]
+
+
 @in_style
 def probes_by_kind(runs: Sequence[Run]) -> Drawn:
     """Change of the log-probability of probes since the start, over steps: a row of panels a run, a column a setting, a
@@ -96,8 +102,7 @@ def probes_by_kind(runs: Sequence[Run]) -> Drawn:
 
     runs: `run`, `begins`, `injections` and `curve`, a list of {step, K_{setting}_{kind}: value}.
     """
-    asked = {name for run in runs for point in run["curve"] for name in point}
-    settings = [s for s in SETTINGS if any(f"K_{s}_{kind}" in asked for kind in KIND_COLORS)]
+    settings = settings_of_curves(runs)
     figure, grid = _grid(runs, settings, sharey=True)
     rows = []
     for row, run in zip(grid, runs):

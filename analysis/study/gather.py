@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis import decay, dynamics
 from analysis.conditions import paired, spread
 from analysis.estimates import Estimate, finite
 from analysis.outcomes import common_labels, forgetting, forgotten, k_and_a, loss_rise
 from analysis.pairing import unpaired
-from analysis.runs import TASKS, Run
+from analysis.runs import TASKS, Run, probing_steps
 from analysis.study import entropies, published
 from analysis.study.directions import directions
 from analysis.study.effects import effects
@@ -89,7 +90,18 @@ def _condition(group: Group, plan: Plan) -> dict[str, Any]:
         "spread": {name: spread(e.per_run, shared) for name, e in _flat(estimates).items()},
         "curve": _curve(runs),
         "injections": runs[0].injections,
+        "begins": runs[0].begins,
+        "tokens_per_step": runs[0].tokens_per_step,
+        "dynamics": _dynamics(runs),
     }
+
+
+def _dynamics(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Effectivity and retainability; None where no probes were scored around injections."""
+    options = dynamics.Options(probing_steps(runs[0].folder) or 50)
+    found = [dynamics.measure(run.probes, run.encounters or {}, options) for run in runs]
+    alike = all(one.coverage["measured"] and one.probes.same(found[0].probes) for one in found)
+    return decay.summarise_seeds(found) if alike else None
 
 
 Outcomes = dict[str, Any]  # estimates or None by name; those of the rises of losses by label under `loss_rise`

@@ -11,12 +11,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from analysis.canvas import save
-from analysis.study.figures import entropy, joined, outcomes
+from analysis.study.figures import dynamics, entropy, joined, outcomes
 from analysis.study.figures.choice import Lacking, Study
 from olmo.exceptions import did_you_mean
 
 INTERVALS = "Intervals are 95 %."
 FROM_COMMON_START = f"A and forgetting are measured from the checkpoint as it was saved. {INTERVALS}"
+RETAINED = (
+    "Share of what was acquired that is left after the maximum that follows the last injection. Dashed: the fitted "
+    "line, whose slope against log10 is -a. Standard error and R² are those of the fit to the means drawn."
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,20 @@ FIGURES: dict[str, Kind] = {
         outcomes.figure_17,
     ),
     "figure_18": Kind("Attention temperatures beside resuscitation (figure 18)", FROM_COMMON_START, outcomes.figure_18),
+    "chang_probes": Kind(
+        "Change of log-probability by kind of probe (Chang et al.)",
+        "Mean over the probes of a kind, since the first evaluation; dotted lines are rounds of injection.",
+        dynamics.change,
+    ),
+    "chang_effectivity": Kind(
+        "Effectivity by number of injections (Chang et al.)",
+        f"Rise of a probe's log-probability from an injection to its maximum in the window after it. {INTERVALS}",
+        dynamics.effectivity,
+    ),
+    "chang_retainability": Kind("Retainability over steps (Chang et al.)", RETAINED, dynamics.retainability),
+    "chang_retainability_tokens": Kind(
+        "Retainability over tokens (Chang et al.)", RETAINED, dynamics.retainability_in_tokens
+    ),
     "joined": Kind(
         "Entropy against outcomes",
         "A point a condition; r: Pearson's coefficient, its interval is over conditions. A handful of points share a "
