@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigurationError("name a study file, such as configs/studies/demo.yaml, or --report DIR")
     if args.cluster and args.jobs is not None:
         raise ConfigurationError("--jobs: has no effect with --cluster")
-    unused = [change for change in args.set if change.startswith("cluster")]
-    if unused and not args.cluster:
-        raise ConfigurationError(f"--set {unused[0]}: has no effect without --cluster")
+    section, when = ("resources", "with") if args.cluster else ("cluster", "without")
+    if unused := [change for change in args.set if change.partition("=")[0].partition(".")[0] == section]:
+        raise ConfigurationError(f"--set {unused[0]}: has no effect {when} --cluster")
     run_study(args.file, args.output, args.set, args.only, args.jobs, args.dry_run, args.cluster)
 
 

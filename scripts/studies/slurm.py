@@ -14,6 +14,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -40,6 +41,7 @@ _LIMITS = ("DEADLINE", "OUT_OF_MEMORY", "TIMEOUT")  # SLURM has killed the job
 _SHORTEST, _LONGEST = 2.0, 15.0  # seconds between two looks at the queue
 _PATIENCE = 60.0  # seconds in which a shared file system shows the record that a job has written before it ended
 _NOT_RUN = "not run"
+_LIMIT_OF_JOBS = r"MaxSubmit|MaxJobs|job submit limit"
 # A run that has saved is queued again. The status of srun is the highest of its tasks.
 _TEARDOWN = [
     "status=$?",
@@ -92,6 +94,8 @@ class Slurm:
         self.numbers: dict[str, str] = {}  # stage -> id of its job, alive or just ended
         self.over: dict[str, str] = {}  # stage -> how it ended
         self.shown: dict[str, tuple[str, str, float | None]] = {}  # job, state, begin of the attempt
+        self.refused = False  # SLURM takes no more jobs at the moment
+        self.waited = False
         self.gone: dict[str, float] = {}  # stage -> when its job was first seen to have ended without a record
 
     def run(self, stages: Sequence[Stage]) -> bool:
@@ -106,7 +110,7 @@ class Slurm:
             with Progress("study", len(missing), "stages", show=len(missing) > 1) as progress:
                 while len(self.over) < len(stages):
                     before = (dict(self.over), dict(self.shown))
-                    jobs = queue()
+                    jobs, self.refused = queue(), False
                     for stage in missing:
                         if stage.name not in self.over:
                             self._look(stage, jobs)
@@ -155,9 +159,10 @@ class Slurm:
             print(f"not run: {stage.name}: it needs '{lacking}'", flush=True)
 
     def _submit(self, stage: Stage) -> None:
-        if any(name in self.gone for name in stage.needs):
-            return  # SLURM would cancel it if one of them has failed
-        needed = [self.numbers[name] for name in stage.needs if name not in self.over]
+        waits_for = [name for name in stage.needs if name not in self.over]
+        if self.refused or any(name not in self.numbers or name in self.gone for name in waits_for):
+            return
+        needed = [self.numbers[name] for name in waits_for]
         nodes = self.cluster.nodes if stage.kind == "train" else 1
         processes = self.processes if stage.kind == "train" else 1
         command = ["srun", f"--ntasks={nodes * processes}"] if nodes * processes > 1 else []
@@ -179,6 +184,11 @@ class Slurm:
                 )
         except (self.submitit.core.utils.FailedJobError, self.submitit.core.utils.FailedSubmissionError) as error:
             reason = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            if re.search(_LIMIT_OF_JOBS, reason) and any(name not in self.over for name in self.numbers):
+                if not self.waited:
+                    print(f"waiting until more jobs can be submitted: {reason}", flush=True)
+                self.waited = self.refused = True
+                return
             raise ValueError(f"{reason} (the job of '{stage.name}', as `cluster` of the study describes it)") from error
         self.numbers[stage.name] = job.job_id
         self._show(stage, False)
@@ -240,7 +250,7 @@ class Slurm:
     def _show(self, stage: Stage, is_running: bool) -> None:
         record = self.records.reload(stage)
         state = RUNNING if is_running and record.state == RUNNING else "queued"
-        shown = (self.numbers[stage.name], state, record.started)
+        shown = (self.numbers[stage.name], state, record.started if state == RUNNING else None)
         if self.shown.get(stage.name) != shown:
             self.shown[stage.name] = shown
             before = f", after {clock(record.seconds)} in earlier attempts" if record.seconds is not None else ""

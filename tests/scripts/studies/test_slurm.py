@@ -38,6 +38,7 @@ class World:
         self.jobs: dict[str, Job] = {}
         self.parameters: dict[str, dict[str, Any]] = {}  # of each job, by its id
         self.submitted: list[str] = []
+        self.most = 9  # jobs in the queue
         self.looks = 0
         module = ModuleType("submitit")
         module.AutoExecutor = lambda folder, cluster: self  # type: ignore[attr-defined]
@@ -57,6 +58,8 @@ class World:
         self.parameters[str(len(self.submitted) + 1)] = parameters
 
     def submit(self, function: Callable[..., None], stage: Stage, file: Path, log: Path) -> SimpleNamespace:
+        if sum(job.is_alive for job in self.jobs.values()) >= self.most:
+            raise RuntimeError("sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed")
         self.submitted.append(stage.name)
         number = str(len(self.submitted))
         self.jobs[self.parameters[number]["name"]] = Job(number, "PENDING")
@@ -133,6 +136,20 @@ def test_control_c_leaves_the_jobs_and_a_later_command_waits_for_them(world: Wor
     assert "the jobs continue; the same command waits for them again" in capsys.readouterr().out
     monkeypatch.setattr(slurm, "queue", world.queue)
     assert world.run() and world.submitted == ["a", "b", "c"] and world.states() == ["finished"] * 3
+
+
+def test_a_limit_of_submitted_jobs_delays_the_others(world: World, capsys) -> None:
+    world.most = 1
+    assert world.run() and world.submitted == ["a", "b", "c"] and world.states() == ["finished"] * 3
+    assert capsys.readouterr().out.count("sbatch: error: AssocMaxSubmitJobLimit") == 1
+
+
+def test_a_job_that_sbatch_refuses_ends_the_command(world: World) -> None:
+    world.most = 0
+    with pytest.raises(
+        ValueError, match=r"AssocMaxSubmitJobLimit.*the job of 'a', as `cluster` of the study describes"
+    ):
+        world.run()
 
 
 @pytest.mark.parametrize("how", ["saved", "PREEMPTED", "NODE_FAIL"])
@@ -233,6 +250,7 @@ def test_what_is_missing_is_named(world: World, monkeypatch) -> None:
     [
         (["--cluster", "--jobs=2"], "--jobs: has no effect with --cluster"),
         (["--set", "cluster.hours=2"], "--set cluster.hours=2: has no effect without --cluster"),
+        (["--cluster", "--set", "resources.gpus=2"], "--set resources.gpus=2: has no effect with --cluster"),
         (["--report", "x", "--cluster"], "leave out cluster"),
     ],
 )
