@@ -52,11 +52,13 @@ def check_measure(name: str) -> None:
 
 
 def verdict(estimate: Estimate, expected: int) -> str:
-    """SEEN where the 95 % interval lies entirely on the expected side of 0 (`expected` +1 or -1), OPPOSITE where
-    entirely on the other side, NOISE where it includes 0 or is unknown. ONE_RUN where what the verdict is about was
-    not repeated: the interval does not contain what another seed would change."""
+    """SEEN where the 95 % interval is entirely on the expected side of 0 (`expected` +1 or -1), OPPOSITE where entirely
+    on the other side, NOISE where it includes 0, NOT_MEASURED where it is unknown. ONE_RUN where what the verdict is
+    about was not repeated: the interval does not contain what another seed would change."""
     if estimate.repetitions == 1:
         return ONE_RUN
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return NOT_MEASURED
     if estimate.low > 0 or estimate.high < 0:
         return SEEN if (estimate.low > 0) == (expected > 0) else OPPOSITE
     return NOISE

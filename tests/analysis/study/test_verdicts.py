@@ -41,10 +41,16 @@ def test_the_mirrored_result_gets_the_mirrored_verdict(ends, expected):
     assert verdict(Estimate(value, low, high, repetitions=3), -expected) == mirrored[found]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0), (0.0, 0.0), (math.nan, math.nan)])
-def test_an_interval_that_touches_0_or_is_unknown_shows_nothing(low, high):
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 0.0), (0.0, 0.0), (-math.inf, math.inf)])
+def test_an_interval_that_touches_0_shows_nothing(low, high):
     estimate = Estimate(0.5, low, high, repetitions=3)
     assert verdict(estimate, 1) == verdict(estimate, -1) == NOISE
+
+
+@pytest.mark.parametrize(("low", "high"), [(math.nan, math.nan), (1.0, math.nan), (math.nan, -1.0)])
+def test_an_unknown_interval_is_no_verdict(low, high):
+    estimate = Estimate(0.5, low, high, repetitions=3)
+    assert verdict(estimate, 1) == verdict(estimate, -1) == "not measured"
 
 
 @pytest.mark.parametrize("ends", [(1.0, 2.0), (-2.0, -1.0), (-1.0, 1.0)])
