@@ -62,8 +62,9 @@ def _table(study: Study, name: str, numbers: Mapping[str, Any]) -> dict[str, Any
         notes.append(f"Of the paper: {numbers['source']}.")
         if any(head.endswith("as published") or "as published," in head for head, _ in shown):
             notes.append("Compare them with the columns 'as published': K and A there are of the paper's diluted loss.")
-        if name == "table_1" and (change := numbers.get("change_of_A")) is not None:
-            notes.append(f"A of the paper changes by {change:+g} points from the first start to the last.")
+        changes = [f"{change:+g} points on {setting}" for setting, change in numbers.get("changes_of_A", {}).items()]
+        if name == "table_1" and changes:
+            notes.append(f"A of the paper changes by {', '.join(changes)} from the first start to the last.")
     return {
         "name": name,
         "title": title,

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.canvas import BLUES, GREY, LINES, bars, in_style, lengths, name_axis, panels
+from analysis.canvas import BLUES, GREY, LINES, bars, in_style, lengths, name_axis, palette, panels
 from analysis.figures.dynamics import probes_over_steps
 from analysis.study.figures.choice import (
     Condition,
@@ -249,9 +249,9 @@ def overview(study: Study) -> Drawn:
 
 
 def _colors(study: Study, conditions: Sequence[Condition]) -> dict[str, Any]:
-    """Blues of the starts, as long as there are three; other colors of interventions; grey without injection."""
+    """Blues of three starts, a palette of more; other colors of interventions; grey without injection."""
     plain = [c["name"] for c in conditions if kind_of(study, c) == UNCHANGED]
-    blues = BLUES if len(plain) == 3 else [BLUES[1]] * len(plain)
+    blues = BLUES if len(plain) == 3 else palette(len(plain))
     others = [c["name"] for c in conditions if kind_of(study, c) not in (UNCHANGED, NO_INJECTION)]
     cycle = [LINES[1 + number % (len(LINES) - 1)] for number in range(len(others))]
     none = [c["name"] for c in conditions if kind_of(study, c) == NO_INJECTION]

@@ -59,6 +59,11 @@ def test_a_start_or_setting_that_was_not_published_has_no_number_beside():
     assert {value for (setting, _), value in published.items() if setting == "c4"} == {None}
 
 
+def test_changes_that_were_published_of_a_text_are_in_the_note():
+    [table] = tables(of_1b(rich(), repeats="paper_c4"), ["table_1"])
+    assert "A of the paper changes by -6.4 points on PubMed, -3.4 points on C4 from the first" in table["note"]
+
+
 def test_without_accuracies_the_rise_of_the_held_out_loss_is_beside_a():
     study = of_1b(rich())
     for c in study["conditions"]:
