@@ -175,6 +175,9 @@ def test_a_failed_stage_is_named_first_with_its_log(tmp_path):
     assert text.count("stages/") == 2  # other logs do not exist
     assert "last, q1, seed 2: runs/baseline/last/q1/seed2 has no run" in top
     assert "problems" not in Page(render(a_study(), tmp_path)).sections
+    several = render({**study, "missing": [f"entropy {n}" for n in range(33)], "warnings": ["a warning"]}, tmp_path)
+    assert "a warning" in several and "entropy 28<" in several and "entropy 29<" not in several
+    assert "and 4 more, in study.json" in several
 
 
 def test_commands_can_be_pasted_into_a_shell(tmp_path):
