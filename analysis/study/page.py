@@ -24,22 +24,6 @@ from olmo.files.atomic import write_text
 
 CLASSES = {SEEN: "seen", OPPOSITE: "opposite", NOISE: "noise"}  # of the style sheet; any other verdict is "none"
 DENSITY = 0.625  # pixels of the page for one of a figure, which is saved at 160 a printed inch
-# figures of analysis.acquisition -> title, caption
-DYNAMICS = {
-    "probes_by_kind": (
-        "Probes during training, by setting and kind",
-        "Change of the mean log-probability since the start; dotted lines are injections (Chang et al., figure 2).",
-    ),
-    "effectivity": (
-        "Effectivity by number of injections",
-        "Rise of the log-probability from an injection to its maximum within the window (Chang et al., figure 3).",
-    ),
-    "retainability": (
-        "Retainability over steps since the maximum",
-        "Share of the rise that remains, with the line of its fit; its slope is the decay constant a (Chang et al.).",
-    ),
-    "retainability_tokens": ("Retainability over tokens since the maximum", "The same over tokens."),
-}
 # id -> title of every section; a page has those that have content, in this order
 TITLES = {
     "problems": "What is missing",
@@ -65,32 +49,10 @@ def make(folder: Path) -> dict[str, Any]:
     """
     plan = read_plan(folder)
     study = gather(plan)
-    study["figures"] = [*draw_all(study, plan.content["figures"], folder), *_of_acquisition(folder)]
+    study["figures"] = draw_all(study, plan.content["figures"], folder)
     write_text(folder / "study.json", json.dumps(study, indent=1) + "\n")
     write_text(folder / "report.html", render(study, folder))
     return study
-
-
-def _of_acquisition(folder: Path) -> list[dict[str, Any]]:
-    """The figures of analysis.acquisition that study.json has no numbers for: those of runs that scored probes around
-    injections."""
-    found = []
-    for place in sorted(folder.glob("acquisition/*")):
-        if not (place / "retainability.png").is_file() and not (place / "effectivity.png").is_file():
-            continue
-        for name, (title, caption) in DYNAMICS.items():
-            files = [place / f"{name}{suffix}" for suffix in (".png", ".pdf", ".csv")]
-            if files[0].is_file():
-                paths = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
-                found.append(
-                    {
-                        "name": f"{name}_{place.name}",
-                        "title": f"{title} ({place.name})",
-                        "caption": caption,
-                        "files": paths,
-                    }
-                )
-    return found
 
 
 def lines(study: Mapping[str, Any]) -> list[str]:

@@ -61,18 +61,12 @@ def test_other_data_give_other_verdicts(tmp_path, effects, sharpness, noise, see
 
 @pytest.fixture(scope="module")
 def made(planted, tmp_path_factory):
-    """A study of which a run is missing, with figures of analysis.acquisition; and what its report printed."""
+    """A study of which a run is missing, with two figures, and what its report printed."""
     folder = tmp_path_factory.mktemp("made") / "study"
     shutil.copytree(planted, folder)
     shutil.rmtree(folder / "runs" / "baseline" / "last" / "q1" / "seed1")
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps({**plan, "figures": ["figure_4a", "figure_15"]}))
-    drawn = {"baseline": ("retainability", "probes_by_kind", "probes_over_steps"), "b": ("probes_by_kind",)}
-    for setting, names in drawn.items():
-        (folder / "acquisition" / setting).mkdir(parents=True)
-        for name in names:
-            (folder / "acquisition" / setting / f"{name}.png").write_bytes(b"\x89PNG" + name.encode() * 9)
-    (folder / "acquisition" / "baseline" / "retainability.csv").write_text("t\n")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setattr(estimates, "RESAMPLES", 300)
         assert command([str(folder)]) == 0
@@ -94,13 +88,6 @@ def test_figures_are_those_that_the_plan_names(made):
     assert shown == [f"figures/figure_4a.{suffix}" for suffix in ("png", "pdf", "csv")]
     assert all((made[0] / href).is_file() for href in shown)
     assert text.count("Not drawn: needs") == 1
-
-
-def test_figures_of_probes_around_injections_are_those_of_acquisition(made):
-    page = Page((made[0] / "report.html").read_text())
-    shown = [href.removeprefix("acquisition/baseline/") for href in page.links if href.startswith("acquisition/")]
-    assert shown == ["probes_by_kind.png", "retainability.png", "retainability.csv"]
-    assert len(page.images) == 3
 
 
 def test_a_folder_without_a_plan_is_one_line(tmp_path, capsys):
