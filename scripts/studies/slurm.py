@@ -234,8 +234,9 @@ class Slurm:
                 record.state = INTERRUPTED
                 self._over(stage, INTERRUPTED)
         elif state in _LIMITS or time.monotonic() - self.gone.setdefault(name, time.monotonic()) > _PATIENCE:
-            how = f"job {number} ended as {state}" if state else f"job {number} ended without a record"
-            record.state, record.reason = FAILED, reason_of(self.folder / f"{number}_0_log.out", how)
+            output = self.folder / f"{number}_0_log.out"
+            how = f"job {number} ended {f'as {state}' if state else 'without a record'} ({output})"
+            record.state, record.reason = FAILED, reason_of(output, how)
             self._over(stage, FAILED)
 
     def _over(self, stage: Stage, state: str) -> None:
