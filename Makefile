@@ -12,12 +12,13 @@ GOLDEN = .venv-golden
 PEERS = .venv-peers
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast demo-real test test-gpu test-slurm checks bench bench-against crash crash-analysis golden
+.PHONY: help setup demo demo-contrast demo-real studies test test-gpu test-slurm checks bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
 	@echo "make demo SEED=7000 the same with other seeds, SEEDS=5 of them;  make demo-contrast: a setting in which entropy rises"
-	@echo "make demo-real      the study on a real model, SmolLM2-135M: ten minutes and 4.2 GiB on two quiet cores; SEED=1 for another seed"
+	@echo "make demo-real      the study on a real model, SmolLM2-135M: ten minutes and 4.2 GiB on two quiet cores"
+	@echo "make studies        every file of configs/studies to its report, with tiny checkpoints and data in their place"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
@@ -55,7 +56,10 @@ demo-contrast: $(READY)
 	$(RUN) -m scripts.study configs/studies/contrast.yaml $(STUDY_FLAGS)
 
 demo-real: $(REAL)
-	$(RUN) -m scripts.demo_real --seed $(or $(SEED),0)
+	$(RUN) -m scripts.study configs/studies/smollm2.yaml $(STUDY_FLAGS)
+
+studies: $(READY)
+	$(RUN) -m tests.studies
 
 # Four at a time: many tests wait for the processes that they start, and two would leave two cores idle.
 test: $(READY)

@@ -3,11 +3,13 @@
     python -m scripts.extract_data CONFIG --steps A-B --output FILE [--key.sub=value ...]
 
 Rows are in the order in which the run sees them, before injection: a run over the file with the same batch size and
-`data_shuffling: false` repeats those steps. Numbers are little-endian, of `data.memmap_dtype`, without a header.
+`data_shuffling: false` repeats those steps. Numbers are little-endian, of `data.memmap_dtype`, without a header. With a
+FILE that ends in .jsonl, the text of each row is written instead, for models that have other tokens.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from olmo.config.schema import DEFAULT_DTYPE
 from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.files.atomic import atomic_path
+from olmo.tokenizer import run_tokenizer
 from scripts.prepare.batches import batches_of_run, numbers
 
 
@@ -32,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides, complete)
     check_new(args.output)
+    tokenizer = run_tokenizer(config) if args.output.suffix == ".jsonl" else None
     # A run over the file derives both from the tokens again.
     config.data.generate_attention_mask, config.data.instance_filter = False, None
     dtype = np.dtype(config.data.memmap_dtype or DEFAULT_DTYPE).newbyteorder("<")
@@ -51,10 +55,15 @@ def main(argv: Sequence[str]) -> None:
             tokens = batch.input_ids.numpy()
             if tokens.max() > np.iinfo(dtype).max:
                 raise ConfigurationError(f"data.memmap_dtype: token {tokens.max()} does not fit {dtype.name}")
-            tokens.astype(dtype).tofile(file)
+            if tokenizer is None:
+                tokens.astype(dtype).tofile(file)
+            else:
+                texts = tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=True)
+                file.writelines(f"{json.dumps({'text': text})}\n".encode() for text in texts)
             progress.advance()
     rows = len(args.steps) * config.global_train_batch_size
-    print(f"{args.output}: {rows:,} instances of {config.model.max_sequence_length} tokens, {dtype.name}")
+    kind = dtype.name if tokenizer is None else "as text"
+    print(f"{args.output}: {rows:,} instances of {config.model.max_sequence_length} tokens, {kind}")
 
 
 if __name__ == "__main__":

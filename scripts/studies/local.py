@@ -45,7 +45,7 @@ class Local:
         self.processes = resources.processes or max(self.gpus_a_stage, 1)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         at_once = len(self.gpus) // self.gpus_a_stage if self.gpus_a_stage else max(1, cores // self.processes)
-        self.jobs = jobs or at_once
+        self.jobs = jobs or resources.jobs or at_once
         self.threads = max(1, cores // (self.jobs * self.processes))
         self.running: list[_Running] = []
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     configurations: tuple[str, ...] = ()  # files whose content counts as part of the command
     run: Path | None = None  # the folder of a run; what another command left in it is deleted first
+    shared: bool = False  # its outputs belong to all studies: where they exist, it has finished
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,8 @@ def _starts(study: Study, folder: Path, pretrainings: int) -> Iterator[PlannedSt
             ]
             model = start.model or "pretraining"
         else:
-            places = [(place,) for place in _places([start.checkpoint] if single else start.checkpoints, where)]
+            named = [start.checkpoint] if single else start.checkpoints
+            places = [(place,) for place in _places(named, where, {Path(p.output) for p in study.prepare.values()})]
             model = start.model
             single = single and len(places) == 1
         for locations in places:
@@ -250,11 +252,11 @@ def _starts(study: Study, folder: Path, pretrainings: int) -> Iterator[PlannedSt
             yield PlannedStart(name, group, model or _model(locations[0]), locations, step, own)
 
 
-def _places(named: Iterable[str | None], where: str) -> Iterator[str]:
-    """Folders and hub ids, patterns expanded in order of their steps."""
+def _places(named: Iterable[str | None], where: str, prepared: Collection[Path]) -> Iterator[str]:
+    """Folders and hub ids, patterns expanded in order of their steps; a folder in `prepared` may not exist yet."""
     for name in named:
         assert name is not None
-        if Path(name).is_dir() or is_hub_id(name):
+        if Path(name).is_dir() or Path(name) in prepared or is_hub_id(name):
             yield name.rstrip("/")
         elif any(c in name for c in "*?["):
             found = sorted((p for p in glob.glob(name) if Path(p).is_dir()), key=lambda p: (step_in(label_of(p)), p))

@@ -76,11 +76,13 @@ class Records:
 
     def _read(self, stage: Stage) -> Record:
         path, new = self.path(stage), self._new(stage)
+        if stage.shared and all(output.exists() for output in stage.outputs):
+            new.state = FINISHED
         if not path.is_file():
             return new
         found = read_record(path)
         if found.key == new.key:
-            return found
+            return found if found.state == FINISHED or new.state != FINISHED else new
         self.replaced.add(stage.name)
         return new
 

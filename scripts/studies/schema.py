@@ -16,7 +16,7 @@ class Preparation:
     """A command that makes data before anything else runs."""
 
     command: list[str]  # module and arguments: [scripts.prepare_demo_text, --output, "{folder}/text"]
-    output: str  # a file or folder that exists once the command has finished
+    output: str  # exists once the command has finished; outside of {folder} all studies share it, and it is made once
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Entropy:
     coefficients: list[str] = field(default_factory=lambda: ["abs"])
     measures: list[str] = field(default_factory=lambda: ["knowledge"])
     starts: list[str] = field(default_factory=list)  # default: all
-    interventions: list[str] = field(default_factory=lambda: ["none"])  # at the starts that train with them
+    interventions: list[str] = field(default_factory=lambda: ["none"])  # at starts that train so, first coefficient
     flags: Overrides = field(default_factory=dict)  # others, such as sequence_length: 256
     edits: bool = False  # its average coefficients are those that edits are computed from
 
@@ -107,6 +107,7 @@ class Resources:
     """What a stage uses on this machine. On a cluster, `cluster` says it."""
 
     gpus: int | None = None  # of a stage; default: 1 if the machine has any
+    jobs: int | None = None  # stages at a time, as --jobs; default: one a core, or a GPU
     processes: int | None = None  # of a training run, under torchrun; default: one a GPU, or 1
 
 

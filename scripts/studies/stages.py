@@ -86,7 +86,15 @@ class _Stages:
     def _prepare(self) -> Iterator[Stage]:
         before: tuple[str, ...] = ()
         for name, found in self.study.prepare.items():
-            stage = Stage(f"prepare {name}", "prepare", tuple(found.command), (Path(found.output),), before)
+            output = Path(found.output)
+            stage = Stage(
+                f"prepare {name}",
+                "prepare",
+                tuple(found.command),
+                (output,),
+                before,
+                shared=not output.is_relative_to(self.folder),
+            )
             before = (stage.name,)
             yield stage
         self.prepared = before
@@ -247,7 +255,7 @@ class _Stages:
             if name == "none":
                 continue
             of_run = self._intervention_flags(data, name)
-            for coefficient in found.coefficients:
+            for coefficient in found.coefficients[:1]:
                 for start in self._changed(data, found, name):
                     for k in range(len(start.locations)):
                         output = self.folder / "entropy" / slug(data) / coefficient / f"seed{k}"

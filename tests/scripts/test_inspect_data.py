@@ -141,6 +141,16 @@ def test_extracted_steps_train_the_same(world: Path, tmp_path: Path, capsys: pyt
     assert series(tmp_path / "again") == series(tmp_path / "true")
 
 
+def test_extracted_text_is_that_of_the_tokens(world: Path, tmp_path: Path) -> None:
+    extract([str(world / "plain.yaml"), "--steps", "3-4", "--output", str(tmp_path / "next.npy")])
+    extract([str(world / "plain.yaml"), "--steps", "3-4", "--output", str(tmp_path / "next.jsonl")])
+    tokenizer = load_tokenizer(str(world / "tokenizer.json"))
+    rows = np.fromfile(tmp_path / "next.npy", "<u2").reshape(-1, SHORT)
+    expected = [tokenizer.decode([int(token) for token in row if token]) for row in rows]  # 0 is the end of a document
+    texts = [json.loads(line)["text"] for line in (tmp_path / "next.jsonl").read_text("utf-8").splitlines()]
+    assert texts == expected and any(texts)
+
+
 def test_masks_are_shown_and_not_lost(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [list(range(1, SHORT + 1))] * 5 + [[7, 8, 9]]
     datasets.Dataset.from_dict({"input_ids": rows}).save_to_disk(tmp_path / "data")

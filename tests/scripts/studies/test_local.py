@@ -83,6 +83,21 @@ def test_no_more_stages_than_jobs_and_the_cores_are_shared_out(world, monkeypatc
     assert Path("a").read_text().split()[2] == "4"
 
 
+def test_a_study_states_how_many_stages_run_at_a_time(world):
+    records = Records(study(stage("a")))
+    assert Local(records, Resources(jobs=1)).jobs == 1
+    assert Local(records, Resources(jobs=1), 3).jobs == 3
+
+
+def test_an_output_of_all_studies_is_not_made_again(world):
+    assert run(stage("a", shared=True), stage("b", needs=("a",)))[0]
+    Path("out/stages/a.json").unlink()  # as in the folder of another study
+    Path("c").touch()
+    complete, records = run(stage("a", shared=True), stage("b", needs=("a",)), stage("c", 0, 1, shared=True))
+    assert complete and records.records["a"].state == records.records["c"].state == FINISHED
+    assert len(Path("a").read_text().splitlines()) == len(Path("b").read_text().splitlines()) == 1
+
+
 def test_a_finished_stage_is_not_repeated_and_a_changed_one_reruns_what_depends_on_it(world):
     def everything(change=0):
         return stage("a", change), stage("b"), stage("c", needs=("a",)), stage("d", needs=("c",))
