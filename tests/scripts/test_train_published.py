@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
-from analysis.outcomes import k_and_a
+from analysis.outcomes import as_json, k_and_a
 from analysis.runs import TASKS, read_run
 from olmo.checkpoint import load_model
 from olmo.config import TrainConfig, load
@@ -165,7 +165,7 @@ def test_k_published_is_the_formula_over_logged_losses_and_a_direct_loop(config:
     folder, tokenizer = Path(config.save_folder), olmo_tokenizer()
     theirs = to_transformers(load_model(folder / f"step{LAST}-unsharded", CPU))
     run, logged = read_run(folder), evaluations(config)
-    found = k_and_a([run])
+    found = as_json(k_and_a([run]))
     by_hand = {}
     for setting in ENTRIES:
         for kind in KINDS:
