@@ -107,7 +107,7 @@ def _edits(study: Study, starts: set[str], place: int) -> tuple[list[Condition],
     found = [c for c in study["conditions"] if c["start"] in starts and edit_of(study, c) is not None]
     edits = [edit for c in found if (edit := edit_of(study, c)) is not None]
     need(edits, "resuscitations at these starts")
-    counts = Counter(edit[1 - place] for edit in set(edits))
+    counts = Counter(edit[1 - place] for edit in dict.fromkeys(edits))
     published = (1.0, 0.5)[place]  # q where p differs, p where q differs
     other = max(counts, key=lambda value: (counts[value], value == published))
     chosen = [c for c in found if (edit := edit_of(study, c)) is not None and edit[1 - place] == other]

@@ -77,6 +77,14 @@ def test_edits_are_chosen_by_their_keys(study):
     assert conditions(rows, line=line) == {f"{start}, two" for start in ("118k", "369k", "554k", "738k")}
 
 
+def test_of_as_many_edits_the_ratio_of_the_paper_is_shown(study):
+    changed = {"few": {"ratio": 0.25, "factor": 1.0}, "most": {"ratio": 0.25, "factor": 2.0}}
+    kept = [c for c in study["conditions"] if c["intervention"] in ("none", "few", "most", "half", "one")]
+    both = {"interventions": {**study["interventions"], **changed}, "conditions": kept[::-1]}
+    _, rows = drawn({**study, **both}, "figure_5a")
+    assert conditions(rows, part="resuscitated") == {"738k, half", "738k, one"}
+
+
 def test_temperatures_are_beside_resuscitation_of_the_same_start(study):
     _, rows = drawn(study, "figure_18")
     check(study, rows, ALL)
