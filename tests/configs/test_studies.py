@@ -19,6 +19,7 @@ from typing import Any
 
 import olmo_eval
 import pytest
+from matplotlib.figure import Figure
 from olmo_eval import tasks
 from omegaconf import OmegaConf
 
@@ -88,6 +89,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(olmo_eval, "HFTokenizer", functools.lru_cache(olmo_eval.HFTokenizer))
     monkeypatch.setattr(estimates, "RESAMPLES", 50)
     monkeypatch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)  # no part of it
+    draw = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi=0, **more: draw(figure, file, dpi=20, **more))
     yield
 
 
