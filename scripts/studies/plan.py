@@ -5,6 +5,7 @@ Everything of a plan follows from the file and the folders that exist; nothing i
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ class PlannedStart:
 
     name: str
     group: str  # the key of the study file
+    also: tuple[str, ...]  # keys of lists and patterns that contain it as well
     model: str  # those of one model are measured together, and joined in one line of a figure
     locations: tuple[str, ...]  # folders or hub ids, one for each pretraining or one in all
     step: int  # -1: unknown
@@ -161,7 +163,7 @@ def without_stages(study: Study, folder: Path) -> Plan:
     Raises ConfigurationError where names do not fit, or a start matches nothing.
     """
     pretrainings, repetitions = _repetitions(study)
-    starts = list(_starts(study, folder, max(pretrainings, 1)))
+    starts = _starts(study, folder, max(pretrainings, 1))
     check_unique("starts", [start.name for start in starts])
     conditions = list(_conditions(study, starts)) if study.configuration or _has_configurations(study) else []
     if study.conditions and not conditions:
@@ -219,9 +221,9 @@ def check_unique(what: str, names: Sequence[str]) -> None:
 # --- starts and conditions ---------------------------------------------------------------------------------------
 
 
-def _starts(study: Study, folder: Path, pretrainings: int) -> Iterator[PlannedStart]:
+def _starts(study: Study, folder: Path, pretrainings: int) -> list[PlannedStart]:
     """Every start, those of patterns and lists expanded; a checkpoint that an earlier start names is not repeated."""
-    seen: set[tuple[str, ...]] = set()
+    found: dict[tuple[str, ...], PlannedStart] = {}
     for group, start in study.starts.items():
         where = f"starts.{group}"
         keys = ("step", "steps", "checkpoint", "checkpoints")
@@ -244,12 +246,18 @@ def _starts(study: Study, folder: Path, pretrainings: int) -> Iterator[PlannedSt
             model = start.model
             single = single and len(places) == 1
         for locations in places:
-            if locations in seen:
+            if (first := found.get(locations)) is not None:
+                of_first = study.starts[first.group]
+                known = (("", first.model), (None, of_first.configuration), ({}, of_first.overrides))
+                given_twice = (start.model, start.configuration, start.overrides)
+                if single or any(value not in allowed for value, allowed in zip(given_twice, known)):
+                    raise ConfigurationError(f"{where}: {locations[0]} is already a start, starts.{first.group}")
+                found[locations] = dataclasses.replace(first, also=(*first.also, group))
                 continue
-            seen.add(locations)
             step = step_in(label_of(locations[0]))
             name = group if single else f"step {step}" if step >= 0 else label_of(locations[0])
-            yield PlannedStart(name, group, model or _model(locations[0]), locations, step, own)
+            found[locations] = PlannedStart(name, group, (), model or _model(locations[0]), locations, step, own)
+    return list(found.values())
 
 
 def _places(named: Iterable[str | None], where: str, prepared: Collection[Path]) -> Iterator[str]:
@@ -289,10 +297,10 @@ def choose(names: Sequence[str], known: Mapping[str, Sequence[Any]], where: str)
 
 
 def starts_by_name(starts: Sequence[PlannedStart]) -> dict[str, list[PlannedStart]]:
-    """Starts by the names that a study file may use: their own, and that of their group."""
+    """Starts by the names that a study file may use: their own, and those of their groups."""
     named: dict[str, list[PlannedStart]] = {}
     for start in starts:
-        for name in dict.fromkeys((start.group, start.name)):
+        for name in dict.fromkeys((start.group, *start.also, start.name)):
             named.setdefault(name, []).append(start)
     return named
 

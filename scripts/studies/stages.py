@@ -27,6 +27,12 @@ from scripts.studies.plan import (
 from scripts.studies.schema import Entropy, Intervention, Study
 
 CHECKPOINTS = Path("checkpoints/hub")  # where a checkpoint of the hub is fetched that is trained or edited
+_GIVEN = {  # keys of a run that the study itself gives -> what to do instead
+    "seed": "`seed` of the study is the first one",
+    "save_folder": "runs are in the study's folder",
+    "try_load_latest_save": "an interrupted run is always continued",
+    "load_path": "name a start",
+}
 
 
 def make_plan(study: Study, folder: Path) -> Plan:
@@ -34,11 +40,27 @@ def make_plan(study: Study, folder: Path) -> Plan:
 
     Raises ConfigurationError where names do not fit, or a start matches nothing.
     """
+    check_overrides(study)
     plan = without_stages(study, folder)
     plan.stages = list(_Stages(plan).all())
     check_unique("stages", [stage.name for stage in plan.stages])
+    check_unique("records of stages", [slug(stage.name) for stage in plan.stages])
+    check_unique("outputs of stages", [str(output) for stage in plan.stages for output in stage.outputs])
     check_seeds(plan)
     return plan
+
+
+def check_overrides(study: Study) -> None:
+    """Raise ConfigurationError for overrides of what the study itself gives to runs, which repetitions depend on."""
+    sections = {"": study, **({} if study.pretraining is None else {"pretraining.": study.pretraining})}
+    for key in ("starts", "interventions", "settings"):
+        sections |= {f"{key}.{name}.": found for name, found in getattr(study, key).items()}
+    for where, section in sections.items():
+        for key in section.overrides:
+            if key in _GIVEN and (where, key) != ("pretraining.", "load_path"):
+                raise ConfigurationError(f"{where}overrides.{key}: leave it out; {_GIVEN[key]}")
+    if study.interventions.get("none", Intervention()) != Intervention():
+        raise ConfigurationError("interventions.none: changes nothing; give what changes something another name")
 
 
 def check_seeds(plan: Plan) -> None:
@@ -70,11 +92,9 @@ class _Stages:
         yield from self._prepare()
         yield from self._fetch()
         yield from self._pretrain()
-        used = {condition.intervention for condition in self.plan.conditions}
-        used |= {name for found in self.study.entropy.values() for name in found.interventions}
         for name, found in self.study.entropy.items():
             yield from self._entropies(name, found)
-        yield from self._edits(used)
+        yield from self._edits()
         for name, found in self.study.entropy.items():
             yield from self._entropies_of_interventions(name, found)
         yield from self._train()
@@ -211,7 +231,7 @@ class _Stages:
             }
         )
 
-    def _edits(self, used: set[str]) -> Iterator[Stage]:
+    def _edits(self) -> Iterator[Stage]:
         for name, found in self.study.interventions.items():
             is_edit = found.ratio is not None or found.factor is not None
             where = f"interventions.{name}"

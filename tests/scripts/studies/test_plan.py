@@ -124,6 +124,22 @@ def test_patterns_and_hub_ids(tmp_path, monkeypatch):
     assert {c["checkpoints"][0] for c in plan.as_json()["starts"]} >= {"owner/model@step5-tokens1B"}
 
 
+def test_a_checkpoint_that_two_starts_name_is_one_of_both(tmp_path, monkeypatch):
+    for step in (3, 20):
+        (tmp_path / f"run/step{step}-unsharded").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    starts = {"last": Start(checkpoint="run/step20-unsharded", model="run"), "all": Start(checkpoint="run/*")}
+    entropy = {"text": Entropy(starts=["all"])}
+    study = small(starts=starts, pretraining=None, about="checkpoint", seeds=1, entropy=entropy)
+    plan, _ = by_name(study)
+    assert [s.name for s in plan.starts] == ["last", "step 3"]
+    assert [e["start"] for e in plan.entropies] == ["last", "step 3"]
+    for change in ({"overrides": {"x": 1}}, {"model": "other"}, {"configuration": "c.yaml"}):
+        starts["all"] = Start(checkpoint="run/*", **change)
+        with pytest.raises(ConfigurationError, match=r"starts\.all: run/step20-unsharded is already a start, starts\.last"):
+            make_plan(study, Path("out"))
+
+
 def test_a_checkpoint_of_the_hub_that_is_only_measured_is_not_kept(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     study = Study("x", starts={"a": Start(checkpoint="owner/model@step1")}, entropy={"text": Entropy()})
@@ -146,6 +162,12 @@ WITH_C = {"none": Intervention(), "c": Intervention(overrides={"x": 1})}
         ({"starts": {"a": Start(step=1, checkpoint="b")}}, "starts.a: give one of step, steps"),
         ({"starts": {"a": Start(checkpoint="nowhere/*")}}, "starts.a: nowhere/*: no folder matches"),
         ({"starts": {"a": Start(checkpoint="/no/where")}}, "starts.a: /no/where: no such checkpoint folder"),
+        ({"starts": {"a": Start(step=1), "b": Start(step=1)}}, "starts.b: out/pretraining/seed0/step1-unsharded is alr"),
+        ({"overrides": {"seed": 1}}, "overrides.seed: leave it out; `seed` of the study is the first one"),
+        ({"starts": {"a": Start(step=1, overrides={"load_path": "b"})}}, "starts.a.overrides.load_path: leave it out"),
+        ({"settings": {"a": StudySetting(overrides={"save_folder": "b"})}}, "settings.a.overrides.save_folder: leave"),
+        ({"interventions": {"none": Intervention(0.5, 1.0)}}, "interventions.none: changes nothing"),
+        ({"entropy": {"a b": Entropy(data="t"), "a_b": Entropy(data="t")}}, "two records of stages are named"),
         ({"starts": {"a b": Start(step=1), "a_b": Start(step=2)}}, "two folders of runs are named"),
         ({"starts": {"a": Start(step=1), "a, c": Start(step=2)}, "interventions": WITH_C}, "two conditions are named"),
         ({"interventions": {"q": Intervention(ratio=0.5)}}, "interventions.q: needs ratio and factor"),
