@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.study import tables
-from analysis.study.directions import check_measure
+from analysis.study import published, tables
+from analysis.study.directions import ends_of
 from analysis.study.figures import registry
 from analysis.study.page import lines, make
 from analysis.study.plan_file import Plan, read_plan
@@ -24,14 +24,15 @@ def check_names(plan: Plan) -> None:
     """Raise ValueError, with the nearest known name, where a study names what no report has."""
     registry.check_names(plan.content["figures"])
     tables.check_names(plan.content["tables"])
+    published.study(plan.content["repeats"])
     for direction in plan.content["directions"]:
-        check_measure(direction["measure"])
+        ends_of(plan, direction)
 
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m analysis.report", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="the study's output folder")
-    parser.add_argument("--check", action="store_true", help="only check the names of figures, tables and measures")
+    parser.add_argument("--check", action="store_true", help="only check the names that the plan has")
     args = parser.parse_args(argv)
     if args.check:
         check_names(read_plan(args.folder))

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from analysis.study.directions import NOT_MEASURED, ONE_RUN
+
 PAPER = "16 layers of 8,192 memories (1B) and 32 of 11,008 (7B)"
 
 
@@ -33,16 +35,17 @@ def repeated(study: Mapping[str, Any]) -> str:
 def may(study: Mapping[str, Any]) -> list[str]:
     """What the study supports."""
     count, about = repetitions(study), study["about"]
+    verdicts = Counter(d["verdict"] for d in study["directions"])
     found = []
-    if not study["directions"]:
+    if not verdicts:
         found.append("The tables and figures describe these models and runs. The study compares nothing.")
     elif count < 2:
         found.append(
             "The numbers describe these runs. Their intervals include the choice of entries and instances, "
-            "not what another seed would change, so no verdict is given."
+            "not what another seed would change, so no verdict is given"
+            + (", except of entropies, which no seed changes." if verdicts.keys() - {ONE_RUN, NOT_MEASURED} else ".")
         )
     else:
-        verdicts = Counter(d["verdict"] for d in study["directions"])
         counts = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
         found.append(f"Of {len(study['directions'])} directions: {counts}.")
         subject = (

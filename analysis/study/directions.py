@@ -44,11 +44,14 @@ def measures() -> list[str]:
     return [*entropies.MEASURES, *_OUTCOMES, *parts, f"{_LOSS}LABEL"]
 
 
-def check_measure(name: str) -> None:
-    """Raise ValueError, with the nearest, for a name that is no measure of a direction."""
+def ends_of(plan: Plan, direction: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The two conditions, or starts and interventions, of a direction. Raises ValueError, with the nearest, for an
+    unknown measure, or names that the study does not have."""
+    name = direction["measure"]
     if name not in measures() and not (name.startswith(_LOSS) and name != _LOSS):
         meant = did_you_mean(name, measures())
         raise ValueError(f"unknown measure '{name}'{meant}; known: {', '.join(measures())}")
+    return [_end(plan, direction, end) for end in ("from", "to")]
 
 
 def verdict(estimate: Estimate, expected: int) -> str:
@@ -76,9 +79,7 @@ def directions(plan: Plan, groups: Sequence[Group], measured: Sequence[Entropies
 def _found(
     plan: Plan, direction: Mapping[str, Any], groups: Sequence[Group], measured: Sequence[Entropies]
 ) -> dict[str, Any]:
-    measure = direction["measure"]
-    check_measure(measure)
-    ends = [_end(plan, direction, end) for end in ("from", "to")]
+    measure, ends = direction["measure"], ends_of(plan, direction)
     if measure in entropies.MEASURES:
         estimate, separate = _of_entropy(measure, ends, measured), None
     else:

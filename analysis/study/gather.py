@@ -35,7 +35,7 @@ def gather(plan: Plan) -> dict[str, Any]:
     content = plan.content
     kept = ("title", "description", "about", "repeats", "seeds", "interventions", "settings", "stages", "environment")
     rows = [entropies.row(one, plan.starts) for one in measured]
-    correlations = published.study(content["repeats"]).get("correlations", {})
+    of_paper = published.study(content["repeats"]).get("settings", {})
     conditions = [_condition(group, plan) for group in groups]
     found = {
         **{key: content[key] for key in kept},
@@ -45,7 +45,7 @@ def gather(plan: Plan) -> dict[str, Any]:
         "entropies": rows,
         "conditions": conditions,
         "directions": directions(plan, groups, measured),
-        "joined": join(conditions, measured, content["interventions"], content["about"], correlations),
+        "joined": join(conditions, measured, content["interventions"], content["about"], of_paper),
         "effects": effects(plan, groups, measured),
         "missing": [*not_measured, *missing],
         "warnings": [*warnings, *_no_pairs(groups, content["directions"])],

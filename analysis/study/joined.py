@@ -74,13 +74,14 @@ def join(
     measured: Sequence[Entropies],
     interventions: Mapping[str, Mapping[str, Any]],
     about: str,
-    published: Mapping[str, float],
+    published: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     """Points and correlations, ready for JSON; None where no condition has an entropy.
 
     conditions: rows of study.json; those without injection are left out, as they acquire nothing. Entropies are of the
     text and coefficient that most conditions have. A correlation is over the conditions of one model and setting: the
-    starts alone, and with all interventions. published: coefficients of Pearson over the starts, by `X, Y`.
+    starts alone, and with all interventions. published: numbers by setting, among these `correlations`, coefficients of
+    Pearson over the starts by `X, Y`.
     """
     kept = [c for c in conditions if kind(interventions[c["intervention"]]) != NO_INJECTION]
     chosen = _of_most(measured, kept)
@@ -97,7 +98,8 @@ def join(
         for over, chosen_points in (("starts", starts), ("starts and interventions", of_group)):
             if over == "starts" or len(of_group) > len(starts):
                 text = f"{over}, {named}" if named else over
-                correlations += _correlations(chosen_points, text, published if over == "starts" else {})
+                of_paper = published.get(setting, {}).get("correlations", {}) if over == "starts" else {}
+                correlations += _correlations(chosen_points, text, of_paper)
     level = "pretraining seeds" if about == "model" else "seeds of continual learning"
     return {
         "data": first.data,

@@ -38,7 +38,11 @@ class Local:
 
     def __init__(self, records: Records, resources: Resources, jobs: int | None = None):
         self.records = records
-        self.gpus = list(gpus_here())
+        self.gpus = list(gpus_here())  # that no stage uses
+        self.has_gpus = bool(self.gpus)
+        for name in ("jobs", "processes", "gpus"):
+            if (value := getattr(resources, name)) is not None and value < (name != "gpus"):
+                raise ValueError(f"resources.{name}: {value} is below {int(name != 'gpus')}")
         self.gpus_a_stage = min(1, len(self.gpus)) if resources.gpus is None else resources.gpus
         if self.gpus_a_stage > len(self.gpus):
             raise ValueError(f"resources.gpus: {self.gpus_a_stage} GPUs a stage, and this machine has {len(self.gpus)}")
@@ -62,11 +66,10 @@ class Local:
             try:
                 while waiting or self.running:
                     ready = [stage for stage in waiting if done.issuperset(stage.needs)]
-                    for stage in ready[: self.jobs - len(self.running)]:
-                        if saved:
-                            break
-                        waiting.remove(stage)
-                        self._begin(stage)
+                    for stage in () if saved else ready:
+                        if len(self.running) < self.jobs and len(self.gpus) >= self._gpus_of(stage):
+                            waiting.remove(stage)
+                            self._begin(stage)
                     if not self.running:
                         break
                     for ended in self._wait():
@@ -92,15 +95,17 @@ class Local:
         self._wait()
         return self.records.is_finished(stage)
 
+    def _gpus_of(self, stage: Stage) -> int:
+        return self.gpus_a_stage if stage.kind in ON_DEVICES else 0
+
     def _begin(self, stage: Stage) -> None:
-        needs_gpus = stage.kind in ON_DEVICES and self.gpus_a_stage
-        gpus = tuple(self.gpus[: self.gpus_a_stage]) if needs_gpus else ()
+        gpus = tuple(self.gpus[: self._gpus_of(stage)])
         self.gpus = self.gpus[len(gpus) :]
         command = launched(stage, self.processes)
         began = time.monotonic()
         self.records.begin(stage, command, time.time())
         environment = {"OMP_NUM_THREADS": str(self.threads), **os.environ, "PYTHONUNBUFFERED": "1"}
-        if self.gpus_a_stage:
+        if self.has_gpus:  # without any, those of a stage that is to use the CPU must not be found either
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         with self.records.log(stage).open("ab") as log:
             log.write(f"$ {shlex.join(command)}\n".encode())

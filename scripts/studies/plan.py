@@ -170,20 +170,7 @@ def without_stages(study: Study, folder: Path) -> Plan:
         raise ConfigurationError("conditions: needs `configuration`, that of continual learning")
     check_unique("conditions", [condition.name for condition in conditions])
     check_unique("folders of runs", [str(c.run(folder, repetitions[0])) for c in conditions])
-    _check_directions(study, starts, conditions)
-    plan = Plan(study, folder, starts, conditions, repetitions, pretrainings)
-    return plan
-
-
-def _check_directions(study: Study, starts: Sequence[PlannedStart], conditions: Sequence[Condition]) -> None:
-    """Directions are about two conditions, or starts with or without an intervention, of which entropy is measured."""
-    measured = [s.name + (f", {i}" if i != "none" else "") for s in starts for i in ("none", *study.interventions)]
-    known = dict.fromkeys([*(condition.name for condition in conditions), *measured])
-    for number, direction in enumerate(study.directions):
-        for key, name in (("from", direction.start), ("to", direction.end)):
-            if name not in known:
-                nearest = did_you_mean(name, known) or f"; known are {'; '.join(known)}"
-                raise ConfigurationError(f"directions[{number}].{key}: no condition '{name}'{nearest}")
+    return Plan(study, folder, starts, conditions, repetitions, pretrainings)
 
 
 def _has_configurations(study: Study) -> bool:

@@ -62,11 +62,8 @@ def short(step: int) -> str:
 
 
 def last_starts(study: Study) -> dict[str, str]:
-    """The start of the largest step, or the last one of the study, of each model."""
-    found: dict[str, str] = {}
-    for start in in_order(study, [{"start": s["name"], "model": s["model"]} for s in study["starts"]]):
-        found[start["model"]] = start["start"]
-    return found
+    """Of each model the last start that is trained: the one of the largest step, or as the study has them."""
+    return {c["model"]: c["start"] for c in in_order(study, study["conditions"])}
 
 
 def line_of(study: Study, condition: Condition, *more: str) -> str:

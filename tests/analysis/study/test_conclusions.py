@@ -24,6 +24,13 @@ def test_seeds_of_the_other_level_are_no_repetition(form):
     assert "so no verdict is given" in found and "A verdict is about" not in found
 
 
+def test_entropies_of_a_checkpoint_have_verdicts_with_one_seed():
+    study = a_study(seeds=1, about="checkpoint")
+    assert "so no verdict is given." in may(study)[0]
+    study["directions"][0]["verdict"] = "seen"
+    assert "so no verdict is given, except of entropies, which no seed changes." in may(study)[0]
+
+
 def test_the_counts_are_those_of_the_study():
     study = a_study()
     assert "Of 3 directions: 1 seen, 1 not seen (the opposite), 1 within noise at this scale." in may(study)

@@ -57,6 +57,12 @@ def test_figure_11_has_paraphrase_and_once(study):
         assert row["value"] == by_name[row["condition"]][row["part"]][key]["value"]
 
 
+def test_the_last_start_is_the_last_that_is_trained(study):
+    measured = {**study["starts"][0], "name": "900k", "step": 900_000}
+    longer = {**study, "starts": [*study["starts"], measured]}
+    assert drawn(longer, "figure_5a")[1] == drawn(study, "figure_5a")[1] != []
+
+
 def test_edits_are_chosen_by_their_keys(study):
     edited = {"738k, half": "0.5", "738k, one": "1", "738k, two": "2"}
     for name in ("figure_5a", "figure_5b"):

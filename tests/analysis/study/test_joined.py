@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from analysis.study import joined
-from analysis.study.joined import correlate, pearson, ranks
+from analysis.study import joined, published
+from analysis.study.entropies import read_entropies
+from analysis.study.joined import correlate, join, pearson, ranks
+from analysis.study.plan_file import read_plan
 
 
 def direct_ranks(values: list[float]) -> list[float]:
@@ -82,6 +84,18 @@ def test_a_study_joins_starts_and_interventions(found):
             assert -1 <= correlation["pearson"]["low"] <= correlation["pearson"]["high"] <= 1
     assert {c["over"] for c in join["correlations"]} == {"starts", "starts and interventions"}
     assert "pretraining seeds" in join["resampled"] and "share a trend" in join["warning"]
+
+
+def test_a_published_correlation_is_beside_that_of_its_setting_alone(planted, found):
+    plan = read_plan(planted)
+    measured, _ = read_entropies(plan)
+    of_paper = published.study("paper_1b")["settings"]
+    assert [name for name, setting in of_paper.items() if "correlations" in setting] == ["baseline"]
+    for numbers, expected in ((of_paper, 0.94), ({"other": of_paper["baseline"]}, None)):
+        made = join(found["conditions"], measured, plan.content["interventions"], "model", numbers)
+        beside = {(c["x"], c["y"], c["over"]): c["published"] for c in made["correlations"]}
+        assert beside["H", "A", "starts"] == expected
+        assert beside["H", "A", "starts and interventions"] is None
 
 
 def test_effects_are_differences_from_the_same_start(found):

@@ -94,3 +94,27 @@ def test_a_folder_without_a_plan_is_one_line(tmp_path, capsys):
     assert command([str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}/plan.json: missing") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repeats": "paper_1B"}, "repeats: unknown 'paper_1B', did you mean 'paper_1b'?"),
+        ({"figures": ["figure_4c"]}, "unknown figure 'figure_4c'"),
+        ({"tables": ["table_3"]}, "unknown table 'table_3'"),
+        ({"measure": "K_aftr"}, "unknown measure 'K_aftr', did you mean 'K_after'?"),
+        ({"measure": "H", "to": "last, control"}, "to: the study has no entropy 'last, control'"),
+        ({"measure": "A", "from": "text"}, "from: the study has no condition 'text'"),
+    ],
+)
+def test_names_that_no_report_has_are_found_before_anything_runs(planted, tmp_path, capsys, change, message):
+    plan = json.loads((planted / "plan.json").read_text())
+    direction = plan["directions"][0]
+    direction.update({key: value for key, value in change.items() if key in direction})
+    plan.update({key: value for key, value in change.items() if key in plan})
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert command([str(tmp_path), "--check"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    (tmp_path / "plan.json").write_bytes((planted / "plan.json").read_bytes())
+    assert command([str(tmp_path), "--check"]) == 0

@@ -196,6 +196,24 @@ def test_gpus_are_shared_out(world, monkeypatch):
         Local(records, Resources(gpus=4))
 
 
+def test_a_stage_waits_for_its_gpus_and_one_for_the_cpu_finds_none(world, monkeypatch):
+    monkeypatch.setattr(local, "gpus_here", lambda: ["0", "3", "5"])
+    records = Records(study(*(made := [stage("a", 0.3), stage("b", 0.3)])))
+    assert Local(records, Resources(gpus=2), jobs=3).run(made)
+    assert [Path(name).read_text().split()[3] for name in "ab"] == ["0,3", "5,0"]
+    assert ends("b")[0] >= ends("a")[1]
+    records = Records(study(on_cpu := stage("c")))
+    assert Local(records, Resources(gpus=0)).run([on_cpu])
+    assert len(Path("c").read_text().split()) == 3
+
+
+@pytest.mark.parametrize("change", [{"jobs": 0}, {"processes": -1}, {"gpus": -1}])
+def test_numbers_below_the_least_are_refused(world, change):
+    [(name, value)] = change.items()
+    with pytest.raises(ValueError, match=rf"resources\.{name}: {value} is below {int(name != 'gpus')}"):
+        Local(Records(study(stage("a"))), Resources(**change))
+
+
 def test_training_of_several_processes_is_launched_by_torchrun():
     assert launched(stage("a", kind="train"), 2)[:6] == [
         "python",

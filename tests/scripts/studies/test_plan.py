@@ -136,7 +136,9 @@ def test_a_checkpoint_that_two_starts_name_is_one_of_both(tmp_path, monkeypatch)
     assert [e["start"] for e in plan.entropies] == ["last", "step 3"]
     for change in ({"overrides": {"x": 1}}, {"model": "other"}, {"configuration": "c.yaml"}):
         starts["all"] = Start(checkpoint="run/*", **change)
-        with pytest.raises(ConfigurationError, match=r"starts\.all: run/step20-unsharded is already a start, starts\.last"):
+        with pytest.raises(
+            ConfigurationError, match=r"starts\.all: run/step20-unsharded is already a start, starts\.last"
+        ):
             make_plan(study, Path("out"))
 
 
@@ -162,7 +164,7 @@ WITH_C = {"none": Intervention(), "c": Intervention(overrides={"x": 1})}
         ({"starts": {"a": Start(step=1, checkpoint="b")}}, "starts.a: give one of step, steps"),
         ({"starts": {"a": Start(checkpoint="nowhere/*")}}, "starts.a: nowhere/*: no folder matches"),
         ({"starts": {"a": Start(checkpoint="/no/where")}}, "starts.a: /no/where: no such checkpoint folder"),
-        ({"starts": {"a": Start(step=1), "b": Start(step=1)}}, "starts.b: out/pretraining/seed0/step1-unsharded is alr"),
+        ({"starts": {"a": Start(step=1), "b": Start(step=1)}}, "step1-unsharded is already a start, starts.a"),
         ({"overrides": {"seed": 1}}, "overrides.seed: leave it out; `seed` of the study is the first one"),
         ({"starts": {"a": Start(step=1, overrides={"load_path": "b"})}}, "starts.a.overrides.load_path: leave it out"),
         ({"settings": {"a": StudySetting(overrides={"save_folder": "b"})}}, "settings.a.overrides.save_folder: leave"),
