@@ -235,9 +235,9 @@ def _starts(study: Study, folder: Path, pretrainings: int) -> list[PlannedStart]
         for locations in places:
             if (first := found.get(locations)) is not None:
                 of_first = study.starts[first.group]
-                known = (("", first.model), (None, of_first.configuration), ({}, of_first.overrides))
-                given_twice = (start.model, start.configuration, start.overrides)
-                if single or any(value not in allowed for value, allowed in zip(given_twice, known)):
+                other = start.model not in ("", first.model)
+                other |= start.configuration not in (None, of_first.configuration)
+                if single or other or start.overrides not in ({}, of_first.overrides):
                     raise ConfigurationError(f"{where}: {locations[0]} is already a start, starts.{first.group}")
                 found[locations] = dataclasses.replace(first, also=(*first.also, group))
                 continue

@@ -52,11 +52,13 @@ def make_plan(study: Study, folder: Path) -> Plan:
 
 def check_overrides(study: Study) -> None:
     """Raise ConfigurationError for overrides of what the study itself gives to runs, which repetitions depend on."""
-    sections = {"": study, **({} if study.pretraining is None else {"pretraining.": study.pretraining})}
+    sections = {"": study.overrides}
+    if study.pretraining is not None:
+        sections["pretraining."] = study.pretraining.overrides
     for key in ("starts", "interventions", "settings"):
-        sections |= {f"{key}.{name}.": found for name, found in getattr(study, key).items()}
-    for where, section in sections.items():
-        for key in section.overrides:
+        sections |= {f"{key}.{name}.": found.overrides for name, found in getattr(study, key).items()}
+    for where, overrides in sections.items():
+        for key in overrides:
             if key in _GIVEN and (where, key) != ("pretraining.", "load_path"):
                 raise ConfigurationError(f"{where}overrides.{key}: leave it out; {_GIVEN[key]}")
     if study.interventions.get("none", Intervention()) != Intervention():
