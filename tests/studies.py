@@ -2,30 +2,44 @@
 
     python -m tests.studies [NAME ...]
 
-runs them to their reports through the real runner, in processes of their own, and prints how long each took.
+runs them to their reports and prints how long each took. Their stages run in this process, by the code that starts
+processes and records them, so that torch is loaded once and of each downstream task only a few documents are encoded.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import io
 import json
+import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import olmo_eval
+import pytest
 import torch
 import transformers
+from olmo_eval import tasks
 
 from olmo import checkpoint
 from olmo.config import TrainConfig
 from olmo.console import clock
+from olmo.exceptions import exit_status
 from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
+from scripts.studies import local
+from scripts.studies import run as run_module
+from scripts.studies.read import read_study
 from scripts.studies.run import run_study
 from tests.architectures import built
 from tests.reference import tiny_config, tiny_tokenizer
@@ -109,13 +123,64 @@ def _write_family(folder: Path, model: transformers.PreTrainedModel, seed: int) 
     tiny_tokenizer(folder / "tokenizer.json")
 
 
-def few_documents(load: Any) -> Any:
+# --- how stages are run ---
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[pytest.MonkeyPatch]:
+    """The runner's stages are run here, one after the other, by the code that starts processes and records them."""
+    ended: dict[int, int] = {}
+
+    def start(line: list[str], stdout: Any, **_: Any) -> types.SimpleNamespace:
+        log = io.TextIOWrapper(stdout, encoding="utf-8", write_through=True)
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            ended[len(ended) + 1] = exit_status(importlib.import_module(line[2]).main, line[3:])
+        log.detach()
+        return types.SimpleNamespace(pid=len(ended))
+
+    def wait4(number: int, options: int) -> tuple[int, int, types.SimpleNamespace]:
+        return number, ended[number] << 8, types.SimpleNamespace(ru_maxrss=2**20)
+
+    def check(command: list[str], **_: Any) -> types.SimpleNamespace:
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            code = exit_status(importlib.import_module(command[2]).main, command[3:])
+        return types.SimpleNamespace(returncode=code, stderr=printed.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "subprocess", types.SimpleNamespace(run=check))
+        patch.setattr(local, "subprocess", types.SimpleNamespace(Popen=start, DEVNULL=None))
+        patch.setattr(local, "os", types.SimpleNamespace(**{**vars(os), "wait4": wait4}))
+        patch.setattr(logging.root, "handlers", list(logging.root.handlers))  # scripts.train adds one
+        patch.setattr(tasks, "load_hf_dataset", _few_documents(tasks.load_hf_dataset))
+        patch.setattr(olmo_eval, "build_task", functools.lru_cache(_by_file(olmo_eval.build_task)))
+        patch.setattr(olmo_eval, "HFTokenizer", functools.lru_cache(olmo_eval.HFTokenizer))
+        yield patch
+
+
+def _few_documents(load: Any) -> Any:
     """A loader of olmo_eval's data that returns a few short documents of each task."""
+    return lambda path, name, split: load(path, name, split).select(range(2))
 
-    def loaded(path: str, name: str | None, split: str) -> Any:
-        return load(path, name, split).select(range(2))
 
-    return loaded
+def _by_file(build: Any) -> Any:
+    return lambda label, tokenizer, model_ctx_len: build(label, tokenizer, model_ctx_len=model_ctx_len)
+
+
+def check(name: str, output: Path) -> dict[str, Any]:
+    """The numbers of a report that lacks nothing that its study names."""
+    found: dict[str, Any] = json.loads((output / "study.json").read_text("utf-8"))
+    file = read_study(STUDIES / f"{name}.yaml")
+    assert found["missing"] == []
+    assert [figure["name"] for figure in found["figures"]] == file.figures
+    assert [table["name"] for table in found["tables"]] == file.tables
+    for figure in found["figures"]:
+        assert "missing" not in figure, (figure["name"], figure["missing"])
+        assert len(figure["files"]) == 3 and all((output / path).stat().st_size for path in figure["files"])
+    assert [d["claim"] for d in found["directions"]] == [d.claim for d in file.directions]
+    assert [d["claim"] for d in found["directions"] if d["value"] is None] == []
+    assert {stage["state"] for stage in found["stages"] if stage["kind"] != "report"} == {"finished"}
+    assert (output / "report.html").is_file()
+    return found
 
 
 # --- what takes whose place ---
@@ -127,7 +192,7 @@ def changes(name: str, world: Path) -> list[str]:
     return ["prepare={}", *(f"{key}={value.format(world=world)}" for key, value in found.items())]
 
 
-# The six tasks of P, and probes; the last of a task's documents are left out in `few_documents`.
+# The six tasks of P, and probes; most of a task's documents are left out in `_few_documents`.
 _TASKS = ("piqa", "hellaswag", "winogrande", "openbook_qa", "sciq", "arc_easy")
 _PROBES = [
     f"{setting}_{kind}" for setting in ("paraphrase", "once") for kind in ("memorization", "semantic", "composition")
@@ -252,14 +317,18 @@ NAMES = tuple(_STUDIES)
 
 
 def main(names: Sequence[str]) -> None:
-    with tempfile.TemporaryDirectory(prefix="studies") as folder:
+    with tempfile.TemporaryDirectory(prefix="studies") as folder, in_this_process():
         world = Path(folder)
         write_stand_ins(world)
         os.chdir(ROOT)
-        for name in names or _STUDIES:
+        took = {}
+        for name in names or NAMES:
             began = time.monotonic()
-            run_study(STUDIES / f"{name}.yaml", world / "runs" / name, changes(name, world))
-            print(f"{name}: {clock(time.monotonic() - began)}")
+            run_study(STUDIES / f"{name}.yaml", world / name, changes(name, world), jobs=1)
+            found = check(name, world / name)
+            count = f"{len(found['figures'])} figures, {len(found['tables'])} tables"
+            took[name] = f"{clock(time.monotonic() - began)}, {len(found['stages'])} stages, {count}"
+        print(*(f"{name}: {text}" for name, text in took.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,31 +3,20 @@ report by its command line: in this process, and a part of one in processes of i
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib
-import io
 import json
-import logging
-import os
 import re
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import olmo_eval
 import pytest
 from matplotlib.figure import Figure
-from olmo_eval import tasks
 from omegaconf import OmegaConf
 
 from analysis import estimates
 from olmo.exceptions import exit_status
 from scripts import study
-from scripts.studies import local
-from scripts.studies import run as run_module
 from scripts.studies.read import read_study
 from tests import studies
 from tests.warm import warm_python
@@ -61,41 +50,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The runner's stages are run here, one after the other, by the code that starts processes and records them."""
-    ended: dict[int, int] = {}
-
-    def start(line: list[str], stdout: Any, **_: Any) -> types.SimpleNamespace:
-        log = io.TextIOWrapper(stdout, encoding="utf-8", write_through=True)
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            ended[len(ended) + 1] = exit_status(importlib.import_module(line[2]).main, line[3:])
-        log.detach()
-        return types.SimpleNamespace(pid=len(ended))
-
-    def wait4(number: int, options: int) -> tuple[int, int, types.SimpleNamespace]:
-        return number, ended[number] << 8, types.SimpleNamespace(ru_maxrss=2**20)
-
-    def check(command: list[str], **_: Any) -> types.SimpleNamespace:
-        with contextlib.redirect_stderr(io.StringIO()) as printed:
-            code = exit_status(importlib.import_module(command[2]).main, command[3:])
-        return types.SimpleNamespace(returncode=code, stderr=printed.getvalue())
-
-    monkeypatch.setattr(run_module, "subprocess", types.SimpleNamespace(run=check))
-    monkeypatch.setattr(local, "subprocess", types.SimpleNamespace(Popen=start, DEVNULL=None))
-    monkeypatch.setattr(local, "os", types.SimpleNamespace(**{**vars(os), "wait4": wait4}))
-    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))  # scripts.train adds one
-    monkeypatch.setattr(tasks, "load_hf_dataset", studies.few_documents(tasks.load_hf_dataset))
-    monkeypatch.setattr(olmo_eval, "build_task", functools.lru_cache(_by_file(olmo_eval.build_task)))
-    monkeypatch.setattr(olmo_eval, "HFTokenizer", functools.lru_cache(olmo_eval.HFTokenizer))
-    monkeypatch.setattr(estimates, "RESAMPLES", 50)
-    monkeypatch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)  # no part of it
-    draw = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, dpi=0, **more: draw(figure, file, dpi=20, **more))
-    yield
-
-
-def _by_file(build: Any) -> Any:
-    return lambda label, tokenizer, model_ctx_len: build(label, tokenizer, model_ctx_len=model_ctx_len)
+def in_this_process() -> Iterator[None]:
+    with studies.in_this_process() as patch:
+        patch.setattr(estimates, "RESAMPLES", 50)
+        patch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)  # no part of it
+        draw = Figure.savefig
+        patch.setattr(Figure, "savefig", lambda figure, file, dpi=0, **more: draw(figure, file, dpi=20, **more))
+        yield
 
 
 def run(name: str, world: Path, output: Path, *more: str) -> dict[str, Any]:
@@ -107,21 +68,6 @@ def run(name: str, world: Path, output: Path, *more: str) -> dict[str, Any]:
     return found
 
 
-def check(name: str, found: dict[str, Any], output: Path) -> None:
-    """A report lacks nothing that its study names."""
-    file = read_study(studies.STUDIES / f"{name}.yaml")
-    assert found["missing"] == []
-    assert [figure["name"] for figure in found["figures"]] == file.figures
-    assert [table["name"] for table in found["tables"]] == file.tables
-    for figure in found["figures"]:
-        assert "missing" not in figure, (figure["name"], figure["missing"])
-        assert len(figure["files"]) == 3 and all((output / path).stat().st_size for path in figure["files"])
-    assert [d["claim"] for d in found["directions"]] == [d.claim for d in file.directions]
-    assert [d["claim"] for d in found["directions"] if d["value"] is None] == []
-    assert {stage["state"] for stage in found["stages"] if stage["kind"] != "report"} == {"finished"}
-    assert (output / "report.html").is_file()
-
-
 def test_every_study_has_stand_ins() -> None:
     ours = {path.stem for path in studies.STUDIES.glob("*.yaml")}
     assert ours == set(studies.NAMES)
@@ -129,8 +75,8 @@ def test_every_study_has_stand_ins() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(studies.NAMES) - {"demo_published", "contrast"}))  # those extend the demo
 def test_a_study_comes_to_its_report(name: str, world: Path, tmp_path: Path, in_this_process: None) -> None:
-    found = run(name, world, tmp_path / name, *FEWER.get(name, []))
-    check(name, found, tmp_path / name)
+    run(name, world, tmp_path / name, *FEWER.get(name, []))
+    found = studies.check(name, tmp_path / name)
     if name == "paper_1b":
         table = next(table for table in found["tables"] if table["name"] == "table_1")
         column = table["head"].index("F, % of the paper")
