@@ -155,6 +155,6 @@ def _demo(folder: Path, rng: np.random.Generator) -> None:
     for name in ("pretrain", "continual"):
         _shrink(folder / f"configs/tiny/{name}.yaml", {"model": {}})
     pretrain = load(folder / "configs/tiny/pretrain.yaml")
-    _save(folder / "runs/demo/pretraining/seed0/step720-unsharded", pretrain, 0)
+    _save(folder / "runs/demo/pretraining/seed0/step480-unsharded", pretrain, 0)
     plan = make_plan(folder / "runs/demo", {}, ()) / "plan.json"  # of no run
     plan.write_text(json.dumps({**json.loads(plan.read_text("utf-8")), "directions": []}), "utf-8")
