@@ -164,6 +164,10 @@ def a_study(
         ],
         "interventions": EDITS,
         "settings": named,
+        "scores": {
+            "head": ["start", "seed", "step", "K", "P", "loss general"],
+            "rows": [["early", 0, 90, -8.1357, 0.3579, None]],
+        },
         "entropies": [
             entropy(n, start, edit, data, coefficient, layers)
             for data, coefficient in (("pretraining text", "abs"), ("science", "relu"))

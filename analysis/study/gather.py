@@ -19,6 +19,7 @@ from analysis.study.effects import effects
 from analysis.study.groups import Group, numbers_of_entries, read_groups
 from analysis.study.joined import join
 from analysis.study.plan_file import Plan
+from analysis.study.scored import read_scores
 from analysis.study.tables import tables
 
 FORGETTING = "general"  # label of the held-out loss whose rise is forgetting, where P is not measured
@@ -32,6 +33,7 @@ def gather(plan: Plan) -> dict[str, Any]:
     """
     groups, missing, warnings = read_groups(plan)
     measured, not_measured = entropies.read_entropies(plan)
+    scores, not_scored = read_scores(plan)
     content = plan.content
     kept = ("title", "description", "about", "repeats", "seeds", "interventions", "settings", "stages", "environment")
     rows = [entropies.row(one, plan.starts) for one in measured]
@@ -43,11 +45,12 @@ def gather(plan: Plan) -> dict[str, Any]:
         "starts": [_start(start, rows) for start in plan.starts.values()],
         "entries": numbers_of_entries(groups),
         "entropies": rows,
+        "scores": scores,
         "conditions": conditions,
         "directions": directions(plan, groups, measured),
         "joined": join(conditions, measured, content["interventions"], content["about"], of_paper),
         "effects": effects(plan, groups, measured),
-        "missing": [*not_measured, *missing],
+        "missing": [*not_measured, *not_scored, *missing],
         "warnings": [*warnings, *_no_pairs(groups, content["directions"])],
     }
     return {**found, "tables": tables(found, content["tables"])}

@@ -44,6 +44,7 @@ _SHAPE: dict[str, Any] = {
             "?stage": (str, None),
         }
     ],
+    "?scores": [{"start": str, "pretraining": int, "folder": str, "?stage": (str, None)}],
     "directions": [{"claim": str, "measure": str, "from": str, "to": str, "expected": str}],
     "figures": [str],
     "tables": [str],

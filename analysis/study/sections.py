@@ -194,6 +194,13 @@ def _by_condition(
     return [table(title, ["condition", *(head for head, _, _ in heads.values())], rows, note)] if measures else []
 
 
+def scores(study: Mapping[str, Any]) -> list[Table]:
+    """Starts as analysis.score measured them, without training."""
+    found = study["scores"]
+    rows = [[*map(number, row[:3]), *(number(value, 4) for value in row[3:])] for row in found["rows"]]
+    return [table("As analysis.score measures them", found["head"], rows)] if rows else []
+
+
 def outcomes(study: Mapping[str, Any]) -> list[Table]:
     """What every condition acquired and forgot: in all, on the paper's scale, against edited weights, by setting, by
     kind, of each seed, and the spread between seeds."""

@@ -91,6 +91,7 @@ class Plan:
     pretrainings: int
     stages: list[Stage] = field(default_factory=list)
     entropies: list[dict[str, Any]] = field(default_factory=list)  # as plan.json has them
+    scores: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The parts of plan.json that do not depend on what has run."""
@@ -130,6 +131,7 @@ class Plan:
                 for c in self.conditions
             ],
             "entropies": [{**found, "folder": inside(found["folder"])} for found in self.entropies],
+            "scores": [{**found, "folder": inside(found["folder"])} for found in self.scores],
             "directions": [
                 {"claim": d.claim, "measure": d.measure, "from": d.start, "to": d.end, "expected": d.expected}
                 for d in study.directions

@@ -24,7 +24,7 @@ from scripts.studies.plan import (
     starts_by_name,
     without_stages,
 )
-from scripts.studies.schema import Entropy, Intervention, Study
+from scripts.studies.schema import Entropy, Intervention, Scoring, Study
 
 CHECKPOINTS = Path("checkpoints/hub")  # where a checkpoint of the hub is fetched that is trained or edited
 _GIVEN = {  # keys of a run that the study itself gives -> what to do instead
@@ -358,14 +358,29 @@ class _Stages:
         if score is None:
             return
         starts = choose(score.starts, starts_by_name(self.plan.starts), "score.starts")
+        models = list(dict.fromkeys(start.model for start in starts))
         for k in range(max(self.plan.pretrainings, 1)):
-            group = [start for start in starts if k == 0 or len(start.locations) > 1]
-            places = [self._place(start, k) for start in group]
-            output = self.folder / "score" / f"seed{k}"
-            needs = dict.fromkeys((*self.prepared, *(name for _, stages in places for name in stages)))
-            flags = as_flags({**score.flags, "output": output})
-            command = ("analysis.score", *(place for place, _ in places), *flags, "--overwrite")
-            yield Stage(f"score, seed {k}", "score", command, (output,), tuple(needs))
+            for model in models:
+                group = [s for s in starts if s.model == model and (k == 0 or len(s.locations) > 1)]
+                if group:
+                    yield self._scored(score, k, group, len(models) > 1)
+
+    def _scored(self, score: Scoring, k: int, group: Sequence[PlannedStart], several_models: bool) -> Stage:
+        output, name = self.folder / "score" / f"seed{k}", f"score, seed {k}"
+        if several_models:
+            output, name = output / slug(group[0].model), f"score {group[0].model}, seed {k}"
+        located = [self._place(start, k) for start in group]
+        places = [place for place, _ in located]
+        folders = [output / label_of(place) if len(group) > 1 else output for place in places]
+        for start, folder in zip(group, folders):
+            self.plan.scores.append(
+                {"start": start.name, "pretraining": k, "folder": str(folder), "stage": name},
+            )
+        flags = as_flags({**score.flags, "output": output})
+        flags += ("--keep", "none") if any(map(is_hub_id, places)) else ()
+        needs = dict.fromkeys((*self.prepared, *(stage for _, stages in located for stage in stages)))
+        outputs = tuple(folder / "score.json" for folder in folders)
+        return Stage(name, "score", ("analysis.score", *places, *flags, "--overwrite"), outputs, tuple(needs))
 
     def _acquisition(self) -> Iterator[Stage]:
         """A table of the runs of each setting."""

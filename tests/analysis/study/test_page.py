@@ -200,7 +200,7 @@ def test_no_secret_of_a_command_is_shown(tmp_path, monkeypatch):
 
 def test_a_study_of_entropy_alone(tmp_path):
     study = {**a_study(), "conditions": [], "directions": [], "tables": [], "joined": None}
-    study |= {"notes": [], "effects": []}
+    study |= {"notes": [], "effects": [], "scores": {"head": [], "rows": []}}
     page = Page(render(study, tmp_path))
     assert list(page.sections) == [
         *("conclusions", "design", "entropy", "definitions", "commands", "environment"),

@@ -6,8 +6,9 @@ import pytest
 
 from olmo.config import load
 from olmo.exceptions import ConfigurationError
+from scripts.studies.plan import slug
 from scripts.studies.read import read_study, with_folder
-from scripts.studies.schema import Combination, Entropy, Intervention, Pretraining, Start, Study
+from scripts.studies.schema import Combination, Entropy, Intervention, Pretraining, Scoring, Start, Study
 from scripts.studies.schema import Setting as StudySetting
 from scripts.studies.stages import make_plan
 
@@ -151,6 +152,25 @@ def test_a_checkpoint_of_the_hub_that_is_only_measured_is_not_kept(monkeypatch, 
 
 
 WITH_C = {"none": Intervention(), "c": Intervention(overrides={"x": 1})}
+
+
+def test_starts_are_scored_together(tmp_path):
+    (tmp_path / "step7").mkdir()
+    starts = {"early": Start(step=10), "last": Start(step=20), "other": Start(checkpoint=str(tmp_path / "step7"))}
+    scoring = Scoring(flags={"knowledge": "facts", "tasks": "paper"})
+    plan, stages = by_name(small(starts=starts, score=scoring))
+    scored = stages["score pretraining, seed 1"]
+    assert scored.command[:3] == ("analysis.score", *(f"out/pretraining/seed1/step{n}-unsharded" for n in (10, 20)))
+    assert scored.command[3:7] == ("--knowledge", "facts", "--tasks", "paper")
+    assert scored.needs == ("pretraining, seed 1",)
+    noted = [(found["start"], found["pretraining"], found["folder"]) for found in plan.as_json()["scores"]]
+    assert noted == [
+        ("early", 0, "score/seed0/pretraining/step10-unsharded"),
+        ("last", 0, "score/seed0/pretraining/step20-unsharded"),
+        ("other", 0, f"score/seed0/{slug(str(tmp_path))}"),
+        ("early", 1, "score/seed1/pretraining/step10-unsharded"),
+        ("last", 1, "score/seed1/pretraining/step20-unsharded"),
+    ]
 
 
 @pytest.mark.parametrize(
