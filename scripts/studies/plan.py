@@ -33,6 +33,12 @@ class Stage:
     configurations: tuple[str, ...] = ()  # files whose content counts as part of the command
     run: Path | None = None  # the folder of a run; what another command left in it is deleted first
     shared: bool = False  # its outputs belong to all studies: where they exist, it has finished
+    identity: str = ""  # where its name depends on what else the study has: what names its record instead
+
+    @property
+    def label(self) -> str:
+        """The name of its record, log and job."""
+        return slug(self.identity or self.name)
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,10 @@ class Condition:
         """The name of the stage that trains it."""
         return f"training {self.name}, {repetition.folder.replace('seed', 'seed ')}"
 
-    def run(self, folder: Path, repetition: Repetition) -> Path:
+    def run(self, repetition: Repetition) -> Path:
+        """Its folder in that of the study, whatever other settings and seeds there are."""
         parts = (slug(part) for part in (self.setting, self.start.name, self.intervention))
-        return folder.joinpath("runs", *parts, repetition.folder)
+        return Path("runs", *parts, repetition.folder)
 
 
 @dataclass
@@ -120,7 +127,7 @@ class Plan:
                     "setting": c.setting,
                     "runs": [
                         {
-                            "folder": inside(str(c.run(self.folder, r))),
+                            "folder": c.run(r).as_posix(),
                             "stage": c.stage(r),
                             "pretraining": r.pretraining,
                             "learning": r.learning,
@@ -171,7 +178,7 @@ def without_stages(study: Study, folder: Path) -> Plan:
     if study.conditions and not conditions:
         raise ConfigurationError("conditions: needs `configuration`, that of continual learning")
     check_unique("conditions", [condition.name for condition in conditions])
-    check_unique("folders of runs", [str(c.run(folder, repetitions[0])) for c in conditions])
+    check_unique("folders of runs", [str(c.run(repetitions[0])) for c in conditions])
     return Plan(study, folder, starts, conditions, repetitions, pretrainings)
 
 
@@ -193,9 +200,8 @@ def _repetitions(study: Study) -> tuple[int, list[Repetition]]:
         return int(study.pretraining is not None), found
     if study.pretraining is None:
         raise ConfigurationError("about: model: needs `pretraining`, as its seeds reach back to it")
-    several = study.learning_seeds > 1
     return study.seeds, [
-        Repetition(k, j, study.seed + k + _LEARNING * j, f"seed{k}" + (f".{j}" if several else ""))
+        Repetition(k, j, study.seed + k + _LEARNING * j, f"seed{k}" + (f".{j}" if j else ""))
         for k in range(study.seeds)
         for j in range(study.learning_seeds)
     ]

@@ -21,7 +21,7 @@ from olmo.config.load import with_base
 from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
 from olmo.report.environment import environment
-from scripts.studies.plan import Plan, Stage, slug
+from scripts.studies.plan import Plan, Stage
 from scripts.studies.read import as_plain
 
 WAITING, RUNNING, FINISHED, FAILED, INTERRUPTED = "waiting", "running", "finished", "failed", "interrupted"
@@ -69,10 +69,10 @@ class Records:
         return hashlib.sha256(json.dumps([*parts, needed]).encode()).hexdigest()[:16]
 
     def path(self, stage: Stage) -> Path:
-        return self.folder / f"{slug(stage.name)}.json"
+        return self.folder / f"{stage.label}.json"
 
     def log(self, stage: Stage) -> Path:
-        return self.folder / f"{slug(stage.name)}.log"
+        return self.folder / f"{stage.label}.log"
 
     def _read(self, stage: Stage) -> Record:
         path, new = self.path(stage), self._new(stage)
@@ -80,7 +80,7 @@ class Records:
             new.state = FINISHED
         if not path.is_file():
             return new
-        found = read_record(path)
+        found = dataclasses.replace(read_record(path), name=stage.name)
         if found.key == new.key:
             return found if found.state == FINISHED or new.state != FINISHED else new
         self.replaced.add(stage.name)

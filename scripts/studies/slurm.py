@@ -28,7 +28,7 @@ from olmo.console import Progress, clock
 from olmo.exceptions import ConfigurationError, Interrupted
 from scripts.studies.job import CANCELLED, run_in_job
 from scripts.studies.local import ON_DEVICES
-from scripts.studies.plan import Stage, slug
+from scripts.studies.plan import Stage
 from scripts.studies.records import FAILED, FINISHED, INTERRUPTED, RUNNING, SAVED, WAITING, Records, reason_of
 from scripts.studies.schema import Cluster
 
@@ -258,7 +258,7 @@ class Slurm:
             print(f"{state}: {stage.name}, job {shown[0]}{before}", flush=True)
 
     def _job_name(self, stage: Stage) -> str:
-        return f"{slug(stage.name)}.{_mark(self.records.plan.folder)}.{self.records.keys[stage.name]}"
+        return f"{stage.label}.{_mark(self.records.plan.folder)}.{self.records.keys[stage.name]}"
 
     def _cancel_older(self) -> None:
         """Cancel the jobs of stages that the study has changed or removed since; they write to the same folders."""

@@ -44,7 +44,7 @@ def make_plan(study: Study, folder: Path) -> Plan:
     plan = without_stages(study, folder)
     plan.stages = list(_Stages(plan).all())
     check_unique("stages", [stage.name for stage in plan.stages])
-    check_unique("records of stages", [slug(stage.name) for stage in plan.stages])
+    check_unique("records of stages", [stage.label for stage in plan.stages])
     check_unique("outputs of stages", [str(output) for stage in plan.stages for output in stage.outputs])
     check_seeds(plan)
     return plan
@@ -333,8 +333,9 @@ class _Stages:
         configuration = setting.configuration or start.configuration or study.configuration
         if configuration is None:
             raise ConfigurationError(f"settings.{condition.setting}: needs a configuration, as the study has none")
-        run = condition.run(self.folder, repetition)
-        given: dict[str, Any] = {"load_path": place, "run_name": slug(f"{condition.name} {repetition.folder}")}
+        identity = "_".join(condition.run(repetition).parts[1:])
+        run = self.folder / condition.run(repetition)
+        given: dict[str, Any] = {"load_path": place, "run_name": identity}
         given |= {**study.overrides, **start.overrides, **setting.overrides, **intervention.overrides}
         edit = self.edited.get(
             (condition.start.name, condition.intervention, k if len(condition.start.locations) > 1 else 0)
@@ -351,6 +352,7 @@ class _Stages:
             tuple(dict.fromkeys((*self.prepared, *needs))),
             (configuration,),
             run,
+            identity=f"training {identity}",
         )
 
     def _score(self) -> Iterator[Stage]:
@@ -386,7 +388,7 @@ class _Stages:
         """A table of the runs of each setting."""
         for setting in dict.fromkeys(condition.setting for condition in self.plan.conditions):
             conditions = [c for c in self.plan.conditions if c.setting == setting]
-            groups = [[str(c.run(self.folder, r)) for r in self.plan.repetitions] for c in conditions]
+            groups = [[str(self.folder / c.run(r)) for r in self.plan.repetitions] for c in conditions]
             output = self.folder / "acquisition" / slug(setting)
             seeds = [part for group in groups if len(group) > 1 for part in ("--seeds", *group)]
             runs = [run for group in groups for run in group]

@@ -6,8 +6,9 @@ import pytest
 
 from olmo.config import load
 from olmo.exceptions import ConfigurationError
-from scripts.studies.plan import slug
+from scripts.studies.plan import Stage, slug
 from scripts.studies.read import read_study, with_folder
+from scripts.studies.records import Records
 from scripts.studies.schema import Combination, Entropy, Intervention, Pretraining, Scoring, Start, Study
 from scripts.studies.schema import Setting as StudySetting
 from scripts.studies.stages import make_plan
@@ -52,6 +53,30 @@ def test_seeds_about_a_model_reach_back_to_pretraining():
     assert "--seed=7199" in run.command and "--load_path=out/pretraining/seed1/step20-unsharded" in run.command
     assert "--seed=6199" in stages["pretraining, seed 1"].command
     assert run.needs == ("pretraining, seed 1",)
+
+
+def test_what_a_study_adds_later_repeats_nothing(tmp_path):
+    def keys(study: Study) -> dict[str, str]:
+        records = Records(make_plan(study, tmp_path))
+        kinds = ("train", "entropy", "edit")
+        return {str(records.path(s)): records.keys[s.name] for s in records.plan.stages if s.kind in kinds}
+
+    interventions = {"none": Intervention(), "q1": Intervention(0.5, 1.0)}
+    settings = {"baseline": StudySetting(), "fast": StudySetting(overrides={"optimizer.learning_rate": 0.1})}
+    before = keys(small(interventions=interventions))
+    after = keys(small(interventions=interventions, settings=settings, seeds=3, learning_seeds=2))
+    assert len(before) == 2 + 2 + 4 + 8 and before.items() <= after.items()
+
+
+def test_a_record_has_the_name_that_its_stage_has_now(tmp_path):
+    one, two = Stage("a", "train", ("x",), (), identity="run"), Stage("a, b", "train", ("x",), (), identity="run")
+    for stage in (one, two):
+        plan = make_plan(Study("x"), tmp_path)
+        plan.stages = [stage]
+        records = Records(plan)
+        assert records.records[stage.name].name == stage.name
+        records.save(stage)
+    assert [path.name for path in (tmp_path / "stages").iterdir()] == ["run.json"]
 
 
 def test_seeds_about_a_checkpoint_share_its_pretraining():
