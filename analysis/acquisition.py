@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,36 +24,11 @@ from typing import Any
 
 from analysis import dynamics, summaries
 from analysis.locations import check_writable
-from analysis.runs import probing_steps
 from analysis.summary_table import as_csv, differences, notes, table
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.atomic import write_text
 
 RESULT = "acquisition.json"
-
-
-# --- types of arguments, whose names argparse prints in errors ---
-
-
-def window(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def outlier_factor(text: str) -> float:
-    factor = 0.0 if text == "none" else float(text)
-    if not 0 <= factor < math.inf:
-        raise ValueError
-    return factor
-
-
-def fit_range(text: str) -> tuple[int, float]:
-    low, _, high = text.partition("-")
-    found = int(low), int(high) if high else math.inf
-    if not 1 <= found[0] < found[1]:
-        raise ValueError
-    return found
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -81,18 +55,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help=f"folder for {RESULT}, acquisition.csv and the figures")
     parser.add_argument(
         "--window",
-        type=window,
+        type=dynamics.window,
         help="steps from an injection to its maximum; default: the probing.steps of the first run, or else 50",
     )
     parser.add_argument(
         "--outlier_factor",
-        type=outlier_factor,
+        type=dynamics.outlier_factor,
         help="interquartile ranges beyond which effectivities and retainabilities are dropped; default: 1.5; 0 or none "
         "keeps all",
     )
     parser.add_argument(
         "--fit_range",
-        type=fit_range,
+        type=dynamics.fit_range,
         metavar="A-B",
         help="steps after the maximum to fit; `A-`: from A",
     )
@@ -105,9 +79,7 @@ def _measure(args: argparse.Namespace, named: list[Path]) -> dict[str, Any]:
         # By folder or by name; a run that is named as the baseline only is one of the runs as well.
         args.baseline = next((run for run in named if args.baseline in (run, Path(run.name))), args.baseline)
         named = named if args.baseline in named else [args.baseline, *named]
-    steps = args.window or probing_steps(named[0]) or 50
-    factor = 1.5 if args.outlier_factor is None else args.outlier_factor
-    options = dynamics.Options(steps, factor, args.fit_range or (1, math.inf))
+    options = dynamics.options(named[0], vars(args))
     return summaries.summarise(named, options, args.seeds, args.baseline, args.before)
 
 

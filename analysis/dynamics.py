@@ -20,15 +20,17 @@ steps. A window that ends after the newest table has the maximum of the tables s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.estimates import Values, quantiles
 from analysis.probes import Integers, ProbeSeries
-from analysis.runs import Entry
+from analysis.runs import Entry, probing_steps
 from olmo.knowledge.entries import KINDS, SETTINGS
 
 FEW = 20  # values; quartiles of fewer are unreliable
@@ -41,6 +43,39 @@ class Options:
     window: int = 50  # steps from an injection in which the maximum is sought
     outlier_factor: float = 1.5  # values so many interquartile ranges outside the quartiles are dropped; 0: none
     fit_range: tuple[int, float] = (1, math.inf)  # steps after the maximum, both included, of which the decay is fitted
+
+
+def options(run: Path, given: Mapping[str, Any]) -> Options:
+    """Those given, by name; the window is otherwise that in which a run was probed, if it has any."""
+    steps = {"window": probing_steps(run) or Options.window}
+    return Options(**{**steps, **{name: given[name] for name in FLAGS if given.get(name) is not None}})
+
+
+# --- types of arguments, whose names argparse prints in errors ---
+
+
+def window(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def outlier_factor(text: str) -> float:
+    factor = 0.0 if text == "none" else float(text)
+    if not 0 <= factor < math.inf:
+        raise ValueError
+    return factor
+
+
+def fit_range(text: str) -> tuple[int, float]:
+    low, _, high = text.partition("-")
+    found = int(low), int(high) if high else math.inf
+    if not 1 <= found[0] < found[1]:
+        raise ValueError
+    return found
+
+
+FLAGS: dict[str, Callable[[str], Any]] = {"window": window, "outlier_factor": outlier_factor, "fit_range": fit_range}
 
 
 @dataclass(frozen=True)

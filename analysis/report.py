@@ -25,6 +25,7 @@ def check_names(plan: Plan) -> None:
     registry.check_names(plan.content["figures"])
     tables.check_names(plan.content["tables"])
     published.study(plan.content["repeats"])
+    plan.acquisition()
     for direction in plan.content["directions"]:
         ends_of(plan, direction)
 

@@ -12,7 +12,7 @@ from analysis.conditions import paired, spread
 from analysis.estimates import Estimate, finite
 from analysis.outcomes import common_labels, forgetting, forgotten, k_and_a, loss_rise
 from analysis.pairing import unpaired
-from analysis.runs import TASKS, Run, probing_steps
+from analysis.runs import TASKS, Run
 from analysis.study import entropies, published
 from analysis.study.directions import directions
 from analysis.study.effects import effects
@@ -95,13 +95,13 @@ def _condition(group: Group, plan: Plan) -> dict[str, Any]:
         "injections": runs[0].injections,
         "begins": runs[0].begins,
         "tokens_per_step": runs[0].tokens_per_step,
-        "dynamics": _dynamics(runs),
+        "dynamics": _dynamics(runs, plan),
     }
 
 
-def _dynamics(runs: Sequence[Run]) -> dict[str, Any] | None:
+def _dynamics(runs: Sequence[Run], plan: Plan) -> dict[str, Any] | None:
     """Effectivity and retainability; None where no probes were scored around injections."""
-    options = dynamics.Options(probing_steps(runs[0].folder) or 50)
+    options = dynamics.options(runs[0].folder, plan.acquisition())
     found = [dynamics.measure(run.probes, run.encounters or {}, options) for run in runs]
     alike = all(one.coverage["measured"] and one.probes.same(found[0].probes) for one in found)
     return decay.summarise_seeds(found) if alike else None

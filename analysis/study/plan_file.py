@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import shapes
+from analysis.dynamics import FLAGS
 from olmo.exceptions import did_you_mean
 from olmo.files.paths import read_json
 
@@ -20,6 +21,7 @@ _SHAPE: dict[str, Any] = {
     "?notes": [str],
     "about": str,
     "repeats": (str, None),
+    "?acquisition": {"*": (str, int, float, None)},
     "seeds": [[int]],
     "starts": [{"name": str, "step": (int, None), "model": str, "checkpoints": [str]}],
     "interventions": {"*": dict},
@@ -80,6 +82,19 @@ class Plan:
         steps = {start["name"]: start["step"] for start in self.content["starts"]}
         known = {name: step if step is not None and step >= 0 else None for name, step in steps.items()}
         return {start["name"]: {**start, "step": known[start["name"]]} for start in self.content["starts"]}
+
+    def acquisition(self) -> dict[str, Any]:
+        """Settings of effectivity and retainability (`dynamics.options`). Raises ValueError for one that is none."""
+        found = {}
+        for name, value in self.content.get("acquisition", {}).items():
+            if value is not None:
+                try:
+                    found[name] = FLAGS[name](str(value))
+                except (KeyError, ValueError) as error:
+                    raise ValueError(
+                        f"acquisition.{name}: {value!r} is no such setting of analysis.acquisition"
+                    ) from error
+        return found
 
     def unfinished(self, member: Mapping[str, Any]) -> str | None:
         """Why a run or an entropy is not complete, from the state of the stage that it names; None if it is complete or

@@ -1,4 +1,4 @@
-"""The published numbers that stand beside those of a study which repeats a published one."""
+"""The published numbers that are shown beside those of a study which repeats a published one."""
 
 from __future__ import annotations
 

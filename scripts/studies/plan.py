@@ -110,6 +110,7 @@ class Plan:
             "notes": study.notes,
             "about": study.about,
             "repeats": study.repeats,
+            "acquisition": vars(study.acquisition),
             "seeds": [
                 [r.seed for r in self.repetitions if r.pretraining == k] for k in range(max(self.pretrainings, 1))
             ],
@@ -177,6 +178,12 @@ def without_stages(study: Study, folder: Path) -> Plan:
     conditions = list(_conditions(study, starts)) if study.configuration or _has_configurations(study) else []
     if study.conditions and not conditions:
         raise ConfigurationError("conditions: needs `configuration`, that of continual learning")
+    for start in dict.fromkeys(condition.start for condition in conditions):
+        if study.about == "model" and not start.own:
+            raise ConfigurationError(
+                f"starts.{start.group}: about: model: seeds reach back to the study's own pretraining, which this "
+                "checkpoint is not of; write `about: checkpoint`"
+            )
     check_unique("conditions", [condition.name for condition in conditions])
     check_unique("folders of runs", [str(c.run(repetitions[0])) for c in conditions])
     return Plan(study, folder, starts, conditions, repetitions, pretrainings)

@@ -60,6 +60,7 @@ class Records:
         for stage in plan.stages:
             self.keys[stage.name] = self._key(stage)
         self.replaced: set[str] = set()  # stages whose outputs are those of another key
+        self.kept: set[str] = set()  # and of these, those whose outputs other studies use as well: they are kept
         self.records = {stage.name: self._read(stage) for stage in plan.stages}
         self.environment = environment()
 
@@ -84,6 +85,8 @@ class Records:
         if found.key == new.key:
             return found if found.state == FINISHED or new.state != FINISHED else new
         self.replaced.add(stage.name)
+        if new.state == FINISHED and found.command[-len(stage.command) :] != list(stage.command):
+            self.kept.add(stage.name)
         return new
 
     def reload(self, stage: Stage) -> Record:

@@ -103,6 +103,12 @@ def print_plan(records: Records, stages: Sequence[Stage], every: bool) -> None:
         f"{plan.study.title}: {len(plan.starts)} starts, {len(plan.conditions)} conditions, "
         f"{len(plan.repetitions)} repetitions, {len(stages)} stages; output: {plan.folder}"
     )
+    for stage in [stage for stage in stages if stage.name in records.kept]:
+        print(
+            f"warning: {stage.name}: its command has changed, but {stage.outputs[0]} is outside of the output folder "
+            "and is not replaced; delete it to make it again",
+            file=sys.stderr,
+        )
     for stage in stages if every else ():
         record = records.records[stage.name]
         took = f", in {clock(record.seconds)}" if records.is_finished(stage) and record.seconds is not None else ""

@@ -92,6 +92,15 @@ class Scoring:
 
 
 @dataclass
+class Acquisition:
+    """How effectivity and retainability are measured, as the flags of analysis.acquisition."""
+
+    window: int | None = None  # steps from an injection to its maximum; default: probing.steps, or else 50
+    outlier_factor: float | None = None  # default: 1.5; 0 keeps all
+    fit_range: str | None = None  # steps after the maximum that are fitted, `A-B` or `A-`; default: all
+
+
+@dataclass
 class Direction:
     """A difference between two conditions (of entropy: between two starts), and where the paper found it."""
 
@@ -104,7 +113,7 @@ class Direction:
 
 @dataclass
 class Resources:
-    """What a stage uses on this machine. On a cluster, `cluster` says it."""
+    """What a stage uses on this machine. On a cluster, `cluster` applies instead."""
 
     gpus: int | None = None  # of a stage; default: 1 if the machine has any
     jobs: int | None = None  # stages at a time, as --jobs; default: one a core, or a GPU
@@ -119,7 +128,7 @@ class Study:
     configuration: str | None = None  # of continual learning; none: nothing is trained
     description: str = ""
     notes: list[str] = field(default_factory=list)  # paragraphs of the report
-    repeats: str | None = None  # the published study whose numbers stand beside: a key of analysis/study/published.yaml
+    repeats: str | None = None  # a published study, of analysis/study/published.yaml: its numbers are shown beside
     about: str = "checkpoint"  # what verdicts are about: this checkpoint, or this kind of model
     seed: int = 6198  # of the first repetition
     seeds: int = 1  # repetitions: of continual learning, or with `about: model` from pretraining on
@@ -133,7 +142,7 @@ class Study:
     conditions: list[Combination] = field(default_factory=list)  # default: all combinations
     entropy: dict[str, Entropy] = field(default_factory=dict)
     score: Scoring | None = None
-    acquisition: Overrides = field(default_factory=dict)  # flags of analysis.acquisition, such as window: 50
+    acquisition: Acquisition = field(default_factory=Acquisition)
     directions: list[Direction] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)

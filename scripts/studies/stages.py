@@ -393,7 +393,12 @@ class _Stages:
             seeds = [part for group in groups if len(group) > 1 for part in ("--seeds", *group)]
             runs = [run for group in groups for run in group]
             needs = [c.stage(r) for c in conditions for r in self.plan.repetitions]
-            command = ("analysis.acquisition", *runs, *seeds, *as_flags({**self.study.acquisition, "output": output}))
+            command = (
+                "analysis.acquisition",
+                *runs,
+                *seeds,
+                *as_flags({**vars(self.study.acquisition), "output": output}),
+            )
             yield Stage(
                 "acquisition" + (f", {setting}" if len(self.study.settings) > 1 else ""),
                 "acquisition",

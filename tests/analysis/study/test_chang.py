@@ -24,6 +24,7 @@ from tests.study import PAPER, make_plan
 ROUNDS = (3, 8, 13)
 SETTINGS = ("paraphrase", "once", "duplicate")
 GAIN = {"paraphrase": 1.0, "once": 0.5, "duplicate": 2.0}
+SETTINGS_OF_FIT = {"window": 4, "outlier_factor": 0.0, "fit_range": "1-6"}
 NAMES = ("chang_probes", "chang_effectivity", "chang_retainability", "chang_retainability_tokens")
 
 
@@ -59,7 +60,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     for condition in plan["conditions"]:
         for run in condition["runs"]:
             write(folder / run["folder"], {"early": 0.2, "last": 0.4}[condition["start"]], run["pretraining"])
-    (folder / "plan.json").write_text(json.dumps({**plan, "directions": []}))
+    (folder / "plan.json").write_text(json.dumps({**plan, "directions": [], "acquisition": SETTINGS_OF_FIT}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimates, "RESAMPLES", 200)
         patch.setattr(estimates, "BAND_RESAMPLES", 20)
@@ -92,6 +93,12 @@ def test_all_three_settings_reach_the_files(found, tmp_path, monkeypatch):
     change = [r for r in tables["chang_probes"] if (r["run"], r["setting"], r["kind"]) == ("last", "once", "semantic")]
     assert [r["step"] for r in change if r["is injection"] == "True"] == [str(step) for step in ROUNDS]
     assert float(change[3]["change"]) == pytest.approx(0.5)
+
+
+def test_effectivity_and_retainability_are_measured_as_the_study_sets(found):
+    for condition in found["conditions"]:
+        of = condition["dynamics"]
+        assert (of["window"], of["outlier_factor"], of["fit_range"]) == (4, 0.0, [1, 6.0])
 
 
 def test_k_and_a_of_all_three_settings(found):

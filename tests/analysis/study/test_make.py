@@ -102,6 +102,8 @@ def test_a_folder_without_a_plan_is_one_line(tmp_path, capsys):
         ({"repeats": "paper_1B"}, "repeats: unknown 'paper_1B', did you mean 'paper_1b'?"),
         ({"figures": ["figure_4c"]}, "unknown figure 'figure_4c'"),
         ({"tables": ["table_3"]}, "unknown table 'table_3'"),
+        ({"acquisition": {"window": 0}}, "acquisition.window: 0 is no such setting"),
+        ({"acquisition": {"fit_range": "9-3"}}, "acquisition.fit_range: '9-3' is no such setting"),
         ({"measure": "K_aftr"}, "unknown measure 'K_aftr', did you mean 'K_after'?"),
         ({"measure": "H", "to": "last, control"}, "to: the study has no entropy 'last, control'"),
         ({"measure": "A", "from": "text"}, "from: the study has no condition 'text'"),
@@ -111,7 +113,7 @@ def test_names_that_no_report_has_are_found_before_anything_runs(planted, tmp_pa
     plan = json.loads((planted / "plan.json").read_text())
     direction = plan["directions"][0]
     direction.update({key: value for key, value in change.items() if key in direction})
-    plan.update({key: value for key, value in change.items() if key in plan})
+    plan.update({key: value for key, value in change.items() if key not in direction})
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     assert command([str(tmp_path), "--check"]) == 1
     error = capsys.readouterr().err

@@ -15,6 +15,7 @@ from scripts.studies import local
 from scripts.studies.local import Local, gpus_here, launched
 from scripts.studies.plan import Plan, Stage
 from scripts.studies.records import FAILED, FINISHED, INTERRUPTED, Records
+from scripts.studies.run import print_plan
 from scripts.studies.schema import Resources, Study
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,6 +97,15 @@ def test_an_output_of_all_studies_is_not_made_again(world):
     complete, records = run(stage("a", shared=True), stage("b", needs=("a",)), stage("c", 0, 1, shared=True))
     assert complete and records.records["a"].state == records.records["c"].state == FINISHED
     assert len(Path("a").read_text().splitlines()) == len(Path("b").read_text().splitlines()) == 1
+
+
+def test_an_output_of_all_studies_is_kept_with_a_warning_where_its_command_changes(world, capsys):
+    assert run(stage("a", shared=True))[0]
+    for made, warned in ((stage("a", shared=True), False), (stage("a", 0.1, shared=True), True)):
+        records = Records(study(made))
+        assert records.is_finished(made)
+        print_plan(records, [made], every=False)
+        assert ("a: its command has changed, but a is outside" in capsys.readouterr().err) == warned
 
 
 def test_a_finished_stage_is_not_repeated_and_a_changed_one_reruns_what_depends_on_it(world):

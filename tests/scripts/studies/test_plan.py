@@ -9,7 +9,7 @@ from olmo.exceptions import ConfigurationError
 from scripts.studies.plan import Stage, slug
 from scripts.studies.read import read_study, with_folder
 from scripts.studies.records import Records
-from scripts.studies.schema import Combination, Entropy, Intervention, Pretraining, Scoring, Start, Study
+from scripts.studies.schema import Acquisition, Combination, Entropy, Intervention, Pretraining, Scoring, Start, Study
 from scripts.studies.schema import Setting as StudySetting
 from scripts.studies.stages import make_plan
 
@@ -102,6 +102,18 @@ def test_an_edit_is_computed_from_the_coefficients_of_its_start_and_seed():
     assert edit.command[-3:-1] == ("--seed", "6199") and "random" in edit.command
     assert f"--model.resuscitation={edit.outputs[0]}" in run.command and edit.name in run.needs
     assert edit.needs == ("entropy on text, abs, seed 1", "pretraining, seed 1")
+
+
+def test_edits_are_computed_on_the_text_that_is_named_for_them():
+    interventions = {"none": Intervention(), "q1": Intervention(0.5, 1.0)}
+    entropy = {"a": Entropy(data="a.npy"), "b": Entropy(data="b.npy", edits=True)}
+    for edits, used in ((True, "b"), (False, "a")):
+        entropy["b"].edits = edits
+        plan, stages = by_name(small(interventions=interventions, entropy=entropy, repeats="paper_1b", notes=["N"]))
+        edit = stages["edit last, q1, seed 0"]
+        assert edit.needs[0] == f"entropy on {used}, abs, seed 0"
+        assert any(f"entropy/{used}/abs/seed0" in word for word in edit.command)
+        assert plan.as_json()["repeats"] == "paper_1b" and plan.as_json()["notes"] == ["N"]
 
 
 def test_temperatures_are_given_to_training_and_measured_as_it_begins():
@@ -205,6 +217,7 @@ def test_starts_are_scored_together(tmp_path):
         ({"seeds": 0}, "seeds: must be at least 1"),
         ({"about": "checkpoint", "learning_seeds": 2}, "learning_seeds: has no effect"),
         ({"pretraining": None}, "about: model: needs `pretraining`"),
+        ({"starts": {"a": Start(checkpoint="o/m@step1")}}, "starts.a: about: model: seeds reach back"),
         ({"starts": {"a": Start()}}, "starts.a: give one of step, steps"),
         ({"starts": {"a": Start(step=1, checkpoint="b")}}, "starts.a: give one of step, steps"),
         ({"starts": {"a": Start(checkpoint="nowhere/*")}}, "starts.a: nowhere/*: no folder matches"),
@@ -254,6 +267,19 @@ def test_a_start_may_have_a_configuration_and_overrides_of_its_own():
     assert [c[1] for c in commands.values()] == ["configs/tiny/continual.yaml", "other.yaml", "b.yaml"]
     assert [c[-2:] for c in commands.values()][1:] == [("--x=2", "--y=2"), ("--x=2", "--y=3")]
     assert commands["early, a"][-1] == "--x=1"
+
+
+def test_scores_and_effectivities_are_measured_as_the_study_sets():
+    score = Scoring(["last"], {"knowledge": "k", "tasks": ["piqa", "sciq"]})
+    plan, stages = by_name(small(score=score, acquisition=Acquisition(window=7, outlier_factor=0.0)))
+    scored = stages["score, seed 1"]
+    place = "out/pretraining/seed1/step20-unsharded"
+    flags = ("--knowledge", "k", "--tasks", "piqa", "sciq", "--output", "out/score/seed1", "--overwrite")
+    assert scored.command == ("analysis.score", place, *flags)
+    assert scored.needs == ("pretraining, seed 1",)
+    command = stages["acquisition"].command
+    assert command[-6:] == ("--window", "7", "--outlier_factor", "0.0", "--output", "out/acquisition/baseline")
+    assert plan.as_json()["acquisition"] == {"window": 7, "outlier_factor": 0.0, "fit_range": None}
 
 
 def test_an_intervention_is_measured_at_the_starts_that_train_with_it():
