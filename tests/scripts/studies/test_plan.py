@@ -195,7 +195,7 @@ def test_starts_are_scored_together(tmp_path):
     (tmp_path / "step7").mkdir()
     starts = {"early": Start(step=10), "last": Start(step=20), "other": Start(checkpoint=str(tmp_path / "step7"))}
     scoring = Scoring(flags={"knowledge": "facts", "tasks": "paper"})
-    plan, stages = by_name(small(starts=starts, score=scoring))
+    plan, stages = by_name(small(starts=starts, score=scoring, conditions=[Combination(["early", "last"])]))
     scored = stages["score pretraining, seed 1"]
     assert scored.command[:3] == ("analysis.score", *(f"out/pretraining/seed1/step{n}-unsharded" for n in (10, 20)))
     assert scored.command[3:7] == ("--knowledge", "facts", "--tasks", "paper")
@@ -269,14 +269,8 @@ def test_a_start_may_have_a_configuration_and_overrides_of_its_own():
     assert commands["early, a"][-1] == "--x=1"
 
 
-def test_scores_and_effectivities_are_measured_as_the_study_sets():
-    score = Scoring(["last"], {"knowledge": "k", "tasks": ["piqa", "sciq"]})
-    plan, stages = by_name(small(score=score, acquisition=Acquisition(window=7, outlier_factor=0.0)))
-    scored = stages["score, seed 1"]
-    place = "out/pretraining/seed1/step20-unsharded"
-    flags = ("--knowledge", "k", "--tasks", "piqa", "sciq", "--output", "out/score/seed1", "--overwrite")
-    assert scored.command == ("analysis.score", place, *flags)
-    assert scored.needs == ("pretraining, seed 1",)
+def test_effectivities_are_measured_as_the_study_sets():
+    plan, stages = by_name(small(acquisition=Acquisition(window=7, outlier_factor=0.0)))
     command = stages["acquisition"].command
     assert command[-6:] == ("--window", "7", "--outlier_factor", "0.0", "--output", "out/acquisition/baseline")
     assert plan.as_json()["acquisition"] == {"window": 7, "outlier_factor": 0.0, "fit_range": None}
