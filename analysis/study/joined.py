@@ -3,6 +3,7 @@ that change the entropy by different means do to acquisition and forgetting."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from analysis.study.interventions import NO_INJECTION, UNCHANGED, kind
 
 RESAMPLES = 2_000
 FEWEST = 3  # points of a correlation
+# Points of which an interval is given: most draws of three have two different ones, whose coefficient is 1 or -1.
+FEWEST_DRAWN = 5
 WARNING = (
     "The points share a trend: checkpoints of one pretraining differ in their age, and everything that changes with "
     "age correlates with everything else that does. A high correlation over a handful of points shows neither that the "
@@ -50,7 +53,7 @@ def ranks(values: Values, counts: Values) -> Values:
 def correlate(x: Values, y: Values, seed: int = 0) -> dict[str, Estimate]:
     """Pearson's and Spearman's coefficients of the means over units (seeds) of x and y (P points, U units), with 95 %
     percentile intervals: points are drawn with replacement, and of several units the same ones for all points. Draws
-    in which a measure is constant are left out."""
+    in which a measure is constant are left out. Of fewer than FEWEST_DRAWN points the interval is unknown (NaN)."""
     points, units = x.shape
     generator = np.random.default_rng(seed)
     drawn_points = generator.multinomial(points, np.full(points, 1 / points), RESAMPLES).astype(float)
@@ -62,7 +65,8 @@ def correlate(x: Values, y: Values, seed: int = 0) -> dict[str, Estimate]:
         [value] = pearson(of(means[0], once), of(means[1], once), once)
         draws = pearson(of(resampled[0], drawn_points), of(resampled[1], drawn_points), drawn_points)
         low, high = (float(end[0]) for end in quantiles(draws[None], (0.025, 0.975)))
-        found[name] = Estimate(float(value), low, high)
+        known = points >= FEWEST_DRAWN
+        found[name] = Estimate(float(value), *((low, high) if known else (math.nan, math.nan)))
     return found
 
 
@@ -107,7 +111,7 @@ def join(
         "points": [p.as_json(_differ(kept, "setting")) for p in points],
         "correlations": correlations,
         "resampled": f"Intervals: conditions are drawn with replacement and, of several, {level}, the same for all "
-        f"conditions ({RESAMPLES:,} draws, 95 % percentiles).",
+        f"conditions ({RESAMPLES:,} draws, 95 % percentiles); none is given for fewer than {FEWEST_DRAWN}.",
         "warning": WARNING,
     }
 

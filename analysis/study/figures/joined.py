@@ -13,7 +13,7 @@ from analysis.canvas import GREY, in_style, legend, lengths, palette, panels, pl
 from analysis.study.figures.choice import Lacking, Study, in_order, loss_label, need
 from analysis.study.figures.points import Row
 from analysis.study.interventions import KINDS, kind
-from analysis.summary_table import with_interval
+from analysis.summary_table import signed, with_interval
 
 MARKERS = dict(zip(KINDS, "osD^vPXh"))  # of kinds of interventions
 _TITLES = {"A": "A, %", "F": "F, %", "K_after": "K after training", "P_after": "P after training"}
@@ -62,7 +62,11 @@ def scatter(study: Study) -> tuple[Figure, list[Row]]:
 def _coefficients(correlations: Sequence[Mapping[str, Any]], name: str) -> list[str]:
     """Pearson's coefficients of H and an outcome, a line each."""
     found = [c for c in correlations if (c["x"], c["y"]) == ("H", name) and c["pearson"]["value"] is not None]
-    return [f"r {with_interval(c['pearson'], 2)}\nover {c['points']} {plain(c['over'])}" for c in found]
+    return [f"r {_coefficient(c['pearson'])}\nover {c['points']} {plain(c['over'])}" for c in found]
+
+
+def _coefficient(found: dict[str, Any]) -> str:
+    return signed(found["value"], 2) if found["low"] is None else with_interval(found, 2)
 
 
 def _colors(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
