@@ -60,6 +60,9 @@ def save(figure: Figure, stem: Path, rows: Sequence[Mapping[str, Any]] = ()) -> 
     csv, pdf, png = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".pdf", ".png"))
     if rows:
         write_text(csv, as_csv(rows))
+    # The layout takes most of the time, and is the same for both files.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     for path in (pdf, png):
         with atomic_path(path) as partial:
             figure.savefig(partial, dpi=160)

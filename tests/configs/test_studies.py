@@ -53,9 +53,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_this_process() -> Iterator[None]:
     with studies.in_this_process() as patch:
         patch.setattr(estimates, "RESAMPLES", 50)
-        patch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)  # no part of it
+        # The commands' own figures are no part of the report, and the PDF of one is drawn as its PNG is.
+        patch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)
+        patch.setattr("analysis.figures.entropy.save_series", lambda series, folder, *more: None)
         draw = Figure.savefig
-        patch.setattr(Figure, "savefig", lambda figure, file, dpi=0, **more: draw(figure, file, dpi=20, **more))
+
+        def coarse(figure: Figure, file: Path, dpi: int = 0) -> None:
+            if ".pdf" in file.name:
+                file.write_bytes(b"%PDF")
+            else:
+                draw(figure, file, dpi=20)
+
+        patch.setattr(Figure, "savefig", coarse)
         yield
 
 
