@@ -48,7 +48,7 @@ PURE = {
     "olmo.knowledge.injection": ("olmo.data.loader", "olmo.knowledge.plan"),  # of the loader its Batch
 }
 FILE_LINES = 450
-SOURCE_LINES = 31_000
+SOURCE_LINES = 31_100
 READING_PATH_LINES = 2_200
 TOP_LEVEL_ENTRIES = 16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from pathlib import Path
 
@@ -45,7 +46,9 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_finished_stage_is_recorded_with_time_memory_and_job(end, tmp_path: Path) -> None:
     status, record = end("print('done')")
     assert (status, record.state, record.status, record.job) == (0, "finished", 0, "12")
-    assert record.seconds > 0 and 1 < record.peak_memory_mib < 1000 and record.started > 1e9
+    # A process counts what its parent held when it began, here this one.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    assert record.seconds > 0 and 1 < record.peak_memory_mib < own + 100 and record.started > 1e9
     assert (tmp_path / "stage.log").read_text() == "$ python -m command\ndone\n"
 
 
