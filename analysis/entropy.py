@@ -22,13 +22,13 @@ checkpoints; `python -m analysis.entropy_series` makes them again from the resul
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.downloads import Downloads
+from analysis.edit_flags import add_edit_flags, check_edit_flags, check_one_checkpoint
 from analysis.instances import CONFIGURATIONS, Instances
 from analysis.job import Job, Settings
 from analysis.locations import Location, add_checkpoint_flags, checkpoint_locations, label_of
@@ -180,24 +180,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar=",".join(MEASURES),
         help="entropies to measure (default knowledge, which is always measured)",
     )
-    parser.add_argument(
-        "--resuscitation",
-        metavar="FILE",
-        help="measure the edit that analysis.change_parameters wrote: a path, or a name inside the checkpoint's folder",
-    )
-    parser.add_argument("--resuscitation_force", action="store_true", help="accept an edit made for another checkpoint")
-    parser.add_argument(
-        "--temperature_attention",
-        type=float,
-        metavar="T",
-        help="divide the attention scores by T, as a run with model.temperature_attention does at its first step",
-    )
-    parser.add_argument(
-        "--temperature_MLP",
-        metavar="FILE",
-        help="divide the memory coefficients by those that change_parameters --format temperature wrote, as a run with "
-        "model.temperature_MLP does at its first step: a path, or a name inside the checkpoint's folder",
-    )
+    add_edit_flags(parser, "measure")
     parser.add_argument("--tolerance", type=float, help="stop when the standard error of H is below this")
     parser.add_argument("--output", type=Path, help="folder for the results; default: beside the checkpoint")
     parser.add_argument(
@@ -221,16 +204,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             raise ConfigurationError(f"--{name} must be at least 1")
     if args.allow_longer and args.sequence_length is None:
         raise ConfigurationError("--allow_longer: needs --sequence_length; the default is the model's context")
-    if args.temperature_attention is not None and not 0 < args.temperature_attention < math.inf:
-        raise ConfigurationError(f"--temperature_attention {args.temperature_attention:g} must be above 0 and finite")
-    if args.temperature_attention == 1.0:
-        print("warning: --temperature_attention 1 has no effect", file=sys.stderr)
-        args.temperature_attention = None
+    check_edit_flags(args)
     for name in EDITS:
         if getattr(args, name) is not None and args.output is None:
             raise ConfigurationError(f"--{name}: needs --output; the folder of the checkpoint is for its own results")
-    if args.resuscitation is None and args.resuscitation_force:
-        raise ConfigurationError("--resuscitation_force: needs --resuscitation")
     if args.tolerance is not None and not args.tolerance > 0:
         raise ConfigurationError(f"--tolerance {args.tolerance:g} must be above 0; no standard error is below it")
     return args
@@ -242,9 +219,7 @@ def _check_output(args: argparse.Namespace, locations: Sequence[Location]) -> No
         raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
     if args.output is not None and len({label_of(location) for location in locations}) < len(locations):
         raise ConfigurationError("--output: two checkpoint folders of one name; measure them beside the checkpoints")
-    edit = Path(args.resuscitation or "")
-    if len(locations) > 1 and edit.suffix == ".pt" and edit.is_file():
-        raise ConfigurationError(f"--resuscitation: {args.resuscitation} holds the weights of one checkpoint; name one")
+    check_one_checkpoint(args, locations)
 
 
 if __name__ == "__main__":

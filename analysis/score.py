@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.downloads import Downloads
+from analysis.edit_flags import add_edit_flags, check_edit_flags, check_one_checkpoint
 from analysis.locations import Location, check_writable, checkpoint_locations, label_of
 from analysis.prefetch import Failures, prefetch, together
 from analysis.results import EDITS
@@ -171,24 +172,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer", help="a file, folder or hub id; default: the checkpoint's")
     parser.add_argument("--precision", choices=("fp32", "amp_bf16"), help="as in a run's configuration (default fp32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
-    parser.add_argument(
-        "--resuscitation",
-        metavar="FILE",
-        help="score the edit that analysis.change_parameters wrote: a path, or a name inside the checkpoint's folder",
-    )
-    parser.add_argument("--resuscitation_force", action="store_true", help="accept an edit made for another checkpoint")
-    parser.add_argument(
-        "--temperature_attention",
-        type=float,
-        metavar="T",
-        help="divide the attention scores by T, as a run with model.temperature_attention does at its first step",
-    )
-    parser.add_argument(
-        "--temperature_MLP",
-        metavar="FILE",
-        help="divide the memory coefficients by those that change_parameters --format temperature wrote, as a run with "
-        "model.temperature_MLP does at its first step: a path, or a name inside the checkpoint's folder",
-    )
+    add_edit_flags(parser, "score")
     parser.add_argument("--output", type=Path, help="folder for the results; default: scores/ in the checkpoint")
     parser.add_argument(
         "--overwrite",
@@ -206,11 +190,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("limit", "batch_size", "sequence_length"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigurationError(f"--{name} must be at least 1")
-    if args.temperature_attention is not None and not 0 < args.temperature_attention < math.inf:
-        raise ConfigurationError(f"--temperature_attention {args.temperature_attention:g} must be above 0 and finite")
-    if args.temperature_attention == 1.0:
-        print("warning: --temperature_attention 1 has no effect", file=sys.stderr)
-        args.temperature_attention = None
+    check_edit_flags(args)
     given = [name for name in ("knowledge", "tasks", "held_out") if getattr(args, name) is not None]
     if args.config is None and not given:
         raise ConfigurationError("nothing to score: give --knowledge, --tasks, --held_out, or --config")
@@ -220,8 +200,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                 raise ConfigurationError(f"--{name}: --config decides it; give one of the two")
     if args.limit is not None and args.tasks is None:
         raise ConfigurationError("--limit: needs --tasks")
-    if args.resuscitation is None and args.resuscitation_force:
-        raise ConfigurationError("--resuscitation_force: needs --resuscitation")
     return args
 
 
@@ -234,9 +212,7 @@ def _check_output(args: argparse.Namespace, locations: Sequence[Location]) -> No
             raise ConfigurationError(f"--{name}: needs --output; the checkpoint's folder is for its own scores")
     if args.output is not None and len({label_of(location) for location in locations}) < len(locations):
         raise ConfigurationError("--output: two checkpoints of one name; score them one by one")
-    edit = Path(args.resuscitation or "")
-    if len(locations) > 1 and edit.suffix == ".pt" and edit.is_file():
-        raise ConfigurationError(f"--resuscitation: {args.resuscitation} holds the weights of one checkpoint; name one")
+    check_one_checkpoint(args, locations)
 
 
 if __name__ == "__main__":

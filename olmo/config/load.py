@@ -190,6 +190,10 @@ def read_yaml(path: Path) -> DictConfig:
 
 
 def with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
+    """The keys and values of a YAML file, over those of the file that its key `base` names; interpolations remain.
+
+    Raises ConfigurationError where a file cannot be read, or `base` refers to itself.
+    """
     path = path.resolve() if seen else path
     if path in seen:
         raise ConfigurationError(f"{path}: 'base' refers to itself, directly or through other files")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +215,9 @@ class _Stages:
     @staticmethod
     def _entropy_flags(found: Entropy, coefficient: str, output: Path) -> tuple[str, ...]:
         given: dict[str, Any] = {"data": found.data, "data_size": found.data_size, "batch_size": found.batch_size}
-        given |= {"coefficient": coefficient, "measures": ",".join(found.measures), **found.flags, "output": output}
-        return (*as_flags(given), "--overwrite")
+        given |= {"coefficient": coefficient, "measures": ",".join(found.measures), "output": output}
+        check_flags(found.flags, (*given, "checkpoint", "overwrite"), "entropy")
+        return (*as_flags({**given, **found.flags}), "--overwrite")
 
     def _note(
         self, stage: str, data: str, coefficient: str, start: PlannedStart, intervention: str, k: int, folder: Path
@@ -378,6 +379,7 @@ class _Stages:
             self.plan.scores.append(
                 {"start": start.name, "pretraining": k, "folder": str(folder), "stage": name},
             )
+        check_flags(score.flags, ("output", "overwrite"), "score")
         flags = as_flags({**score.flags, "output": output})
         flags += ("--keep", "none") if any(map(is_hub_id, places)) else ()
         needs = dict.fromkeys((*self.prepared, *(stage for _, stages in located for stage in stages)))
@@ -406,6 +408,13 @@ class _Stages:
                 (output / "acquisition.json",),
                 tuple(needs),
             )
+
+
+def check_flags(flags: Iterable[str], own: Collection[str], section: str) -> None:
+    """Raise ConfigurationError for flags that the study gives itself, from other keys of the section or its folder."""
+    for name in flags:
+        if name in own:
+            raise ConfigurationError(f"{section}: flags.{name}: the study decides it; leave it out of flags")
 
 
 def as_flags(given: Mapping[str, Any]) -> tuple[str, ...]:

@@ -234,6 +234,8 @@ def test_starts_are_scored_together(tmp_path):
         ({"interventions": {"q": Intervention(selection="random")}}, "selection and temperature have no effect"),
         ({"interventions": {"q": Intervention(0.5, 1.0)}, "entropy": {}}, "needs the entropy of start 'early'"),
         ({"configuration": None, "settings": {"a": StudySetting(), "b": StudySetting("c.yaml")}}, "settings.a: needs"),
+        ({"entropy": {"t": Entropy(flags={"data_size": 8})}}, "entropy: flags.data_size: the study decides it"),
+        ({"score": Scoring(flags={"output": "x"})}, "score: flags.output: the study decides it"),
         ({"entropy": {"t": Entropy(starts=["lats"])}}, "entropy.t.starts: no 'lats', did you mean 'last'?"),
     ],
 )  # fmt: skip
