@@ -212,10 +212,11 @@ STEP = r"step \d+/100000: loss \d\.\d{4}, [\d,]+ tokens/s, \d+:[\d:]+ left"
 
 
 def test_a_run_on_a_terminal_has_a_bar_below_its_log_lines(world: Path) -> None:
-    session = on_terminal(["-m", "scripts.train", *arguments(world / "wide")], width=200)
+    # The limit counts from before the data are opened, and the first bar is drawn after a second of training.
+    session = on_terminal(["-m", "scripts.train", *arguments(world / "wide", seconds=6)], width=200)
     assert session.status == 75
     assert session.lines == logged(world / "wide") and len(session.lines) > 4
-    assert session.lines[-1].startswith("interrupted: time_limit of 2 seconds")
+    assert session.lines[-1].startswith("interrupted: time_limit of 6 seconds")
     bars = re.findall(rf"\r\x1b\[2K({BAR}){STEP}", plain(session.output))
     assert bars and {len(bar) for bar in bars} == {41}
     assert re.search(r"\x1b\[38;", session.output)  # colours
