@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("olmo", "analysis", "scripts")
+PACKAGES = ("olmo", "analysis", "knowledge_entropy", "scripts")
 
 # The rooms of olmo/, in order: a module imports from its own room and from rooms above it.
 ROOMS = (
@@ -40,7 +40,8 @@ ROOMS = (
 ALLOWED = {
     "olmo": {"olmo"},
     "analysis": {"olmo", "analysis"},
-    "scripts": {"olmo", "analysis", "scripts"},
+    "knowledge_entropy": {"olmo", "analysis", "knowledge_entropy"},
+    "scripts": {"olmo", "analysis", "knowledge_entropy", "scripts"},
 }
 # Modules of the method that know little: what of ours each may import, a module or a package with all that is in it.
 PURE = {
@@ -48,14 +49,14 @@ PURE = {
     "olmo.knowledge.injection": ("olmo.data.loader", "olmo.knowledge.plan"),  # of the loader its Batch
 }
 FILE_LINES = 450
-SOURCE_LINES = 31_100
+SOURCE_LINES = 36_000
 READING_PATH_LINES = 2_200
 TOP_LEVEL_ENTRIES = 16
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file, of the three packages; a package's own name is its __init__.py."""
+    """Dotted name -> file, of the four packages; a package's own name is its __init__.py."""
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
