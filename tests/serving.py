@@ -10,12 +10,12 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pytest
 
@@ -54,7 +54,7 @@ class Server(ThreadingHTTPServer):
     handle_error = lambda self, request, client_address: None  # noqa: E731
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), self.handler())
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.files: dict[str, File] = {}
         self.behaviour: Behaviour = "ranges"
@@ -106,6 +106,13 @@ class Server(ThreadingHTTPServer):
         """The bytes of body that each GET of a path has brought."""
         return [asked.sent for asked in self.asked if asked.path == path]
 
+    def handler(self) -> type[Handler]:
+        return Handler
+
+    def find(self, path: str, headers: Mapping[str, str]) -> File | None:
+        """What a path of a request, with its query, serves; None where that is nothing."""
+        return self.files.get(path.partition("?")[0])
+
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
@@ -114,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def _head(self, file: File, status: int, length: int, part: str | None = None) -> None:
+    def head(self, file: File, status: int, length: int, part: str | None = None) -> None:
         headers: dict[str, str | None] = {
             "Content-Length": str(length),
             "ETag": file.tag,
@@ -129,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _found(self) -> File | None:
-        file = self.server.files.get(self.path.partition("?")[0])
+        file = self.server.find(self.path, self.headers)
         if file is None:
             self.send_response(404)
             if "/revision/" in self.path:
@@ -149,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif file := self._found():
-            self._head(file, file.status, len(file.content))
+            self.head(file, file.status, len(file.content))
 
     def _drip(self, content: bytes, pause: float) -> None:
         for byte in content:
@@ -172,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
         wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
         content, status, part = file.content, file.status, None
         fresh = condition in (None, file.tag, file.modified) or self.server.behaviour == "careless ranges"
-        if wanted and fresh and self.server.behaviour != "no ranges":
+        if wanted and fresh and status == 200 and self.server.behaviour != "no ranges":
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, stop = int(first), min(int(last or len(content)) + 1, len(content))
             status, part = 206, f"bytes {start}-{stop - 1}/{len(content)}"
@@ -184,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
             status, content = failure, b""
         asked = Asked(self.path, wanted, condition, status)
         self.server.asked.append(asked)
-        self._head(file, status, len(content), part)
+        self.head(file, status, len(content), part)
         if pause := self.server.drip.get(self.path):
             return self._drip(content, pause)
         cuts = self.server.cuts.get(self.path, [])
@@ -201,9 +208,12 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+S = TypeVar("S", bound=Server)
+
+
 @contextmanager
-def serving() -> Iterator[Server]:
-    with Server() as server:
+def serving(kind: type[S] = Server) -> Iterator[S]:
+    with kind() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -215,12 +225,12 @@ def serving() -> Iterator[Server]:
 
 
 @contextmanager
-def hub_serving(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def hub_serving(cache: Path, monkeypatch: pytest.MonkeyPatch, kind: type[S] = Server) -> Iterator[S]:
     """A server in place of the hub, whose client is real but for the address and the cache."""
     from huggingface_hub import constants
 
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as server:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with serving(kind) as server:
         for name, value in (
             ("ENDPOINT", server.url),
             ("HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"),
