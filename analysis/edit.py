@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from olmo.checkpoint import identity_of
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path
 from olmo.files.lock import writing
-from olmo.files.tensors import write_safetensors, write_torch_file
+from olmo.files.tensors import shapes_of, write_safetensors, write_torch_file
 from olmo.memory.by_layer import ByLayer, count, tensors_of
 from olmo.memory.rescaling import (
     Multipliers,
@@ -114,12 +114,9 @@ def _edit_weights(folder: Path, multipliers: ByLayer, keep: bool) -> EditedWeigh
             check_finite(f"{folder}: {name}", parameter)
         rescale_model(model, multipliers)
         return EditedWeights(model.state_dict(), next(model.parameters()).dtype, identity_of(folder))
-    weights: Mapping[str, Tensor]
-    if checkpoint.transformers_config(folder) is None:
-        weights = checkpoint.StateOnDisk(folder)
-        like = weights.like
-    else:
-        weights = like = checkpoint.read_state(folder)
+    own_layout = checkpoint.transformers_config(folder) is None
+    weights = checkpoint.StateOnDisk(folder) if own_layout else checkpoint.read_state(folder)
+    like = shapes_of(weights)
     check_shapes({name: tensor.shape for name, tensor in like.items()}, multipliers)
     dtype = like[up_projection_name(0)].dtype
     before, state = checkpoint.Fingerprint(), {}

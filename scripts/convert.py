@@ -29,7 +29,7 @@ from olmo.checkpoint.transformers_layout import has_original_keys, to_transforme
 from olmo.config import ModelConfig, load_model_config, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.digests import file_digest
-from olmo.files.tensors import write_olmo_safetensors, write_safetensors
+from olmo.files.tensors import shapes_of, write_olmo_safetensors, write_safetensors
 from olmo.memory.rescaling import load_multipliers
 from olmo.memory.temperature import Temperatures
 from olmo.model import OLMo
@@ -119,7 +119,7 @@ def _convert_olmo(source: Path, folder: Path, to: str, edit: Path | None, force:
         state = checkpoint.resuscitated(state, str(edit), source, key="--resuscitation", force=force)
     checkpoint.check_fit(OLMo.empty(config), state, str(source))
     if to == "hf":
-        described = to_transformers_config(config, state["transformer.wte.weight"].dtype)
+        described = to_transformers_config(config, shapes_of(state)["transformer.wte.weight"].dtype)
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         write_safetensors(folder / "model.safetensors", to_transformers_state(state, config), {"format": "pt"})
     else:
@@ -129,7 +129,7 @@ def _convert_olmo(source: Path, folder: Path, to: str, edit: Path | None, force:
             write_olmo_safetensors(folder / "temperature_MLP.safetensors", {"temperature_MLP": divisors})
         save_model_config(folder / "config.yaml", config)
         write_olmo_safetensors(folder / "model.safetensors", state)
-    return f"{sum(tensor.numel() for tensor in state.values()):,} weights"
+    return f"{sum(tensor.numel() for tensor in shapes_of(state).values()):,} weights"
 
 
 def _write_family(source: Path, folder: Path, edit: Path | None, force: bool) -> str:

@@ -8,8 +8,9 @@ names behind the prefix `model.` and OLMo's own keys in config.json.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..config.load import make_model_config
 from ..config.model import ModelConfig
 from ..exceptions import ConfigurationError
+from ..files.tensors import LazyTensors
 
 _Value = TypeVar("_Value")
 
@@ -206,8 +208,9 @@ def _rows(kind: str) -> dict[str, tuple[str, ...]]:
     return BLOCK_TABLE if kind == "olmo" else {**BLOCK_TABLE, **NORM_TABLE}
 
 
-def from_transformers_state(state: Mapping[str, Tensor], raw: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """Weights of a folder with this config.json under OLMo's names; ValueError for a missing or foreign tensor."""
+def from_transformers_state(state: Mapping[str, Tensor], raw: Mapping[str, Any], where: str) -> Mapping[str, Tensor]:
+    """Weights of a folder with this config.json under OLMo's names, stacked at every access; ValueError for a missing
+    or foreign tensor, or parts that do not stack."""
     if has_original_keys(raw):
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
     kind = raw["model_type"]
@@ -235,7 +238,23 @@ def from_transformers_state(state: Mapping[str, Tensor], raw: Mapping[str, Any],
         parts = {ours: [state[name] for name in theirs] for ours, theirs in wanted.items()}
     except KeyError as error:
         raise ValueError(f"{where}: the weights lack {error.args[0]}") from error
-    return {ours: stack[0] if len(stack) == 1 else torch.cat(stack) for ours, stack in parts.items()}
+
+    def made(ours: str) -> Tensor:
+        stack = parts[ours]
+        return stack[0] if len(stack) == 1 else torch.cat(stack)
+
+    return LazyTensors({ours: _shape(stack, wanted[ours], where) for ours, stack in parts.items()}, made)
+
+
+def _shape(stack: Sequence[Tensor], names: Sequence[str], where: str) -> Tensor:
+    """What `torch.cat` makes of tensors, on the meta device, where torch.cat itself takes a second to import."""
+    if len(stack) == 1:
+        return stack[0]
+    if min(part.ndim for part in stack) == 0 or len({part.shape[1:] for part in stack}) > 1:
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(names, stack))
+        raise ValueError(f"{where}: the weights do not stack: {shapes}")
+    dtype = reduce(torch.promote_types, (part.dtype for part in stack))
+    return torch.empty(sum(map(len, stack)), *stack[0].shape[1:], dtype=dtype, device="meta")
 
 
 def to_transformers_state(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

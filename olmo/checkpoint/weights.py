@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,21 @@ from ..console import log
 from ..exceptions import ConfigurationError
 from ..files.digests import file_digest
 from ..files.paths import check_not_lfs, read_json
-from ..files.tensors import read_tensors, tensor_names
+from ..files.tensors import LazyTensors, read_tensors, shapes_of, tensor_names
 from ..memory.by_layer import ByLayer
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
 from ..model.olmo import OLMo
 from . import saves
 from .formats import OLMO_CORE, explain, is_olmo_core
-from .transformers_layout import BEHAVIOUR, from_transformers_config, from_transformers_state, is_known, plain_names
+from .transformers_layout import (
+    BEHAVIOUR,
+    from_transformers_config,
+    from_transformers_state,
+    has_original_keys,
+    is_known,
+    plain_names,
+)
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -135,10 +142,11 @@ def read_config(folder: Path) -> ModelConfig:
     return from_transformers_config(raw, str(folder / "config.json"))
 
 
-def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
+def read_state(folder: Path, mapped: bool = True) -> Mapping[str, Tensor]:
     """The weights of a checkpoint folder of any layout under OLMo's names.
 
-    They are mapped from the file unless `mapped` is false; what is stacked or sharded is always copied.
+    They are mapped from the file unless `mapped` is false; what is sharded is always copied, what is stacked is copied
+    at every access, beside others that are mapped.
     """
     raw = transformers_config(folder)
     if saves.is_sharded(folder):
@@ -146,38 +154,27 @@ def read_state(folder: Path, mapped: bool = True) -> dict[str, Tensor]:
 
         return sharded.Reader(folder).read(sharded.WEIGHTS)
     state: dict[str, Tensor] = {}
+    stacked = raw is not None and not has_original_keys(raw)
     for path in model_files(folder):
-        tensors = read_tensors(path, mapped)
+        tensors = read_tensors(path, mapped or stacked)
         if twice := tensors.keys() & state.keys():
             raise ValueError(f"{path}: {min(twice)} is in another file of the folder too")
         state.update(tensors)
     return plain_names(state) if raw is None else from_transformers_state(state, raw, str(folder))
 
 
-class StateOnDisk(Mapping[str, Tensor]):
+class StateOnDisk(LazyTensors):
     """The weights of a folder in OLMo's layout under OLMo's names, each mapped anew at every access and not
-    kept: its pages are released with its mapping, so one pass needs the memory of one tensor.
-    `like` has their shapes and dtypes (meta tensors)."""
+    kept: its pages are released with its mapping."""
 
     def __init__(self, folder: Path):
-        self._read: Callable[[str], Tensor] = lambda name: read_state(folder)[name]
         if not saves.is_sharded(folder):
-            self.like = {name: tensor.to("meta") for name, tensor in read_state(folder).items()}
+            super().__init__(read_state(folder), lambda name: read_state(folder)[name])
             return
         from . import sharded
 
         reader = sharded.Reader(folder)  # whose index, of a large run, takes seconds to read
-        self.like = reader.shapes(sharded.WEIGHTS)
-        self._read = lambda name: reader.read(f"{sharded.WEIGHTS}{name}")[""]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.like)
-
-    def __len__(self) -> int:
-        return len(self.like)
+        super().__init__(reader.shapes(sharded.WEIGHTS), lambda name: reader.read(f"{sharded.WEIGHTS}{name}")[""])
 
 
 class Fingerprint:
@@ -214,7 +211,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 def check_fit(model: OLMo, state: Mapping[str, Tensor], where: str) -> None:
     """Raise ValueError that names what does not fit between a model and a state dict."""
-    wanted = model.state_dict()
+    wanted, state = model.state_dict(), shapes_of(state)
     missing, foreign = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or foreign:
         raise ValueError(
@@ -249,7 +246,8 @@ def load_model(
         config = replace(read_config(folder), resuscitation=None)
     else:
         check_behaviour(config, folder)
-    state = read_state(folder, mapped or device.type != "cpu")
+    mapped = mapped or device.type != "cpu"
+    state = read_state(folder, mapped or config.resuscitation is not None)
     if config.n_layers > len(state):
         raise ValueError(
             f"{folder}: the config has {config.n_layers:,} layers, the weights have {len(state):,} tensors"
@@ -262,8 +260,11 @@ def load_model(
         state = resuscitated(state, config.resuscitation, folder, mapped, force=config.resuscitation_force)
     check_fit(model, state, str(folder))
     for name in list(state):  # one by one: what has been converted need not be kept
-        tensor = state.pop(name).to(device=device, dtype=dtype)
-        model.load_state_dict({name: tensor}, strict=False, assign=True)
+        tensor = state.pop(name) if isinstance(state, dict) else state[name]
+        own = tensor.to(device=device, dtype=dtype)
+        if own is tensor and not mapped and isinstance(state, LazyTensors):
+            own = tensor.clone()
+        model.load_state_dict({name: own}, strict=False, assign=True)
     Temperatures.from_config(config, folder).apply(model)
     return model
 
@@ -295,13 +296,13 @@ def check_behaviour(config: ModelConfig, folder: Path) -> None:
 
 
 def resuscitated(
-    state: dict[str, Tensor],
+    state: Mapping[str, Tensor],
     name: str,
     folder: Path,
     mapped: bool = True,
     key: str = "model.resuscitation",
     force: bool = False,
-) -> dict[str, Tensor]:
+) -> Mapping[str, Tensor]:
     """The weights that a resuscitation file makes of `state`: multipliers applied to it, or a full state dict.
 
     `name` is a path, or a file inside the checkpoint folder; `key` is where the user named it. The file must have been

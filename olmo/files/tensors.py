@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,29 @@ from .torch_files import check_plain, load_torch, tensors_of
 from .unpickling import ForbiddenName, Refused, unpickle
 
 _LONGEST_KEY = 4096  # characters
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each made at every access and not kept, so that one pass needs the memory of one tensor.
+    `like` has their shapes and dtypes."""
+
+    def __init__(self, like: Mapping[str, Tensor], make: Callable[[str], Tensor]):
+        self.like = {name: tensor.to("meta") for name, tensor in like.items()}
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.like)
+
+    def __len__(self) -> int:
+        return len(self.like)
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors of the same names, shapes and dtypes, without making any."""
+    return tensors.like if isinstance(tensors, LazyTensors) else tensors
 
 
 def encode_key(*path: str) -> str:

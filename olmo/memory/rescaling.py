@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..files.atomic import atomic_path
 from ..files.paths import check_readable
-from ..files.tensors import write_safetensors
+from ..files.tensors import LazyTensors, shapes_of, write_safetensors
 from .by_layer import ByLayer, layers_of, tensors_of
 from .locate import find_layers, numbered
 from .parts import Experts, Memory, is_conv1d
@@ -83,14 +83,15 @@ def up_projection_name(layer: int) -> str:
     return f"transformer.blocks.{layer}.ff_proj.weight"
 
 
-def rescale(state: Mapping[str, Tensor], multipliers: ByLayer) -> dict[str, Tensor]:
+def rescale(state: Mapping[str, Tensor], multipliers: ByLayer) -> LazyTensors:
     """A state dict of OLMo with row i of the up projection of layer l multiplied by multipliers[l][i] (algorithm 1).
 
-    Only the edited tensors are copied. A bias of ff_proj is multiplied too, so that the output of the up projection
-    scales. Raises ValueError if the shapes do not fit, or as `multiply` does.
+    Only the edited tensors are copied, at every access. A bias of ff_proj is multiplied too, so that the output of the
+    up projection scales. Raises ValueError if the shapes do not fit; an access raises it as `multiply` does.
     """
-    check_shapes({name: tensor.shape for name, tensor in state.items()}, multipliers)
-    return {name: rescaled(name, tensor, multipliers) for name, tensor in state.items()}
+    shapes = shapes_of(state)
+    check_shapes({name: tensor.shape for name, tensor in shapes.items()}, multipliers)
+    return LazyTensors(shapes, lambda name: rescaled(name, state[name], multipliers))
 
 
 def check_shapes(shapes: Mapping[str, torch.Size], multipliers: ByLayer) -> None:

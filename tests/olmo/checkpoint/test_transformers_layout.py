@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,16 @@ def test_the_saved_frequencies_of_old_transformers_are_passed_over(tmp_path: Pat
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(state, tmp_path / "model.safetensors")
     same_weights(checkpoint.load_model(tmp_path, CPU), model)
+
+
+@pytest.mark.parametrize("part", [torch.ones(32, 31), torch.ones(())], ids=["width", "number"])
+def test_parts_that_do_not_stack_are_named(tmp_path: Path, part: Tensor) -> None:
+    to_transformers(made_model()).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["model.layers.1.self_attn.k_proj.weight"] = part
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"do not stack: .*k_proj\.weight {re.escape(str(tuple(part.shape)))}"):
+        checkpoint.load_model(tmp_path, CPU)
 
 
 @pytest.mark.parametrize(
