@@ -27,6 +27,7 @@ from olmo.console import Progress
 from olmo.data.masks import padded
 from olmo.distributed import Ranks
 from olmo.memory import CoefficientAverages, GroupedMeans, jackknife_error, layer_entropy, observe
+from olmo.memory.unwrap import unwrapped
 
 _FIRST_CHECK = 64  # instances after which the standard error is first computed; then after every further quarter
 
@@ -117,6 +118,7 @@ def measure(
     checks are made after 64 instances, then whenever their number has grown by a quarter.
     Raises ValueError for tokens that the model does not know and for fewer instances than processes.
     """
+    model = unwrapped(model)
     others: dict[str, GroupedMeans] = {}
     next_check, tokens, estimate = _FIRST_CHECK, 0, ""
     vocabulary = next(module for module in model.modules() if isinstance(module, nn.Embedding)).num_embeddings

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from ..model.causal_lm import CausalLM
 from ..model.olmo import Block, OLMo
-from .parts import Experts, Memory, Parts, listed, parts_of, sizes
+from .maps import sizes
+from .parts import Experts, Memory, Parts, listed, parts_of
+from .unwrap import computing, is_sharded, plain_name, unwrapped
 
 
 @dataclass(frozen=True)
@@ -31,36 +32,33 @@ def find_layers(model: nn.Module) -> list[Layer]:
     """Every layer of the model's stack with its feed-forward memories, first layer first; several parts only for a
     shared expert beside routed ones.
 
-    Ours are known by name. Otherwise, the matrices of a layer outside its attention (any module with "att" in its
-    name), its mixers of tokens and the connections of its streams must be one linear map from M to D with M != D, and
-    from D one map to M, two to M (gated) or one to 2 M (gated); or experts as in transformers 5 with their router, and
-    optionally a shared expert whose output is added (checked with random tokens). Layers may differ; those with no
-    other matrices have no parts. Raises ValueError, naming the place, for anything else.
+    The model may be wrapped (`unwrapped`), maps quantized or adapted (`maps.py`). Ours are known by name. Otherwise,
+    the matrices of a layer outside its attention (any module with "att" in its name), its mixers of tokens and the
+    connections of its streams must be one linear map from M to D with M != D, and from D one map to M, two to M (gated)
+    or one to 2 M (gated); or experts as in transformers 5 with their router, and optionally a shared expert whose
+    output is added (checked with random tokens). Layers may differ; those with no other matrices have no parts. Raises
+    ValueError, naming the place, for anything else.
     """
+    model = unwrapped(model)
     if isinstance(model, OLMo):
         return [
             Layer(f"transformer.blocks.{number}", number, block, (_ours(block, number),))
             for number, block in enumerate(model.blocks)
         ]
-    model = network_of(model)
     try:
         where, stack = _stack(model)
         width = _width(model)
         layers = [
             Layer(f"{where}.{number}", number, layer, parts_of(layer, f"{where}.{number}", width))
-            for number, layer in enumerate(stack)
+            for number, layer in enumerate(map(computing, stack))
         ]
         if not any(layer.parts for layer in layers):
             raise ValueError(f"none of its {len(layers)} layers ({where}) has a feed-forward part")
         _check_separate(layers)
     except ValueError as error:
-        raise ValueError(f"{type(model).__name__}: {error}") from None
+        sharded = " (FSDP has sharded its weights; measure a saved checkpoint instead)" if is_sharded(model) else ""
+        raise ValueError(f"{type(computing(model)).__name__}: {error}{sharded}") from None
     return layers
-
-
-def network_of(model: nn.Module) -> nn.Module:
-    """transformers' model in one that is trained; the names of parts are names in it."""
-    return model.network if isinstance(model, CausalLM) else model
 
 
 def _check_separate(layers: Sequence[Layer]) -> None:
@@ -81,7 +79,7 @@ def find_memories(model: nn.Module) -> list[list[Memory | Experts]]:
 
 def describe(model: nn.Module) -> str:
     """What `find_layers` finds, in one line; raises ValueError as it does."""
-    layers, kind = find_layers(model), type(network_of(model)).__name__
+    layers, kind = find_layers(model), type(computing(unwrapped(model))).__name__
     groups: dict[str, list[int]] = {}
     for layer in layers:
         # Only the number of the layer differs between the names of layers that are alike.
@@ -134,7 +132,7 @@ def _stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     found = [name for name, module in lists.items() if len(module) == depth]
     if len(found) > 1:
         raise ValueError(f"cannot tell which list is that of its layers: {listed(found)}")
-    return found[0], lists[found[0]]
+    return plain_name(found[0]), lists[found[0]]
 
 
 def _lists(model: nn.Module, root: nn.Module) -> dict[str, nn.ModuleList]:
@@ -162,4 +160,6 @@ def _text_config(model: nn.Module) -> Any:
 def _width(model: nn.Module) -> int:
     """D, from the configuration if it has it, because embeddings can be narrower (OPT-350m)."""
     named = getattr(_text_config(model), "hidden_size", None)
-    return named if isinstance(named, int) else model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    if not hasattr(model, "base_model") or not hasattr(model, "get_input_embeddings"):
+        raise ValueError("no model of transformers, whose base_model and get_input_embeddings it lacks")
+    return named if isinstance(named, int) else model.get_input_embeddings().embedding_dim  # type: ignore

@@ -19,6 +19,7 @@ from ..model.olmo import Block, OLMo
 from .forward import compiled_means, counted, means_in_pieces, token_means
 from .locate import Layer, find_layers
 from .parts import Experts, Memory, listed
+from .unwrap import computing, is_sharded, uncompiled, unwrapped
 from .up_projection import scaling_outputs
 
 COEFFICIENTS = ("abs", "relu")
@@ -45,8 +46,10 @@ class Observation:
         self.mask: Tensor | None = None
         self.shape: torch.Size | None = None
         self.ends_early = True  # the forward pass of a model that is not ours, at the last coefficient
+        self.sharded = False  # whether FSDP has sharded the weights; then every pass is one through the whole model
         self.compiled = False  # the layers of our own model, for `abs`; worth its minute on a GPU
         self.names = [part.name for layer in layers for part in layer.parts]
+        self.counts = [part.count for layer in layers for part in layer.parts]
         self.complete = False  # whether a whole pass has shown that each part is used once
         self.of_parts: list[Tensor | None] = [None] * sum(self.parts)  # float32 (B, M)
 
@@ -66,6 +69,9 @@ class Observation:
                 found, wanted = tuple(coefficients.shape[:-1]), tuple(self.shape)
                 raise ValueError(f"{self.names[part]}: computed for tokens of shape {found}, the batch has {wanted}")
             coefficients = coefficients.unflatten(0, self.shape)
+        if coefficients.shape[-1] != self.counts[part]:
+            counts = f"{coefficients.shape[-1]} coefficients of {self.counts[part]}"
+            raise ValueError(f"{self.names[part]}: {counts}; is the layer split over devices?")
         self._keep(part, token_means(coefficients, self.mask))
 
     def record_routed(self, part: int, coefficients: Iterator[tuple[Tensor, Tensor]]) -> None:
@@ -86,7 +92,8 @@ class Observation:
 
     def stop_after(self, part: int) -> None:
         """End the forward pass after the last part; if the last layer has several, their order is not known."""
-        if self.ends_early and self.complete and self.parts[-1] == 1 and part == len(self.of_parts) - 1:
+        ends = self.ends_early and self.complete and not self.sharded
+        if ends and self.parts[-1] == 1 and part == len(self.of_parts) - 1:
             raise _LastCoefficientSeen
 
     @property
@@ -111,24 +118,27 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
     transformers' fused implementations do not expose it.
 
     Raises ValueError where the memories cannot be found (`find_layers`), in a pass that uses one of them twice or not
-    at all, and, for relu, where they are no product of a gate's activation and another factor.
+    at all, and, for relu, where they are no product of a gate's activation and another factor. The model may be wrapped
+    (`unwrapped`); inside the block, what torch.compile made of it is not used.
     """
     if coefficient not in COEFFICIENTS:
         raise ValueError(f"coefficient {coefficient!r} is none of {', '.join(COEFFICIENTS)}")
+    model = unwrapped(model)
     layers = find_layers(model)
     observation = Observation(layers, coefficient)
-    blocks = model.blocks if isinstance(model, OLMo) else []
+    observation.sharded = is_sharded(model)
+    blocks: Any = [*map(computing, model.blocks)] if isinstance(model, OLMo) else []
     for memory in (part for layer in layers for part in layer.parts if coefficient == "relu" and part.gated):
         if isinstance(memory, Memory) and memory.adapted:
             raise ValueError(f"{memory.name}: adapters add to gate and up projection of this layer, which relu needs")
         if not scaling_outputs(model, memory):
             raise _without_gate(memory.name)
-    with ExitStack() as hooks:
+    with uncompiled(model), ExitStack() as hooks:
         for part, block in enumerate(blocks):
             block.tap = partial(_tap, observation, part, block)
             hooks.callback(setattr, block, "tap", None)
         for module in {model, getattr(model, "base_model", model)} if not blocks else ():
-            hooks.enter_context(module.register_forward_pre_hook(observation.begin))
+            hooks.enter_context(computing(module).register_forward_pre_hook(observation.begin))
         for part, memory in enumerate(memory for layer in layers for memory in layer.parts if not blocks):
             at = (part, observation)
             for handle in _experts_hooks(memory, *at) if isinstance(memory, Experts) else _hooks(memory, *at):
@@ -226,7 +236,9 @@ def instance_means(
 
     input_ids (B, T); mask (B, T), 1 for tokens. Neither the last down projection nor the vocabulary is computed.
     """
-    if not isinstance(model, OLMo) and not observation.complete and len(input_ids) == input_ids.shape[1] > 1:
+    model = unwrapped(model)
+    square = len(input_ids) == input_ids.shape[1] > 1 and not observation.sharded
+    if square and not isinstance(model, OLMo) and not observation.complete:
         # A model that takes tokens first, instances second (XLNet) is noticed by shapes that are not square.
         instance_means(model, observation, input_ids[:1], None if mask is None else mask[:1])
     observation.mask, observation.shape = mask, input_ids.shape
@@ -236,8 +248,9 @@ def instance_means(
         else:
             observation.of_parts[:] = means_in_pieces(model, input_ids, mask, observation.coefficient)
     else:
+        called = model if observation.sharded else model.base_model
         with suppress(_LastCoefficientSeen):
-            model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
+            called(input_ids=input_ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
         unused = [name for name, mean in zip(observation.names, observation.of_parts) if mean is None]
         if unused:
             raise ValueError(f"{type(model).__name__}: a forward pass does not use {listed(unused)}")

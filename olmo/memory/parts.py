@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .maps import is_map, matrices_of, modules_of, sizes
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -66,27 +68,22 @@ class Experts:
 Parts = tuple[Memory | Experts, ...]
 
 
-def sizes(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a linear map; transformers' Conv1D holds its weight transposed."""
-    rows, columns = module.weight.shape  # type: ignore[misc]
-    return (rows, columns) if is_conv1d(module) else (columns, rows)
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a linear map is transformers' Conv1D, whose rows are its columns."""
-    return type(module).__name__ == "Conv1D"
-
-
 def parts_of(layer: nn.Module, where: str, width: int) -> Parts:
     """The memories of a layer that is named `where` in its model; empty if all its matrices belong to attention,
     mixers and connections. Raises ValueError for a matrix that belongs to none of them and to no memory either.
     """
     beside = list(_beside(layer, where, width))
     matrices = {
-        name: parameter
-        for name, parameter in layer.named_parameters()
-        if parameter.ndim > 1 and not _inside(name, beside) and "att" not in name.rpartition(".")[2].lower()
+        name: matrix
+        for name, matrix in matrices_of(layer).items()
+        if not _inside(name, beside) and "att" not in name.rpartition(".")[2].lower()
     }
+    for name, module in modules_of(layer):
+        if "base_layer" in vars(module)["_modules"] and not is_map(module) and not _inside(name, beside):
+            raise ValueError(
+                f"{where}: cannot tell what {name} ({type(module).__name__}) computes, an adapter of no linear map; "
+                "merge it first: model = model.merge_and_unload()"
+            )
     owners = sorted({name.rpartition(".")[0] for name, parameter in matrices.items() if parameter.ndim == 3})
     if not matrices:
         return ()
@@ -113,8 +110,8 @@ def _beside(layer: nn.Module, where: str, width: int) -> Iterator[str]:
     Raises ValueError for one that could as well be, or hold, a feed-forward layer.
     """
     found: list[str] = []
-    for name, module in layer.named_modules():
-        if not name or _inside(name, found) or all(parameter.ndim < 2 for parameter in module.parameters()):
+    for name, module in modules_of(layer):
+        if not name or _inside(name, found) or not matrices_of(module):
             continue
         own, kind = name.rpartition(".")[2].lower(), type(module).__name__.lower()
         known = "att" in own or "lstm" in own or kind.endswith("attention")
@@ -122,7 +119,7 @@ def _beside(layer: nn.Module, where: str, width: int) -> Iterator[str]:
         convolutions = [n for n, child in module.named_children() if isinstance(child, nn.Conv1d)]
         if known or convolutions or isinstance(module, nn.Conv1d) or hasattr(module, "A_log"):
             found.append(name)
-            for inner, submodule in module.named_modules(prefix=name):
+            for inner, submodule in modules_of(module, name):
                 if inner == name and known:
                     continue  # the projections of an attention may have the shapes of a feed-forward layer
                 if _forms_memory(submodule, convolutions if inner == name else (), width):
@@ -134,7 +131,7 @@ def _beside(layer: nn.Module, where: str, width: int) -> Iterator[str]:
 
 
 def _forms_memory(module: nn.Module, convolutions: Sequence[str], width: int) -> bool:
-    matrices = {n: p for n, p in module.named_parameters() if p.ndim > 1 and not _inside(n, convolutions)}
+    matrices = {n: p for n, p in matrices_of(module).items() if not _inside(n, convolutions)}
     try:
         return bool(matrices) and bool(_memory(module, matrices, "", width))
     except ValueError:
@@ -146,7 +143,7 @@ def _inside(name: str, modules: Sequence[str]) -> bool:
 
 
 def _names_of(layer: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
-    return [name for name, module in layer.named_modules() if module in modules]
+    return [name for name, module in modules_of(layer) if module in modules]
 
 
 def _common(names: Sequence[str]) -> str:
@@ -190,7 +187,7 @@ def _memory(
     maps = {}
     for name, matrix in matrices.items():
         module = layer.get_submodule(name.rpartition(".")[0])
-        if not (name.endswith(".weight") and (isinstance(module, nn.Linear) or is_conv1d(module))):
+        if not (name.endswith(".weight") and is_map(module)):
             raise ValueError(f"{where}: cannot tell what {name} {tuple(matrix.shape)} does, which is not a linear map")
         maps[name.removesuffix(".weight")] = module
     shown = listed([f"{name} {sizes(module)[0]}->{sizes(module)[1]}" for name, module in maps.items()])
@@ -392,7 +389,9 @@ def with_weights(*modules: nn.Module) -> tuple[nn.Module, ...]:
 
 def random_tokens(block: nn.Module, width: int, number: int) -> Tensor:
     """Random tokens (1, number, D) of the type and on the device of a module's weights."""
-    return torch.randn(1, number, width, generator=torch.Generator().manual_seed(0)).to(next(block.parameters()))
+    tokens, weights = torch.randn(1, number, width, generator=torch.Generator().manual_seed(0)), [*block.parameters()]
+    kinds = [w.dtype for w in weights if w.is_floating_point() and w.dtype.itemsize > 1]  # others are packed
+    return tokens.to(weights[0].device, kinds[0] if kinds else torch.float32)
 
 
 def listed(names: Sequence[str]) -> str:

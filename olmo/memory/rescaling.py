@@ -21,7 +21,8 @@ from ..files.paths import check_readable
 from ..files.tensors import LazyTensors, shapes_of, write_safetensors
 from .by_layer import ByLayer, layers_of, tensors_of
 from .locate import find_layers, numbered
-from .parts import Experts, Memory, is_conv1d
+from .maps import is_conv1d
+from .parts import Experts, Memory
 from .up_projection import up_projection
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model.olmo import OLMo
-from .locate import network_of
-from .parts import Experts, Memory, random_tokens, sizes, with_weights
+from .maps import sizes
+from .parts import Experts, Memory, random_tokens, with_weights
+from .unwrap import unwrapped
 
 
 def up_projection(model: nn.Module, part: Memory | Experts) -> tuple[nn.Module, slice]:
@@ -35,12 +36,13 @@ def scaling_outputs(model: nn.Module, part: Memory | Experts) -> list[tuple[nn.M
         return (
             [(part.module, half) for half in _halves_of_experts(part)] if part.gated else [(part.module, slice(None))]
         )
+    model = unwrapped(model)
     halves = [(module, slice(None)) for module in part.into]
     if part.gated and len(part.into) == 1:
         halves = [(part.into[0], half) for half in (slice(part.count), slice(part.count, None))]
     if isinstance(model, OLMo) or not part.gated:
         return halves[:1]
-    block = network_of(model).get_submodule(part.name.rpartition(".")[0])
+    block = model.get_submodule(part.name.rpartition(".")[0])
     plain = _coefficients(block, part, part.into[0], slice(0))
     return [half for half in halves if torch.equal(_coefficients(block, part, *half), 2 * plain)]  # exact
 
