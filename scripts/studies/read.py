@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ def read_study(path: Path, changes: Sequence[str] = ()) -> Study:
     Raises ConfigurationError with the file, the key and the nearest known one.
     """
     raw = typing.cast(dict[str, Any], OmegaConf.to_container(with_base(path)))
+    if "title" not in raw and (found := [key for key in raw if key in ("model", "optimizer", "max_duration")]):
+        raise ConfigurationError(
+            f"{path}: a training configuration (it has {found[0]}), not a study; run it with python -m scripts.train"
+        )
     for change in changes:
         _set(raw, change)
     return typing.cast(Study, _parse(Study, raw, str(path), ""))
@@ -53,9 +58,12 @@ def with_folder(value: Any, folder: Path) -> Any:
 
 
 def _set(raw: dict[str, Any], change: str) -> None:
-    """Apply one `KEY=VALUE`; names in KEY may contain points, the longest existing one is meant."""
-    key, equals, text = change.partition("=")
-    if not equals or not key:
+    """Apply one `KEY=VALUE`; names in KEY may contain points and `=`, the longest existing one is meant."""
+    named = [f"{key}.{name}" for key, section in raw.items() if isinstance(section, dict) for name in section]
+    begin = max((len(name) for name in named if re.match(re.escape(name) + r"[.=]", change)), default=0)
+    equals = change.find("=", begin)
+    key, text = change[:equals], change[equals + 1 :]
+    if equals < 1:
         raise ConfigurationError(f"--set {change}: expected KEY=VALUE, such as seeds=5")
     try:
         value = typing.cast(Any, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]

@@ -12,9 +12,10 @@ from pathlib import Path
 from olmo.console import clock
 from olmo.exceptions import ConfigurationError, did_you_mean
 from olmo.files.lock import Lock, Locked
+from scripts.studies.checks import check_runs
 from scripts.studies.estimate import check_space, estimate
 from scripts.studies.local import Local
-from scripts.studies.plan import KINDS, Stage
+from scripts.studies.plan import KINDS, Plan, Stage
 from scripts.studies.read import read_study, with_folder
 from scripts.studies.records import Records
 from scripts.studies.schema import Cluster, Resources
@@ -36,6 +37,8 @@ def run_study(
     folder = output or Path("runs") / file.stem
     study = with_folder(read_study(file, changes), folder)
     plan = make_plan(study, folder)
+    check_folder(plan)
+    check_runs(plan)
     records = Records(plan)
     check_names(records, file)
     *stages, report = needed_for(plan.stages, only)
@@ -62,6 +65,23 @@ def run_study(
     seconds = sum(records.records[stage.name].seconds or 0.0 for stage in stages)
     print(f"done: {folder}/report.html ({clock(seconds)} in all stages together)")
     return folder
+
+
+def check_folder(plan: Plan) -> None:
+    """Raise ConfigurationError where the output folder contains files of something else than a study."""
+    if not plan.folder.exists() or (plan.folder / "plan.json").is_file():
+        return
+    if not plan.folder.is_dir():
+        raise ConfigurationError(f"--output {plan.folder}: not a folder")
+    made = (path for stage in plan.stages for path in (*stage.outputs, *([stage.run] if stage.run else [])))
+    inside = [path.relative_to(plan.folder).parts for path in made if path.is_relative_to(plan.folder)]
+    ours = {"stages", ".study.lock", *(parts[0] for parts in inside if parts)}
+    for entry in sorted(plan.folder.iterdir()):
+        if entry.name not in ours:
+            raise ConfigurationError(
+                f"--output {plan.folder}: not the output of a study (it contains {entry.name}, and no plan.json); "
+                "name a new or empty folder"
+            )
 
 
 def check_names(records: Records, file: Path) -> None:

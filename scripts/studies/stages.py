@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from olmo.config import load
 from olmo.config.setting import spelled
 from olmo.exceptions import ConfigurationError
 from olmo.files.paths import is_hub_id
-from olmo.report.environment import seed_effects
+from scripts.studies.checks import check_overrides, check_seeds
 from scripts.studies.plan import (
     Condition,
     Plan,
@@ -27,12 +26,6 @@ from scripts.studies.plan import (
 from scripts.studies.schema import Entropy, Intervention, Scoring, Study
 
 CHECKPOINTS = Path("checkpoints/hub")  # where a checkpoint of the hub is fetched that is trained or edited
-_GIVEN = {  # keys of a run that the study itself gives -> what to do instead
-    "seed": "`seed` of the study is the first one",
-    "save_folder": "runs are in the study's folder",
-    "try_load_latest_save": "an interrupted run is always continued",
-    "load_path": "name a start",
-}
 
 
 def make_plan(study: Study, folder: Path) -> Plan:
@@ -48,36 +41,6 @@ def make_plan(study: Study, folder: Path) -> Plan:
     check_unique("outputs of stages", [str(output) for stage in plan.stages for output in stage.outputs])
     check_seeds(plan)
     return plan
-
-
-def check_overrides(study: Study) -> None:
-    """Raise ConfigurationError for overrides of what the study itself gives to runs, which repetitions depend on."""
-    sections = {"": study.overrides}
-    if study.pretraining is not None:
-        sections["pretraining."] = study.pretraining.overrides
-    for key in ("starts", "interventions", "settings"):
-        sections |= {f"{key}.{name}.": found.overrides for name, found in getattr(study, key).items()}
-    for where, overrides in sections.items():
-        for key in overrides:
-            if key in _GIVEN and (where, key) != ("pretraining.", "load_path"):
-                raise ConfigurationError(f"{where}overrides.{key}: leave it out; {_GIVEN[key]}")
-    if study.interventions.get("none", Intervention()) != Intervention():
-        raise ConfigurationError("interventions.none: changes nothing; give what changes something another name")
-
-
-def check_seeds(plan: Plan) -> None:
-    """Raise ConfigurationError where several seeds of continual learning would give one run several times."""
-    if len({repetition.learning for repetition in plan.repetitions}) < 2:
-        return
-    by_name = {stage.name: stage for stage in plan.stages}
-    for _, condition in {(c.setting, c.start.group): c for c in plan.conditions}.items():
-        _, configuration, *overrides = by_name[condition.stage(plan.repetitions[0])].command
-        if not seed_effects(load(configuration, overrides)):
-            key = "seeds" if plan.study.about == "checkpoint" else "learning_seeds"
-            raise ConfigurationError(
-                f"{key}: another seed changes nothing in the runs of '{condition.name}' ({configuration}); give "
-                "overrides: {data_shuffling: true}, or 1 seed"
-            )
 
 
 class _Stages:

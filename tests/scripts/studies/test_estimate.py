@@ -155,7 +155,8 @@ def test_a_study_for_which_there_is_no_room_does_not_begin(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (world / "study.yaml").write_text(
-        f"title: Small\nconfiguration: {world}/config.yaml\npretraining: {{configuration: {world}/config.yaml}}\n"
+        f"title: Small\nconfiguration: {world}/config.yaml\npretraining: {{configuration: {world}/config.yaml, "
+        "overrides: {save_steps_unsharded: [4]}}\n"
         "starts: {last: {step: 4}}\noverrides: {save_interval: 1}\n"
     )
     monkeypatch.setattr(of_study, "check_names", lambda *_: None)  # in a process of its own

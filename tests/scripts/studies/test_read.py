@@ -14,6 +14,9 @@ seed: 1
 starts:
   early: {step: 10}
   1.4b: {checkpoint: some/folder}
+settings:
+  baseline: {}
+  q = 2: {}
 overrides: {optimizer.learning_rate: 1.0e-3}
 directions:
   - {claim: It falls, measure: H, from: early, to: last, expected: below}
@@ -33,7 +36,7 @@ def test_values_and_defaults(file):
     assert study.starts["early"].step == 10 and study.starts["1.4b"].checkpoint == "some/folder"
     [direction] = study.directions
     assert (direction.start, direction.end) == ("early", "last")
-    assert list(study.interventions) == ["none"] and list(study.settings) == ["baseline"]
+    assert list(study.interventions) == ["none"] and list(study.settings) == ["baseline", "q = 2"]
 
 
 def test_a_saved_study_is_the_study(file, tmp_path):
@@ -68,6 +71,8 @@ def test_base_files_are_merged(file, tmp_path):
         ("directions.0.expected=above", lambda s: s.directions[0].expected == "above"),
         ("directions=[]", lambda s: s.directions == []),
         ("resources.gpus=2", lambda s: s.resources.gpus == 2),
+        ("settings.q = 2.overrides.max_duration=4", lambda s: s.settings["q = 2"].overrides == {"max_duration": 4}),
+        ("settings.q = 2={overrides: {x: 1}}", lambda s: s.settings["q = 2"].overrides == {"x": 1}),
         ("settings.fast.overrides.max_duration=4", lambda s: s.settings["fast"].overrides == {"max_duration": 4}),
     ],
 )
@@ -98,6 +103,11 @@ def test_a_mistake_is_named_with_its_key(file, change, message):
     with pytest.raises(ConfigurationError) as error:
         read_study(file, [change])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_training_configuration_is_no_study():
+    with pytest.raises(ConfigurationError, match=r"pretrain.yaml: a training configuration .*python -m scripts.train$"):
+        read_study(Path("configs/tiny/pretrain.yaml"))
 
 
 def test_the_output_folder_replaces_its_name_everywhere():
