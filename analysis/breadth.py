@@ -38,6 +38,7 @@ BREADTHS = {
 }
 DEAD = 0.1
 MOST_ACTIVE = 0.1
+POINTS = 201  # of a curve of sorted shares
 
 
 def half_sample_error(differences: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -119,6 +120,14 @@ def _of_layers(layers: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float6
         marked[np.flatnonzero(layer == ascending[-chosen])[: chosen - marked.sum()]] = True  # of equal ones the first
         active.append(marked)
     return np.array(values).T, np.packbits(np.concatenate(active))
+
+
+def sorted_shares(layers: Sequence[NDArray[np.floating]]) -> dict[str, Any]:
+    """How each layer spreads its coefficients (M_l,) over its memories: `ranks` from 0, the most used one, to 1, and
+    their `shares` (L, POINTS), ready for JSON."""
+    ranks = np.linspace(0, 1, POINTS)
+    shares = [np.quantile(average / average.sum(), 1 - ranks).tolist() for average in layers]
+    return {"ranks": ranks.tolist(), "shares": shares}
 
 
 def _gini(ascending: NDArray[np.float64]) -> float:

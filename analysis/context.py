@@ -11,7 +11,9 @@ from torch import nn
 
 from olmo import checkpoint
 from olmo.checkpoint import empty_network
+from olmo.checkpoint.transformers_layout import from_transformers_config, is_known
 from olmo.exceptions import ConfigurationError
+from olmo.model import OLMo
 
 # The context length in the config.json of different families: GPT-2 has n_positions, MPT max_seq_len.
 _NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -27,24 +29,36 @@ class Context:
     fixed: bool = False
 
 
-def context_length(folder: Path) -> int:
-    """Tokens that the model of a folder takes at once; at most 2048 for other families."""
-    if checkpoint.is_olmo(folder):
-        return checkpoint.read_config(folder).max_sequence_length
-    raw = checkpoint.transformers_config(folder) or {}
+def context_length(model: Path | nn.Module) -> int:
+    """Tokens that a model, or that of a folder, takes at once; at most 2048 for other families."""
+    if isinstance(model, OLMo):
+        return model.config.max_sequence_length
+    raw = checkpoint.transformers_config(model) if isinstance(model, Path) else _configuration(model)
+    if raw is None:
+        assert isinstance(model, Path)
+        return checkpoint.read_config(model).max_sequence_length
+    if is_known(raw):
+        return from_transformers_config(raw, str(model) if isinstance(model, Path) else "config").max_sequence_length
     lengths = ((raw.get("text_config") or raw).get(name, raw.get(name)) for name in _NAMES)
     return min(next((int(length) for length in lengths if length), _LONGEST), _LONGEST)
 
 
-def check_length(folder: Path, length: int | None, allow_longer: bool) -> int | None:
-    """Raise ConfigurationError where the model of a folder does not take `length` tokens at once, without reading its
-    weights. Computed positions may be extrapolated with `allow_longer`; the context is returned where they are."""
-    if length is None or (length <= _LONGEST and length <= context_length(folder)):
+def _configuration(model: Any) -> dict[str, Any]:
+    """The content that a module's config.json would have; {} where it has no configuration."""
+    return model.config.to_dict() if hasattr(getattr(model, "config", None), "to_dict") else {}
+
+
+def check_length(model: Path | nn.Module, length: int | None, allow_longer: bool) -> int | None:
+    """Raise ConfigurationError where a model, or that of a folder, does not take `length` tokens at once, without
+    reading its weights. Computed positions may be extrapolated with `allow_longer`; the context is returned where they
+    are."""
+    if length is None or (length <= _LONGEST and length <= context_length(model)):
         return None
-    context = context_of(folder)
+    context = context_of(model)
     if context.positions is None or length <= context.positions:
         return None
-    what, less = f"--sequence_length {length}: {folder}", f"use --sequence_length {context.positions} or less"
+    name = model if isinstance(model, Path) else type(model).__name__
+    what, less = f"--sequence_length {length}: {name}", f"use --sequence_length {context.positions} or less"
     if context.fixed:
         raise ConfigurationError(f"{what} has positions for {context.positions} tokens; {less}")
     if not allow_longer:
@@ -55,12 +69,15 @@ def check_length(folder: Path, length: int | None, allow_longer: bool) -> int | 
     return context.positions
 
 
-def context_of(folder: Path) -> Context:
-    """The context of the model of a folder, of another family by the structure of an empty model."""
-    if checkpoint.is_olmo(folder):
-        config = checkpoint.read_config(folder)
-        return Context(config.max_sequence_length, fixed=not config.rope)
-    model: Any = empty_network(folder, has_weights=False)  # those of the hub are downloaded later
+def context_of(source: Path | nn.Module) -> Context:
+    """The context of a model, or that of a folder; of another family by the structure of an empty model."""
+    if isinstance(source, OLMo) or (isinstance(source, Path) and checkpoint.is_olmo(source)):
+        ours = source.config if isinstance(source, OLMo) else checkpoint.read_config(source)
+        return Context(ours.max_sequence_length, fixed=not ours.rope)
+    # Without weights: those of the hub are downloaded later.
+    model: Any = empty_network(source, has_weights=False) if isinstance(source, Path) else source
+    if not hasattr(getattr(model, "config", None), "get_text_config"):
+        return Context(None)
     config = model.config.get_text_config()
     tables = [
         module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two rows are no positions

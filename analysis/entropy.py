@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
                         edited = "".join(f", {word} {value}" for word, value in given.items())
                         print(f"{job}{edited}: {_line(result)}", flush=True)
                         _warn_of_few_tokens(result)
-                    if ranks.is_first and series is not None:
+                    if ranks.is_first and series is not None and job.output is not None:
                         series.add(job.output, new=prepared is not None and prepared.earlier is None)
             failures.check()
         finally:

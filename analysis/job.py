@@ -1,9 +1,12 @@
-"""One checkpoint to measure: find or download it, measure it, write its two result files."""
+"""One checkpoint to measure: find or download it, measure it, write its two result files.
+
+`measured` is what analysis.entropy and `knowledge_entropy.measure` have in common for every model.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ from analysis.locations import Location, check_writable, label_of, step_of, toke
 from analysis.measure import measure
 from analysis.models import PRECISIONS, open_model, state_of_files
 from analysis.prefetch import is_first_of_machine, together
-from analysis.results import find_result, is_edited, record_output, save_result
+from analysis.result import Result
+from analysis.results import find_result, is_edited, record_output
 from olmo import checkpoint
 from olmo.checkpoint import identity_of
 from olmo.distributed import Ranks
@@ -54,11 +58,58 @@ class Settings:
             return None
         return checkpoint.resuscitation_file(self.resuscitation, folder, "--resuscitation")
 
+    def identity(
+        self,
+        checkpoint: dict[str, Any],
+        rows: Sequence[NDArray[np.int64]],
+        edit: Path | None = None,
+        divisors: Path | None = None,
+    ) -> dict[str, Any]:
+        """What identifies a measurement on `rows` in its result; checkpoint: what identifies the weights."""
+        return {
+            "checkpoint": checkpoint,
+            "data": {"path": str(self.instances.data), "sha256": digest_of(rows)},
+            "coefficient": self.coefficient,
+            "precision": self.precision,
+            "tolerance": self.tolerance,
+            "resuscitation": None if edit is None else file_digest(edit),
+            "temperature_attention": self.temperature_attention,
+            "temperature_MLP": None if divisors is None else file_digest(divisors),
+        }
+
     def divisors_of(self, folder: Path) -> Path | None:
         """The file of divisors of a checkpoint folder's memory coefficients."""
         if self.temperature_MLP is None:
             return None
         return checkpoint.resuscitation_file(self.temperature_MLP, folder, "--temperature_MLP")
+
+
+def measured(
+    model: nn.Module,
+    rows: Sequence[NDArray[np.int64]],
+    length: int,
+    settings: Settings,
+    identity: Mapping[str, Any],
+    device: torch.device,
+    ranks: Ranks,
+    description: str,
+    memories: str | None = None,
+    edit_files: Mapping[str, str] | None = None,
+) -> Result:
+    """Measure a model in evaluation mode on `rows` of at most `length` tokens, shared out among `ranks`; a collective.
+
+    identity: of `Settings.identity`, and `longer_than_context`. memories: `describe` of the model, if it is known.
+    edit_files: names of the files of edits.
+    Raises ValueError as `analysis.measure.measure` does.
+    """
+    how = (settings.batch_size, settings.coefficient, device, ranks, settings.tolerance)
+    measurement = measure(model, rows, *how, description, settings.measures, settings.compiled)
+    which = settings.instances  # recorded so that the same instances can be found again
+    packing = "eos" if which.is_text and which.pack else None
+    sources = {"order": which.order, "tokenizer": which.tokenizer_name, "pack": packing}
+    data = {**identity["data"], **sources, "instances": len(rows)}
+    about = {**identity, "data": data, "edit_files": dict(edit_files or {})}
+    return Result.of(measurement, rows, length, memories or describe(model), about)
 
 
 @dataclass(frozen=True)
@@ -68,17 +119,17 @@ class Prepared:
     folder: Path
     rows: list[NDArray[np.int64]]
     length: int  # tokens per instance at most
-    identity: dict[str, Any]  # {} on all but the first process of a machine
+    identity: dict[str, Any]  # without a fingerprint on all but the first process of a machine
     earlier: dict[str, Any] | None  # the result, if it exists already
     before: str = ""  # `state_of_files` before the weights were read
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint to measure; its results are written to `output`."""
+    """A checkpoint to measure; its results are written to `output`, or nowhere (None)."""
 
     location: Location
-    output: Path
+    output: Path | None
     settings: Settings
     downloads: Downloads
 
@@ -92,10 +143,12 @@ class Job:
         If an earlier result has the same identity, that is all it takes: a commit of the hub is compared before any
         weights are downloaded.
         """
-        if not is_first_of_machine():
-            return None
+        return self.read() if is_first_of_machine() else None
+
+    def read(self) -> Prepared:
+        """What `prepare` does, in any process."""
         on_hub = isinstance(self.location, str)
-        if on_hub and self.downloads.folder is not None:
+        if on_hub and self.downloads.folder is not None and self.output is not None:
             check_writable(self.output)
         folder = self.downloads.fetch(self.location, weights=False)
         self.settings.instances.check_tokenizer(folder)
@@ -103,19 +156,23 @@ class Job:
         rows = self.settings.instances.read(folder)
         length = self.settings.instances.length_for(folder)
         asked = f"{len(rows)} of {length} tokens from {self.settings.instances.data}"
-        which = (asked, self.settings.measures, self.settings.overwrite)
         identity, before = self._identity(folder, rows), ""
-        earlier = find_result(self.output, identity, *which)  # an error before the weights are downloaded and read
+        earlier = self._earlier(identity, asked)  # an error before the weights are downloaded and read
         if earlier is None or not on_hub:
             if on_hub:
                 folder = self.downloads.fetch(self.location, weights=True)
                 identity = self._identity(folder, rows)
             before = state_of_files(folder)
             identity["checkpoint"]["fingerprint"] = identity_of(folder)
-            earlier = find_result(self.output, identity, *which)
+            earlier = self._earlier(identity, asked)
             identity["checkpoint"]["tokens"] = tokens_of(self.location, folder)
         identity["longer_than_context"] = exceeded
         return Prepared(folder, rows, length, identity, earlier, before)
+
+    def _earlier(self, identity: dict[str, Any], asked: str) -> dict[str, Any] | None:
+        if self.output is None:
+            return None
+        return find_result(self.output, identity, asked, self.settings.measures, self.settings.overwrite)
 
     def measure(self, prepared: Prepared | None, device: torch.device, ranks: Ranks) -> dict[str, Any]:
         """Measure the checkpoint and write its results, a collective; an earlier result is returned as it is.
@@ -127,68 +184,53 @@ class Job:
         earlier = None if prepared is None else prepared.earlier
         if ranks.broadcast_int(int(earlier is not None)):
             return earlier or {}
+        result, folder = self.result(prepared, device, ranks)
+        if not ranks.is_first:
+            return {}
+        assert self.output is not None
+        result.save(self.output)
+        content = result.to_dict()
+        if not is_edited(content) and self.output.resolve() != folder.resolve():
+            record_output(folder, self.output)
+        return content
+
+    def result(self, prepared: Prepared | None, device: torch.device, ranks: Ranks) -> tuple[Result, Path]:
+        """Measure the checkpoint, a collective; returns its result, complete on the first rank, and its folder."""
         settings = self.settings
 
         def opened() -> tuple[Prepared, nn.Module, str]:
-            if ranks.is_first:
+            if ranks.is_first and self.output is not None:
                 check_writable(self.output)
             here = prepared
             if here is None:  # the first process of this machine has downloaded it
                 folder = self.downloads.fetched(self.location)
                 rows, length = settings.instances.read(folder), settings.instances.length_for(folder)
-                here = Prepared(folder, rows, length, {}, None)
+                here = Prepared(folder, rows, length, self._identity(folder, rows), None)
             edit = (settings.edit_of(here.folder), settings.resuscitation_force)
             divisors = settings.divisors_of(here.folder)
             temperatures = (settings.temperature_attention, None if divisors is None else str(divisors))
             model = open_model(here.folder, device, PRECISIONS[settings.precision], *edit, *temperatures)
-            return here, model, describe(model)
+            memories = describe(model)
+            if ranks.is_first and self.output is not None and not isinstance(model, OLMo):
+                print(f"{self}: {memories}", file=sys.stderr)  # other families' memories are found by structure
+            return here, model, memories
 
         here, model, memories = together(ranks, opened)
-        if ranks.is_first and not isinstance(model, OLMo):  # other families' memories are found by structure
-            print(f"{self}: {memories}", file=sys.stderr)
-        how = (settings.batch_size, settings.coefficient, device, ranks, settings.tolerance)
-        description = f"entropy of {label_of(self.location)}"
-        measurement = measure(model, here.rows, *how, description, settings.measures, settings.compiled)
-        if not ranks.is_first:
-            return {}
-        fingerprint = here.identity["checkpoint"]["fingerprint"]
-        if state_of_files(here.folder) != here.before and identity_of(here.folder) != fingerprint:
-            raise ValueError(f"{here.folder}: replaced while it was measured; nothing is kept, run the command again")
-        numbers = measurement.to_dict()
-        lengths = [len(row) for row in here.rows[: numbers["number_of_instances"]]]
-        result = {
-            **numbers,
-            "number_of_tokens": sum(lengths),
-            "mean_length": sum(lengths) / len(lengths),
-            "shortest_length": min(lengths),
-            "sequence_length": here.length,
-            "memories": memories,
-            **here.identity,
-        }
-        # What is needed to find the same instances again.
-        which = settings.instances
-        packing = "eos" if which.is_text and which.pack else None
-        sources = {"order": which.order, "tokenizer": which.tokenizer, "pack": packing}
-        result["data"] = {**result["data"], **sources, "instances": len(here.rows)}
         edits = {"resuscitation": settings.edit_of, "temperature_MLP": settings.divisors_of}
-        result["edit_files"] = {key: file.name for key, of in edits.items() if (file := of(here.folder)) is not None}
-        save_result(self.output, measurement, result)
-        if not is_edited(result) and self.output.resolve() != here.folder.resolve():
-            record_output(here.folder, self.output)
-        return result
+        edit_files = {key: file.name for key, of in edits.items() if (file := of(here.folder)) is not None}
+        about = (device, ranks, f"entropy of {label_of(self.location)}", memories, edit_files)
+        result = measured(model, here.rows, here.length, settings, here.identity, *about)
+        if ranks.is_first:
+            fingerprint = here.identity["checkpoint"]["fingerprint"]
+            if state_of_files(here.folder) != here.before and identity_of(here.folder) != fingerprint:
+                raise ValueError(
+                    f"{here.folder}: replaced while it was measured; nothing is kept, run the command again"
+                )
+        return result, here.folder
 
     def _identity(self, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
         """What an earlier result must have in common with the one asked for. A fingerprint of the weights is added
         later; those of the hub are identified by their commit, which names their folder."""
-        settings, edit, divisors = self.settings, self.settings.edit_of(folder), self.settings.divisors_of(folder)
-        named = {"path": str(self.location), "step": step_of(self.location)}
-        return {
-            "checkpoint": named if isinstance(self.location, Path) else {**named, "commit": folder.name},
-            "data": {"path": settings.instances.data, "sha256": digest_of(rows)},
-            "coefficient": settings.coefficient,
-            "precision": settings.precision,
-            "tolerance": settings.tolerance,
-            "resuscitation": None if edit is None else file_digest(edit),
-            "temperature_attention": settings.temperature_attention,
-            "temperature_MLP": None if divisors is None else file_digest(divisors),
-        }
+        settings, named = self.settings, {"path": str(self.location), "step": step_of(self.location)}
+        where = named if isinstance(self.location, Path) else {**named, "commit": folder.name}
+        return settings.identity(where, rows, settings.edit_of(folder), settings.divisors_of(folder))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from analysis.measure import Measurement
 from olmo.data.ranges import cache_folder
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path, write_text
@@ -37,20 +36,25 @@ _MOST_ACTIVE = "most_active_memories"
 COEFFICIENTS_FILE = f"{_KEY}.safetensors"
 
 
-def save_result(folder: Path, measurement: Measurement, result: dict[str, Any]) -> None:
-    """Write `result`, the content of `knowledge_entropy.json`, and the average coefficients in float32 with the bits of
-    the most active memories (`analysis/breadth.py`), each atomically: after a crash between the two, the coefficients
-    are there without a result. Raises OSError."""
+def save_result(
+    folder: Path,
+    content: dict[str, Any],
+    coefficients: Mapping[int, NDArray[np.floating]],
+    most_active: NDArray[np.uint8] | None,
+) -> None:
+    """Write `content`, that of `knowledge_entropy.json`, and the average coefficients in float32 with the bits of the
+    most active memories (`analysis/breadth.py`), each atomically: after a crash between the two, the coefficients are
+    there without a result. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {
-        "checkpoint_fingerprint": _weights(result),
-        "coefficient": result["coefficient"],
-        "data_sha256": result["data"]["sha256"],
+        "checkpoint_fingerprint": _weights(content),
+        "coefficient": content["coefficient"],
+        "data_sha256": content["data"]["sha256"],
     }
-    average = {number: torch.from_numpy(values).float() for number, values in measurement.coefficients.items()}
+    average = {number: torch.from_numpy(values).float() for number, values in coefficients.items()}
     with atomic_path(folder / RESULT) as partial_result, atomic_path(folder / COEFFICIENTS_FILE) as partial:
-        partial_result.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        bits = {_MOST_ACTIVE: torch.from_numpy(measurement.breadth.most_active)}
+        partial_result.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        bits = {} if most_active is None else {_MOST_ACTIVE: torch.from_numpy(most_active)}
         write_safetensors(partial, {**tensors_of(_KEY, average), **bits}, metadata)
         (folder / RESULT).unlink(missing_ok=True)  # it would stand beside coefficients of another measurement
 

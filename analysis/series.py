@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.breadth import sorted_shares
 from analysis.kinds import difference, kind_of, labels, runs
 from analysis.locations import Location, check_writable
 from analysis.pairs import (
@@ -33,7 +34,6 @@ from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
 
 SERIES = "knowledge_entropy_series.json"
-POINTS = 201  # of a curve of sorted shares
 _KEPT = (
     "knowledge_entropy",
     "standard_error",
@@ -178,12 +178,10 @@ def _distributions(files: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
     """Sorted shares of the coefficients, with the names of the checkpoints; none where a file is missing."""
     if not all(file.is_file() for _, file in files):
         return []
-    ranks = np.linspace(0, 1, POINTS)
     curves = []
     for name, file in files:
         averages = {number: values.double().numpy() for number, values in read_coefficients(file).average.items()}
-        shares = [np.quantile(average / average.sum(), 1 - ranks).tolist() for average in averages.values()]
-        curve = {"name": name, "ranks": ranks.tolist(), "shares": shares}  # (L, POINTS)
+        curve = {"name": name, **sorted_shares(list(averages.values()))}
         if list(averages) != list(range(len(averages))):
             curve["layer_numbers"] = list(averages)
         curves.append(curve)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,25 +26,37 @@ _SAMPLE = 2**16  # characters of a plain text that are encoded first, to learn h
 _UNSURE = 64  # last tokens of a text that is cut, which may be others than in the complete text
 
 
-def packed(path: Path, tokenizer: Tokenizer, eos: int, count: int, length: int) -> list[NDArray[np.int64]]:
-    """`count` instances of `length` tokens, filled with the documents of a file, EOS after each.
+class Texts(NamedTuple):
+    """Documents that are no file: from a program, or a stream."""
 
-    Raises ValueError where the file has fewer tokens.
+    name: str  # of their source, in errors and results
+    documents: Iterable[str]
+
+
+def packed(
+    source: Path | Texts, tokenizer: Tokenizer, eos: int, count: int, length: int, at_most: bool = False
+) -> list[NDArray[np.int64]]:
+    """`count` instances of `length` tokens, filled with the documents of a source, EOS after each; `at_most`: fewer
+    where the source ends.
+
+    Raises ValueError where the source has fewer tokens, or too few for a single instance.
     """
     tokens = np.empty(count * length, dtype=np.int64)
     batches: Iterator[list[list[int]]]
-    if _is_json(path):
-        batches = (encode_documents(tokenizer, batch, eos) for batch in _batches(_documents(path)))
+    if isinstance(source, Path) and not _is_json(source):
+        batches = iter([[_beginning(source, tokenizer, eos, len(tokens))]])
     else:
-        batches = iter([[_beginning(path, tokenizer, eos, len(tokens))]])
+        batches = (encode_documents(tokenizer, batch, eos) for batch in _batches(_documents(source)))
     written = fill(tokens, (np.array(ids, dtype=np.int64) for batch in batches for ids in batch))
-    if written < len(tokens):
-        fitting = f"--data_size {written // length}, " if written >= length else ""
+    found = written // length
+    if found < (1 if at_most else count):
+        fitting = f"--data_size {found}, " if found else ""
         raise ValueError(
-            f"{path}: {written} tokens, {written // length} instances of {length}; --data_size asks for {count}: use "
-            f"{fitting}a smaller --sequence_length or more text"
+            f"{_name(source)}: {written} tokens, {found} instances of {length}"
+            + ("" if at_most else f"; --data_size asks for {count}")
+            + f": use {fitting}a smaller --sequence_length or more text"
         )
-    return list(tokens.reshape(count, length))
+    return list(tokens[: found * length].reshape(found, length))
 
 
 def _beginning(path: Path, tokenizer: Tokenizer, eos: int, needed: int) -> list[int]:
@@ -75,22 +87,32 @@ def fill(tokens: NDArray[Any], documents: Iterable[NDArray[Any]]) -> int:
     return place
 
 
-def one_each(path: Path, tokenizer: Tokenizer, count: int, length: int) -> list[NDArray[np.int64]]:
+def one_each(
+    source: Path | Texts, tokenizer: Tokenizer, count: int, length: int, at_most: bool = False
+) -> list[NDArray[np.int64]]:
     """The first `count` texts that have tokens, each cut to `length`; in a plain text they are its paragraphs.
 
-    Raises ValueError where the file has fewer.
+    Raises ValueError where the source has fewer, unless `at_most`, or none.
     """
     rows: list[NDArray[np.int64]] = []
-    texts = _documents(path) if _is_json(path) else _paragraphs(path)
+    texts = _paragraphs(source) if isinstance(source, Path) and not _is_json(source) else _documents(source)
     for batch in _batches(texts):
         rows += [np.array(ids[:length], dtype=np.int64) for ids in encode(tokenizer, batch) if ids]
         if len(rows) >= count:
             return rows[:count]
+    if rows and at_most:
+        return rows
     found = len(rows)
+    separated = "texts are separated by blank lines, or JSON objects; " if isinstance(source, Path) else ""
     raise ValueError(
-        f"{path}: {found} {'text' if found == 1 else 'texts'}, --data_size asks for {count}; texts are separated by "
-        f"blank lines, or JSON objects; use {f'--data_size {found} or ' if found else ''}more text"
+        f"{_name(source)}: {found} {'text' if found == 1 else 'texts'}"
+        + ("; " if at_most else f", --data_size asks for {count}; ")
+        + f"{separated}use {f'--data_size {found} or ' if found else ''}more text"
     )
+
+
+def _name(source: Path | Texts) -> str:
+    return str(source) if isinstance(source, Path) else source.name
 
 
 def eos_of(folder: Path, tokenizer: Tokenizer) -> int:
@@ -138,8 +160,13 @@ def check_text(path: Path) -> None:
         file.read(1000)
 
 
-def _documents(path: Path) -> Iterator[str]:
-    """The texts of a JSON file's objects (`text` or `train_context`); those of white space alone are left out."""
+def _documents(source: Path | Texts) -> Iterator[str]:
+    """Texts, of a JSON file those of its objects (`text` or `train_context`); those of white space alone are left
+    out."""
+    if isinstance(source, Texts):
+        yield from (text for text in source.documents if text.strip())
+        return
+    path = source
     with _opened(path) as file:
         if _suffix(path) == ".jsonl":
             texts = _texts_of_lines(file, path)

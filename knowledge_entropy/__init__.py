@@ -1,1 +1,38 @@
-"""Knowledge entropy in other programs: measure, observe, edit and score models, and inject knowledge into training."""
+"""Knowledge entropy in other programs: measure, observe, edit and score models, and inject knowledge into training.
+
+    import knowledge_entropy as ke
+
+    result = ke.measure(model, texts, tokenizer=tokenizer)
+    result.entropy, result.standard_error
+
+Importing this package imports nothing else and changes no global state; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.result import Difference as Difference
+    from analysis.result import Result as Result
+
+    from .measuring import measure as measure
+
+# Each name, and the module that defines it.
+_WHERE = {
+    "Difference": "analysis.result",
+    "Result": "analysis.result",
+    "measure": "knowledge_entropy.measuring",
+}
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

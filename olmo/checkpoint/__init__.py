@@ -7,6 +7,7 @@ from .families import empty_network, open_network
 from .hub import download, downloaded, is_hub_id, resolve
 from .optimizer import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state
 from .weights import (
+    MODEL,
     Fingerprint,
     StateOnDisk,
     check_behaviour,
@@ -14,6 +15,7 @@ from .weights import (
     check_layers,
     fingerprint,
     identity_of,
+    identity_of_model,
     is_olmo,
     load_model,
     model_files,

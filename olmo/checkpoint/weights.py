@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.load import load_model_config, read_yaml
 from ..config.model import ModelConfig
@@ -40,6 +41,8 @@ from .transformers_layout import (
     is_known,
     plain_names,
 )
+
+MODEL = "state_dict "  # begins the identity of a model in memory that is no OLMo model
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -191,8 +194,9 @@ class Fingerprint:
 
     def add(self, name: str, tensor: Tensor) -> None:
         flat = tensor.detach().reshape(-1)
-        # In pieces that stay in a CPU's cache, several times faster than one sum over all.
-        pieces = (piece.float().cpu().contiguous() for piece in flat.split(2**18))
+        # In pieces that stay in a CPU's cache, several times faster than one sum over all; a GPU adds up its own.
+        size = 2**26 if flat.is_cuda else 2**18
+        pieces = ((part if part.is_cuda else part.cpu()).float().contiguous() for part in flat.split(size))
         checksum = sum(int(piece.view(torch.int32).sum(dtype=torch.int64)) for piece in pieces)
         ends = torch.cat((flat[:64], flat[-64:])).float().cpu().numpy().tobytes()
         self._parts[name] = f"{name} {tuple(tensor.shape)} {checksum}".encode() + ends
@@ -366,3 +370,16 @@ def identity_of(folder: Path) -> str:
     if is_olmo(folder):
         return fingerprint(read_state(folder))
     return hashlib.sha256(" ".join(map(file_digest, model_files(folder))).encode()).hexdigest()
+
+
+def identity_of_model(model: nn.Module) -> str:
+    """SHA-256 that identifies the weights of a model in memory: `fingerprint` of an OLMo model, also of transformers'
+    class, as `identity_of` its folder; else, after MODEL, that of the state dict of its class."""
+    state: Mapping[str, Tensor] = {n: value for n, value in model.state_dict().items() if isinstance(value, Tensor)}
+    raw: Any = getattr(model, "config", None)
+    if isinstance(model, OLMo):
+        return fingerprint(state)
+    if hasattr(raw, "to_dict") and is_known(raw.to_dict()):
+        with suppress(ValueError):  # for instance adapted, or without its head: no complete OLMo model
+            return fingerprint(from_transformers_state(state, raw.to_dict(), ""))
+    return f"{MODEL}{fingerprint(state)}"
