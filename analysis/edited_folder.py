@@ -40,10 +40,7 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
         raise ConfigurationError(f"{source}: quantized weights cannot be edited; use those that were quantized")
     model = empty_network(source)
     files = checkpoint.model_files(source)
-    for path in source.iterdir():
-        left_out = path.suffix in _WEIGHTS or path.name in _LEFT_OUT or path.name.startswith(".")
-        if path.is_file() and not left_out and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, target / path.name)
+    copy_other_files(source, target)
     if resuscitation.suffix == ".pt":
         state = checkpoint.full_state(checkpoint.open_network(source, "auto"), source, resuscitation, force)
         write_safetensors(target / "model.safetensors", state, {"format": "pt"})
@@ -62,6 +59,22 @@ def write_edited_folder(source: Path, target: Path, resuscitation: Path, force: 
             progress.advance()
     _write_index(source, target, {name: _new_name(path) for path, of_file in tensors.items() for name in of_file})
     return len(edits), len(held)
+
+
+def copy_other_files(source: Path, target: Path, weights: bool = False) -> int:
+    """Copy what a transformers folder holds beside its weights, or with them; not what a run or a measurement has
+    added. Returns the number of files."""
+    files = [
+        path
+        for path in source.iterdir()
+        if not (path.suffix in _WEIGHTS or path.name in _LEFT_OUT or path.name.startswith("."))
+        and not path.name.endswith(".index.json")
+    ]
+    if weights:
+        of_weights = checkpoint.model_files(source)
+        files += [*of_weights, *source.glob(f"*{of_weights[0].suffix}.index.json")]
+    copied = [shutil.copyfile(path, target / path.name) for path in files if path.is_file()]
+    return len(copied)
 
 
 def _new_name(path: Path) -> str:

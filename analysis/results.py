@@ -168,6 +168,12 @@ def record_output(folder: Path, output: Path) -> None:
         write_text(_record_of(folder), json.dumps([str(path) for path in (*outputs, output.resolve())]))
 
 
+def results_of(folder: Path) -> list[Path]:
+    """The folders with a `knowledge_entropy.json` of a checkpoint folder: itself, and those it was written to."""
+    beside = [folder] if (folder / RESULT).is_file() else []
+    return beside + [path for path in _outputs(folder) if path != folder.resolve()]
+
+
 def _outputs(folder: Path) -> list[Path]:
     """The folders that are recorded for a checkpoint folder and still hold a result."""
     try:

@@ -3,16 +3,21 @@
     python -m scripts.convert SRC DST --to hf      # OlmoForCausalLM or Olmo2ForCausalLM, with its tokenizer
     python -m scripts.convert SRC DST --to olmo    # config.yaml and model.safetensors
     python -m scripts.convert SRC DST --to hf --resuscitation FILE
+    python -m scripts.convert SRC DST --to hf --push OWNER/NAME     # and upload it to the Hugging Face hub
 
 SRC is a folder of any layout that olmo.checkpoint reads, or a hub id `owner/name[@revision]`. `--resuscitation FILE`
 applies what `python -m analysis.change_parameters` wrote, so that other programs read the edited model, and records it
 in resuscitation.json. With it, SRC can be a transformers folder of any family, whose other files are kept. A restart
 checkpoint (`step{N}`) of another family becomes the transformers folder that `step{N}-unsharded` is.
+
+With --to hf, DST has a model card, README.md: what the run, the edit and measurements of SRC have recorded. `--push`
+uploads DST in one commit; the same command continues an interrupted upload, and uploads a DST that it wrote before.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from analysis.edited_folder import write_edited_folder
+from analysis.edited_folder import copy_other_files, write_edited_folder
 from olmo import checkpoint
 from olmo.checkpoint import families
 from olmo.checkpoint.saves import is_sharded
@@ -35,7 +40,10 @@ from olmo.memory.temperature import Temperatures
 from olmo.model import OLMo
 from olmo.model.causal_lm import CausalLM, distinct_state
 from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
+from scripts.prepare.model_card import NAME as CARD
+from scripts.prepare.model_card import Origin, license_of, model_card
 from scripts.prepare.new_folder import new_folder
+from scripts.prepare.upload import check_login, upload
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -72,22 +80,23 @@ def write_tokenizer(source: Path, target: Path, identifier: str | None, model: M
     return identifier
 
 
-def convert(
-    source: Path, target: Path, to: str, resuscitation: str | None, identifier: str | None, force: bool = False
-) -> str:
-    """Write the checkpoint `source` as the folder `target`, completely or not at all; returns a line that describes it.
+def convert(origin: Origin, target: Path, to: str, force: bool = False, copy: bool = False) -> str:
+    """Write the checkpoint `origin` as the folder `target`, completely or not at all; returns a line that describes it.
 
-    Raises ConfigurationError where the layout cannot hold the model, ValueError for weights that do not fit.
+    copy: a folder that is in transformers' layout already is copied. Raises ConfigurationError where the layout cannot
+    hold the model, ValueError for weights that do not fit.
     """
-    edit = None if resuscitation is None else checkpoint.resuscitation_file(resuscitation, source, "--resuscitation")
+    source, edit, identifier = origin.folder, origin.edit, origin.tokenizer
     is_olmo = checkpoint.is_olmo(source)
     if not is_olmo and to == "olmo":
         raise ConfigurationError(f"{source}: not an OLMo model; --to olmo writes OLMo and OLMo 2 only")
     if not is_olmo and identifier is not None:
         raise ConfigurationError("--tokenizer: models of other families keep the tokenizer of their folder")
     restarts = not is_olmo and is_sharded(source)
-    if not is_olmo and not restarts and edit is None:
-        raise ConfigurationError(f"{source}: already in transformers' layout; --resuscitation names an edit to apply")
+    if not is_olmo and not restarts and edit is None and not copy:
+        raise ConfigurationError(
+            f"{source}: already in transformers' layout; --resuscitation names an edit to apply, --push uploads it"
+        )
     # Weights under OLMo's names are no edit of files with transformers' names.
     by_file = edit is not None and to == "hf" and is_transformers(source) and not (is_olmo and edit.suffix == ".pt")
     with new_folder(target) as partial:
@@ -96,14 +105,25 @@ def convert(
         elif edit is not None and by_file:
             edited, tensors = write_edited_folder(source, partial, edit, force)
             result = f"{edited} of {tensors} tensors edited"
-        else:
+        elif is_olmo:
             result = _convert_olmo(source, partial, to, edit, force)
+        else:
+            result = f"{copy_other_files(source, partial, weights=True)} files copied"
         if is_olmo and (not by_file or identifier is not None):
             tokenizer = write_tokenizer(source, partial, identifier, checkpoint.read_config(source))
             result += f", tokenizer {tokenizer or 'unknown; name it with --tokenizer'}"
         if edit is not None:
             _record(partial / "resuscitation.json", source, edit, force)
+        if to == "hf":
+            (partial / CARD).write_text(model_card(origin, partial), encoding="utf-8")
     return f"{target}: {result}"
+
+
+def was_written(origin: Origin, target: Path) -> bool:
+    """Whether `target` is what the conversion of `origin` writes, by its card."""
+    if not (target / CARD).is_file() or not (target / "config.json").is_file():
+        return False
+    return (target / CARD).read_text(encoding="utf-8") == model_card(origin, target)
 
 
 def is_transformers(folder: Path) -> bool:
@@ -160,11 +180,32 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--resuscitation", metavar="FILE", help="multipliers (.safetensors) or full state dict (.pt)")
     parser.add_argument("--resuscitation_force", action="store_true", help="also multipliers of another checkpoint")
     parser.add_argument("--tokenizer", metavar="IDENTIFIER", help="default: the one SRC holds or its config.yaml names")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload DST to this repository of the hub (--to hf)")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to, created if needed; default: main")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--overwrite", action="store_true", help="replace other files that the repository has")
     args = parser.parse_args(argv)
     if args.resuscitation_force and args.resuscitation is None:
         raise ConfigurationError("--resuscitation_force: needs --resuscitation")
+    for flag in ("revision", "private", "overwrite"):
+        if getattr(args, flag) and args.push is None:
+            raise ConfigurationError(f"--{flag}: needs --push")
+    if args.push is not None:
+        if args.to != "hf":
+            raise ConfigurationError("--push: needs --to hf, the layout of models on the hub")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push):
+            raise ConfigurationError(f"--push {args.push}: not a repository of the hub, owner/name")
+        check_login(args.push)
     source = checkpoint.resolve(args.source)
-    print(convert(source, args.target, args.to, args.resuscitation, args.tokenizer, args.resuscitation_force))
+    edit = args.resuscitation
+    if edit is not None:
+        edit = checkpoint.resuscitation_file(edit, source, "--resuscitation")
+    location = source if Path(args.source).is_dir() else args.source
+    origin = Origin(location, source, edit, args.tokenizer, license_of(location, source))
+    if args.push is None or not was_written(origin, args.target):
+        print(convert(origin, args.target, args.to, args.resuscitation_force, copy=args.push is not None), flush=True)
+    if args.push is not None:
+        print(upload(args.target, args.push, args.revision, args.private, args.overwrite))
 
 
 if __name__ == "__main__":

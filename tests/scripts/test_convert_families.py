@@ -114,7 +114,7 @@ def test_the_written_folder_holds_the_model_that_hooks_make(
     main([str(tmp_path / "model"), str(tmp_path / "new"), *flags])
     check(name, model, scales, tmp_path / "new")
     names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert {path.name for path in (tmp_path / "new").iterdir()} - names == {"resuscitation.json"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} - names == {"resuscitation.json", "README.md"}
     assert names - {path.name for path in (tmp_path / "new").iterdir()} == {"knowledge_entropy.json"}
     edited = 0
     for path in (tmp_path / "model").iterdir():
