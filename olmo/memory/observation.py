@@ -20,7 +20,7 @@ from .forward import compiled_means, counted, means_in_pieces, token_means
 from .locate import Layer, find_layers
 from .parts import Experts, Memory, listed
 from .unwrap import computing, is_sharded, uncompiled, unwrapped
-from .up_projection import scaling_outputs
+from .up_projection import rectified, scaling_outputs, without_gate
 
 COEFFICIENTS = ("abs", "relu")
 
@@ -132,7 +132,7 @@ def observe(model: nn.Module, coefficient: str = "abs") -> Iterator[Observation]
         if isinstance(memory, Memory) and memory.adapted:
             raise ValueError(f"{memory.name}: adapters add to gate and up projection of this layer, which relu needs")
         if not scaling_outputs(model, memory):
-            raise _without_gate(memory.name)
+            raise without_gate(memory.name)
     with uncompiled(model), ExitStack() as hooks:
         for part, block in enumerate(blocks):
             block.tap = partial(_tap, observation, part, block)
@@ -165,7 +165,7 @@ def _hooks(memory: Memory, part: int, observation: Observation) -> Iterator[Any]
         signed = args[0]
         if outputs:
             halves = tuple(outputs.pop(first) for first in memory.into)
-            signed = _rectified(halves if len(halves) == 2 else halves[0].chunk(2, dim=-1), signed, memory.name)
+            signed = rectified(halves if len(halves) == 2 else halves[0].chunk(2, dim=-1), signed, memory.name)
         if memory.weight is not None:
             signed = signed * memory.weight(inputs.pop(memory.into[0])).sigmoid()
         observation.record(part, signed.relu() if observation.coefficient == "relu" else signed)
@@ -206,25 +206,9 @@ def _routed(
         projected = memory.projected(own_hidden, expert)
         own = memory.coefficients(projected)
         if coefficient == "relu":
-            own = _rectified(projected.chunk(2, dim=-1), own, memory.name) if memory.gated else own.relu()
+            own = rectified(projected.chunk(2, dim=-1), own, memory.name) if memory.gated else own.relu()
         own = own if weights is None else own * weights
         yield tokens, own if memory.scale == 1.0 else own * memory.scale
-
-
-def _rectified(halves: tuple[Tensor, ...], signed: Tensor, name: str) -> Tensor:
-    """relu(gate) * up with negatives set to 0, of gate and up in either order: it equals relu(gate) * relu(up).
-
-    Raises ValueError if `signed`, the model's own coefficients, does not have the sign of the product of both, as with
-    every usual activation: the halves are interleaved, or there is no gate.
-    """
-    first, second = halves
-    if (first.sign() * second.sign() * signed.sign() < 0).any():
-        raise _without_gate(name)
-    return first.relu() * second.relu()
-
-
-def _without_gate(name: str) -> ValueError:
-    return ValueError(f"{name}: cannot tell gate and up projection of this layer, which relu needs")
 
 
 @torch.no_grad()

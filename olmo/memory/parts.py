@@ -389,7 +389,8 @@ def with_weights(*modules: nn.Module) -> tuple[nn.Module, ...]:
 
 def random_tokens(block: nn.Module, width: int, number: int) -> Tensor:
     """Random tokens (1, number, D) of the type and on the device of a module's weights."""
-    tokens, weights = torch.randn(1, number, width, generator=torch.Generator().manual_seed(0)), [*block.parameters()]
+    tokens = torch.randn(1, number, width, generator=torch.Generator().manual_seed(0))
+    weights: list[Tensor] = [*block.parameters(), *block.buffers()]
     kinds = [w.dtype for w in weights if w.is_floating_point() and w.dtype.itemsize > 1]  # others are packed
     return tokens.to(weights[0].device, kinds[0] if kinds else torch.float32)
 

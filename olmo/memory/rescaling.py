@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from ..files.paths import check_readable
 from ..files.tensors import LazyTensors, shapes_of, write_safetensors
 from .by_layer import ByLayer, layers_of, tensors_of
 from .locate import find_layers, numbered
-from .maps import is_conv1d
-from .parts import Experts, Memory
-from .up_projection import up_projection
+from .unwrap import is_sharded, unwrapped
+from .up_projection import parameters_of, up_projection
 
 
 @dataclass(frozen=True)
@@ -141,20 +140,25 @@ def rescale_model(model: nn.Module, multipliers: ByLayer) -> None:
     """Multiply the rows of the up projections of any architecture in place, with their biases.
 
     Coefficients of a gated layer or expert scale by exactly these factors; in a plain one the first projection is
-    multiplied, before the activation. Raises ValueError as `row_factors` does, before any row changes, or as
-    `multiply` does.
+    multiplied, before the activation. The model may be wrapped (`unwrapped`). Raises ValueError as `row_factors` does,
+    before any row changes, or as `multiply` does.
     """
+    model = unwrapped(model)
     for name, factors in row_factors(model, multipliers).items():
         multiply(model.get_parameter(name), factors, name)
 
 
 def row_factors(model: nn.Module, multipliers: ByLayer) -> dict[str, Tensor]:
-    """By name of a parameter of `model`, which may be on the meta device: the float32 factors that multipliers make of
-    it, with size 1 where they do not depend on the column.
+    """By name of a parameter of the `unwrapped` model, which may be on the meta device: the float32 factors that
+    multipliers make of it, with size 1 where they do not depend on the column.
 
     The M_l of a layer are in the order of its coefficients: those of each expert, then of a shared one. Raises
-    ValueError if `find_layers` or `up_projection` does, if the shapes do not fit, or if two layers share their weights.
+    ValueError if `find_layers` or `up_projection` does, if the shapes do not fit, if two layers share their weights, or
+    if the weights are quantized, sharded, or behind an adapter that has no rows of its own.
     """
+    model = unwrapped(model)
+    if is_sharded(model):
+        raise ValueError(f"{type(model).__name__}: FSDP has sharded its weights; edit the model before it does")
     layers = [layer for layer in find_layers(model) if layer.parts]
     _check_sizes(multipliers, {layer.number: sum(part.count for part in layer.parts) for layer in layers})
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -163,25 +167,8 @@ def row_factors(model: nn.Module, multipliers: ByLayer) -> dict[str, Tensor]:
         of_parts = multipliers[layer.number].float().split([part.count for part in layer.parts])
         for part, own in zip(layer.parts, of_parts):
             module, rows = up_projection(model, part)
-            for parameter, factors in _of_parameters(module, part, rows, own):
+            for parameter, factors in parameters_of(module, part, rows, own):
                 if names[parameter] in result:
                     raise ValueError(f"{names[parameter]}: belongs to two layers, which cannot be rescaled apart")
                 result[names[parameter]] = factors
     return result
-
-
-def _of_parameters(
-    module: Any, part: Memory | Experts, rows: slice, own: Tensor
-) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """The weight and the bias of a first projection, and the factors that multipliers (M,) of its memories make."""
-    if isinstance(part, Experts):
-        weight = "gate_up_proj" if part.gated else "up_proj"
-        bias, transposed, own = f"{weight}_bias", part.transposed, own.view(part.experts, -1)
-    else:
-        weight, bias, transposed = "weight", "bias", is_conv1d(module)
-    matrix = getattr(module, weight)
-    factors = own.new_ones(*own.shape[:-1], matrix.shape[-1 if transposed else -2])
-    factors[..., rows] = own
-    yield matrix, factors.unsqueeze(-2 if transposed else -1)
-    if getattr(module, bias, None) is not None:
-        yield getattr(module, bias), factors

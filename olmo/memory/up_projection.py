@@ -5,11 +5,14 @@ They are found by doubling the outputs of either projection and comparing coeffi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..model.olmo import OLMo
-from .maps import sizes
+from .maps import is_conv1d, is_quantized, sizes, wrapped_map
 from .parts import Experts, Memory, random_tokens, with_weights
 from .unwrap import unwrapped
 
@@ -45,6 +48,66 @@ def scaling_outputs(model: nn.Module, part: Memory | Experts) -> list[tuple[nn.M
     block = model.get_submodule(part.name.rpartition(".")[0])
     plain = _coefficients(block, part, part.into[0], slice(0))
     return [half for half in halves if torch.equal(_coefficients(block, part, *half), 2 * plain)]  # exact
+
+
+def parameters_of(
+    module: Any, part: Memory | Experts, rows: slice, own: Tensor
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """The weight and the bias of a first projection, and the factors that multipliers (M,) of its memories make."""
+    if isinstance(part, Experts):
+        weight = "gate_up_proj" if part.gated else "up_proj"
+        bias, transposed, own = f"{weight}_bias", part.transposed, own.view(part.experts, -1)
+    else:
+        yield from _of_adapters(module, part.name, rows, own)
+        module = wrapped_map(module)
+        weight, bias, transposed = "weight", "bias", is_conv1d(module)
+    matrix = getattr(module, weight)
+    factors = own.new_ones(*own.shape[:-1], matrix.shape[-1 if transposed else -2])
+    factors[..., rows] = own
+    yield matrix, factors.unsqueeze(-2 if transposed else -1)
+    if getattr(module, bias, None) is not None:
+        yield getattr(module, bias), factors
+
+
+def _of_adapters(module: Any, name: str, rows: slice, own: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """The same for the adapters of a first projection: u (W + s B A) has the rows of W and of B multiplied. What
+    multiplies its outputs (IA3) stays."""
+    inner = wrapped_map(module)
+    if is_quantized(inner):
+        raise ValueError(f"{name}: the up projection of this layer is quantized; edit the model before it is quantized")
+    while module is not inner:
+        adapters: Any = getattr(module, "lora_B", {})
+        plain = bool(adapters) and all(type(one) is nn.Linear for one in adapters.values())
+        known = plain and not getattr(module, "lora_variant", None) and not len(module.lora_magnitude_vector)
+        if not known and not hasattr(module, "ia3_l"):
+            kind = f"{type(module).__module__.partition('.')[0]}'s {type(module).__qualname__}"
+            raise ValueError(
+                f"{name}: the up projection of this layer is in an adapter, {kind}, that has no rows to multiply; edit "
+                "the model without it, or after model.merge_and_unload()"
+            )
+        for one in adapters.values():
+            factors = own.new_ones(one.out_features)
+            factors[rows] = own
+            yield one.weight, factors[:, None]
+            if one.bias is not None:
+                yield one.bias, factors
+        module = module.base_layer
+
+
+def rectified(halves: tuple[Tensor, ...], signed: Tensor, name: str) -> Tensor:
+    """relu(gate) * up with negatives set to 0, of gate and up in either order: it equals relu(gate) * relu(up).
+
+    Raises ValueError if `signed`, the model's own coefficients, does not have the sign of the product of both, as with
+    every usual activation: the halves are interleaved, or there is no gate.
+    """
+    first, second = halves
+    if (first.sign() * second.sign() * signed.sign() < 0).any():
+        raise without_gate(name)
+    return first.relu() * second.relu()
+
+
+def without_gate(name: str) -> ValueError:
+    return ValueError(f"{name}: cannot tell gate and up projection of this layer, which relu needs")
 
 
 def _halves_of_experts(part: Experts) -> list[slice]:
