@@ -46,7 +46,7 @@ TOKENS = {"vocab_size": VOCABULARY, "embedding_size": VOCABULARY, "eos_token_id"
 
 def build(folder: Path) -> Path:
     """Fill an empty folder."""
-    for name in ("olmo", "analysis", "scripts"):
+    for name in ("olmo", "analysis", "scripts", "knowledge_entropy"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "configs", folder / "configs")
     tiny_tokenizer(folder / "tokenizer.json")
@@ -57,6 +57,7 @@ def build(folder: Path) -> Path:
     _demo(folder, rng)
     _shrink(folder / "configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml", {**SIZES, **_tokens(folder)})
     _family(folder)
+    _articles(folder)
     return folder
 
 
@@ -70,6 +71,14 @@ def _shrink(path: Path, sizes: dict[str, Any]) -> None:
     of_probes = [e for e in config.get("evaluators") or [] if e.get("type") != "downstream"]
     model = {**sizes["model"], **TOKENS}
     OmegaConf.save(OmegaConf.merge(config, {**sizes, "model": model, "evaluators": of_probes}), path)
+
+
+def _articles(folder: Path) -> None:
+    """Texts of one's own."""
+    (folder / "articles").mkdir()
+    for number, place in enumerate(("lake", "hill", "moor")):
+        text = f"The {place} of Zeth was found by Vorn {number}. " * 60
+        (folder / f"articles/{place}.txt").write_text(text, "utf-8")
 
 
 def _family(folder: Path) -> None:
