@@ -86,11 +86,13 @@ class Edit:
 
 @dataclass
 class EditedWeights:
-    """The edited weights of a checkpoint, their type, and the identity of the weights before the edit."""
+    """The edited weights of a checkpoint, their type, and the identity of the weights before the edit: of the folder,
+    and of the model in memory."""
 
     state: dict[str, Tensor]
     dtype: torch.dtype
     identity: str
+    of_model: str
 
 
 def edit_weights(folder: Path, multipliers: ByLayer, keep: bool) -> EditedWeights:
@@ -112,8 +114,9 @@ def _edit_weights(folder: Path, multipliers: ByLayer, keep: bool) -> EditedWeigh
         model = open_model(folder, torch.device("cpu"), "auto")
         for name, parameter in model.named_parameters():
             check_finite(f"{folder}: {name}", parameter)
+        of_model = checkpoint.identity_of_model(model)
         rescale_model(model, multipliers)
-        return EditedWeights(model.state_dict(), next(model.parameters()).dtype, identity_of(folder))
+        return EditedWeights(model.state_dict(), next(model.parameters()).dtype, identity_of(folder), of_model)
     own_layout = checkpoint.transformers_config(folder) is None
     weights = checkpoint.StateOnDisk(folder) if own_layout else checkpoint.read_state(folder)
     like = shapes_of(weights)
@@ -127,7 +130,7 @@ def _edit_weights(folder: Path, multipliers: ByLayer, keep: bool) -> EditedWeigh
         result = rescaled(name, tensor, multipliers)  # even if it is not kept: it must be finite
         if keep:
             state[name] = result
-    return EditedWeights(state, dtype, str(before))
+    return EditedWeights(state, dtype, str(before), str(before))
 
 
 def write_edit(
@@ -160,7 +163,7 @@ def write_edit(
         weights = edit_weights(folder, chosen.multipliers, keep=form == "full")
     except OtherLayers as error:
         raise ValueError(f"{coefficients.path}: measured on another model than {folder}: {error}") from error
-    if coefficients.checkpoint not in (None, weights.identity):
+    if coefficients.checkpoint not in (None, weights.identity, weights.of_model):
         raise ValueError(f"{coefficients.path}: measured on another checkpoint than {folder}")
     output.parent.mkdir(parents=True, exist_ok=True)
     with writing(output), atomic_path(output) as partial:

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from analysis.result import Difference as Difference
     from analysis.result import Result as Result
 
+    from .editing import Edit as Edit
+    from .editing import observe as observe
+    from .editing import resuscitate as resuscitate
     from .measuring import measure as measure
 
 # Each name, and the module that defines it.
 _WHERE = {
     "Difference": "analysis.result",
+    "Edit": "knowledge_entropy.editing",
     "Result": "analysis.result",
     "measure": "knowledge_entropy.measuring",
+    "observe": "knowledge_entropy.editing",
+    "resuscitate": "knowledge_entropy.editing",
 }
 __all__ = list(_WHERE)
 

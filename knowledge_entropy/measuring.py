@@ -63,7 +63,7 @@ def measure(
     Raises ValueError in one line where an argument is wrong, where the memories of the model cannot be found, and where
     the data cannot be read or has fewer than `data_size` instances; OSError where a file cannot be read.
     """
-    with _in_words_of_python():
+    with naming_arguments():
         _check(pack, batch_size, data_size, sequence_length, coefficient, measures, tolerance)
         most = data_size or _MOST
         given = str(data) if isinstance(data, (str, Path)) else Given.of(data, most)
@@ -138,7 +138,7 @@ def _check(
 
 
 @contextmanager
-def _in_words_of_python() -> Iterator[None]:
+def naming_arguments() -> Iterator[None]:
     """Raise errors that name flags of the commands (--data_size 4) as ValueErrors that name arguments (data_size 4)."""
     try:
         yield
