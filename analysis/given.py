@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from analysis.texts import Texts
+from olmo.tokenizer import uncut
 
 _KINDS = "a path, strings, rows of token ids (lists, an array or a tensor), or a dataset with 'input_ids' or 'text'"
 
@@ -140,9 +141,7 @@ class GivenTokenizer:
                 f"tokenizer: {type(given).__name__}; expected a name, a path, a tokenizers.Tokenizer or a fast "
                 "tokenizer of transformers"
             )
-        own = Tokenizer.from_str(backend.to_str())
-        own.no_truncation()
-        own.no_padding()
+        own = uncut(Tokenizer.from_str(backend.to_str()))
         name = getattr(given, "name_or_path", None) or type(given).__name__
         return cls(str(name), own, getattr(given, "eos_token_id", None))
 

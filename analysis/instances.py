@@ -149,7 +149,8 @@ class Instances:
             assert tokenizer is not None
             texts = self.data.texts if isinstance(self.data, Given) else Path(self.data)
             assert texts is not None
-            if eos is not None:
+            if self.pack:
+                assert eos is not None
                 return packed(texts, tokenizer, eos, self.count, length, self.at_most)
             return one_each(texts, tokenizer, self.count, length, self.at_most)
         assert isinstance(self.data, str)

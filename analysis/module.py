@@ -66,8 +66,10 @@ def instances_for(model: nn.Module, instances: Instances) -> list[NDArray[np.int
     tokenizer = instances.tokenizer or (None if folder is None else tokenizer_of_folder(folder))
     if tokenizer is None:
         raise ConfigurationError(f"{type(model).__name__}: text needs a tokenizer; give --tokenizer")
+    if not instances.pack:
+        return instances.rows(length, tokenizer, None)
     eos = tokenizer.eos if isinstance(tokenizer, GivenTokenizer) else None
-    if instances.pack and eos is None:
+    if eos is None:
         opened = instances.open_tokenizer(tokenizer)
         eos = eos_of(folder, opened) if folder is not None else _eos_of(model)
         if eos is None or opened.id_to_token(eos) is None:

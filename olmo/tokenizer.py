@@ -131,16 +131,24 @@ def tokenizer_of_run(config: TrainConfig) -> str:
 
 
 def load_tokenizer(identifier: str) -> Tokenizer:
-    """Read a tokenizer. Raises FileNotFoundError or ValueError with its identifier."""
+    """Read a tokenizer, without the truncation and padding that its file may have from its last use in transformers.
+    Raises FileNotFoundError or ValueError with its identifier."""
     where = tokenizer_file(identifier)
     try:
         if Path(where).is_file():
             check_not_lfs(Path(where))
-            return Tokenizer.from_file(where)
+            return uncut(Tokenizer.from_file(where))
         with _quiet_hub():
-            return Tokenizer.from_pretrained(where)
+            return uncut(Tokenizer.from_pretrained(where))
     except Exception as error:  # the library raises bare Exception for files and for the network
         raise ValueError(f"{identifier}: cannot load this tokenizer: {error}") from error
+
+
+def uncut(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, set to encode all of a text and nothing else."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 @contextmanager
