@@ -90,6 +90,8 @@ class Result:
         read = read_coefficients(folder / COEFFICIENTS_FILE)
         if not isinstance(content, dict) or "knowledge_entropy" not in content:
             raise ValueError(f"{folder / RESULT}: not a result of analysis.entropy")
+        if read.data not in (None, content["data"]["sha256"]):
+            raise ValueError(f"{read.path}: coefficients of another measurement than {folder / RESULT}")
         return cls(content, {n: values.numpy() for n, values in read.average.items()}, read.most_active)
 
     def save(self, folder: str | Path) -> None:
