@@ -29,6 +29,7 @@ from typing import Any
 
 from analysis.downloads import Downloads
 from analysis.edit_flags import add_edit_flags, check_edit_flags, check_one_checkpoint
+from analysis.hub_data import FORM, opened
 from analysis.instances import CONFIGURATIONS, Instances
 from analysis.job import Job, Settings
 from analysis.locations import Location, add_checkpoint_flags, checkpoint_locations, label_of
@@ -38,7 +39,7 @@ from analysis.prefetch import Failures, prefetch, together
 from analysis.results import EDITS
 from analysis.series import Series
 from olmo.console import fixed
-from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
+from olmo.distributed import Ranks, adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.memory import COEFFICIENTS
 
@@ -48,25 +49,14 @@ def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     locations = checkpoint_locations(args.step, args.model_size, args.checkpoint or [])
     _check_output(args, locations)
-    which = {"length": args.sequence_length, "order": args.order, "tokenizer": args.tokenizer}
-    which["pack"] = args.pack != "none"
-    if args.data is None:
-        instances = Instances.official(args.model_size, args.data_size, **which)
-    else:
-        instances = Instances(args.data, args.data_size, **which)
-    for name in ("tokenizer", "pack"):
-        if getattr(args, name) is not None and not instances.is_text:
-            raise ConfigurationError(f"--{name}: only for text as --data; {instances.data} holds tokens")
-    for folder in locations:
-        if isinstance(folder, Path):
-            instances.check_tokenizer(folder)
     series = Series(locations, args.output) if len(locations) > 1 else None
     disable_malloc_trim()
     device = pick_device(args.device)
     flags = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    settings = Settings(instances, compiled=device.type == "cuda" and not args.eager, **flags)
-    jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
     with process_group(device) as ranks:
+        instances = _instances(args, locations, ranks)
+        settings = Settings(instances, compiled=device.type == "cuda" and not args.eager, **flags)
+        jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
         failures = Failures(len(jobs), ranks)
         try:
             for job, preparation in prefetch(jobs, Job.prepare, ranks):
@@ -84,6 +74,23 @@ def main(argv: Sequence[str]) -> None:
         finally:
             if ranks.is_first and series is not None:
                 series.draw()
+
+
+def _instances(args: argparse.Namespace, locations: Sequence[Location], ranks: Ranks) -> Instances:
+    """The instances that the command line names. Raises ConfigurationError where a flag does not apply to them."""
+    which = {"length": args.sequence_length, "order": args.order, "tokenizer": args.tokenizer}
+    which["pack"] = args.pack != "none"
+    if args.data is None:
+        instances = Instances.official(args.model_size, args.data_size, **which)
+    else:
+        instances = Instances(opened(args.data, args.data_size, ranks), args.data_size, **which)
+    for name in ("tokenizer", "pack"):
+        if getattr(args, name) is not None and not instances.is_text:
+            raise ConfigurationError(f"--{name}: only for text as --data; {instances.data} holds tokens")
+    for folder in locations:
+        if isinstance(folder, Path):
+            instances.check_tokenizer(folder)
+    return instances
 
 
 def _job(args: argparse.Namespace, location: Location, settings: Settings, several: bool) -> Job:
@@ -148,8 +155,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_checkpoint_flags(parser, several=True)
     parser.add_argument(
         "--data",
-        help="token .npy (file or URL), datasets folder, JSON with 'text', plain text, or the configuration of a run "
-        "(.yaml), for the first instances that it trains on; default: the official run of --model_size",
+        help="token .npy (file or URL), datasets folder, JSON with 'text', plain text, a dataset on the Hugging Face "
+        f"hub ({FORM}), or the configuration of a run (.yaml), for the first instances that it trains on; default: the "
+        "official run of --model_size",
     )
     parser.add_argument("--order", metavar="FILE_OR_URL", help="the data order of the run that --data names")
     parser.add_argument("--tokenizer", help="for text: a file, folder or hub id; default: the checkpoint's")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -23,7 +23,7 @@ class Given:
 
     name: str  # in errors and results
     texts: Texts | None = None
-    rows: list[NDArray[np.int64]] | None = None
+    rows: Sequence[NDArray[np.int64]] | None = None
 
     @classmethod
     def of(cls, data: Any, most: int) -> Given:
@@ -44,7 +44,7 @@ class Given:
             if data.ndim != 2 or data.dtype.kind not in "iu":
                 found = f"shape {data.shape} of {data.dtype}"
                 raise ValueError(f"data: {found}; token ids are whole numbers of shape (instances, tokens)")
-            return cls("token ids", rows=_rows(data[:most]))
+            return cls("token ids", rows=token_rows(data[:most]))
         items = iter(data)
         first = next(items, None)
         if first is None:
@@ -54,7 +54,7 @@ class Given:
             return cls("strings", texts=Texts("strings", list(_checked(items))))
         if isinstance(first, (int, np.integer)):
             raise ValueError("data: a list of numbers; token ids are lists of them, one per instance: [ids]")
-        return cls("token ids", rows=_rows(islice(items, most)))
+        return cls("token ids", rows=token_rows(islice(items, most)))
 
     @classmethod
     def _of_dataset(cls, data: Any, columns: list[str] | None, most: int) -> Given:
@@ -63,7 +63,7 @@ class Given:
         columns = columns or list(next(iter(data), {}))
         if "input_ids" in columns:
             kept = [column for column in ("input_ids", "attention_mask") if column in columns]
-            rows = _rows((_unpadded(row) for row in islice(data.select_columns(kept), most)), name)
+            rows = token_rows((_unpadded(row) for row in islice(data.select_columns(kept), most)), name)
             return cls(name, rows=rows)
         if "text" in columns:
             return cls(name, texts=Texts(name, _Column(data, "text")))
@@ -73,6 +73,11 @@ class Given:
     def longest(self) -> int | None:
         """Tokens of the longest row; None of texts."""
         return None if self.rows is None else max(map(len, self.rows))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result records of the data besides its name."""
+        return {}
 
     def __str__(self) -> str:
         return self.name
@@ -105,7 +110,7 @@ def _checked(texts: Iterable[Any]) -> Iterator[str]:
         yield text
 
 
-def _rows(rows: Iterable[Any], name: str = "data") -> list[NDArray[np.int64]]:
+def token_rows(rows: Iterable[Any], name: str = "data") -> list[NDArray[np.int64]]:
     """Rows as arrays of token ids."""
     found = []
     for number, row in enumerate(rows):

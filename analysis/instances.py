@@ -27,6 +27,11 @@ from olmo.exceptions import ConfigurationError
 from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
 
 CONFIGURATIONS = (".yaml", ".yml")
+# For models of any tokenizer; the last one is a sample of what OLMo was trained on.
+_TEXTS = (
+    "--data FILE.txt, --data hub:allenai/c4:en:validation:text, or, closest to the paper, "
+    "--data hub:emozilla/dolma-v1_7-3B:train:text"
+)
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,10 @@ class Instances:
     """Which instances: the first `count` of `data`, or, with `at_most`, as many as it has up to that.
 
     data: token .npy (file or URL), datasets folder, JSON with `text`, plain text, a run's configuration (.yaml), for
-    the first instances of that run, or what a program gives. length: tokens per instance, or None for the model's
-    context. order: file or URL of the data order of the run that `data` names. tokenizer: for text; None for the
-    checkpoint's. pack: text is packed to full instances; otherwise each document is an instance, cut to `length`.
+    the first instances of that run, or what a program gives or the hub has (`hub_data.opened`). length: tokens per
+    instance, or None for the model's context. order: file or URL of the data order of the run that `data` names.
+    tokenizer: for text; None for the checkpoint's. pack: text is packed to full instances; otherwise each document is
+    an instance, cut to `length`.
     of_official_run: `data` is the default, tokens of OLMo's tokenizer, which the checkpoint must have.
     """
 
@@ -67,7 +73,9 @@ class Instances:
         """The first instances of the official run. Raises ConfigurationError where one of its files is missing."""
         data = f"configs/official/OLMo-{model_size}.yaml"
         if not Path(data).is_file():
-            raise ConfigurationError(f"--data is missing, and the default, {data}, is not in this folder")
+            raise ConfigurationError(
+                f"--data is missing, and the default, {data}, is not in this folder; give text: {_TEXTS}"
+            )
         if order is None:
             order = f"data/global_indices/{model_size}/global_indices.npy"
             if not Path(order).is_file():
@@ -75,7 +83,7 @@ class Instances:
                     f"{order}: no such data order, whose first instances are the default of --data; get it with: bash "
                     f"scripts/get_dataorder.sh --model_size {model_size}; or rebuild only as much as is needed with: "
                     f"python -m scripts.data_order rebuild {data} --first {count} --output {order}; a model with "
-                    "another tokenizer than OLMo's needs --data"
+                    f"another tokenizer than OLMo's needs text: {_TEXTS}"
                 )
         return cls(data, count, order=order, of_official_run=True, **more)
 
@@ -87,8 +95,8 @@ class Instances:
         shape = checkpoint.read_config(folder) if checkpoint.is_olmo(folder) else None
         if shape is None or (shape.embedding_size or shape.vocab_size) != load(self.data).model.embedding_size:
             raise ConfigurationError(
-                f"--data is missing: {folder} does not have the tokenizer of the default, OLMo's Dolma; give --data, "
-                "text for this model's tokenizer"
+                f"--data is missing: {folder} does not have the tokenizer of the default, OLMo's Dolma; give text: "
+                f"{_TEXTS}"
             )
 
     def length_for(self, model: Path | nn.Module) -> int:

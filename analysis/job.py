@@ -19,6 +19,7 @@ from torch import nn
 
 from analysis.context import check_length
 from analysis.downloads import Downloads
+from analysis.given import Given
 from analysis.instances import Instances, digest_of
 from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
 from analysis.measure import measure
@@ -107,7 +108,8 @@ def measured(
     which = settings.instances  # recorded so that the same instances can be found again
     packing = "eos" if which.is_text and which.pack else None
     sources = {"order": which.order, "tokenizer": which.tokenizer_name, "pack": packing}
-    data = {**identity["data"], **sources, "instances": len(rows)}
+    about_data = which.data.about if isinstance(which.data, Given) else {}
+    data = {**identity["data"], **sources, **about_data, "instances": len(rows)}
     about = {**identity, "data": data, "edit_files": dict(edit_files or {})}
     return Result.of(measurement, rows, length, memories or describe(model), about)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,8 @@ def _data_names(results: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Names of data by their digests: the file's name, with its folder or else the digest where two have one name."""
     paths: dict[str, Path] = {}
     for result in results:
-        paths.setdefault(result["data"]["sha256"], Path(result["data"]["path"]))
+        named = re.sub(r"(@[0-9a-f]{7})[0-9a-f]{33}\b", r"\1", result["data"]["path"])  # by a commit of the hub
+        paths.setdefault(result["data"]["sha256"], Path(named))
     for names in ({d: path.name for d, path in paths.items()}, {d: "/".join(p.parts[-2:]) for d, p in paths.items()}):
         if len(set(names.values())) == len(names):
             return names

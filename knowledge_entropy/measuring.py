@@ -13,6 +13,7 @@ from torch import nn
 
 from analysis.downloads import Downloads
 from analysis.given import Given, GivenTokenizer
+from analysis.hub_data import opened as opened_by_name
 from analysis.instances import Instances
 from analysis.job import Job, Settings
 from analysis.locations import checkpoint_locations
@@ -66,7 +67,8 @@ def measure(
     with naming_arguments():
         _check(pack, batch_size, data_size, sequence_length, coefficient, measures, tolerance)
         most = data_size or _MOST
-        given = str(data) if isinstance(data, (str, Path)) else Given.of(data, most)
+        named = isinstance(data, (str, Path))
+        given = opened_by_name(str(data), most, Ranks()) if named else Given.of(data, most)
         by_name = isinstance(tokenizer, (str, Path))
         opened = None if tokenizer is None else str(tokenizer) if by_name else GivenTokenizer.of(tokenizer)
         instances = Instances(

@@ -96,9 +96,10 @@ def _itself(stream: TextIO) -> TextIO:
 
 
 class Progress:
-    """Progress of work of known size: a bar on a terminal, plain lines every ten seconds elsewhere.
+    """Progress of work: a bar on a terminal, plain lines every ten seconds elsewhere.
 
-    Work that ends within a second shows nothing. `done`: what was done before, not counted in the rate.
+    Work that ends within a second shows nothing. `total`: 0 where it is unknown. `done`: what was done before, not
+    counted in the rate.
     """
 
     def __init__(self, description: str, total: int, unit: str, *, show: bool = True, done: int = 0):
@@ -132,6 +133,8 @@ class Progress:
         return clock((self.total - self.done) / rate) if rate else "?"
 
     def __str__(self) -> str:
+        if not self.total:
+            return f"{self.description}: {self.done} {self.unit}, {self.rate:,.1f}/s{self.note}"
         done = f"{self.description}: {self.done}/{self.total} {self.unit}"
         return f"{done}, {self.rate:,.1f}/s, {self.left} left{self.note}"
 
@@ -161,7 +164,7 @@ class _Bars:
             if self._display is None:
                 self._display = _start_display()
             if progress not in self.tasks:
-                self.tasks[progress] = self._display.add_task("", total=progress.total)
+                self.tasks[progress] = self._display.add_task("", total=progress.total or None)
             self._display.update(self.tasks[progress], completed=progress.done, description=str(progress), refresh=True)
 
     def remove(self, progress: Progress) -> None:

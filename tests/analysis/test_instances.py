@@ -150,7 +150,9 @@ def dolma(tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def test_a_model_of_another_family_needs_data(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     instances = Instances("configs/official/OLMo-1B.yaml", 1, of_official_run=True)
-    with pytest.raises(ConfigurationError, match=f"{tmp_path} .*; give --data, text for this model's tokenizer$"):
+    choices = "--data FILE.txt, --data hub:allenai/c4:en:validation:text, or, closest to the paper, "
+    choices += "--data hub:emozilla/dolma-v1_7-3B:train:text"
+    with pytest.raises(ConfigurationError, match=f"{tmp_path} .*; give text: {choices}$"):
         instances.check_tokenizer(tmp_path)
 
 
@@ -171,7 +173,9 @@ def test_the_first_batch_of_the_official_run_by_default(
         "error: data/global_indices/1B/global_indices.npy: no such data order, whose first instances are the default "
         "of --data; get it with: bash scripts/get_dataorder.sh --model_size 1B; or rebuild only as much as is needed "
         "with: python -m scripts.data_order rebuild configs/official/OLMo-1B.yaml --first 20 --output "
-        "data/global_indices/1B/global_indices.npy; a model with another tokenizer than OLMo's needs --data\n"
+        "data/global_indices/1B/global_indices.npy; a model with another tokenizer than OLMo's needs text: "
+        "--data FILE.txt, --data hub:allenai/c4:en:validation:text, or, closest to the paper, "
+        "--data hub:emozilla/dolma-v1_7-3B:train:text\n"
     )
     data_order.main(
         ["rebuild", "configs/official/OLMo-1B.yaml", "--output", "data/global_indices/1B/global_indices.npy"]
