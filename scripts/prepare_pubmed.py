@@ -3,6 +3,7 @@
     python -m scripts.prepare_pubmed --output data/pubmed --files 60       # downloads 60 files of the yearly baseline
     python -m scripts.prepare_pubmed --output data/pubmed --input 'baseline/pubmed25n*.xml.gz'
     python -m scripts.prepare_pubmed --output data/c4 --corpus c4 --input 'en/c4-train.*.json.gz'
+    python -m scripts.prepare_pubmed --output data/c4 --corpus hub:allenai/c4:en:train:text
 
 DIR becomes a `datasets` folder, column `input_ids`: exactly `instances` rows of `sequence_length` ids, documents in
 sequence, each ended by the EOS id, without padding, the last one cut. Its `about.json` describes the input.
@@ -12,7 +13,8 @@ a title alone teaches little. Of several copies of an article the highest versio
 the file with the last name, unless that file or a later one lists it as deleted.
 
 The sample is drawn by hash(seed, PMID), see prepare/sampling.py: uniform, shuffled, independent of the order of files
-and processes. Downloads are kept in `DIR/../pubmed_baseline`.
+and processes. Downloads are kept in `DIR/../pubmed_baseline`. Of a dataset on the hub, the sample is as many of its
+first texts as are needed, in the order of hash(seed, text).
 """
 
 from __future__ import annotations
@@ -22,15 +24,19 @@ import glob
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from analysis.hub_data import FORM, PREFIX, find
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.tokenizer import packaged_tokenizer
 from scripts.prepare import OLMO_TOKENIZER
 from scripts.prepare.baseline import BASELINE, download
 from scripts.prepare.documents import MB
 from scripts.prepare.eos import OLMO_EOS, eos_of
+from scripts.prepare.hub_corpus import write_documents
 from scripts.prepare.packing import describe, prepare
 from scripts.prepare.sampling import Settings, tokenizer_of
 
@@ -63,8 +69,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--eos_token_id", type=int, help="ends each document (default: what the model's folder names; 50279 for OLMo)")
     add("--seed", type=int, default=0, help="of the sample (default: 0)")
-    add("--corpus", choices=("pubmed", "c4", "text"), default="pubmed", help="what the input is (default: pubmed)")
-    add("--processes", type=int, default=os.cpu_count() or 1, help="(default: one for each core)")
+    add(
+        "--corpus",
+        default="pubmed",
+        metavar="{pubmed,c4,text,hub:NAME}",
+        help=f"what the input is (default: pubmed), or {FORM}, which is streamed from the Hugging Face hub",
+    )
+    add("--processes", type=int, help="(default: one for each core)")
     add("--files", type=int, metavar="N", help="download only N files, chosen by the seed (default: all, some 50 GB)")
     add("--year", metavar="YY", help="download pubmedYYnNNNN (default: the newest)")
     add("--url", help=f"download from there (default: {BASELINE})")
@@ -74,8 +85,15 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{flag} must be at least 1")
     if not 0 <= args.seed < 2**64 or not 0 <= (args.eos_token_id or 0) < 2**31:
         parser.error("--seed must be in 0..2**64-1, --eos_token_id in 0..2**31-1")
-    if args.corpus != "pubmed" and not args.input:
-        parser.error(f"--corpus {args.corpus} needs --input; only PubMed can be downloaded")
+    on_hub = args.corpus.startswith(PREFIX)
+    if not on_hub and args.corpus not in ("pubmed", "c4", "text"):
+        parser.error(f"--corpus {args.corpus} is none of pubmed, c4, text and {FORM}")
+    if on_hub:
+        for flag in ("input", "files", "year", "url", "processes"):
+            if getattr(args, flag) is not None:
+                parser.error(f"--{flag}: not with --corpus hub:..., whose first texts this process reads from the hub")
+    elif args.corpus != "pubmed" and not args.input:
+        parser.error(f"--corpus {args.corpus} needs --input; without it, name a dataset on the hub: --corpus {FORM}")
     if args.input and (args.files or args.year or args.url):
         parser.error("--files, --year and --url are for downloading, not for --input")
     if args.output.is_file() or (args.output.is_dir() and any(args.output.iterdir())):
@@ -94,13 +112,19 @@ def main(argv: Sequence[str]) -> None:
     if eos > largest:
         raise ConfigurationError(f"--eos_token_id {eos}: the largest id of {args.tokenizer} is {largest}")
     settings = Settings(args.corpus, args.seed, args.tokenizer, eos, "<u2" if largest < 2**16 else "<u4")
-    if args.input:
-        paths = expand(args.input)
+    processes = args.processes or os.cpu_count() or 1
+    source: Sequence[Path] | Callable[[Path], Sequence[Path]]
+    if args.corpus.startswith(PREFIX):
+        column = find(args.corpus)
+        settings, processes = replace(settings, corpus=str(column)), 1
+        source = partial(write_documents, column, args.corpus, settings, args.instances * args.sequence_length)
+    elif args.input:
+        source = expand(args.input)
     else:
         url = (args.url or BASELINE).rstrip("/") + "/"
-        paths = download(url, args.year, args.files, args.seed, args.output.parent / "pubmed_baseline")
+        source = download(url, args.year, args.files, args.seed, args.output.parent / "pubmed_baseline")
     started = time.monotonic()
-    about = prepare(paths, args.output, settings, args.instances, args.sequence_length, args.processes)
+    about = prepare(source, args.output, settings, args.instances, args.sequence_length, processes)
     read, seconds = about["read"], time.monotonic() - started
     print(
         f"{args.output}: {args.instances} rows of {args.sequence_length} ids; {describe(about['sample'])}; "

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,22 @@ def _work_folder(output: Path) -> Iterator[str]:
 
 
 def prepare(
-    paths: Sequence[Path], output: Path, settings: Settings, instances: int, length: int, processes: int
+    source: Sequence[Path] | Callable[[Path], Sequence[Path]],
+    output: Path,
+    settings: Settings,
+    instances: int,
+    length: int,
+    processes: int,
 ) -> dict[str, Any]:
-    """Write `output`, completely or not at all; returns the content of its about.json.
+    """Write `output`, completely or not at all; returns the content of its about.json. source: files, or what writes
+    them into a temporary folder.
 
     Raises ValueError where the files hold too few tokens or one of them is damaged, OSError where one is unreadable or
     the disk is full, ConfigurationError where another process writes `output`.
     """
     needed, margin = instances * length, MARGIN
     with _work_folder(output) as name:
+        paths = source(Path(name)) if callable(source) else source
         while True:
             folder = Path(name, str(margin))
             folder.mkdir()
@@ -86,8 +93,9 @@ def prepare(
             if limit == NO_LIMIT:
                 have = int(tokens[-1]) if len(tokens) else 0
                 raise ValueError(
-                    f"{len(paths)} files hold {have} tokens in {describe(counts)}; {instances} instances of {length} "
-                    f"are {needed}, and --instances {have // length} is the most there is"
+                    f"{f'{settings.corpus} holds' if callable(source) else f'{len(paths)} files hold'} {have} tokens "
+                    f"in {describe(counts)}; {instances} instances of {length} are {needed}, and --instances "
+                    f"{have // length} is the most there is"
                 )
             shutil.rmtree(folder)
             margin *= 2
