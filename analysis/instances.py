@@ -100,9 +100,13 @@ class Instances:
             )
 
     def length_for(self, model: Path | nn.Module) -> int:
-        """Tokens per instance, for a model or that of a folder; of rows that a program gives, of the longest one."""
-        longest = self.data.longest if isinstance(self.data, Given) else None
-        return self.length or longest or context_length(model)
+        """Tokens per instance, for a model or that of a folder."""
+        return self.asked_length or context_length(model)
+
+    @property
+    def asked_length(self) -> int | None:
+        """Tokens per instance, whatever the model; of rows that a program gives, those of the longest one."""
+        return self.length or (self.data.longest if isinstance(self.data, Given) else None)
 
     def read(self, folder: Path) -> list[NDArray[np.int64]]:
         """The instances for the model of a checkpoint folder, token ids in rows of at most `length_for` it (ragged

@@ -154,7 +154,7 @@ class Job:
             check_writable(self.output)
         folder = self.downloads.fetch(self.location, weights=False)
         self.settings.instances.check_tokenizer(folder)
-        exceeded = check_length(folder, self.settings.instances.length, self.settings.allow_longer)
+        exceeded = check_length(folder, self.settings.instances.asked_length, self.settings.allow_longer)
         rows = self.settings.instances.read(folder)
         length = self.settings.instances.length_for(folder)
         asked = f"{len(rows)} of {length} tokens from {self.settings.instances.data}"

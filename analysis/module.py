@@ -37,7 +37,7 @@ def measure_module(model: Any, settings: Settings, ranks: Ranks = Ranks(), step:
     model = unwrapped(model)
     _check_weights(model)
     instances = settings.instances
-    exceeded = check_length(model, instances.length, settings.allow_longer)
+    exceeded = check_length(model, instances.asked_length, settings.allow_longer)
     rows = instances_for(model, instances)
     identity = identity_of_model(model)
     settings = replace(settings, precision=precision_of(model))
@@ -95,15 +95,13 @@ def precision_of(model: nn.Module) -> str:
 
 def _device_of(model: nn.Module) -> torch.device:
     """Where a model takes its tokens."""
-    embedding = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
-    return next((embedding or model).parameters()).device
+    return next(module for module in model.modules() if isinstance(module, nn.Embedding)).weight.device
 
 
 def _check_weights(model: nn.Module) -> None:
-    """Raise ValueError for a model that has none, or none yet."""
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise ValueError(f"{type(model).__name__}: a model without weights")
+    """Raise ValueError for a model that takes no tokens, or has no weights yet."""
+    if not any(isinstance(module, nn.Embedding) for module in model.modules()):
+        raise ValueError(f"{type(model).__name__}: no embeddings found; pass a language model, such as transformers'")
     if any(p.is_meta for p in model.parameters()) and not hasattr(model, "hf_device_map"):
         raise ValueError(f"{type(model).__name__}: on the meta device, without weights; load them first")
 
