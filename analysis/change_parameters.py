@@ -27,6 +27,7 @@ from analysis.verification import measured_before, verify
 from olmo.checkpoint import is_hub_id
 from olmo.distributed import exit_process
 from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.files.adapters import MERGE, is_adapter
 from olmo.memory.by_layer import count
 
 
@@ -34,6 +35,8 @@ def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     edit = Edit(**{name: getattr(args, name) for name in Edit.__dataclass_fields__})
     folder = _checkpoint_of(args)
+    if is_adapter(folder):
+        raise ConfigurationError(f"{folder}: an adapter, which has no up projection to edit; merge it first: {MERGE}")
     coefficients_file = _coefficients_of(args.coefficients, folder)
     output = args.output or folder / edit.file_name(args.format)
     check_output(output, folder, coefficients_file)

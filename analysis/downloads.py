@@ -22,9 +22,12 @@ class Downloads:
 
     def fetch(self, location: Location, weights: bool) -> Path:
         """The folder of a checkpoint, downloaded unless the hub's cache has it; without `weights` its configuration is
-        enough. Raises FileNotFoundError."""
+        enough. The base model of an adapter is kept in the hub's cache. Raises FileNotFoundError."""
         if isinstance(location, Path):
-            return location
+            return checkpoint.fetch_base(location)
+        return checkpoint.fetch_base(self._fetch(location, weights), weights)
+
+    def _fetch(self, location: str, weights: bool) -> Path:
         if self.folder is None:
             return checkpoint.download(location, weights=weights)
         try:

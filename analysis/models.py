@@ -11,6 +11,7 @@ from torch import nn
 
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
+from olmo.files.adapters import MERGE, is_adapter
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,6 +42,8 @@ def open_model(
         return checkpoint.load_model(folder, device, dtype, config).eval()
     for name in temperatures:
         raise ConfigurationError(f"--{name}: only OLMo models have temperatures; {folder} is of another family")
+    if resuscitation is not None and is_adapter(folder):
+        raise ConfigurationError(f"{folder}: an adapter, which has no weights to edit; merge it first: {MERGE}")
     model = checkpoint.open_network(folder, dtype)
     if resuscitation is not None:
         checkpoint.resuscitate(model, folder, resuscitation, force)

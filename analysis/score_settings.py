@@ -24,6 +24,7 @@ from olmo.config.setting import plain
 from olmo.distributed import Ranks
 from olmo.eval.evaluators import Evaluators
 from olmo.exceptions import ConfigurationError, did_you_mean, listed
+from olmo.files.adapters import base_folder
 from olmo.files.digests import file_digest
 from olmo.knowledge.entries import KINDS, load_entries
 from olmo.tokenizer import run_tokenizer, tokenizer_file, tokenizer_of_folder
@@ -150,7 +151,8 @@ class Settings:
         length = self.length
         if length is None and not checkpoint.is_olmo(folder):
             length = context_length(folder)
-        raw = OmegaConf.create({"load_path": str(folder), "model": {"max_sequence_length": length} if length else {}})
+        shape = {"max_sequence_length": length} if length else {}
+        raw = OmegaConf.create({"load_path": str(base_folder(folder)), "model": shape})
         complete(raw)
         model = make_model_config(raw.model, str(folder))
         if length is not None:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from .config.schema import TokenizerConfig, TrainConfig
 from .exceptions import ConfigurationError
+from .files.adapters import base_folder
 from .files.paths import check_not_lfs, read_json
 
 
@@ -33,7 +34,10 @@ def packaged_tokenizer(identifier: str) -> Path | None:
 
 def tokenizer_of_folder(folder: Path) -> str | None:
     """The identifier of the tokenizer of a transformers folder or a checkpoint folder: its tokenizer.json, or the one
-    that its config.yaml names; None where it has neither."""
+    that its config.yaml names; of an adapter that has neither, its base model's. None where there is none."""
+    if (folder / "tokenizer.json").is_file():
+        return str(folder / "tokenizer.json")
+    folder = base_folder(folder)
     if (folder / "tokenizer.json").is_file():
         return str(folder / "tokenizer.json")
     named = _of_run(folder, "tokenizer.identifier")
@@ -57,6 +61,8 @@ def document_end(folder: Path) -> int | None:
             found = load_tokenizer(str(folder / "tokenizer.json")).token_to_id(token)
             if found is not None:
                 return found
+    if (base := base_folder(folder)) != folder:
+        return document_end(base)
     for name in ("config.json", "generation_config.json"):
         raw = _settings(folder / name)
         of_text = raw.get("text_config")  # of a model that also reads images

@@ -6,6 +6,7 @@ folder brings along is never run.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from ..config.model import ModelConfig
 from ..console import log
 from ..exceptions import ConfigurationError
-from ..files.tensors import write_safetensors
+from ..files.adapters import MERGE, WEIGHTS, base_folder, is_adapter
+from ..files.tensors import tensor_names, write_safetensors
 from ..memory.locate import find_layers
 from ..memory.parts import Experts
+from ..memory.unwrap import unwrapped
 from ..model.causal_lm import CausalLM, Model
 from ..model.trainable import refusal
 from . import edits, hub, saves, weights
@@ -42,6 +45,8 @@ _LARGEST = 2**26  # bytes of such a file
 def load_model(folder: Path, device: torch.device, config: ModelConfig, mapped: bool = True) -> Model:
     """The model that a run trains or evaluates, float32, with the weights of a checkpoint folder; ours for OLMo's
     layouts. Arguments and errors as of `weights.load_model`."""
+    if config.transformers is None and is_adapter(folder):
+        raise ConfigurationError(f"{folder}: an adapter of an OLMo model; merge it first: {MERGE}")
     if config.transformers is None:
         return weights.load_model(folder, device, config=config, mapped=mapped)
     if weights.is_olmo(folder):
@@ -134,10 +139,13 @@ def _uninitialized() -> AbstractContextManager[None]:
 def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = False) -> nn.Module:
     """transformers' model of a folder, on the CPU; `dtype` "auto" is that of its files.
 
-    Raises ValueError where weights are missing; those of the head may be, unless `complete_head`.
+    An adapter's is that of its base model with the adapter in its layers. Raises ValueError where weights are missing;
+    those of the head may be, unless `complete_head`.
     """
     from transformers import AutoModelForCausalLM
 
+    if is_adapter(folder):
+        return _adapted(folder, open_network(base_folder(folder), dtype, complete_head))
     weights.check_layers(folder)
     if saves.is_sharded(folder):
         from . import sharded  # what it imports takes longer than most of what reads a checkpoint
@@ -169,6 +177,28 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
     return _with_usable_experts(model, model.dtype)
 
 
+def _adapted(folder: Path, network: nn.Module) -> nn.Module:
+    """The network of a base model with the adapter of a folder in its layers."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError(f"{folder}: an adapter, which needs peft: pip install peft") from error
+    weights.model_files(folder)  # an error if there are none that can be read
+    with named_errors(folder, "add the adapter to"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is missing, which is raised below
+        adapted: Any = peft.PeftModel.from_pretrained(network, str(folder))
+    wanted = {*peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+    found = tensor_names(folder / WEIGHTS)
+    if missing := sorted(wanted - {*found}):
+        raise ValueError(f"{folder / WEIGHTS}: lacks {len(missing)} tensors of the adapter: {', '.join(missing[:3])}")
+    if unused := sorted({*found} - wanted):
+        log.warning("%s: %s tensors are no part of the adapter: %s", folder, len(unused), ", ".join(unused[:3]))
+    try:
+        return unwrapped(adapted.eval())
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
 def empty_network(folder: Path, has_weights: bool = True) -> nn.Module:
     """The model of a transformers folder on the meta device, without weights. Raises ValueError if it has no class.
 
@@ -176,6 +206,7 @@ def empty_network(folder: Path, has_weights: bool = True) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    folder = base_folder(folder)
     if has_weights:
         weights.check_layers(folder)
     with named_errors(folder), torch.device("meta"):

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files.adapters import base_name, is_adapter
 from ..files.paths import is_hub_id
 from .formats import explain
 from .weights import model_files
+
+
+def fetch_base(folder: Path, weights: bool = True) -> Path:
+    """The folder, after its base model is downloaded if it holds an adapter of a model of the hub. Raises as `download`
+    does, and as `base_name`."""
+    if is_adapter(folder) and is_hub_id(name := base_name(folder)):
+        download(name, weights=weights)
+    return folder
 
 
 def resolve(checkpoint: str, key: str = "") -> Path:

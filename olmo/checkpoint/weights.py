@@ -24,6 +24,7 @@ from ..config.load import load_model_config, read_yaml
 from ..config.model import ModelConfig
 from ..console import log
 from ..exceptions import ConfigurationError
+from ..files import adapters
 from ..files.digests import file_digest
 from ..files.paths import check_not_lfs, read_json
 from ..files.tensors import LazyTensors, read_tensors, shapes_of, tensor_names
@@ -50,7 +51,13 @@ def model_files(folder: Path) -> list[Path]:
 
     Raises FileNotFoundError where there are none, ValueError where they are not downloaded; both name what is there.
     """
-    files = _model_files(folder)
+    own = [folder / adapters.WEIGHTS] if adapters.is_adapter(folder) else []
+    if own and not own[0].is_file():
+        raise FileNotFoundError(
+            f"{folder}: an adapter without {adapters.WEIGHTS}; adapter_model.bin, which can hold code, is not read: "
+            "save it with safe_serialization=True"
+        )
+    files = own + _model_files(adapters.base_folder(folder))
     for path in files:
         check_not_lfs(path)
     return files
@@ -108,8 +115,9 @@ def check_layers(folder: Path) -> None:
 
 
 def transformers_config(folder: Path) -> dict[str, Any] | None:
-    """config.json of a transformers folder, None for another layout. Our checkpoints of other families are such folders
-    too, whose config.yaml names the family."""
+    """config.json of a transformers folder, of an adapter its base model's; None for another layout. Our checkpoints of
+    other families are such folders too, whose config.yaml names the family."""
+    folder = adapters.base_folder(folder)
     path, ours = folder / "config.json", folder / "config.yaml"
     if not path.is_file() or (ours.is_file() and not _names_family(ours)):
         return None
@@ -130,7 +138,10 @@ def _names_family(ours: Path) -> bool:
 
 
 def is_olmo(folder: Path) -> bool:
-    """Whether the folder's weights fit our own model: OLMo's layout, or transformers' OLMo and OLMo 2."""
+    """Whether the folder's weights fit our own model: OLMo's layout, or transformers' OLMo and OLMo 2. Those with an
+    adapter fit transformers' class alone."""
+    if adapters.is_adapter(folder):
+        return False
     raw = transformers_config(folder)
     return raw is None or is_known(raw)
 
@@ -369,7 +380,10 @@ def identity_of(folder: Path) -> str:
     """
     if is_olmo(folder):
         return fingerprint(read_state(folder))
-    return hashlib.sha256(" ".join(map(file_digest, model_files(folder))).encode()).hexdigest()
+    files = model_files(folder)
+    if adapters.is_adapter(folder):  # how the adapter is applied belongs to it
+        files = [folder / adapters.CONFIGURATION, *files]
+    return hashlib.sha256(" ".join(map(file_digest, files)).encode()).hexdigest()
 
 
 def identity_of_model(model: nn.Module) -> str:
