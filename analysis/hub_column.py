@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,15 +69,16 @@ class Values:
 
     def __iter__(self) -> Iterator[Any]:
         first, is_last, streamed = 0, False, 0
+        pieces = {_numbers(path)[0]: path for path in self._column.folder.glob("*.jsonl")}
         with Progress(f"reading {self._name}", 0, "MB", show=self._show) as progress:
             while not is_last:
-                piece = next(self._column.folder.glob(f"{first:09d}-*.jsonl"), None)
+                piece = pieces.get(first)
                 if piece is None:
                     piece = self._next(first)
                     streamed += piece.stat().st_size
                     progress.advance(streamed // _MB - progress.done)
                 yield from _lines(piece)
-                first, is_last = int(piece.name[10:19]), piece.name.endswith(".last.jsonl")
+                first, is_last = _numbers(piece)[1], piece.name.endswith(".last.jsonl")
 
     def _next(self, first: int) -> Path:
         """Stream the piece that begins with value number `first`, and write it."""
@@ -151,6 +153,12 @@ class _Stream:
         return value if mask is None else [token for token, counts in zip(value, mask) if counts]
 
 
+def _numbers(piece: Path) -> tuple[int, int]:
+    """The number of the first value of a piece, and that of the first one behind it."""
+    first, end = piece.name.partition(".")[0].split("-")
+    return int(first), int(end)
+
+
 def _resume_of(column: HubColumn) -> Path:
     """Where the position of the stream behind the last piece is kept."""
     return column.folder / "resume.json"
@@ -170,15 +178,22 @@ def streams(dataset: str, commit: str, config: str, columns: Sequence[str] = ())
 
     Raises ConfigurationError for files of other formats than FORMATS.
     """
-    import datasets
-
-    builder = datasets.load_dataset_builder(dataset, config, revision=commit)
+    builder = _builder(dataset, commit, config)
     format_of = type(builder).__module__.rpartition(".")[2]
     if format_of not in FORMATS:
         raise ConfigurationError(f"holds {format_of} files; readable are {', '.join(FORMATS)}")
     if columns and format_of == "parquet":
+        _builder.cache_clear()
         builder.config.columns = columns
     return builder.as_streaming_dataset()
+
+
+@lru_cache(1)
+def _builder(dataset: str, commit: str, config: str) -> Any:
+    """The builder of a configuration. It is kept, as of JSON it learns the columns by reading what is streamed then."""
+    import datasets
+
+    return datasets.load_dataset_builder(dataset, config, revision=commit)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_checkpoints_of_a_command_share_what_is_downloaded(
         one, other = (result_in(tmp_path / "out" / folder.name) for folder in checkpoints)
         assert one["data"] == other["data"] and one["layers"] != other["layers"]
         fetched = [asked.path for asked in hub.asked if asked.sent and "/en/train-0" in asked.path]
-        assert len(fetched) == 3  # for its columns, by the name and by the stream, and for its texts
+        assert len(fetched) == 2  # for its columns, and for its texts
 
 
 def test_a_result_names_the_commit_by_which_the_same_instances_are_found_again(
