@@ -118,6 +118,11 @@ def test_an_edit_and_entropies_of_these_weights_are_stated(tmp_path: Path) -> No
     assert line in text
     _, text = converted(source, tmp_path / "plain")
     assert line.replace("before the edit", "these") in text
+    of_edit = (tmp_path / "edited/knowledge_entropy.json").read_text()
+    (source / "knowledge_entropy.json").write_text(of_edit)
+    assert "Knowledge entropy" not in converted(source, tmp_path / "unedited")[1]
+    line = f"| these | {json.loads(of_edit)['knowledge_entropy']:.4f} |"
+    assert line in converted(source, tmp_path / "again", "--resuscitation", edit)[1]
     result["checkpoint"]["fingerprint"] = "0" * 64  # of other weights
     (source / "knowledge_entropy.json").write_text(json.dumps(result))
     assert "Knowledge entropy" not in converted(source, tmp_path / "other")[1]
