@@ -32,7 +32,7 @@ from analysis.edit_flags import add_edit_flags, check_edit_flags, check_one_chec
 from analysis.hub_data import FORM, opened
 from analysis.instances import CONFIGURATIONS, Instances
 from analysis.job import Job, Settings
-from analysis.locations import Location, add_checkpoint_flags, checkpoint_locations, label_of
+from analysis.locations import Location, add_checkpoint_flags, checkpoint_locations, folder_names
 from analysis.models import PRECISIONS
 from analysis.other_entropies import MEASURES
 from analysis.prefetch import Failures, prefetch, together
@@ -47,16 +47,17 @@ from olmo.memory import COEFFICIENTS
 def main(argv: Sequence[str]) -> None:
     adopt_launcher()
     args = _parse(argv)
-    locations = checkpoint_locations(args.step, args.model_size, args.checkpoint or [])
+    locations = checkpoint_locations(args.step, args.model_size, args.checkpoint or [], args.every)
     _check_output(args, locations)
     series = Series(locations, args.output) if len(locations) > 1 else None
     disable_malloc_trim()
     device = pick_device(args.device)
     flags = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
+    names = folder_names(locations) if args.output is not None and len(locations) > 1 else [""] * len(locations)
     with process_group(device) as ranks:
         instances = _instances(args, locations, ranks)
         settings = Settings(instances, compiled=device.type == "cuda" and not args.eager, **flags)
-        jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
+        jobs = [_job(args, location, settings, name) for location, name in zip(locations, names)]
         failures = Failures(len(jobs), ranks)
         try:
             for job, preparation in prefetch(jobs, Job.prepare, ranks):
@@ -93,8 +94,8 @@ def _instances(args: argparse.Namespace, locations: Sequence[Location], ranks: R
     return instances
 
 
-def _job(args: argparse.Namespace, location: Location, settings: Settings, several: bool) -> Job:
-    output = Path(location) if args.output is None else args.output / (label_of(location) if several else "")
+def _job(args: argparse.Namespace, location: Location, settings: Settings, name: str) -> Job:
+    output = Path(location) if args.output is None else args.output / name
     if any(getattr(args, name) for name in EDITS) and output.resolve() == Path(location).resolve():
         raise ConfigurationError(f"--output: {location} holds the checkpoint's own results; name another folder")
     # Only what this command has downloaded is in that folder.
@@ -225,8 +226,6 @@ def _check_output(args: argparse.Namespace, locations: Sequence[Location]) -> No
     """Raise ConfigurationError where the checkpoints need another --output, or another edit."""
     if args.output is None and not all(isinstance(location, Path) for location in locations):
         raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
-    if args.output is not None and len({label_of(location) for location in locations}) < len(locations):
-        raise ConfigurationError("--output: two checkpoint folders of one name; measure them beside the checkpoints")
     check_one_checkpoint(args, locations)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.figures.lines import SCALES
+from analysis.kinds import positions
 from analysis.locations import check_writable
 from analysis.results import RESULT
 from analysis.series import SERIES, draw, read_result, table, write
@@ -45,13 +46,14 @@ def main(argv: Sequence[str]) -> None:
     files = list(dict.fromkeys(file for place in args.results for file in result_files(place)))
     check_writable(args.output)
     read = [(read_result(file), file) for file in files]
-    for result, file in read:
+    for (result, file), position in zip(read, positions([result for result, _ in read])):
         if args.x == "tokens" and result["checkpoint"].get("tokens") is None:
             raise ConfigurationError(
-                f"--x tokens: {file} does not have them; its checkpoint's name ends in no -tokensNB"
+                f"--x tokens: {file} does not have them; its checkpoint's name ends in no -tokensNB, or those "
+                "before its stage are unknown"
             )
-        if args.x == "share" and result["checkpoint"]["step"] < 0:
-            raise ConfigurationError(f"--x share: {file} has no step; its checkpoint's name has none")
+        if args.x == "share" and position < 0:
+            raise ConfigurationError(f"--x share: {file} has no step, or not those before its stage; use another --x")
     series = write(read, args.output)
     print(table(series), flush=True)
     draw(series, args.output, args.x)

@@ -21,7 +21,7 @@ from analysis.context import check_length
 from analysis.downloads import Downloads
 from analysis.given import Given
 from analysis.instances import Instances, digest_of
-from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
+from analysis.locations import Location, check_writable, label_of, training_of
 from analysis.measure import measure
 from analysis.models import PRECISIONS, open_model, state_of_files
 from analysis.prefetch import is_first_of_machine, together
@@ -167,7 +167,7 @@ class Job:
             before = state_of_files(folder)
             identity["checkpoint"]["fingerprint"] = identity_of(folder)
             earlier = self._earlier(identity, asked)
-            identity["checkpoint"]["tokens"] = tokens_of(self.location, folder)
+            identity["checkpoint"] |= training_of(self.location, folder)
         identity["longer_than_context"] = exceeded
         return Prepared(folder, rows, length, identity, earlier, before)
 
@@ -233,6 +233,6 @@ class Job:
     def _identity(self, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
         """What an earlier result must have in common with the one asked for. A fingerprint of the weights is added
         later; those of the hub are identified by their commit, which names their folder."""
-        settings, named = self.settings, {"path": str(self.location), "step": step_of(self.location)}
+        settings, named = self.settings, {"path": str(self.location)}
         where = named if isinstance(self.location, Path) else {**named, "commit": folder.name}
         return settings.identity(where, rows, settings.edit_of(folder), settings.divisors_of(folder))

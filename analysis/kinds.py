@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.results import EDITS
+from olmo.checkpoint.revisions import is_later_stage
 from olmo.memory.locate import numbered
 
 _INSTANCES, _LENGTH, _PACKING, _DATA, _EDIT = "numbers of instances", "sequence lengths", "packings", "data", "edits"
-_RUN = "runs"
+_RUN, _STAGE = "runs", "stages"
 
 
 def kind_of(result: dict[str, Any]) -> dict[str, str]:
@@ -51,6 +52,18 @@ def _edit(result: dict[str, Any]) -> str:
     return ", ".join(words) or "as saved"
 
 
+def positions(results: Sequence[dict[str, Any]]) -> list[int]:
+    """For each result the steps of the whole training up to it, -1 where unknown. Where what was before their stage is
+    unknown of results of one stage: the steps within it."""
+    checkpoints = [result["checkpoint"] for result in results]
+    one_stage = len({one.get("stage") for one in checkpoints if one["step"] >= 0}) == 1
+    found = []
+    for one in checkpoints:
+        known = one_stage or "steps_before" in one or not is_later_stage(one.get("stage", ""))
+        found.append(one.get("steps_before", 0) + one["step"] if known and one["step"] >= 0 else -1)
+    return found
+
+
 def _model(result: dict[str, Any]) -> str:
     """Its layers and their memories, in words."""
     if "layer_sizes" not in result:  # all are alike
@@ -78,21 +91,39 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
 def labels(results: Sequence[dict[str, Any]]) -> list[str]:
     """For each result the name of its kind, made of what differs among them: "" for all if they are of one kind.
 
-    Results of one kind with the same step are of several runs; their folders, or names on the hub, are in the label.
+    Results of one kind with the same step, or of two models of the hub, are of several runs; their folders, or names on
+    the hub, are in the label. Stages of a training, and ingredients of a stage, are in it too: they are lines of their
+    own.
     """
     kinds = [kind_of(result) for result in results]
-    for kind, run in zip(kinds, runs(results)):
+    for kind, stage, run in zip(kinds, _stages(results), runs(results)):
+        kind[_STAGE] = stage
         if run is not None:
             kind[_RUN] = run
     differing, data = _differing(kinds, results), _data_names(results)
-    return [", ".join(_words(kind, name, data) for name in differing) for kind in kinds]
+    return [", ".join(filter(None, (_words(kind, name, data) for name in differing))) for kind in kinds]
+
+
+def _stages(results: Sequence[dict[str, Any]]) -> list[str]:
+    """For each result its stage, "" without one; a name without it is of the first one where others of its run have
+    some."""
+    staged = {_run_of(r["checkpoint"]["path"]) for r in results if "stage" in r["checkpoint"]}
+    found = []
+    for checkpoint in (result["checkpoint"] for result in results):
+        first = "stage1" if checkpoint["step"] >= 0 and _run_of(checkpoint["path"]) in staged else ""
+        found.append(checkpoint.get("stage", first))
+    return found
 
 
 def runs(results: Sequence[dict[str, Any]]) -> list[str | None]:
-    """For each result its run, a folder or a name on the hub; None for all where no two of a kind have one step."""
-    places = Counter((*kind_of(result).values(), result["checkpoint"]["step"]) for result in results)
+    """For each result its run, a folder or a name on the hub; None for all where no two of a kind have one step, and no
+    two are of different models of the hub."""
+    steps = [result["checkpoint"]["step"] for result in results]
+    places = Counter((*kind_of(r).values(), stage, step) for r, stage, step in zip(results, _stages(results), steps))
+    paths = [result["checkpoint"]["path"] for result in results]
     several = any(count > 1 and place[-1] >= 0 for place, count in places.items())
-    return [_run_of(result["checkpoint"]["path"]) if several else None for result in results]
+    several |= len({_run_of(path) for path, result in zip(paths, results) if "commit" in result["checkpoint"]}) > 1
+    return [_run_of(path) if several else None for path in paths]
 
 
 def _differing(kinds: Sequence[dict[str, str]], results: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where checkpoints are: `--step N` of the published layout, or `--checkpoint` paths, globs and hub ids.
+"""Where checkpoints are: `--step N` of the published layout, or `--checkpoint` paths, hub ids, and patterns of both.
 
 A `Location` is a folder, or a hub id (a string) whose folder may not be downloaded yet.
 """
@@ -6,18 +6,21 @@ A `Location` is a folder, or a hub id (a string) whose folder may not be downloa
 from __future__ import annotations
 
 import argparse
+import difflib
 import glob
+import os
 import re
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from olmo.checkpoint import is_hub_id, resolve
+from olmo.checkpoint import downloaded_refs, is_hub_id, known_refs, refs, resolve, revisions, size_of
 from olmo.checkpoint.formats import explain
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import delete_files_of_dead_processes
-from olmo.files.paths import step_in
 from olmo.files.tensors import read_training_state
 
 Location = Path | str
@@ -31,8 +34,20 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser, several: bool) -> None
     many: dict[str, Any] = {"nargs": "+"} if several else {}
     steps = "steps of the official run, or `all`" if several else "a step of the official run"
     which.add_argument("--step", type=step if several else int, **many, help=f"{steps}, in checkpoints/pretrained_1B/")
-    which.add_argument("--checkpoint", **many, help="folder, glob, or hub id with @revision")
+    patterns = ", or a quoted pattern of folders or of revisions (owner/name@step*)" if several else ""
+    which.add_argument("--checkpoint", **many, help=f"folder, or hub id with @revision{patterns}")
     parser.add_argument("--model_size", choices=sorted(FOLDERS), default="1B", help="of --step")
+    if several:
+        add_every_flag(parser)
+
+
+def add_every_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--every",
+        type=int,
+        metavar="STEPS",
+        help="of what a pattern matches, the first checkpoint of each STEPS steps, and the last of each stage",
+    )
 
 
 def step(text: str) -> int | str:  # argparse names it in its error
@@ -45,22 +60,27 @@ def checkpoint_folders(step: int | None, model_size: str, named: Sequence[str]) 
     return [place if isinstance(place, Path) else resolve(place) for place in locations]
 
 
-def checkpoint_locations(steps: Sequence[int | str] | None, model_size: str, named: Sequence[str]) -> list[Location]:
-    """What the flags name, each once: patterns expanded, and steps in order of their number; without asking the hub.
+def checkpoint_locations(
+    steps: Sequence[int | str] | None, model_size: str, named: Sequence[str], every: int | None = None
+) -> list[Location]:
+    """What the flags name, each once: patterns expanded, sorted by stage and step, and thinned out to `every` steps.
 
-    `steps` are numbers, or "all" alone. Raises ConfigurationError or FileNotFoundError for what does not exist.
+    `steps` are numbers, or "all" alone. The hub is asked only about patterns of its revisions.
+    Raises ConfigurationError or FileNotFoundError for what does not exist.
     """
+    patterns = [name for name in named if _is_pattern(name)]
+    if every is not None and every < 1:
+        raise ConfigurationError("--every must be at least 1")
+    if every is not None and not patterns and "all" not in (steps or ()):
+        raise ConfigurationError("--every: selects from what a pattern or `--step all` matches; none is given")
     if steps is not None:
-        return list(_steps(steps, model_size))
+        return [*_thinned(_steps(steps, model_size), every)]
     locations: list[Location] = []
     for name in named:
-        if Path(name).is_dir():
+        if name in patterns:
+            locations += expand(name, every)
+        elif Path(name).is_dir():
             locations.append(Path(name))
-        elif any(c in name for c in "*?["):
-            found = sorted((Path(p) for p in glob.glob(name) if Path(p).is_dir()), key=lambda p: (step_of(p), p))
-            if not found:
-                raise ConfigurationError(f"{name}: no folder matches")
-            locations += found
         elif is_hub_id(name):
             locations.append(name)
         elif Path(name).is_file():
@@ -68,6 +88,53 @@ def checkpoint_locations(steps: Sequence[int | str] | None, model_size: str, nam
         else:
             raise FileNotFoundError(f"{name}: no such checkpoint folder")
     return list(dict.fromkeys(locations))
+
+
+def _is_pattern(name: str) -> bool:
+    return any(c in name for c in "*?[") and not Path(name).is_dir()
+
+
+def expand(pattern: str, every: int | None = None) -> list[Location]:
+    """The folders, or else revisions on the hub (`owner/name@PATTERN`), that match a pattern, sorted by stage and step;
+    how many revisions, and their size, is printed. Raises ConfigurationError or FileNotFoundError."""
+    folders = [Path(place) for place in glob.glob(pattern) if Path(place).is_dir()]
+    if folders:
+        folders.sort(key=lambda place: (*revisions.order(place.name)[:3], place))
+        return [*_thinned(folders, every)]
+    model, _, wanted = pattern.partition("@")
+    if not wanted or not is_hub_id(model):
+        raise ConfigurationError(f"{pattern}: no folder matches")
+    try:
+        known, reached = [*refs(model)], True
+    except FileNotFoundError as error:
+        known, reached = downloaded_refs(model), False
+        if not revisions.matching(known, wanted)[0]:
+            raise FileNotFoundError(f"{error}; no revision that matches {wanted} was downloaded before") from error
+        _print(f"warning: {error}; {pattern} matches only revisions that were downloaded before")
+    usable = [name for name in known if is_hub_id(f"{model}@{name}")]
+    found, left_out = revisions.matching(usable, wanted)
+    if not found:
+        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.3) or sorted(known, key=revisions.order)[:3]
+        raise ConfigurationError(f"{pattern}: none of {len(known)} revisions matches; for instance {', '.join(near)}")
+    chosen = [str(one) for one in _thinned([f"{model}@{name}" for name in found], every)]
+    size = size_of(chosen[-1]) if reached else None
+    line = f"{pattern}: {len(chosen)} of {len(known)} revisions, {label_of(chosen[0])} to {label_of(chosen[-1])}"
+    if size is not None:
+        line += f", about {size / 1e9:,.1f} GB each, {len(chosen) * size / 1e9:,.0f} GB in all"
+    _print(line + (f"; left out, without a step: {', '.join(left_out)}" if left_out else ""))
+    return [*chosen]
+
+
+def _print(line: str) -> None:
+    """Print a line on stderr, once for all processes of a launcher."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
+def _thinned(locations: Sequence[Location], every: int | None) -> Sequence[Location]:
+    if every is None or not locations:
+        return locations
+    return [one for one, keep in zip(locations, revisions.thinned([*map(label_of, locations)], every)) if keep]
 
 
 def _steps(steps: Sequence[int | str], model_size: str) -> list[Path]:
@@ -110,9 +177,52 @@ def label_of(location: Location) -> str:
     return location.name if isinstance(location, Path) else location.rpartition("/")[2].rpartition("@")[2]
 
 
+def folder_names(locations: Sequence[Location]) -> list[str]:
+    """The folder of each location's results in --output: its label, and where two are the same, for all of the hub
+    `name@revision`. Raises ConfigurationError where two remain the same."""
+    names = [*map(label_of, locations)]
+    for shown in ("{1}", "{0}--{1}"):
+        if len(set(names)) == len(names):
+            return names
+        parts = [(*str(one).partition("/")[::2],) for one in locations]
+        names = [n if isinstance(one, Path) else shown.format(*p) for one, n, p in zip(locations, names, parts)]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ConfigurationError(
+            f"--output: two checkpoint folders of one name, {twice}; measure them beside the checkpoints"
+        )
+    return names
+
+
 def step_of(location: Location) -> int:
     """The training step in a checkpoint's name (`step90-unsharded`, `738020-unsharded`), -1 without one."""
-    return step_in(label_of(location))
+    return revisions.parse(label_of(location)).step
+
+
+def training_of(location: Location, folder: Path) -> dict[str, Any]:
+    """What results state of the training of a checkpoint: `step` (-1 where unknown) and `tokens` (or None) of its name.
+
+    With a stage in the name also `stage`; the step is then that of the stage. `steps_before`, of a later stage, are the
+    steps of the earlier ones, and `tokens` include theirs, by the names of the model's revisions on the hub; without
+    these the tokens are unknown.
+    """
+    found = revisions.parse(label_of(location))
+    state: dict[str, Any] = {"step": found.step, "tokens": tokens_of(location, folder)}
+    if not found.stage:
+        return state
+    state["stage"] = found.stage
+    if not revisions.is_later_stage(found.stage):
+        return state
+    earlier = None
+    if isinstance(location, str):
+        from huggingface_hub import constants
+
+        earlier = revisions.before(found, known_refs(location.partition("@")[0], constants.ENDPOINT))
+    if earlier is None:
+        return {**state, "tokens": None}
+    steps, tokens = earlier
+    known = tokens is not None and found.tokens is not None
+    return {**state, "steps_before": steps, "tokens": (tokens or 0) + (found.tokens or 0) if known else None}
 
 
 def tokens_of(location: Location, folder: Path) -> int | None:
@@ -122,7 +232,4 @@ def tokens_of(location: Location, folder: Path) -> int | None:
         seen = read_training_state(folder, "train", "other").get("global_train_tokens_seen")
     except (OSError, ValueError, AttributeError):  # missing, or of another program
         seen = None
-    if isinstance(seen, int):
-        return seen
-    match = re.search(r"-tokens(\d+)B(?:-|$)", label_of(location))
-    return int(match[1]) * 10**9 if match else None
+    return seen if isinstance(seen, int) else revisions.parse(label_of(location)).tokens

@@ -7,7 +7,7 @@
     python -m analysis.score checkpoints/pretrained_1B/738020-unsharded --output results/scores \
         --config configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml
 
-A checkpoint is a folder, a quoted pattern or a hub id with @revision, of OLMo or any family that can be trained. The
+A checkpoint is a folder, a hub id with @revision or a quoted pattern, of OLMo or any family that can be trained. The
 numbers are those that a run with eval_on_load writes for the same weights and evaluators, to the last bit on the same
 machine, and so are the files: a folder for each checkpoint in --output, as of a run with one evaluation, with the
 identity of weights and data in `score.json`. `python -m analysis.acquisition RUN --before FOLDER` compares a run with
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from analysis.downloads import Downloads
 from analysis.edit_flags import add_edit_flags, check_edit_flags, check_one_checkpoint
-from analysis.locations import Location, check_writable, checkpoint_locations, label_of
+from analysis.locations import Location, add_every_flag, check_writable, checkpoint_locations, folder_names
 from analysis.prefetch import Failures, prefetch, together
 from analysis.results import EDITS
 from analysis.score_settings import (
@@ -55,14 +55,15 @@ BATCH_SIZE = 16  # of the published configurations, on which K_published depends
 def main(argv: Sequence[str]) -> None:
     adopt_launcher()
     args = _parse(argv)
-    locations = checkpoint_locations(None, "1B", args.checkpoints)
+    locations = checkpoint_locations(None, "1B", args.checkpoints, args.every)
     _check_output(args, locations)
     settings = _settings(args)
     if args.output is not None:
         check_writable(args.output)
     disable_malloc_trim()
     device = pick_device(args.device)
-    jobs = [_job(args, location, settings, several=len(locations) > 1) for location in locations]
+    names = folder_names(locations) if args.output is not None and len(locations) > 1 else [""] * len(locations)
+    jobs = [_job(args, location, settings, name) for location, name in zip(locations, names)]
     results = []
     with process_group(device) as ranks:
         failures = Failures(len(jobs), ranks)
@@ -106,9 +107,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(base, length, tokenizer, **flags)
 
 
-def _job(args: argparse.Namespace, location: Location, settings: Settings, several: bool) -> Job:
-    inside = label_of(location) if several else ""
-    output = Path(location) / "scores" if args.output is None else args.output / inside
+def _job(args: argparse.Namespace, location: Location, settings: Settings, name: str) -> Job:
+    output = Path(location) / "scores" if args.output is None else args.output / name
     temporary = args.keep == "none" and isinstance(location, str)
     return Job(location, output, settings, Downloads(output / ".download" if temporary else None))
 
@@ -139,7 +139,10 @@ def _as_csv(found: list[list[Cell]]) -> str:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m analysis.score", description=__doc__)
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder, glob, or hub id with @revision")
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT", help="folder, hub id with @revision, or pattern"
+    )
+    add_every_flag(parser)
     parser.add_argument(
         "--knowledge", type=Path, metavar="DIR", help="folder of fictional knowledge, whose probes are scored"
     )
@@ -210,8 +213,6 @@ def _check_output(args: argparse.Namespace, locations: Sequence[Location]) -> No
     for name in EDITS:
         if args.output is None and getattr(args, name) is not None:
             raise ConfigurationError(f"--{name}: needs --output; the checkpoint's folder is for its own scores")
-    if args.output is not None and len({label_of(location) for location in locations}) < len(locations):
-        raise ConfigurationError("--output: two checkpoints of one name; score them one by one")
     check_one_checkpoint(args, locations)
 
 

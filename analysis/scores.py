@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.utils import disable_progress_bars
 
 from analysis.downloads import Downloads
-from analysis.locations import Location, check_writable, label_of, step_of, tokens_of
+from analysis.locations import Location, check_writable, label_of, training_of
 from analysis.models import state_of_files
 from analysis.prefetch import is_first_of_machine, together
 from analysis.probes import read_probes
@@ -80,7 +80,7 @@ class Job:
         check_writable(self.output)
         folder = self.downloads.fetch(self.location, weights=False)
         config = self._config(folder)
-        named = {"path": str(self.location), "step": step_of(self.location)}
+        named: dict[str, Any] = {"path": str(self.location)}
         identity = {"checkpoint": named, **self.settings.identity(config, folder)}
         if on_hub:
             named["commit"] = folder.name
@@ -91,7 +91,7 @@ class Job:
         before = state_of_files(folder)
         named["fingerprint"] = identity_of(folder)
         earlier = find_result(self.output, identity, self.settings.overwrite)
-        named["tokens"] = tokens_of(self.location, folder)
+        named |= training_of(self.location, folder)
         return Prepared(folder, config, identity, earlier, before)
 
     def score(self, prepared: Prepared | None, device: torch.device, ranks: Ranks) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.breadth import sorted_shares
-from analysis.kinds import difference, kind_of, labels, runs
+from analysis.kinds import difference, kind_of, labels, positions, runs
 from analysis.locations import Location, check_writable
 from analysis.pairs import (
     KNOWLEDGE,
@@ -29,6 +29,7 @@ from analysis.pairs import (
     standard_error,
 )
 from analysis.results import COEFFICIENTS_FILE, EDITS, RESULT, read_coefficients
+from olmo.checkpoint.revisions import is_later_stage, parse
 from olmo.console import fixed
 from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
@@ -77,6 +78,10 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected checkpoint, data, and numbers that are finite; measure it again with analysis.entropy"
         )
+    named = parse(Path(result["checkpoint"]["path"]).name.rpartition("@")[2])
+    if result["checkpoint"]["step"] < 0 <= named.step:  # of a version that did not know such names
+        later = {"tokens": None} if is_later_stage(named.stage) else {}
+        result["checkpoint"] |= {"step": named.step, **later, **({"stage": named.stage} if named.stage else {})}
     sums = {f"{name}_leave_one_group_out": others[name][1].tolist() for name in OTHERS if name in others}
     return {**result, **sums, "leave_one_group_out": left_out}
 
@@ -100,20 +105,22 @@ def _distinct(
 
 def gather(read: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
     """All numbers of a series of results and their files, ready for JSON: `rows`, those of a kind together, each kind
-    in order of its steps if all are known; `not_paired`, a line or None; `repeated`, a line for each result that is
+    in order of its position if all are known; `not_paired`, a line or None; `repeated`, a line for each result that is
     left out because its weights are those of another one; and `distributions` of the first, the middle and the last row
     of the kind that has most, if all have their file of coefficients.
 
     A row has H and its parts, `name`, `kind` (`analysis.kinds.labels`), `model`, `run` where several have one step,
-    `tokens` (or None), and the paired differences of H `from_previous`, `from_first` and `from_last` of its kind:
-    `value` and `standard_error`, or None if there is no such pair. `measures` has the same of each of
-    `analysis.pairs.MEASURES` that was measured, with its own `value` and `standard_error`; `overlap` is the share of
-    the most active memories in common with the previous and with the first one.
+    `position` (the steps of the whole training, or -1), `tokens` (or None), and the paired differences of H
+    `from_previous`, `from_first` and `from_last` of its kind: `value` and `standard_error`, or None if there is no such
+    pair. `measures` has the same of each of `analysis.pairs.MEASURES` that was measured, with its own `value` and
+    `standard_error`; `overlap` is the share of the most active memories in common with the previous and the first one.
     """
     read, repeated = _distinct(read)
-    if all(result["checkpoint"]["step"] >= 0 for result, _ in read):
-        read = sorted(read, key=lambda pair: pair[0]["checkpoint"]["step"])
+    where = positions([result for result, _ in read])
+    if min(where) >= 0:
+        read = [pair for _, pair in sorted(zip(where, read), key=lambda placed: placed[0])]
     results = [result for result, _ in read]
+    where = positions(results)
     names = [Path(result["checkpoint"]["path"]).name for result in results]
     if len(set(names)) < len({result["checkpoint"]["path"] for result in results}):
         names = [result["checkpoint"]["path"] for result in results]
@@ -138,6 +145,7 @@ def gather(read: Sequence[tuple[dict[str, Any], Path]]) -> dict[str, Any]:
                     "kind": kind,
                     "model": kind_of(result)["models"],
                     "run": of_runs[place],
+                    "position": where[place],
                     "tokens": result["checkpoint"].get("tokens"),
                     **{key: result[key] for key in _KEPT},
                     **{key: result[key] for key in _OF_UNLIKE_LAYERS if key in result},

@@ -42,7 +42,7 @@ def _points(results: Sequence[dict[str, Any]], line: object = "") -> list[dict[s
         {
             "line": line,
             "name": r.get("name", ""),
-            "step": r["checkpoint"]["step"],
+            "step": r.get("position", r["checkpoint"]["step"]),
             "tokens": r.get("tokens"),
             "run": (r.get("model"), r.get("run")),
         }
@@ -176,7 +176,7 @@ def save_series(series: dict[str, Any], folder: Path, scale: str = "step") -> No
     figure, points = series_over_pretraining(rows, scale)
     save(figure, folder / "knowledge_entropy", points)
     layers = [
-        {"kind": row["kind"], "name": row["name"], "step": row["checkpoint"]["step"], "layer": number}
+        {"kind": row["kind"], "name": row["name"], "step": row["position"], "layer": number}
         | {"value": value, "standard_error": error}
         for row in rows
         for number, value, error in zip(numbers_of_layers(row), row["layers"], row["layer_standard_errors"])

@@ -4,7 +4,7 @@
 from .completion import complete
 from .edits import full_state, resuscitate, stored_as
 from .families import empty_network, open_network
-from .hub import download, downloaded, fetch_base, is_hub_id, resolve
+from .hub import download, downloaded, downloaded_refs, fetch_base, is_hub_id, known_refs, refs, resolve, size_of
 from .optimizer import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state
 from .weights import (
     MODEL,

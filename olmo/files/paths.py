@@ -55,14 +55,6 @@ def is_hub_id(checkpoint: str) -> bool:
     return known and not Path(checkpoint).exists() and not Path(checkpoint).parent.is_dir()
 
 
-def step_in(name: str) -> int:
-    """The training step in the name of a checkpoint's folder or revision (`step90-unsharded`, `738020-unsharded`,
-    `step1000-tokens4B`), -1 without one."""
-    # The whole name up to a dash: a commit of the hub may begin with digits, and a model's name with its size.
-    match = re.match(r"(?:step)?(\d+)(?:-|$)", name)
-    return int(match[1]) if match else -1
-
-
 def parse_step(name: str) -> tuple[int, str] | None:
     """Step and kind of a checkpoint folder `step{N}` (kind "") or `step{N}-unsharded`; None for any other name."""
     match = re.fullmatch(r"step(\d+)(-unsharded)?", name)

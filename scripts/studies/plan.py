@@ -6,15 +6,17 @@ Everything of a plan follows from the file and the folders that exist; nothing i
 from __future__ import annotations
 
 import dataclasses
-import glob
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.locations import expand
+from olmo.checkpoint.revisions import is_later_stage, parse
 from olmo.exceptions import ConfigurationError, did_you_mean
-from olmo.files.paths import is_hub_id, step_in
+from olmo.files.paths import is_hub_id
 from scripts.studies.schema import Combination, Study
 
 KINDS = ("prepare", "fetch", "entropy", "edit", "train", "score", "acquisition", "report")  # of stages
@@ -256,23 +258,35 @@ def _starts(study: Study, folder: Path, pretrainings: int) -> list[PlannedStart]
                     raise ConfigurationError(f"{where}: {locations[0]} is already a start, starts.{first.group}")
                 found[locations] = dataclasses.replace(first, also=(*first.also, group))
                 continue
-            step = step_in(label_of(locations[0]))
+            of_name = parse(label_of(locations[0]))
+            # A step within a later stage is no place in the whole training: figures keep the order of the file.
+            step = -1 if is_later_stage(of_name.stage) else of_name.step
             name = group if single else f"step {step}" if step >= 0 else label_of(locations[0])
             found[locations] = PlannedStart(name, group, (), model or _model(locations[0]), locations, step, own)
-    return list(found.values())
+    return _distinct(list(found.values()))
+
+
+def _distinct(starts: Sequence[PlannedStart]) -> list[PlannedStart]:
+    """Starts with the name of their model before their own, where two of patterns or lists have one name."""
+    names = Counter(start.name for start in starts)
+    return [
+        start if names[start.name] == 1 else dataclasses.replace(start, name=f"{start.model} {start.name}")
+        for start in starts
+    ]
 
 
 def _places(named: Iterable[str | None], where: str, prepared: Collection[Path]) -> Iterator[str]:
-    """Folders and hub ids, patterns expanded in order of their steps; a folder in `prepared` may not exist yet."""
+    """Folders and hub ids, patterns expanded in order of their stages and steps; a folder in `prepared` may not exist
+    yet."""
     for name in named:
         assert name is not None
         if Path(name).is_dir() or Path(name) in prepared or is_hub_id(name):
             yield name.rstrip("/")
         elif any(c in name for c in "*?["):
-            found = sorted((p for p in glob.glob(name) if Path(p).is_dir()), key=lambda p: (step_in(label_of(p)), p))
-            if not found:
-                raise ConfigurationError(f"{where}: {name}: no folder matches")
-            yield from (path.rstrip("/") for path in found)
+            try:
+                yield from map(str, expand(name))
+            except (ConfigurationError, FileNotFoundError) as error:
+                raise type(error)(f"{where}: {error}") from error
         else:
             raise ConfigurationError(f"{where}: {name}: no such checkpoint folder, nor a hub id (owner/name@revision)")
 

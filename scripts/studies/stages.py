@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.locations import folder_names
 from olmo.config.setting import spelled
 from olmo.exceptions import ConfigurationError
 from olmo.files.paths import is_hub_id
@@ -18,7 +19,6 @@ from scripts.studies.plan import (
     Stage,
     check_unique,
     choose,
-    label_of,
     slug,
     starts_by_name,
     without_stages,
@@ -158,7 +158,7 @@ class _Stages:
             needs += stages
         name = f"entropy on {data}, {coefficient}" + (f", {group[0].model}" if several_models else "")
         name += f", seed {k}" if group[0].own else ""
-        folders = [output / label_of(place) if len(group) > 1 else output for place in places]
+        folders = _folders(output, places)
         for start, folder in zip(group, folders):
             self._note(name, data, coefficient, start, "none", k, folder)
             edits = found.edits or not any(other.edits for other in self.study.entropy.values())
@@ -337,7 +337,7 @@ class _Stages:
             output, name = output / slug(group[0].model), f"score {group[0].model}, seed {k}"
         located = [self._place(start, k) for start in group]
         places = [place for place, _ in located]
-        folders = [output / label_of(place) if len(group) > 1 else output for place in places]
+        folders = _folders(output, places)
         for start, folder in zip(group, folders):
             self.plan.scores.append(
                 {"start": start.name, "pretraining": k, "folder": str(folder), "stage": name},
@@ -371,6 +371,13 @@ class _Stages:
                 (output / "acquisition.json",),
                 tuple(needs),
             )
+
+
+def _folders(output: Path, places: Sequence[str]) -> list[Path]:
+    """Where a command writes the results of each of its checkpoints."""
+    if len(places) == 1:
+        return [output]
+    return [output / name for name in folder_names([p if is_hub_id(p) else Path(p) for p in places])]
 
 
 def check_flags(flags: Iterable[str], own: Collection[str], section: str) -> None:
