@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from analysis.edit import SUFFIXES, Edit, check_output, write_edit
-from analysis.locations import add_checkpoint_flags, checkpoint_folders
+from analysis.locations import add_checkpoint_flags, checkpoint_locations
 from analysis.results import coefficients_in, find_coefficients, read_coefficients
 from analysis.resuscitation import SELECTIONS, THRESHOLDS
 from analysis.verification import measured_before, verify
-from olmo.checkpoint import is_hub_id
+from olmo.checkpoint import resolve
 from olmo.distributed import exit_process
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.adapters import MERGE, is_adapter
@@ -142,12 +142,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _checkpoint_of(args: argparse.Namespace) -> Path:
     """The one checkpoint folder that the flags name."""
-    if args.checkpoint and is_hub_id(args.checkpoint) and not args.output:
+    steps, named = None if args.step is None else [args.step], [args.checkpoint] if args.checkpoint else []
+    locations = checkpoint_locations(steps, args.model_size, named)
+    if len(locations) > 1:
+        raise ConfigurationError(f"--checkpoint {args.checkpoint}: {len(locations)} checkpoints match; name one")
+    [location] = locations
+    if isinstance(location, Path):
+        return location
+    if not args.output:
         raise ConfigurationError("--output: needed with a hub id, whose folder is the download cache")
-    folders = checkpoint_folders(args.step, args.model_size, [args.checkpoint] if args.checkpoint else [])
-    if len(folders) > 1:
-        raise ConfigurationError(f"--checkpoint {args.checkpoint}: {len(folders)} folders match; name one")
-    return folders[0]
+    return resolve(location)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from olmo.checkpoint import downloaded_refs, is_hub_id, known_refs, refs, resolve, revisions, size_of
+from olmo.checkpoint import downloaded_refs, is_hub_id, known_refs, refs, revisions, size_of
 from olmo.checkpoint.formats import explain
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import delete_files_of_dead_processes
@@ -52,12 +52,6 @@ def add_every_flag(parser: argparse.ArgumentParser) -> None:
 
 def step(text: str) -> int | str:  # argparse names it in its error
     return text if text == "all" else int(text)
-
-
-def checkpoint_folders(step: int | None, model_size: str, named: Sequence[str]) -> list[Path]:
-    """The folders that the flags name, like `checkpoint_locations`; hub ids are downloaded."""
-    locations = checkpoint_locations(None if step is None else [step], model_size, named)
-    return [place if isinstance(place, Path) else resolve(place) for place in locations]
 
 
 def checkpoint_locations(

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from analysis.locations import Location, step_of, tokens_of
+from analysis.locations import Location, step_of, training_of
 from analysis.results import RESULT, is_edited, results_of
 from olmo import checkpoint
 from olmo.checkpoint.saves import is_sharded
@@ -137,13 +137,15 @@ def _metadata(origin: Origin, run: Mapping[str, Any], config: Mapping[str, Any],
 
 
 def _about(origin: Origin, config: Mapping[str, Any], identity: str | None) -> Rows:
-    step, tokens = step_of(origin.location), tokens_of(origin.location, origin.folder)
+    training = training_of(origin.location, origin.folder)
+    step, tokens = training["step"], training["tokens"]
     on_hub = isinstance(origin.location, str)
     rows = [
         ("model", ", ".join(map(str, config.get("architectures") or [config["model_type"]]))),
         ("type of the weights", str(config.get("dtype") or config.get("torch_dtype") or "")),
         ("converted from", _name(str(origin.location))),
         ("commit", origin.folder.name if on_hub else ""),
+        ("stage", training.get("stage", "")),
         ("step", f"{step:,}" if step >= 0 else ""),
         ("tokens", "" if tokens is None else f"{tokens:,}"),
         ("fingerprint of the weights it was converted from", identity or ""),

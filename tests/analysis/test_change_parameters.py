@@ -135,7 +135,7 @@ def test_one_checkpoint_at_a_time(folder: Path, tmp_path: Path, capsys: pytest.C
     pattern = tmp_path / "step9*"
     assert failing(capsys, "--checkpoint", pattern, *argv) == (
         2,
-        f"error: --checkpoint {pattern}: 2 folders match; name one\n",
+        f"error: --checkpoint {pattern}: 2 checkpoints match; name one\n",
     )
     change(tmp_path / "*0-unsharded", 0.5, 2.0)
     assert len(list(tmp_path.rglob("resuscitation*"))) == 1
