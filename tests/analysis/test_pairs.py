@@ -219,7 +219,8 @@ def test_a_scale_that_a_result_has_not_is_one_line(
     shutil.copytree(measured, tmp_path / "results")
     file = tmp_path / "results/step10-unsharded/knowledge_entropy.json"
     result = read(file)
-    file.write_text(json.dumps({**result, "checkpoint": {**result["checkpoint"], "step": -1}}))
+    about = {**result["checkpoint"], "path": "runs/latest-unsharded", "step": -1}
+    file.write_text(json.dumps({**result, "checkpoint": about}))
     argv = [str(tmp_path / "results"), "--output", str(tmp_path / "out"), "--x", scale]
     assert exit_status(entropy_series.main, argv) == 2
     shown = capsys.readouterr().err
