@@ -19,6 +19,7 @@ import pytest
 from analysis import job, series
 from analysis.figures.entropy import series_over_pretraining
 from analysis.locations import checkpoint_locations, folder_names, training_of
+from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
 from olmo.model import OLMo
 from tests.analysis.measuring import LENGTH, made_model
@@ -104,9 +105,9 @@ def test_what_the_hub_does_not_have_is_one_line_with_a_remedy(
         hub.add(NAME, files(1), f"step{step}")
     hub.add("owner/gated", files(1), "step1", gated=True)
 
-    def error(checkpoint: str) -> str:
+    def error(wanted: str) -> str:
         capsys.readouterr()
-        status = run("--checkpoint", checkpoint, "--data", "t.npy", "--output", tmp_path / "out")
+        status = run("--checkpoint", wanted, "--data", "t.npy", "--output", tmp_path / "out")
         lines = capsys.readouterr().err.splitlines()
         assert status != 0 and len([line for line in lines if line.startswith("error: ")]) == 1, lines
         return lines[-1]
@@ -121,6 +122,24 @@ def test_what_the_hub_does_not_have_is_one_line_with_a_remedy(
     assert error("owner/gated@*").endswith("accept its conditions on its page there, then log in: hf auth login")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "no revision that matches step* was downloaded before" in error(f"{NAME}@step*")
+
+
+def test_without_the_hub_a_pattern_matches_earlier_downloads(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Complete ones only: of step2 there is no more than the configuration."""
+    for step in (1, 2, 3):
+        hub.add(NAME, files(1), f"step{step}")
+    for step in (3, 1):
+        checkpoint.download(f"{NAME}@step{step}")
+    checkpoint.download(f"{NAME}@step2", weights=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    capsys.readouterr()
+    assert named(checkpoint_locations(None, "1B", [f"{NAME}@step*"])) == ["step1", "step3"]
+    warning, line = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {NAME}: the hub does not list its revisions: ")
+    assert warning.endswith(f"{NAME}@step* matches only revisions that were downloaded before")
+    assert line == f"{NAME}@step*: 2 of 2 revisions, step1 to step3"
 
 
 def test_labels_have_the_model_where_two_of_the_hub_have_one_revision() -> None:

@@ -12,6 +12,8 @@ from scripts.studies.records import Records
 from scripts.studies.schema import Acquisition, Combination, Entropy, Intervention, Pretraining, Scoring, Start, Study
 from scripts.studies.schema import Setting as StudySetting
 from scripts.studies.stages import make_plan
+from tests.hub import Hub
+from tests.serving import hub_serving
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -160,6 +162,30 @@ def test_patterns_and_hub_ids(tmp_path, monkeypatch):
     of_run = stages["entropy on text, abs, run"].command
     assert of_run[2:5] == ("run/step100-unsharded", "run/step3-unsharded", "run/step20-unsharded")
     assert {c["checkpoints"][0] for c in plan.as_json()["starts"]} >= {"owner/model@step5-tokens1B"}
+
+
+def test_patterns_of_revisions(tmp_path, monkeypatch):
+    """A start for each, of stages in their order; those of two models have names of their own."""
+    monkeypatch.chdir(tmp_path)
+    later = "stage2-ingredient1-step5-tokens1B"
+    with hub_serving(tmp_path / "cache", monkeypatch, Hub) as hub:
+        for revision in (later, "stage1-step10-tokens1B", "stage1-step9-tokens1B"):
+            hub.add("owner/large", {"config.json": b"{}"}, revision)
+        hub.add("owner/small", {"config.json": b"{}"}, "stage1-step9-tokens1B")
+        starts = {"series": Start(checkpoints=["owner/large@stage*", "owner/small@stage*"])}
+        study = small(starts=starts, pretraining=None, about="checkpoint", seeds=1)
+        plan, stages = by_name(study)
+        study.starts = {"none": Start(checkpoint="owner/large@step7*")}
+        with pytest.raises(ConfigurationError, match=r"starts.none: owner/large@step7\*: none of 4 revisions matches"):
+            make_plan(study, Path("out"))
+    assert [(start.name, start.step) for start in plan.starts] == [
+        ("owner/large step 9", 9),
+        ("step 10", 10),
+        (later, -1),
+        ("owner/small step 9", 9),
+    ]
+    of_large = stages["entropy on text, abs, owner/large"]
+    assert [path.parent.name for path in of_large.outputs][2] == later
 
 
 def test_a_checkpoint_that_two_starts_name_is_one_of_both(tmp_path, monkeypatch):
