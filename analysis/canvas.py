@@ -9,6 +9,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,9 +44,18 @@ in_style = rc_context(  # a decorator
 )
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows without pyplot, whose import would have IPython show figures."""
+
+    def _repr_png_(self) -> bytes:
+        with BytesIO() as file:
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+
 def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """A figure of a size in inches, and its axes (rows, columns)."""
-    figure = Figure(figsize=(width, height))
+    figure = Drawing(figsize=(width, height))
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 

@@ -23,6 +23,7 @@ from analysis.texts import eos_of
 from olmo.checkpoint import identity_of_model
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
+from olmo.memory.locate import find_layers
 from olmo.memory.unwrap import unwrapped
 from olmo.tokenizer import tokenizer_of_folder
 
@@ -36,6 +37,7 @@ def measure_module(model: Any, settings: Settings, ranks: Ranks = Ranks(), step:
     """
     model = unwrapped(model)
     _check_weights(model)
+    find_layers(model)  # refuses what has no memories before anything else asks for a part of it
     instances = settings.instances
     exceeded = check_length(model, instances.asked_length, settings.allow_longer)
     rows = instances_for(model, instances)

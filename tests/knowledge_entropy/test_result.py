@@ -102,6 +102,7 @@ def test_a_plot_shows_the_layers_and_changes_no_settings(result: ke.Result) -> N
     assert np.array_equal(left.lines[0].get_ydata(), result.layers)
     for line, values in zip(right.lines, result.coefficients.values()):
         assert line.get_ydata()[[0, -1]] == pytest.approx([values.max() / values.sum(), values.min() / values.sum()])
+    assert figure._repr_png_().startswith(b"\x89PNG")  # in a notebook, without pyplot
     assert dict(matplotlib.rcParams) == before
     single = ke.measure(made_model(0), torch.tensor([[3, 4, 5]]))
     assert single.standard_error is None and single.compare(single).low is None and single.plot().axes
