@@ -10,9 +10,10 @@ CLUSTER = $(VENV)/.cluster
 # ai2-olmo is named olmo too, so it has an environment of its own; -I keeps this folder off its path.
 GOLDEN = .venv-golden
 PEERS = .venv-peers
+INTEROP = .venv-interop
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast demo-real studies test test-gpu test-slurm checks bench bench-against crash crash-analysis golden
+.PHONY: help setup demo demo-contrast demo-real studies test test-gpu test-slurm checks interop bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
@@ -20,6 +21,7 @@ help:
 	@echo "make demo-real      the study on a real model, SmolLM2-135M: ten minutes and 4.2 GiB on two quiet cores"
 	@echo "make studies        every file of configs/studies to its report, with tiny checkpoints and data in their place"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
+	@echo "make interop        models of nnsight and TransformerLens, in an environment of its own"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
@@ -64,7 +66,7 @@ studies: $(READY)
 # Four at a time: many tests wait for the processes that they start, and two would leave two cores idle.
 test: $(READY)
 	-$(MAKE) $(REAL)  # 93 MB; without it, tests of the real model are skipped
-	$(RUN) -m pytest -m 'not gpu and not slurm' --numprocesses=4 --dist=loadfile
+	$(RUN) -m pytest -m 'not gpu and not slurm and not interop' --numprocesses=4 --dist=loadfile
 
 test-gpu: $(READY)
 	$(RUN) -m pytest -m gpu
@@ -72,6 +74,9 @@ test-gpu: $(READY)
 # The tests start the daemons themselves; where these are not installed, they are skipped and the reason names the packages.
 test-slurm: $(CLUSTER)
 	$(RUN) -m pytest -m slurm -rs
+
+interop: $(INTEROP)/.ready
+	$(INTEROP)/bin/python -m pytest -m interop -rs tests/interop
 
 checks: $(READY)
 	$(RUN) -m ruff format --check .
@@ -108,4 +113,9 @@ $(GOLDEN)/.ready: tests/golden/requirements.txt constraints.txt
 $(PEERS)/.ready: scripts/benchmarks/peers.txt constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
+	touch $@
+
+$(INTEROP)/.ready: tests/interop/requirements.txt constraints.txt
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $< --editable .
 	touch $@

@@ -27,7 +27,7 @@ from olmo.console import Progress
 from olmo.data.masks import padded
 from olmo.distributed import Ranks
 from olmo.memory import CoefficientAverages, GroupedMeans, jackknife_error, layer_entropy, observe
-from olmo.memory.unwrap import unwrapped
+from olmo.memory.unwrap import is_sharded, unwrapped
 
 _FIRST_CHECK = 64  # instances after which the standard error is first computed; then after every further quarter
 
@@ -111,14 +111,16 @@ def measure(
     measures: Sequence[str] = ("knowledge",),
     compiled: bool = False,
 ) -> Measurement:
-    """Measure a model on `rows`, token ids of each instance (ragged), shared out among `ranks`; a collective.
+    """Measure a model on `rows`, token ids of each instance (ragged), shared out among `ranks`; a collective. One that
+    FSDP has sharded, whose passes gather weights from all processes, is measured on all rows by each.
 
     coefficient: "abs" or "relu", as in `observe`. compiled: our own model's layers go through torch.compile where only
     `abs` coefficients are measured. tolerance: stop at the first check at which the standard error of H is below it;
     checks are made after 64 instances, then whenever their number has grown by a quarter.
     Raises ValueError for tokens that the model does not know and for fewer instances than processes.
     """
-    model = unwrapped(model)
+    model, show = unwrapped(model), ranks.is_first
+    ranks = Ranks() if is_sharded(model) else ranks
     others: dict[str, GroupedMeans] = {}
     next_check, tokens, estimate = _FIRST_CHECK, 0, ""
     vocabulary = next(module for module in model.modules() if isinstance(module, nn.Embedding)).num_embeddings
@@ -127,7 +129,7 @@ def measure(
         raise ValueError(f"token {largest} in the data, the model's vocabulary has {vocabulary}")
     with (
         observe(model, coefficient) as observation,
-        Progress(description, len(rows), "instances", show=ranks.is_first) as progress,
+        Progress(description, len(rows), "instances", show=show) as progress,
     ):
         knowledge = CoefficientAverages(observation.sizes)
         observation.compiled = compiled and tuple(measures) == ("knowledge",)

@@ -15,7 +15,7 @@ from torch import nn
 from ..model.olmo import Block, OLMo
 from .maps import sizes
 from .parts import Experts, Memory, Parts, listed, parts_of
-from .unwrap import computing, is_sharded, plain_name, unwrapped
+from .unwrap import computing, is_sharded, kind_of, plain_name, unwrapped
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def find_layers(model: nn.Module) -> list[Layer]:
             raise ValueError(f"none of its {len(layers)} layers ({where}) has a feed-forward part")
         _check_separate(layers)
     except ValueError as error:
-        sharded = " (FSDP has sharded its weights; measure a saved checkpoint instead)" if is_sharded(model) else ""
-        raise ValueError(f"{type(computing(model)).__name__}: {error}{sharded}") from None
+        sharded = "; FSDP has sharded its weights: measure a saved checkpoint instead" if is_sharded(model) else ""
+        raise ValueError(f"{kind_of(model)}: {error}{sharded}") from None
     return layers
 
 
@@ -79,7 +79,7 @@ def find_memories(model: nn.Module) -> list[list[Memory | Experts]]:
 
 def describe(model: nn.Module) -> str:
     """What `find_layers` finds, in one line; raises ValueError as it does."""
-    layers, kind = find_layers(model), type(computing(unwrapped(model))).__name__
+    layers, kind = find_layers(model), kind_of(unwrapped(model))
     groups: dict[str, list[int]] = {}
     for layer in layers:
         # Only the number of the layer differs between the names of layers that are alike.

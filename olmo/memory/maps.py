@@ -21,8 +21,19 @@ def is_conv1d(module: nn.Module) -> bool:
 def wrapped_map(module: nn.Module) -> nn.Module:
     """The map that adapters (PEFT) or hooks (TransformerLens) wrap; any other module itself."""
     own = vars(module)["_modules"]
-    inner = own.get("base_layer") or own.get("original_component")
+    inner = own.get("base_layer") or own.get("_original_component")
     return module if inner is None else wrapped_map(inner)
+
+
+def entry(module: nn.Module) -> nn.Module:
+    """The module that is called with the input of a map: with TransformerLens a hook, where the weights of the map may
+    be used without calling it."""
+    return vars(module)["_modules"].get("hook_in") or module
+
+
+def outlet(module: nn.Module) -> nn.Module:
+    """The module that returns the output of a map, as `entry`."""
+    return vars(module)["_modules"].get("hook_out") or module
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -78,6 +89,11 @@ def _in_use(module: Any, name: str) -> tuple[str, nn.Module]:
     return f"{name}.{step}" if name else step, module.get_submodule(step)
 
 
+def _held_by_fsdp(linear: Any) -> bool:
+    """Whether the weight of a map is a part of FSDP's flattened parameter, or a shard of it."""
+    return linear._parameters.get("weight") is None or linear.weight.ndim != 2
+
+
 def matrices_of(layer: nn.Module) -> dict[str, Tensor]:
     """The parameters of a layer with two dimensions or more, by name; for a map whose weights are packed, wrapped or
     sharded, an empty tensor of the shape that its weight stands for, (outputs, inputs)."""
@@ -85,7 +101,7 @@ def matrices_of(layer: nn.Module) -> dict[str, Tensor]:
     for name, module in modules_of(layer):
         prefix = f"{name}." if name else ""
         inner: Any = wrapped_map(module)
-        if is_map(module) and (inner is not module or is_quantized(module) or inner.weight.ndim != 2):
+        if is_map(module) and (inner is not module or is_quantized(module) or _held_by_fsdp(inner)):
             found[f"{prefix}weight"] = torch.empty(sizes(module)[::-1], device="meta")
             continue
         for own, parameter in module.named_parameters(recurse=False):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..model.olmo import Block, OLMo
 from .forward import compiled_means, counted, means_in_pieces, token_means
 from .locate import Layer, find_layers
+from .maps import entry, outlet
 from .parts import Experts, Memory, listed
-from .unwrap import computing, is_sharded, uncompiled, unwrapped
+from .unwrap import computing, is_sharded, loaded, uncompiled, unwrapped
 from .up_projection import rectified, scaling_outputs, without_gate
 
 COEFFICIENTS = ("abs", "relu")
@@ -154,6 +155,7 @@ def _tap(observation: Observation, part: int, block: Block, projected: Tensor, s
 def _hooks(memory: Memory, part: int, observation: Observation) -> Iterator[Any]:
     inputs: dict[nn.Module, Tensor] = {}  # of first projections
     outputs: dict[nn.Module, Tensor] = {}
+    halved = [outlet(first) for first in memory.into if observation.coefficient == "relu" and memory.gated]
 
     def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs[module] = args[0]
@@ -163,20 +165,19 @@ def _hooks(memory: Memory, part: int, observation: Observation) -> Iterator[Any]
 
     def before_down(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         signed = args[0]
-        if outputs:
-            halves = tuple(outputs.pop(first) for first in memory.into)
+        if halved:
+            halves = tuple(outputs.pop(half) for half in halved)
             signed = rectified(halves if len(halves) == 2 else halves[0].chunk(2, dim=-1), signed, memory.name)
         if memory.weight is not None:
             signed = signed * memory.weight(inputs.pop(memory.into[0])).sigmoid()
         observation.record(part, signed.relu() if observation.coefficient == "relu" else signed)
         observation.stop_after(part)
 
-    if observation.coefficient == "relu" and memory.gated:
-        for module in memory.into:
-            yield module.register_forward_hook(keep_output)
+    for half in halved:
+        yield half.register_forward_hook(keep_output)
     if memory.weight is not None:
         yield memory.into[0].register_forward_pre_hook(keep_input)
-    yield memory.down.register_forward_pre_hook(before_down)
+    yield entry(memory.down).register_forward_pre_hook(before_down)
 
 
 def _experts_hooks(memory: Experts, part: int, observation: Observation) -> Iterator[Any]:
@@ -185,7 +186,8 @@ def _experts_hooks(memory: Experts, part: int, observation: Observation) -> Iter
         called = len(routes) == (0 if memory.each else 2) and hidden.ndim == 2
         if not called or any(route.shape != routes[0].shape or len(route) != len(hidden) for route in routes):
             raise ValueError(f"{memory.name}: the experts are not called with tokens and their routes")
-        observation.record_routed(part, _routed(memory, hidden, routes, observation.coefficient))
+        with loaded(module):
+            observation.record_routed(part, _routed(memory, hidden, routes, observation.coefficient))
         observation.stop_after(part)
 
     yield memory.module.register_forward_pre_hook(before, with_kwargs=True)

@@ -21,7 +21,7 @@ from ..files.paths import check_readable
 from ..files.tensors import LazyTensors, shapes_of, write_safetensors
 from .by_layer import ByLayer, layers_of, tensors_of
 from .locate import find_layers, numbered
-from .unwrap import is_sharded, unwrapped
+from .unwrap import is_sharded, kind_of, unwrapped
 from .up_projection import parameters_of, up_projection
 
 
@@ -158,7 +158,7 @@ def row_factors(model: nn.Module, multipliers: ByLayer) -> dict[str, Tensor]:
     """
     model = unwrapped(model)
     if is_sharded(model):
-        raise ValueError(f"{type(model).__name__}: FSDP has sharded its weights; edit the model before it does")
+        raise ValueError(f"{kind_of(model)}: FSDP has sharded its weights; edit the model before it does")
     layers = [layer for layer in find_layers(model) if layer.parts]
     _check_sizes(multipliers, {layer.number: sum(part.count for part in layer.parts) for layer in layers})
     names = {parameter: name for name, parameter in model.named_parameters()}

@@ -10,14 +10,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ..model.causal_lm import CausalLM
 from ..model.olmo import OLMo
+from .maps import is_map
 
+_FSDP = "torch.distributed.fsdp"
 # Where torch's wrappers hold the module that they call, which may be any part of a model.
 _WITHIN = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
@@ -107,6 +109,13 @@ def _of_peft(model: Any) -> Any:
     return tuner.model
 
 
+def kind_of(model: nn.Module) -> str:
+    """The name of a model's class, without those that FSDP adds."""
+    kinds = (kind for kind in type(computing(model)).__mro__ if kind.__name__ == "FSDPModule")
+    sharding = next(kinds, type(None))
+    return next(kind.__name__ for kind in type(computing(model)).__mro__ if not issubclass(kind, sharding))
+
+
 def computing(module: nn.Module) -> nn.Module:
     """A part of a model without torch's wrappers around it."""
     held = vars(module)["_modules"]
@@ -122,11 +131,36 @@ def plain_name(name: str) -> str:
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP has sharded the weights, so that only a pass through the model as a whole has them. Raises
     ValueError for weights that are distributed in another way."""
-    kinds = ("FullyShardedDataParallel", "FSDPModule")
-    sharded = any(_is_a(module, "torch.distributed.fsdp", *kinds) for module in model.modules())
+    sharded = False
+    for module in model.modules():
+        sharded = sharded or _is_a(module, _FSDP, "FSDPModule")
+        if _is_a(module, _FSDP, "FullyShardedDataParallel"):
+            sharded, flat = True, cast(Any, module)._flat_param
+            for info, shape in () if flat is None else zip(flat._param_infos, flat._shapes):
+                if len(shape) > 1 and not (is_map(info.module) or isinstance(info.module, nn.Embedding)):
+                    raise ValueError(
+                        f"{info.module_name}.{info.param_name}: FullyShardedDataParallel has flattened it; shard the "
+                        "model with fully_shard, or measure a saved checkpoint instead"
+                    )
     if not sharded and any(_is_a(parameter, "torch.distributed.tensor", "DTensor") for parameter in model.parameters()):
         raise ValueError(f"{type(model).__name__}: its layers are split (tensor parallelism), which cannot be measured")
     return sharded
+
+
+@contextmanager
+def loaded(module: nn.Module) -> Iterator[None]:
+    """The weights of a module, which accelerate may load for its own forward pass only, are there within. Raises
+    ValueError if they are nowhere."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
+    try:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ValueError(f"{type(module).__name__}: its weights are not loaded")
+        yield
+    finally:
+        if hook is not None:
+            hook.post_forward(module, None)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model.olmo import OLMo
-from .maps import is_conv1d, is_quantized, sizes, wrapped_map
+from .maps import entry, is_conv1d, is_quantized, outlet, sizes, wrapped_map
 from .parts import Experts, Memory, random_tokens, with_weights
-from .unwrap import unwrapped
+from .unwrap import is_sharded, unwrapped
 
 
 def up_projection(model: nn.Module, part: Memory | Experts) -> tuple[nn.Module, slice]:
@@ -45,6 +45,11 @@ def scaling_outputs(model: nn.Module, part: Memory | Experts) -> list[tuple[nn.M
         halves = [(part.into[0], half) for half in (slice(part.count), slice(part.count, None))]
     if isinstance(model, OLMo) or not part.gated:
         return halves[:1]
+    if is_sharded(model):
+        raise ValueError(
+            f"{part.name}: FSDP has sharded this layer, so its gate cannot be told from its up projection; measure a "
+            "saved checkpoint instead"
+        )
     block = model.get_submodule(part.name.rpartition(".")[0])
     plain = _coefficients(block, part, part.into[0], slice(0))
     return [half for half in halves if torch.equal(_coefficients(block, part, *half), 2 * plain)]  # exact
@@ -82,8 +87,8 @@ def _of_adapters(module: Any, name: str, rows: slice, own: Tensor) -> Iterator[t
         if not known and not hasattr(module, "ia3_l"):
             kind = f"{type(module).__module__.partition('.')[0]}'s {type(module).__qualname__}"
             raise ValueError(
-                f"{name}: the up projection of this layer is in an adapter, {kind}, that has no rows to multiply; edit "
-                "the model without it, or after model.merge_and_unload()"
+                f"{name}: the up projection of this layer is wrapped in {kind}, which has no rows to multiply; edit "
+                "the model without it (of PEFT: after model.merge_and_unload())"
             )
         for one in adapters.values():
             factors = own.new_ones(one.out_features)
@@ -138,7 +143,7 @@ def _coefficients(block: nn.Module, memory: Memory, first: nn.Module, doubled: s
 
     block, down, first = with_weights(block, memory.down, first)
     try:
-        with down.register_forward_pre_hook(keep), first.register_forward_hook(double):
+        with entry(down).register_forward_pre_hook(keep), outlet(first).register_forward_hook(double):
             block(random_tokens(block, sizes(first)[0], 8))
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # it needs more than tokens
         raise ValueError(f"{memory.name}: cannot tell the up projection of this layer from its gate") from error

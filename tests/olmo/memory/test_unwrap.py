@@ -96,8 +96,8 @@ def test_our_own_wrappers() -> None:
     assert unwrapped(Objective(trained(llama), TrainConfig(model=tiny_config()))) is llama
 
 
-def refusal(model: Any) -> str:
-    with pytest.raises(ValueError) as caught, observe(model):
+def refusal(model: Any, coefficient: str = "abs") -> str:
+    with pytest.raises(ValueError) as caught, observe(model, coefficient):
         pass
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -152,3 +152,15 @@ def test_a_hooked_transformer_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     vars(library)["HookedTransformer"] = SimpleNamespace
     monkeypatch.setitem(sys.modules, "transformer_lens", library)
     assert refusal(SimpleNamespace()).endswith("or a TransformerBridge (TransformerBridge.boot_transformers)")
+
+
+def test_weights_that_accelerate_offloads() -> None:
+    """They are on the meta device but during a pass through their module."""
+    from accelerate import cpu_offload
+
+    for name in ("Llama", "OLMoE", "Qwen2-MoE"):
+        bare, offloaded = built(name), cpu_offload(built(name), torch.device("cpu"))
+        assert next(offloaded.parameters()).is_meta
+        assert describe(offloaded) == describe(bare)
+        for variant in ("abs", "relu"):
+            assert torch.equal(observed(offloaded, variant, 3), observed(bare, variant, 3))
