@@ -120,6 +120,10 @@ def instance_entropies(
             observation.mask, observation.shape, observation.ends_early = mask, input_ids.shape, False
             output = model.hidden_states(input_ids) if isinstance(model, OLMo) else model(input_ids, use_cache=False)
             observation.ends_early = True
+            if not isinstance(output, Tensor) and not hasattr(output, "logits"):
+                raise ValueError(
+                    f"{type(model).__name__}: has no logits, which next_token needs; use the model with its head"
+                )
             logits_or_states = output if isinstance(output, Tensor) else output.logits
             values["next_token"] = _over_tokens(next_token_entropy(model, logits_or_states), mask)
     values["knowledge"] = torch.cat(observation.means, 1)

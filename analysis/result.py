@@ -123,6 +123,8 @@ class Result:
 
         Raises ValueError, naming what differs, where the two were not measured on the same instances in the same way.
         """
+        if not isinstance(other, Result):
+            raise ValueError(f"compare: {type(other).__name__}; expected a Result, such as of Result.load(folder)")
         value, left_out = paired_difference(dict(self.content), dict(other.content))
         error = finite(float(jackknife_error(left_out)))
         low, high = (None, None) if error is None else (value - NORMAL * error, value + NORMAL * error)

@@ -66,6 +66,8 @@ def resuscitate(
     """
     with naming_arguments():
         model = unwrapped(model)
+        if not isinstance(result, Result):
+            raise ValueError(f"result: {type(result).__name__}; expected a Result of measure, or Result.load(folder)")
         average = {number: torch.from_numpy(values).float() for number, values in result.coefficients.items()}
         chosen = algorithm(average, ratio, factor, select, seed, threshold, layers, cap)
         if count(chosen.selected) == count(chosen.dead):

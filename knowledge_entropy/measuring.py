@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def _check(
 ) -> None:
     """Raise ValueError for an argument out of range."""
     for name, number in (("batch_size", batch_size), ("data_size", data_size), ("sequence_length", sequence_length)):
-        if number is not None and (not isinstance(number, int) or number < 1):
+        if number is not None and (not isinstance(number, Integral) or number < 1):
             raise ValueError(f"{name}: {number!r}; expected a whole number of at least 1")
     if isinstance(measures, str):
         raise ValueError(f"measures: {measures!r}; expected a sequence of names, such as ({measures!r},)")
@@ -145,4 +146,5 @@ def naming_arguments() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(re.sub(r"(?<![\w-])--([a-z])", r"\1", str(error))) from error
+        message = str(error).replace(", or --allow_longer to measure it all the same", "")  # only the command can
+        raise ValueError(re.sub(r"(?<![\w-])--([a-z])", r"\1", message)) from error

@@ -140,6 +140,10 @@ def test_an_edit_that_fails_changes_nothing(rows: np.ndarray) -> None:
     for wrong in ({"ratio": 0.0}, {"factor": -1.0}, {"select": "best"}, {"layers": [7]}, {"threshold": "model"}):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values()))).strip("[]")):
             ke.resuscitate(model, result, **{"ratio": 0.5, "factor": 2.0, **wrong})
+    with pytest.raises(ValueError, match="result: str; expected a Result"):
+        ke.resuscitate(model, "results/a", 0.5, 2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="compare: str; expected a Result"):
+        result.compare("results/a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="multipliers for 48 memories, the layer has 80"):
         ke.resuscitate(made("GPT-2"), result, 0.5, 2.0)
     assert same(bits(model), before)

@@ -140,6 +140,18 @@ WRONG: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
     "too many": (ours, SOME, {"data_size": 3}, "token ids: 2 instances, data_size asks for 3"),
     "vocabulary": (ours, [[3, 500]], {}, "token 500 in the data, the model's vocabulary has 128"),
     "too long": (ours, [[3] * 20], {}, "sequence_length 20: OLMo .* use sequence_length 16 or less"),
+    "rotary": (
+        lambda: built("Pythia"),
+        SOME,
+        {"sequence_length": 65},
+        "for 64 tokens and would extrapolate their positions; use sequence_length 64 or less$",
+    ),
+    "no head": (
+        lambda: built("Pythia").gpt_neox,
+        SOME,
+        {"measures": ("next_token",)},
+        "GPTNeoXModel: has no logits, which next_token needs",
+    ),
     "precision": (ours, SOME, {"precision": "bf16"}, "precision: only for a path or hub id"),
     "device": (ours, SOME, {"device": "cpu"}, "device: only for a path or hub id"),
     "tokenizer of tokens": (ours, SOME, {"tokenizer": "x"}, "tokenizer: only for text as data"),
