@@ -107,7 +107,7 @@ def model_card(origin: Origin, folder: Path) -> str:
     config = read_json(folder / "config.json")
     edits = list(_edits(origin))
     sections = [
-        ("", _rows(_about(origin, config, identity))),
+        ("", f"{_summary(run, bool(edits))}\n\n{_rows(_about(origin, config, identity))}"),
         ("Training run", _rows(_training(run))),
         ("Injected knowledge", _rows(_injection(run, step_of(origin.location)))),
         *(("Resuscitation", _rows(edit)) for edit in edits),
@@ -134,6 +134,12 @@ def _metadata(origin: Origin, run: Mapping[str, Any], config: Mapping[str, Any],
         tags=[*tags, *(["fictional-knowledge"] if _injected(run) else []), str(config["model_type"])],
     )
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _summary(run: Mapping[str, Any], edited: bool) -> str:
+    what = "A language model" + (" trained with injected fictional knowledge" if _injected(run) else "")
+    edit = ", its feed-forward memories edited (resuscitation)" if edited else ""
+    return f"{what}{edit}. Written by `scripts.convert` of Knowledge Entropy; what is stated was recorded."
 
 
 def _about(origin: Origin, config: Mapping[str, Any], identity: str | None) -> Rows:

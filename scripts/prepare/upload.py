@@ -24,6 +24,8 @@ _OF_THE_HUB = {".gitattributes"}  # files that a new repository has
 @contextmanager
 def _failing(repository: str) -> Iterator[None]:
     """Turn the errors of the hub's client into an OSError of one line."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     try:
         yield
     except ConfigurationError:
@@ -32,7 +34,8 @@ def _failing(repository: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         reason = (getattr(cause, "server_message", None) or "").split("\n")[0]
         text = f"{describe_failure(cause)}{reason and f': {reason}'}"
-        if isinstance(cause, ValueError) and not hasattr(cause, "response"):  # its own checks, of metadata for instance
+        # Its own checks, of metadata or HF_HUB_OFFLINE for instance.
+        if isinstance(cause, (ValueError, OfflineModeIsEnabled)) and not hasattr(cause, "response"):
             text = " ".join(str(cause).split())
         raise OSError(f"--push {repository}: {text}; the same command continues the upload") from error
 

@@ -122,6 +122,10 @@ def test_without_a_token_nothing_is_converted(
     monkeypatch.delenv("HF_TOKEN")
     assert push(source, tmp_path / "hf") == 2
     error = capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert push(source, tmp_path / "hf") == 1
+    assert "HF_HUB_OFFLINE" in capsys.readouterr().err
     assert error.startswith("error: --push owner/model: no token of the Hugging Face hub here; log in")
     assert error.count("\n") == 1 and not (tmp_path / "hf").exists()
 

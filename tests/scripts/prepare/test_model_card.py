@@ -66,6 +66,7 @@ def test_a_run_is_described_by_its_records(tmp_path: Path) -> None:
         "tags": ["knowledge-entropy", "fictional-knowledge", "olmo"],
     }
     assert "# a &lt;run> \\| of mine\n" in text and "/home" not in text and str(tmp_path) not in text
+    assert "\n\nA language model trained with injected fictional knowledge. Written by" in text
     about, training, injection = (rows(text, head) for head in ("", "Training run", "Injected knowledge"))
     assert (about["model"], about["step"], about["tokens"]) == ("OlmoForCausalLM", "25", "12,800")
     assert about["fingerprint of the weights it was converted from"] == checkpoint.identity_of(source)
