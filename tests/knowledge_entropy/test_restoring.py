@@ -55,14 +55,14 @@ def test_a_model_in_training_is_measured_without_dropout_and_left_as_it_was(
 ) -> None:
     model = trained()
     wanted = ke.measure(built("Pythia"), rows)
-    if failing is not None:
-        calls = itertools.count()
+    calls = itertools.count()
 
-        def fail(module: nn.Module, args: Any) -> None:
-            if next(calls) % 2 == 1:  # in the middle of the measurement
-                raise failing
+    def draw(module: nn.Module, args: Any) -> None:
+        torch.rand(1)
+        if failing is not None and next(calls) % 2 == 1:  # in the middle of the measurement
+            raise failing
 
-        model.gpt_neox.layers[1].register_forward_pre_hook(fail)
+    model.gpt_neox.layers[1].register_forward_pre_hook(draw)
     before = state(model)
     for measures in (("knowledge",), ("attention", "next_token")):
         try:
