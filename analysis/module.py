@@ -24,7 +24,7 @@ from olmo.checkpoint import identity_of_model
 from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.memory.locate import find_layers
-from olmo.memory.unwrap import unwrapped
+from olmo.memory.unwrap import is_sharded, unwrapped
 from olmo.tokenizer import tokenizer_of_folder
 
 
@@ -32,7 +32,8 @@ def measure_module(model: Any, settings: Settings, ranks: Ranks = Ranks(), step:
     """The result of a model in memory, unwrapped, in evaluation mode; a collective of `ranks`, complete on each.
 
     The instances, coefficient, measures, tolerance and batch size of `settings` apply; its precision is that of the
-    model. step: of training, for the result. Restores what `restored` does, also after an exception.
+    model. step: of training, for the result, which does not identify weights that FSDP has sharded. Restores what
+    `restored` does, also after an exception.
     Raises ValueError as `measure` does, for a model without weights, and where the instances cannot be read.
     """
     model = unwrapped(model)
@@ -41,7 +42,7 @@ def measure_module(model: Any, settings: Settings, ranks: Ranks = Ranks(), step:
     instances = settings.instances
     exceeded = check_length(model, instances.asked_length, settings.allow_longer)
     rows = instances_for(model, instances)
-    identity = identity_of_model(model)
+    identity = f"{step} sharded" if is_sharded(model) else identity_of_model(model)
     settings = replace(settings, precision=precision_of(model))
     name = f"{type(model).__name__} {identity.split()[-1][:8]}"
     about = settings.identity({"path": name, "step": step, "fingerprint": identity, "tokens": None}, rows)

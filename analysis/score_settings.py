@@ -39,14 +39,18 @@ _FILES = {
 _OF_EVALUATIONS = ("evaluators", "device_eval_batch_size", "eval_subset_num_batches", "precision")
 
 
+def probe_files(folder: Path) -> dict[str, Path]:
+    """Setting -> its file in a folder of fictional knowledge, of the settings that it has."""
+    found = {s: next((folder / n for n in names if (folder / n).is_file()), None) for s, names in _FILES.items()}
+    return {setting: path for setting, path in found.items() if path is not None}
+
+
 def probe_evaluators(folder: Path) -> list[EvaluatorConfig]:
     """Evaluators of the probes in the files of fictional knowledge of a folder, in the order of the paper's runs.
 
     Raises ConfigurationError where it has none, ValueError or OSError where a file cannot be read.
     """
-    found = {s: next((folder / n for n in names if (folder / n).is_file()), None) for s, names in _FILES.items()}
-    files = {setting: path for setting, path in found.items() if path is not None}
-    if not files:
+    if not (files := probe_files(folder)):
         expected = ", ".join(names[0] for names in _FILES.values())
         raise ConfigurationError(f"--knowledge: no fictional knowledge in {folder} (expected any of {expected})")
     evaluators = []

@@ -20,16 +20,28 @@ if TYPE_CHECKING:
     from .editing import Edit as Edit
     from .editing import observe as observe
     from .editing import resuscitate as resuscitate
+    from .injected_dataset import InjectedDataset as InjectedDataset
+    from .injecting import KnowledgePlan as KnowledgePlan
     from .measuring import measure as measure
+    from .scoring import Scores as Scores
+    from .scoring import score as score
+    from .trainer import KnowledgeEntropyCallback as KnowledgeEntropyCallback
+    from .trainer import ProbesCallback as ProbesCallback
 
 # Each name, and the module that defines it.
 _WHERE = {
     "Difference": "analysis.result",
     "Edit": "knowledge_entropy.editing",
+    "InjectedDataset": "knowledge_entropy.injected_dataset",
+    "KnowledgeEntropyCallback": "knowledge_entropy.trainer",
+    "KnowledgePlan": "knowledge_entropy.injecting",
+    "ProbesCallback": "knowledge_entropy.trainer",
     "Result": "analysis.result",
+    "Scores": "knowledge_entropy.scoring",
     "measure": "knowledge_entropy.measuring",
     "observe": "knowledge_entropy.editing",
     "resuscitate": "knowledge_entropy.editing",
+    "score": "knowledge_entropy.scoring",
 }
 __all__ = list(_WHERE)
 

@@ -66,30 +66,17 @@ def measure(
     the data cannot be read or has fewer than `data_size` instances; OSError where a file cannot be read.
     """
     with naming_arguments():
-        _check(pack, batch_size, data_size, sequence_length, coefficient, measures, tolerance)
-        most = data_size or _MOST
-        named = isinstance(data, (str, Path))
-        given = opened_by_name(str(data), most, Ranks()) if named else Given.of(data, most)
-        by_name = isinstance(tokenizer, (str, Path))
-        opened = None if tokenizer is None else str(tokenizer) if by_name else GivenTokenizer.of(tokenizer)
-        instances = Instances(
-            given,
-            most,
-            sequence_length,
-            tokenizer=opened,
-            pack=pack == "eos",
-            at_most=data_size is None,
-        )
-        if not instances.is_text and (tokenizer is not None or pack != "eos"):
-            what = "tokenizer" if tokenizer is not None else "pack"
-            raise ValueError(f"{what}: only for text as data; {instances.data} holds tokens")
-        settings = Settings(
-            instances,
-            coefficient,
-            precision=precision or "fp32",
-            measures=("knowledge", *(name for name in MEASURES if name in measures and name != "knowledge")),
-            tolerance=tolerance,
+        settings = settings_of(
+            data,
+            tokenizer=tokenizer,
+            data_size=data_size,
+            sequence_length=sequence_length,
+            pack=pack,
             batch_size=batch_size,
+            coefficient=coefficient,
+            measures=measures,
+            precision=precision,
+            tolerance=tolerance,
         )
         if not isinstance(model, (str, Path)):
             for name, value in (("precision", precision), ("device", device)):
@@ -99,6 +86,47 @@ def measure(
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
         return _measure_checkpoint(str(model), settings, None if device is None else str(device))
+
+
+def settings_of(
+    data: Any,
+    *,
+    tokenizer: Any = None,
+    data_size: int | None = None,
+    sequence_length: int | None = None,
+    pack: str = "eos",
+    batch_size: int = 4,
+    coefficient: str = "abs",
+    measures: Sequence[str] = ("knowledge",),
+    precision: str | None = None,
+    tolerance: float | None = None,
+) -> Settings:
+    """The settings of a measurement with the arguments of `measure`. Raises ValueError where one is wrong."""
+    _check(pack, batch_size, data_size, sequence_length, coefficient, measures, tolerance)
+    most = data_size or _MOST
+    named = isinstance(data, (str, Path))
+    given = opened_by_name(str(data), most, Ranks()) if named else Given.of(data, most)
+    by_name = isinstance(tokenizer, (str, Path))
+    opened = None if tokenizer is None else str(tokenizer) if by_name else GivenTokenizer.of(tokenizer)
+    instances = Instances(
+        given,
+        most,
+        sequence_length,
+        tokenizer=opened,
+        pack=pack == "eos",
+        at_most=data_size is None,
+    )
+    if not instances.is_text and (tokenizer is not None or pack != "eos"):
+        what = "tokenizer" if tokenizer is not None else "pack"
+        raise ValueError(f"{what}: only for text as data; {instances.data} holds tokens")
+    return Settings(
+        instances,
+        coefficient,
+        precision=precision or "fp32",
+        measures=("knowledge", *(name for name in MEASURES if name in measures and name != "knowledge")),
+        tolerance=tolerance,
+        batch_size=batch_size,
+    )
 
 
 def _measure_checkpoint(model: str, settings: Settings, device: str | None) -> Result:

@@ -239,6 +239,13 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def current_ranks() -> Ranks:
+    """This process among those of a group that another program has formed; alone without one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Ranks()
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
 @contextmanager
 def process_group(device: torch.device, timeout: float = 1800.0) -> Iterator[Ranks]:
     """Join the other processes (nccl on GPUs, gloo on CPUs), or be alone; leaves the group at the end.

@@ -87,7 +87,10 @@ class Loader:
 
     def batch(self, epoch: int, number: int) -> Batch:
         """Global batch `number` (0-based) of an epoch, the part of this rank."""
-        rows = np.arange(self.rank, self.global_batch_size, self.world_size)
+        return self.part(epoch, number, np.arange(self.rank, self.global_batch_size, self.world_size))
+
+    def part(self, epoch: int, number: int, rows: NDArray[np.int64]) -> Batch:
+        """These rows of a global batch."""
         order, first, padded = self._order(epoch), number * self.global_batch_size, 0.0
         instances = order.at(first + rows)
         masked = self._read(instances)

@@ -42,8 +42,6 @@ class CausalLM(nn.Module):
         self.head: Head | None = head(network)
         self.obeys_mask, self.is_mixture = True, False
         self.has_auxiliary = "output_router_logits" in inspect.signature(network.forward).parameters
-        if self.has_auxiliary:
-            network.loss_function = _no_cross_entropy
 
     def empty(self) -> CausalLM:
         """Another model of this kind on the meta device, without weights."""
@@ -77,6 +75,7 @@ class CausalLM(nn.Module):
     def balanced_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Hidden states as above, and the loss () that the family adds, with its own coefficient; of models that
         `has_auxiliary`."""
+        self.network.loss_function = _no_cross_entropy
         hidden, output = self._called(input_ids, attention_mask, labels=input_ids, output_router_logits=True)
         return hidden, output.loss
 
