@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from analysis import hub_column
 from olmo import net
 from tests.hub import Hub
 from tests.serving import hub_serving
@@ -43,6 +44,7 @@ def texts_serving(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
         monkeypatch.setattr(datasets.config, "HUB_DATASETS_URL", hub.url + place)
         monkeypatch.setattr(net, "WAIT", 0.0)
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "xdg"))
+        hub_column._builder.cache_clear()  # it has the address of the hub
         yield hub
 
 
@@ -56,7 +58,7 @@ def made_texts(count: int, words: int = 30, seed: int = 0) -> list[str]:
 def json_lines(texts: Sequence[Any], column: str = "text") -> bytes:
     """As C4 has them: an object a line, compressed."""
     lines = (json.dumps({column: text, "url": f"http://a/{i}"}) + "\n" for i, text in enumerate(texts))
-    return gzip.compress("".join(lines).encode(), 1)
+    return gzip.compress("".join(lines).encode(), 1, mtime=0)
 
 
 def parquet(rows: int = 50, **columns: Any) -> bytes:

@@ -29,7 +29,7 @@ def write_documents(column: HubColumn, name: str, settings: Settings, needed: in
             file.writelines(json.dumps({"text": record.text}) + "\n" for record in batch)
             count = sum(map(len, encode_documents(tokenizer_of(settings.tokenizer), texts, settings.eos_token_id)))
             tokens += count
-            progress.advance(count)
+            progress.advance(min(count, needed - progress.done))  # the last batch may have more
             if tokens >= needed:
                 break
     return [path]
