@@ -21,7 +21,7 @@ help:
 	@echo "make demo-real      the study on a real model, SmolLM2-135M: ten minutes and 4.2 GiB on two quiet cores"
 	@echo "make studies        every file of configs/studies to its report, with tiny checkpoints and data in their place"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
-	@echo "make interop        models of nnsight and TransformerLens, in an environment of its own"
+	@echo "make interop        models of nnsight and TransformerLens, and lm_eval, in an environment of its own"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"

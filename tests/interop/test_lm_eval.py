@@ -104,6 +104,7 @@ def test_it_opens_with_the_calls_of_lm_eval(kind: str, tmp_path: Path) -> None:
         assert total == pytest.approx(value, abs=1e-4)
 
 
+@pytest.mark.interop
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed; make interop")
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_its_log_probabilities_are_ours(kind: str, tmp_path: Path) -> None:
