@@ -33,7 +33,7 @@ from analysis.hub_data import FORM, opened
 from analysis.instances import CONFIGURATIONS, Instances
 from analysis.job import Job, Settings
 from analysis.locations import Location, add_checkpoint_flags, checkpoint_locations, folder_names
-from analysis.models import PRECISIONS
+from analysis.models import PRECISIONS, read_device_map
 from analysis.other_entropies import MEASURES
 from analysis.prefetch import Failures, prefetch, together
 from analysis.results import EDITS
@@ -53,10 +53,11 @@ def main(argv: Sequence[str]) -> None:
     disable_malloc_trim()
     device = pick_device(args.device)
     flags = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
+    compiled = device.type == "cuda" and not args.eager and args.device_map is None
     names = folder_names(locations) if args.output is not None and len(locations) > 1 else [""] * len(locations)
     with process_group(device) as ranks:
         instances = _instances(args, locations, ranks)
-        settings = Settings(instances, compiled=device.type == "cuda" and not args.eager, **flags)
+        settings = Settings(instances, compiled=compiled, **flags)
         jobs = [_job(args, location, settings, name) for location, name in zip(locations, names)]
         failures = Failures(len(jobs), ranks)
         try:
@@ -176,8 +177,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="accept a --sequence_length beyond the model's context where its positions are computed (rotary)",
     )
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *sorted(PRECISIONS)),
+        default="fp32",
+        help="of the forward pass (default fp32); auto: the type of the checkpoint's files",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one")
+    parser.add_argument(
+        "--device_map",
+        metavar="auto|FILE",
+        help="spread the model over all GPUs, then CPU memory, then the disk (auto), or as a JSON file of modules and "
+        "their devices has it; needs accelerate",
+    )
     parser.add_argument(
         "--eager", action="store_true", help="on a GPU: without torch.compile, which needs a minute to compile"
     )
@@ -214,6 +226,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.allow_longer and args.sequence_length is None:
         raise ConfigurationError("--allow_longer: needs --sequence_length; the default is the model's context")
     check_edit_flags(args)
+    if args.device_map is not None:
+        for name in ("device", "eager"):
+            if getattr(args, name):
+                raise ConfigurationError(f"--{name}: no effect with --device_map; give one of the two")
+        args.device_map = read_device_map(args.device_map)
     for name in EDITS:
         if getattr(args, name) is not None and args.output is None:
             raise ConfigurationError(f"--{name}: needs --output; the folder of the checkpoint is for its own results")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from analysis.given import Given
 from analysis.instances import Instances, digest_of
 from analysis.locations import Location, check_writable, label_of, training_of
 from analysis.measure import measure
-from analysis.models import PRECISIONS, open_model, state_of_files
+from analysis.models import PRECISIONS, DeviceMap, open_model, precision_for, state_of_files
 from analysis.prefetch import is_first_of_machine, together
 from analysis.result import Result
 from analysis.results import find_result, is_edited, record_output
@@ -33,6 +34,7 @@ from olmo.distributed import Ranks
 from olmo.files.digests import file_digest
 from olmo.memory.locate import describe
 from olmo.model import OLMo
+from olmo.model.placement import input_device, placed
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Settings:
 
     instances: Instances
     coefficient: str = "abs"
-    precision: str = "fp32"
+    precision: str = "fp32"  # a key of PRECISIONS, or "auto"
+    device_map: DeviceMap | None = None
     measures: tuple[str, ...] = ("knowledge",)
     tolerance: float | None = None
     batch_size: int = 4
@@ -65,13 +68,18 @@ class Settings:
         rows: Sequence[NDArray[np.int64]],
         edit: Path | None = None,
         divisors: Path | None = None,
+        precision: str | None = None,
     ) -> dict[str, Any]:
-        """What identifies a measurement on `rows` in its result; checkpoint: what identifies the weights."""
+        """What identifies a measurement on `rows` in its result; checkpoint: what identifies the weights; precision:
+        what "auto" is, where that is known."""
+        asked = {} if self.precision != "auto" else {"precision_asked": "auto"}
+        known = {"precision": precision} if precision is not None else {} if asked else {"precision": self.precision}
         return {
             "checkpoint": checkpoint,
             "data": {"path": str(self.instances.data), "sha256": digest_of(rows)},
             "coefficient": self.coefficient,
-            "precision": self.precision,
+            **known,
+            **asked,
             "tolerance": self.tolerance,
             "resuscitation": None if edit is None else file_digest(edit),
             "temperature_attention": self.temperature_attention,
@@ -111,6 +119,8 @@ def measured(
     about_data = which.data.about if isinstance(which.data, Given) else {}
     data = {**identity["data"], **sources, **about_data, "instances": len(rows)}
     about = {**identity, "data": data, "edit_files": dict(edit_files or {})}
+    if (places := placed(model)) is not None:
+        about["device_map"] = places
     return Result.of(measurement, rows, length, memories or describe(model), about)
 
 
@@ -163,7 +173,7 @@ class Job:
         if earlier is None or not on_hub:
             if on_hub:
                 folder = self.downloads.fetch(self.location, weights=True)
-                identity = self._identity(folder, rows)
+            identity = self._identity(folder, rows, with_weights=True)
             before = state_of_files(folder)
             identity["checkpoint"]["fingerprint"] = identity_of(folder)
             earlier = self._earlier(identity, asked)
@@ -174,6 +184,8 @@ class Job:
     def _earlier(self, identity: dict[str, Any], asked: str) -> dict[str, Any] | None:
         if self.output is None:
             return None
+        if "precision" in identity:  # then it does not matter by which word it was asked for
+            identity = {key: value for key, value in identity.items() if key != "precision_asked"}
         return find_result(self.output, identity, asked, self.settings.measures, self.settings.overwrite)
 
     def measure(self, prepared: Prepared | None, device: torch.device, ranks: Ranks) -> dict[str, Any]:
@@ -207,17 +219,23 @@ class Job:
             if here is None:  # the first process of this machine has downloaded it
                 folder = self.downloads.fetched(self.location)
                 rows, length = settings.instances.read(folder), settings.instances.length_for(folder)
-                here = Prepared(folder, rows, length, self._identity(folder, rows), None)
+                here = Prepared(folder, rows, length, self._identity(folder, rows, with_weights=True), None)
             edit = (settings.edit_of(here.folder), settings.resuscitation_force)
             divisors = settings.divisors_of(here.folder)
             temperatures = (settings.temperature_attention, None if divisors is None else str(divisors))
-            model = open_model(here.folder, device, PRECISIONS[settings.precision], *edit, *temperatures)
+            dtype = PRECISIONS[here.identity["precision"]]
+            model = open_model(here.folder, device, dtype, *edit, *temperatures, settings.device_map)
             memories = describe(model)
             if ranks.is_first and self.output is not None and not isinstance(model, OLMo):
                 print(f"{self}: {memories}", file=sys.stderr)  # other families' memories are found by structure
+            if settings.device_map is not None and self.output is not None:
+                counts = Counter((placed(model) or {}).values())
+                shown = ", ".join(f"{n} on {place}" for place, n in counts.items())
+                print(f"{self}: device map: {shown}", file=sys.stderr)
             return here, model, memories
 
         here, model, memories = together(ranks, opened)
+        device = device if settings.device_map is None else input_device(model)
         edits = {"resuscitation": settings.edit_of, "temperature_MLP": settings.divisors_of}
         edit_files = {key: file.name for key, of in edits.items() if (file := of(here.folder)) is not None}
         about = (device, ranks, f"entropy of {label_of(self.location)}", memories, edit_files)
@@ -230,9 +248,13 @@ class Job:
                 )
         return result, here.folder
 
-    def _identity(self, folder: Path, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+    def _identity(self, folder: Path, rows: Sequence[NDArray[np.int64]], with_weights: bool = False) -> dict[str, Any]:
         """What an earlier result must have in common with the one asked for. A fingerprint of the weights is added
-        later; those of the hub are identified by their commit, which names their folder."""
+        later; those of the hub are identified by their commit, which names their folder. with_weights: whether they
+        are there, so that it has their type."""
         settings, named = self.settings, {"path": str(self.location)}
         where = named if isinstance(self.location, Path) else {**named, "commit": folder.name}
-        return settings.identity(where, rows, settings.edit_of(folder), settings.divisors_of(folder))
+        edits = settings.edit_of(folder), settings.divisors_of(folder)
+        return settings.identity(
+            where, rows, *edits, precision_for(folder, settings.precision) if with_weights else None
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,50 @@ from torch import nn
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
 from olmo.files.adapters import MERGE, is_adapter
+from olmo.files.paths import read_json
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DeviceMap = str | Mapping[str, Any]  # "auto", or modules and their places (`olmo/model/placement.py`)
+
+
+def precision_for(folder: Path, precision: str) -> str:
+    """A key of PRECISIONS; "auto" is the type of the files of weights. Raises ConfigurationError where these have
+    several, or another."""
+    if precision != "auto":
+        return precision
+    if is_adapter(folder):
+        raise ConfigurationError(f"--precision auto: {folder} is an adapter, whose base model may have another type")
+    dtype = checkpoint.file_dtype(folder)
+    for name, known in PRECISIONS.items():
+        if dtype == known:
+            return name
+    raise ConfigurationError(
+        f"--precision auto: the weights of {folder} are {str(dtype).removeprefix('torch.')}, which is none of "
+        f"{', '.join(PRECISIONS)}; name one of these"
+    )
+
+
+def read_device_map(text: str) -> DeviceMap:
+    """The value of --device_map: auto, or the map in a JSON file. Raises ConfigurationError for anything else."""
+    if text == "auto":
+        return check_device_map(text)
+    if not Path(text).is_file():
+        raise ConfigurationError(f"--device_map {text}: neither auto nor a JSON file of modules and their devices")
+    try:
+        found = read_json(Path(text))
+    except ValueError as error:
+        raise ConfigurationError(f"--device_map: {error}") from error
+    return check_device_map(found)
+
+
+def check_device_map(given: Any) -> DeviceMap:
+    """A device map that a user wrote. Raises ConfigurationError for anything else, and under several processes."""
+    mapped = isinstance(given, Mapping) and given and all(isinstance(name, str) for name in given)
+    if given != "auto" and not mapped:
+        raise ConfigurationError("--device_map: expected auto, or modules and their devices, such as {'': 0}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError("--device_map: one process only, which uses all devices; start it without a launcher")
+    return given
 
 
 def open_model(
@@ -24,13 +68,14 @@ def open_model(
     force: bool = False,
     temperature_attention: float | None = None,
     temperature_MLP: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> nn.Module:
     """The model of a checkpoint folder, in evaluation mode: our own class for OLMo's layouts, transformers' class for
     any other family, for which `dtype` may be "auto".
 
     `resuscitation`: a file of analysis.change_parameters to apply; it must have been made for this checkpoint unless
     `force`. The temperatures are those of a run's configuration at its first step (`olmo/memory/temperature.py`), in
-    place of the checkpoint's own; only OLMo's layouts have them.
+    place of the checkpoint's own; only OLMo's layouts have them. `device_map` replaces `device`.
     Raises ValueError where the weights or the edit do not fit, OSError where a file cannot be read.
     """
     given: dict[str, Any] = {"temperature_attention": temperature_attention, "temperature_MLP": temperature_MLP}
@@ -39,15 +84,23 @@ def open_model(
         assert isinstance(dtype, torch.dtype)
         name = None if resuscitation is None else str(resuscitation)
         config = replace(checkpoint.read_config(folder), resuscitation=name, resuscitation_force=force, **temperatures)
+        if device_map is not None:
+            return checkpoint.spread_model(folder, config, dtype, device_map)
         return checkpoint.load_model(folder, device, dtype, config).eval()
     for name in temperatures:
         raise ConfigurationError(f"--{name}: only OLMo models have temperatures; {folder} is of another family")
     if resuscitation is not None and is_adapter(folder):
         raise ConfigurationError(f"{folder}: an adapter, which has no weights to edit; merge it first: {MERGE}")
-    model = checkpoint.open_network(folder, dtype)
+    if device_map is not None and is_adapter(folder):
+        raise ConfigurationError(f"--device_map: {folder} is an adapter, opened on one device; merge it first: {MERGE}")
+    if device_map is None:
+        model = checkpoint.open_network(folder, dtype)
+    else:
+        assert isinstance(dtype, torch.dtype)
+        model = checkpoint.spread_network(folder, dtype, device_map)
     if resuscitation is not None:
         checkpoint.resuscitate(model, folder, resuscitation, force)
-    return model.to(device).eval()
+    return (model if device_map is not None else model.to(device)).eval()
 
 
 def state_of_files(folder: Path) -> str:

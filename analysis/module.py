@@ -25,6 +25,7 @@ from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError
 from olmo.memory.locate import find_layers
 from olmo.memory.unwrap import is_sharded, unwrapped
+from olmo.model.placement import input_device
 from olmo.tokenizer import tokenizer_of_folder
 
 
@@ -47,7 +48,7 @@ def measure_module(model: Any, settings: Settings, ranks: Ranks = Ranks(), step:
     name = f"{type(model).__name__} {identity.split()[-1][:8]}"
     about = settings.identity({"path": name, "step": step, "fingerprint": identity, "tokens": None}, rows)
     about["longer_than_context"] = exceeded
-    device = _device_of(model)
+    device = input_device(model)
     with restored(model), own_precision(device):
         model.eval()
         length = instances.length_for(model)
@@ -94,11 +95,6 @@ def precision_of(model: nn.Module) -> str:
     names = {dtype: name for name, dtype in PRECISIONS.items()}
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return ", ".join(sorted(names.get(dtype, str(dtype).removeprefix("torch.")) for dtype in types))
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    """Where a model takes its tokens."""
-    return next(module for module in model.modules() if isinstance(module, nn.Embedding)).weight.device
 
 
 def _check_weights(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from olmo.memory import Observation, instance_means
 from olmo.model import OLMo
+from olmo.model.placement import to_one
 
 MEASURES = ("knowledge", "attention", "next_token")
 SCORES_AT_ONCE = 2**23  # float32 values: 32 MB
@@ -126,7 +127,7 @@ def instance_entropies(
                 )
             logits_or_states = output if isinstance(output, Tensor) else output.logits
             values["next_token"] = _over_tokens(next_token_entropy(model, logits_or_states), mask)
-    values["knowledge"] = torch.cat(observation.means, 1)
+    values["knowledge"] = torch.cat(to_one(observation.means), 1)
     if watch is not None:
         layers, calls = len(observation.sizes), watch.calls
         per_layer, rest = divmod(len(calls), layers)  # our own model may take only some instances at a time
@@ -136,7 +137,7 @@ def instance_entropies(
                 f"{type(model).__name__}: {len(calls)} calls of scaled_dot_product_attention for {layers} layers; "
                 "attention entropy needs one per layer"
             )
-        values["attention"] = torch.stack([_over_tokens(layer.mean(1), mask) for layer in by_layer], 1)
+        values["attention"] = torch.stack(to_one([_over_tokens(layer.mean(1), mask) for layer in by_layer]), 1)
     return values
 
 
@@ -144,5 +145,6 @@ def _over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the tokens of each instance, (B, T) -> (B,)."""
     if mask is None:
         return values.mean(1)
+    mask = mask.to(values.device)
     # Not multiplied by 0: padding that attends to padding alone has an entropy of nan.
     return values.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1)

@@ -17,7 +17,7 @@ from analysis.resuscitation import resuscitate as algorithm
 from olmo.checkpoint import MODEL, identity_of_model
 from olmo.memory import Observation
 from olmo.memory.by_layer import ByLayer, count
-from olmo.memory.rescaling import multiply, row_factors
+from olmo.memory.rescaling import check_held, multiply, row_factors
 from olmo.memory.unwrap import unwrapped
 
 from .measuring import naming_arguments
@@ -106,6 +106,7 @@ class Edit:
             with torch.no_grad():
                 for name, own in factors.items():
                     parameter = model.get_parameter(name)
+                    check_held(name, parameter)
                     self._before[name] = parameter[_places(parameter, own)].clone()
                     multiply(parameter, own, name)
         except BaseException:

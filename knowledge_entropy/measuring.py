@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from analysis.hub_data import opened as opened_by_name
 from analysis.instances import Instances
 from analysis.job import Job, Settings
 from analysis.locations import checkpoint_locations
-from analysis.models import PRECISIONS
+from analysis.models import PRECISIONS, DeviceMap, check_device_map
 from analysis.module import measure_module, own_precision
 from analysis.other_entropies import MEASURES
 from analysis.result import Result
@@ -46,11 +47,13 @@ def measure(
     tolerance: float | None = None,
     precision: str | None = None,
     device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Result:
     """The knowledge entropy of a model on instances of data (method section 1).
 
     model: a module (one of transformers, or ours), or a checkpoint folder or hub id (`owner/name@revision`), which is
-    opened as analysis.entropy does, for which `precision` (fp32 by default, or bf16) and `device` apply.
+    opened as analysis.entropy does, for which `precision` (fp32 by default, bf16, fp16, or auto, the type of its files)
+    and `device`, or instead `device_map` ("auto", or modules and their places: docs/entropy.md), apply.
     data: strings; rows of token ids (lists, an array or a tensor), without padding; a `datasets` object with a column
     `input_ids` (with an `attention_mask`, without its padding) or `text`; or the path of what `--data` takes.
     tokenizer: of texts, an object, a path or a name; by default that of the folder that the model was loaded from.
@@ -79,12 +82,16 @@ def measure(
             tolerance=tolerance,
         )
         if not isinstance(model, (str, Path)):
-            for name, value in (("precision", precision), ("device", device)):
+            for name, value in (("precision", precision), ("device", device), ("device_map", device_map)):
                 if value is not None:
                     raise ValueError(f"{name}: only for a path or hub id as model; a module has its own")
             return measure_module(model, settings)
-        if precision is not None and precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+        if precision not in (None, "auto", *PRECISIONS):
+            raise ValueError(f"precision {precision!r} is none of auto, {', '.join(PRECISIONS)}")
+        if device_map is not None:
+            if device is not None:
+                raise ValueError("device: no effect with device_map; give one of the two")
+            settings = replace(settings, device_map=check_device_map(device_map))
         return _measure_checkpoint(str(model), settings, None if device is None else str(device))
 
 

@@ -6,6 +6,7 @@ from .edits import full_state, resuscitate, stored_as
 from .families import empty_network, open_network
 from .hub import download, downloaded, downloaded_refs, fetch_base, is_hub_id, known_refs, refs, resolve, size_of
 from .optimizer import load_optimizer_state, named_weights, optimizer_state, read_optimizer_state
+from .spread import spread_model, spread_network
 from .weights import (
     MODEL,
     Fingerprint,
@@ -13,6 +14,7 @@ from .weights import (
     check_behaviour,
     check_fit,
     check_layers,
+    file_dtype,
     fingerprint,
     identity_of,
     identity_of_model,

@@ -25,6 +25,11 @@ def resuscitate(network: nn.Module, folder: Path, path: Path, force: bool) -> No
     Edited numbers are rounded to the type that they have in the files, so that the network equals that of the folder
     that scripts.convert writes. Raises ValueError where the file does not fit.
     """
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ValueError(
+            f"{path}: weights of {folder} that are offloaded (--device_map) cannot be edited; write the edited folder "
+            f"and use that: python -m scripts.convert {folder} NEW --to hf --resuscitation {path}"
+        )
     if path.suffix == ".pt":
         network.load_state_dict(full_state(network, folder, path, force))
         return

@@ -136,11 +136,12 @@ def _uninitialized() -> AbstractContextManager[None]:
     return context
 
 
-def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = False) -> nn.Module:
-    """transformers' model of a folder, on the CPU; `dtype` "auto" is that of its files.
+def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = False, **placed: Any) -> nn.Module:
+    """transformers' model of a folder, on the CPU, or where `placed` puts it; `dtype` "auto" is that of its files.
 
-    An adapter's is that of its base model with the adapter in its layers. Raises ValueError where weights are missing;
-    those of the head may be, unless `complete_head`.
+    An adapter's is that of its base model with the adapter in its layers. placed: device_map and offload_folder of
+    transformers' from_pretrained, which then needs accelerate. Raises ValueError where weights are missing; those of
+    the head may be, unless `complete_head`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -160,6 +161,7 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # raised below, with a name
+            **placed,
             **NO_CODE,
         )
     if other := sorted(found["mismatched_keys"]):

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config.load import make_model_config
 from ..config.model import ModelConfig
 from ..exceptions import ConfigurationError
-from ..files.tensors import LazyTensors
+from ..files.tensors import LazyTensors, shapes_of
 
 _Value = TypeVar("_Value")
 
@@ -213,6 +213,7 @@ def from_transformers_state(state: Mapping[str, Tensor], raw: Mapping[str, Any],
     or foreign tensor, or parts that do not stack."""
     if has_original_keys(raw):
         return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    shapes = shapes_of(state)
     kind = raw["model_type"]
     if raw["num_hidden_layers"] > len(state):
         raise ValueError(
@@ -235,12 +236,12 @@ def from_transformers_state(state: Mapping[str, Tensor], raw: Mapping[str, Any],
             f"{where}: the weights hold {min(foreign)}, which {'OLMo' if kind == 'olmo' else 'OLMo 2'} does not have"
         )
     try:
-        parts = {ours: [state[name] for name in theirs] for ours, theirs in wanted.items()}
+        parts = {ours: [shapes[name] for name in theirs] for ours, theirs in wanted.items()}
     except KeyError as error:
         raise ValueError(f"{where}: the weights lack {error.args[0]}") from error
 
     def made(ours: str) -> Tensor:
-        stack = parts[ours]
+        stack = [state[name] for name in wanted[ours]]
         return stack[0] if len(stack) == 1 else torch.cat(stack)
 
     return LazyTensors({ours: _shape(stack, wanted[ours], where) for ours, stack in parts.items()}, made)

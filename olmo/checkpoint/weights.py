@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -27,11 +28,12 @@ from ..exceptions import ConfigurationError
 from ..files import adapters
 from ..files.digests import file_digest
 from ..files.paths import check_not_lfs, read_json
-from ..files.tensors import LazyTensors, read_tensors, shapes_of, tensor_names
+from ..files.tensors import LazyTensors, open_tensors, read_tensors, shapes_of, tensor_names
 from ..memory.by_layer import ByLayer
 from ..memory.rescaling import load_multipliers, rescale
 from ..memory.temperature import Temperatures
 from ..model.olmo import OLMo
+from ..model.placement import weights_of
 from . import saves
 from .formats import OLMO_CORE, explain, is_olmo_core
 from .transformers_layout import (
@@ -159,21 +161,25 @@ def read_config(folder: Path) -> ModelConfig:
 def read_state(folder: Path, mapped: bool = True) -> Mapping[str, Tensor]:
     """The weights of a checkpoint folder of any layout under OLMo's names.
 
-    They are mapped from the file unless `mapped` is false; what is sharded is always copied, what is stacked is copied
-    at every access, beside others that are mapped.
+    They are mapped from the file unless `mapped` is false; what is sharded is always copied. Those of transformers'
+    OLMo, which are stacked, are mapped or stacked at every access.
     """
     raw = transformers_config(folder)
     if saves.is_sharded(folder):
         from . import sharded  # what it imports takes longer than most of what reads a checkpoint
 
         return sharded.Reader(folder).read(sharded.WEIGHTS)
-    state: dict[str, Tensor] = {}
     stacked = raw is not None and not has_original_keys(raw)
+    files: dict[str, Mapping[str, Tensor]] = {}  # the name of a tensor -> the tensors of its file
     for path in model_files(folder):
-        tensors = read_tensors(path, mapped or stacked)
-        if twice := tensors.keys() & state.keys():
+        tensors = open_tensors(path) if stacked else read_tensors(path, mapped)
+        if twice := tensors.keys() & files.keys():
             raise ValueError(f"{path}: {min(twice)} is in another file of the folder too")
-        state.update(tensors)
+        files.update(dict.fromkeys(tensors, tensors))
+    if stacked:
+        shapes = {name: shapes_of(tensors)[name] for name, tensors in files.items()}
+        return from_transformers_state(LazyTensors(shapes, lambda name: files[name][name]), raw or {}, str(folder))
+    state = {name: tensors[name] for name, tensors in files.items()}
     return plain_names(state) if raw is None else from_transformers_state(state, raw, str(folder))
 
 
@@ -224,6 +230,21 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return str(found)
 
 
+def file_dtype(folder: Path) -> torch.dtype:
+    """The floating-point type of the weights in a folder's files. Raises ConfigurationError where they have several."""
+    if saves.is_sharded(folder):
+        from . import sharded  # what it imports takes longer than most of what reads a checkpoint
+
+        held = list(sharded.Reader(folder).shapes(sharded.WEIGHTS).values())
+    else:
+        held = [tensor for path in model_files(folder) for tensor in read_tensors(path).values()]
+    counts = Counter(tensor.dtype for tensor in held if tensor.is_floating_point())
+    if len(counts) != 1:
+        found = " and ".join(f"{str(dtype).removeprefix('torch.')} ({n} tensors)" for dtype, n in counts.most_common())
+        raise ConfigurationError(f"--precision auto: the weights of {folder} are {found or 'no floats'}; name one type")
+    return next(iter(counts))
+
+
 def check_fit(model: OLMo, state: Mapping[str, Tensor], where: str) -> None:
     """Raise ValueError that names what does not fit between a model and a state dict."""
     wanted, state = model.state_dict(), shapes_of(state)
@@ -262,6 +283,19 @@ def load_model(
     else:
         check_behaviour(config, folder)
     mapped = mapped or device.type != "cpu"
+    model, state = unfilled(folder, config, mapped)
+    for name in list(state):  # one by one: what has been converted need not be kept
+        tensor = state.pop(name) if isinstance(state, dict) else state[name]
+        own = tensor.to(device=device, dtype=dtype)
+        if own is tensor and not mapped and isinstance(state, LazyTensors):
+            own = tensor.clone()
+        model.load_state_dict({name: own}, strict=False, assign=True)
+    Temperatures.from_config(config, folder).apply(model)
+    return model
+
+
+def unfilled(folder: Path, config: ModelConfig, mapped: bool = True) -> tuple[OLMo, Mapping[str, Tensor]]:
+    """The model of `load_model` on the meta device, and its weights, edited as `config` wants."""
     state = read_state(folder, mapped or config.resuscitation is not None)
     if config.n_layers > len(state):
         raise ValueError(
@@ -274,14 +308,7 @@ def load_model(
     if config.resuscitation:
         state = resuscitated(state, config.resuscitation, folder, mapped, force=config.resuscitation_force)
     check_fit(model, state, str(folder))
-    for name in list(state):  # one by one: what has been converted need not be kept
-        tensor = state.pop(name) if isinstance(state, dict) else state[name]
-        own = tensor.to(device=device, dtype=dtype)
-        if own is tensor and not mapped and isinstance(state, LazyTensors):
-            own = tensor.clone()
-        model.load_state_dict({name: own}, strict=False, assign=True)
-    Temperatures.from_config(config, folder).apply(model)
-    return model
+    return model, state
 
 
 def check_behaviour(config: ModelConfig, folder: Path) -> None:
@@ -389,7 +416,7 @@ def identity_of(folder: Path) -> str:
 def identity_of_model(model: nn.Module) -> str:
     """SHA-256 that identifies the weights of a model in memory: `fingerprint` of an OLMo model, also of transformers'
     class, as `identity_of` its folder; else, after MODEL, that of the state dict of its class."""
-    state: Mapping[str, Tensor] = {n: value for n, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = weights_of(model)
     raw: Any = getattr(model, "config", None)
     if isinstance(model, OLMo):
         return fingerprint(state)

@@ -132,6 +132,23 @@ def read_tensors(path: Path, mapped: bool = True) -> dict[str, Tensor]:
     return state
 
 
+def open_tensors(path: Path) -> Mapping[str, Tensor]:
+    """`read_tensors`, each of a safetensors file mapped anew at every access: what is dropped has no pages left. Errors
+    as there, at once."""
+    tensors = read_tensors(path)
+    if path.suffix != ".safetensors":
+        return tensors
+    with safe_open(path, "pt") as file:
+        keys = {decode_key(key): key for key in file.keys()}  # noqa: SIM118
+
+    def read(name: str) -> Tensor:
+        with safe_open(path, "pt") as file:
+            tensor: Tensor = file.get_tensor(keys[name])
+        return tensor
+
+    return LazyTensors(tensors, read)
+
+
 def tensor_names(path: Path) -> Collection[str]:
     """The names in a safetensors or torch file, whatever numbers a safetensors file has. Errors as `read_tensors`."""
     if path.suffix != ".safetensors":

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.olmo import Block, OLMo, Table
+from ..model.placement import device_of, on_device
 
 SUMMED_AT_ONCE = 2**21  # coefficients, on a CPU: 8 MB
 PROJECTED_AT_ONCE = 2**24  # outputs of ff_proj, on a CPU: 1024 tokens of OLMo-1B
@@ -65,15 +66,19 @@ def means_in_pieces(model: OLMo, input_ids: Tensor, mask: Tensor | None, coeffic
     pieces = [(row, slice(start, min(start + at_once, length))) for row in rows for start in range(0, length, at_once)]
     means = []
     for number, block in enumerate(model.blocks):
-        for row in rows:
-            stream[row].add_(block.attention_update(stream[row], table))
-        mean = torch.zeros(instances, model.config.inner_size, device=stream.device)
-        for row, tokens in pieces:
-            signed, seen = _coefficients(block, stream[row, tokens], coefficient)
-            here = (None, length) if mask is None else (mask[row, tokens], mask[row].sum(1, keepdim=True))
-            mean[row] += token_means(seen, *here)
-            if number < len(model.blocks) - 1:
-                stream[row, tokens].add_(block.memory_update(signed))
+        device = device_of(block)
+        stream, mask = stream.to(device), None if mask is None else mask.to(device)
+        table = None if table is None else (table[0].to(device), table[1].to(device))
+        mean = torch.zeros(instances, model.config.inner_size, device=device)
+        with on_device(block):
+            for row in rows:
+                stream[row].add_(block.attention_update(stream[row], table))
+            for row, tokens in pieces:
+                signed, seen = _coefficients(block, stream[row, tokens], coefficient)
+                here = (None, length) if mask is None else (mask[row, tokens], mask[row].sum(1, keepdim=True))
+                mean[row] += token_means(seen, *here)
+                if number < len(model.blocks) - 1:
+                    stream[row, tokens].add_(block.memory_update(signed))
         means.append(mean)
     return means
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.olmo import Block, OLMo
+from ..model.placement import device_of, to_one
 from .forward import compiled_means, counted, means_in_pieces, token_means
 from .locate import Layer, find_layers
 from .maps import entry, outlet
@@ -73,23 +74,25 @@ class Observation:
         if coefficients.shape[-1] != self.counts[part]:
             counts = f"{coefficients.shape[-1]} coefficients of {self.counts[part]}"
             raise ValueError(f"{self.names[part]}: {counts}; is the layer split over devices?")
-        self._keep(part, token_means(coefficients, self.mask))
+        mask = None if self.mask is None else self.mask.to(coefficients.device)  # layers may be on several devices
+        self._keep(part, token_means(coefficients, mask))
 
     def record_routed(self, part: int, coefficients: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Reduce, expert by expert, the positions in the flattened batch of its tokens (N,) and their C (N, M) to means
         (B, E * M); the coefficients of all other tokens are 0."""
         assert self.shape is not None, "no shape of the batch"
         instances, length = self.shape
-        means = []
+        means: list[Tensor] = []
         for tokens, values in coefficients:
             values = values.abs().float()
             if self.mask is not None:
                 # Not multiplied by 0: padding that sees padding alone may have nan as its coefficient.
-                values.masked_fill_(self.mask.flatten()[tokens, None] == 0, 0.0)
+                values.masked_fill_(self.mask.to(tokens.device).flatten()[tokens, None] == 0, 0.0)
             # A product of matrices, unlike index_add_, gives the same sum every time on a GPU too.
             owner = torch.arange(instances, device=tokens.device)[:, None] == tokens // length
             means.append(owner.float() @ values)
-        self._keep(part, torch.cat(means, 1) / (length if self.mask is None else self.mask.sum(1, keepdim=True)))
+        mean = torch.cat(means, 1)
+        self._keep(part, mean / (length if self.mask is None else self.mask.sum(1, keepdim=True).to(mean.device)))
 
     def stop_after(self, part: int) -> None:
         """End the forward pass after the last part; if the last layer has several, their order is not known."""
@@ -103,7 +106,7 @@ class Observation:
         means = [m for m in self.of_parts if m is not None]
         assert len(means) == len(self.of_parts), "no forward pass yet"
         ends = list(accumulate(self.parts))
-        return [torch.cat(means[end - n : end], 1) for end, n in zip(ends, self.parts)]
+        return [torch.cat(to_one(means[end - n : end]), 1) for end, n in zip(ends, self.parts)]
 
 
 @contextmanager
@@ -183,6 +186,8 @@ def _hooks(memory: Memory, part: int, observation: Observation) -> Iterator[Any]
 def _experts_hooks(memory: Experts, part: int, observation: Observation) -> Iterator[Any]:
     def before(module: nn.Module, args: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
         hidden, *routes = (*args, *keywords.values())
+        if hasattr(module, "_hf_hook"):  # accelerate moves what enters after this
+            hidden, *routes = (given.to(device_of(module)) for given in (hidden, *routes))
         called = len(routes) == (0 if memory.each else 2) and hidden.ndim == 2
         if not called or any(route.shape != routes[0].shape or len(route) != len(hidden) for route in routes):
             raise ValueError(f"{memory.name}: the experts are not called with tokens and their routes")

@@ -8,7 +8,6 @@ Shapes: E experts of a layer, M memories of a layer or an expert, D the width of
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.placement import copied
 from .maps import is_map, matrices_of, modules_of, sizes
 
 
@@ -377,7 +377,7 @@ def with_weights(*modules: nn.Module) -> tuple[nn.Module, ...]:
     """A module and modules in it; for those on the meta device, copies on the CPU with the same random weights."""
     if not any(parameter.is_meta for parameter in modules[0].parameters()):
         return modules
-    copies = copy.deepcopy(modules)
+    copies = copied(modules)
     copies[0].to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for parameter in copies[0].parameters():

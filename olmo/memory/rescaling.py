@@ -122,11 +122,18 @@ def multiply(tensor: Tensor, factors: Tensor, name: str, dtype: torch.dtype | No
 
     Raises ValueError with the `name` of the tensor if the result is not finite.
     """
+    check_held(name, tensor)
     product = (tensor * factors.to(tensor.device)).to(dtype or tensor.dtype)
     if not product.isfinite().all():
         check_finite(name, tensor)
         raise ValueError(f"{name}: multiplied by up to {factors.max():.3g} it exceeds {product.dtype}; use a --cap")
     tensor.copy_(product if dtype is None else torch.where(factors.to(tensor.device) == 1, tensor, product))
+
+
+def check_held(name: str, tensor: Tensor) -> None:
+    """Raise ValueError for a tensor of weights that is offloaded."""
+    if tensor.is_meta:
+        raise ValueError(f"{name}: offloaded by a device map, and cannot be edited; open the model without one")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

@@ -18,6 +18,7 @@ from ..distributed import to_device
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_tensor
 from ..model.causal_lm import CausalLM, Model
+from ..model.placement import device_of
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ class Temperatures:
         """Make the model compute with these temperatures, which other families do not have."""
         if isinstance(model, CausalLM):
             return
-        device = next(model.parameters()).device
-        attention = None if self.attention is None else torch.full((), self.attention, device=device)
-        memories = None if self.memories is None else to_device(self.memories, device)
+        on: dict[torch.device, tuple[Tensor | None, Tensor | None]] = {}
         for layer, block in enumerate(model.blocks):
-            block.attention_temperature = attention
+            if (device := device_of(block)) not in on:
+                attention = None if self.attention is None else torch.full((), self.attention, device=device)
+                on[device] = (attention, None if self.memories is None else to_device(self.memories, device))
+            block.attention_temperature, memories = on[device]
             block.memory_temperature = None if memories is None else memories[layer]

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..model.causal_lm import CausalLM
 from ..model.olmo import OLMo
+from ..model.placement import on_device
 from .maps import is_map
 
 _FSDP = "torch.distributed.fsdp"
@@ -151,16 +152,10 @@ def is_sharded(model: nn.Module) -> bool:
 def loaded(module: nn.Module) -> Iterator[None]:
     """The weights of a module, which accelerate may load for its own forward pass only, are there within. Raises
     ValueError if they are nowhere."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(module)
-    try:
+    with on_device(module):
         if any(parameter.is_meta for parameter in module.parameters()):
             raise ValueError(f"{type(module).__name__}: its weights are not loaded")
         yield
-    finally:
-        if hook is not None:
-            hook.post_forward(module, None)
 
 
 @contextmanager

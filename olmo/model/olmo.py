@@ -287,7 +287,8 @@ class OLMo(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, (..., D) -> (..., V)."""
-        scores = F.linear(hidden, *self.vocabulary)
+        weight, bias = self.vocabulary
+        scores = F.linear(hidden.to(weight.device), weight, bias)
         return scores / math.sqrt(self.config.d_model) if self.config.scale_logits else scores
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
