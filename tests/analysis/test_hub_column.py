@@ -41,7 +41,7 @@ def place(hub: Hub, dataset: str, path: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "text"])
-def test_values_are_those_of_the_files_in_order(hub: Hub, kind: str) -> None:
+def test_values_are_those_of_the_files_in_order(hub: Hub, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [text.replace("\n", " ").strip() for text in TEXTS] if kind == "text" else TEXTS
     halves = texts[:90], texts[90:]
     if kind == "json":
@@ -54,7 +54,8 @@ def test_values_are_those_of_the_files_in_order(hub: Hub, kind: str) -> None:
     column, values = opened("hub:owner/texts")
     assert list(islice(values, 30)) == texts[:30]
     assert len(list(column.folder.glob("*.jsonl"))) == 2
-    assert list(Values(column, "again")) == texts  # another command continues, in the middle of a file
+    monkeypatch.setattr("datasets.IterableDataset.skip", None)
+    assert list(Values(column, "again")) == texts  # another command continues there, in the middle of a file
     hub.asked.clear()
     assert list(values) == list(Values(column, "again")) == texts
     assert hub.asked == []
