@@ -19,11 +19,13 @@ import torch
 import knowledge_entropy
 from analysis import entropy
 from analysis.models import open_model
+from analysis.results import EDITS, find_result
 from olmo.checkpoint import identity_of, spread
 from olmo.checkpoint.weights import identity_of_model
 from olmo.exceptions import exit_status
 from olmo.memory.rescaling import Multipliers
 from olmo.model import OLMo
+from olmo.model.placement import copied
 from tests.analysis.measuring import LENGTH, coefficients_in, made_model, result_in, run, write
 from tests.architectures import built
 from tests.reference import tiny_config, to_transformers
@@ -159,6 +161,16 @@ def test_edits(folders: dict[str, Path], tokens: Path, tmp_path: Path, capsys: p
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
 
 
+def test_copies_leave_offloaded_weights_behind(folders: dict[str, Path]) -> None:
+    model = open_model(folders["Llama"], CPU, torch.float32, device_map={"": "disk"})
+    layer = model.model.layers[0]
+    copy, down = copied((layer, layer.mlp.down_proj))
+    assert down is copy.mlp.down_proj and down is not layer.mlp.down_proj
+    assert hasattr(layer.mlp.down_proj, "_hf_hook")
+    for module in copy.modules():
+        assert "_hf_hook" not in vars(module) and module.forward.__func__ is type(module).forward
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +280,10 @@ def test_auto_is_the_type_of_the_files(
     for asked in ("bf16", "auto"):  # the same measurement under another word
         run("--checkpoint", folder, *which, "--precision", asked)
         assert os.stat(folder / "knowledge_entropy.json").st_mtime_ns == changed
+    # What the type of weights that are not downloaded yet will be is no difference; whether it was asked for is.
+    wanted = {key: auto[key] for key in ("checkpoint", "data", "coefficient", "tolerance", *EDITS)}
+    for asked, found in (({}, True), ({"precision_asked": "auto"}, True), ({"precision_asked": "other"}, False)):
+        assert (find_result(folder, {**wanted, **asked}, "", ("knowledge",), False) is not None) == found
     run("--checkpoint", folder, *which, "--precision", "bf16", "--output", tmp_path / "named")
     assert result_in(tmp_path / "named") == auto
     run("--checkpoint", folders["OLMo"], *which, "--precision", "auto", "--output", tmp_path / "olmo")
