@@ -85,8 +85,8 @@ def test_adapters_are_measured_as_if_merged(name: str, kind: str) -> None:
 
 
 def test_of_several_adapters_the_active_one_is_measured() -> None:
-    model = adapted(built("Llama"), LoraConfig(r=3, target_modules=["q_proj", "up_proj", "down_proj"]))
-    model.add_adapter("second", LoraConfig(r=2, target_modules=["up_proj"], modules_to_save=["gate_proj", "lm_head"]))
+    model = adapted(built("Llama"), LoraConfig(r=3, target_modules=["q_proj", "up_proj"]))
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["up_proj"], modules_to_save=["down_proj", "lm_head"]))
     found = {}
     for name in ("default", "second"):
         model.set_adapter(name)
