@@ -114,16 +114,21 @@ class _Stream:
         of_splits = streams(column.dataset, column.commit, column.config, wanted)
         self._stream = of_splits[column.split].select_columns(wanted)
         self._version = datasets.__version__
+        self._skipped = 0  # values; the form of the stream's state depends on whether it skips any
         if first:
             resume = read_json(_resume_of(column)) if _resume_of(column).is_file() else {}
-            if (resume.get("first"), resume.get("datasets")) == (first, self._version):
+            is_next = "skipped" in resume and (resume["first"], resume["datasets"]) == (first, self._version)
+            # Else of a command that was killed, or that had another version's form of a state.
+            self._skipped = resume["skipped"] if is_next else first
+            if self._skipped:
+                self._stream = self._stream.skip(self._skipped)
+            if is_next:
                 self._stream.load_state_dict(resume["state"])
-            else:  # of a command that was killed, or that had another version's form of a state
-                self._stream = self._stream.skip(first)
         self._rows = iter(self._stream)
 
     def state(self) -> dict[str, Any]:
-        return {"first": self.place, "datasets": self._version, "state": self._stream.state_dict()}
+        about = {"first": self.place, "datasets": self._version, "skipped": self._skipped}
+        return {**about, "state": self._stream.state_dict()}
 
     def piece(self) -> tuple[list[Any], bool]:
         """The next values, and whether they are the last ones."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import datasets
 import pytest
 
 from analysis import hub_column
@@ -106,6 +107,19 @@ def test_the_same_command_continues_where_the_connection_ended_another(hub: Hub)
         for piece in set(column.folder.glob("*.jsonl")) - set(kept):
             piece.unlink()
         assert list(Values(column, "again")) == TEXTS
+
+
+def test_a_stream_that_has_skipped_values_continues_by_its_state_too(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_c4(hub, TEXTS)
+    column, values = opened("hub:owner/c4:en:train")
+    assert list(islice(values, 40)) == TEXTS[:40]
+    (column.folder / "resume.json").unlink()  # as of a command that was killed before it wrote that
+    assert list(islice(Values(column, "skips"), 80)) == TEXTS[:80]
+    skipped: list[int] = []
+    skip = datasets.IterableDataset.skip
+    monkeypatch.setattr(datasets.IterableDataset, "skip", lambda self, n: skipped.append(n) or skip(self, n))
+    assert list(Values(column, "continues")) == TEXTS
+    assert skipped == [json.loads((column.folder / "resume.json").read_text())["skipped"]] and skipped[0] < 80
 
 
 @pytest.mark.parametrize(
