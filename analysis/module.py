@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ def measure_module(model: Any, settings: Settings, ranks: Ranks = Ranks(), step:
     about = settings.identity({"path": name, "step": step, "fingerprint": identity, "tokens": None}, rows)
     about["longer_than_context"] = exceeded
     device = input_device(model)
-    with restored(model), own_precision(device):
+    # FSDP's passes are those of the wrapped model, with all that is around it.
+    own = nullcontext() if is_sharded(model) else own_forward(model)
+    with restored(model), own_precision(device), own:
         model.eval()
         length = instances.length_for(model)
         return measured(model, rows, length, settings, about, device, ranks, f"entropy of {name}")
@@ -128,3 +130,17 @@ def own_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """A model's forward pass without the autocast that accelerate, and so a Trainer, adds for mixed precision."""
+    own, with_autocast = vars(model).get("_original_forward"), vars(model).get("forward")
+    if own is None or with_autocast is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = with_autocast

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
+import knowledge_entropy
 from analysis.entropy_series import main as series
 from analysis.measure import measure
 from analysis.result import Result
@@ -132,6 +133,21 @@ def test_the_numbers_are_those_of_the_commands_for_the_saved_weights(world: Path
     how = ["--knowledge", str(tmp_path / "knowledge"), "--tokenizer", str(world / "tokenizer.json")]
     score_command([str(tmp_path / "saved"), *how, "--output", str(tmp_path / "scores")])
     assert json.loads((tmp_path / "scores/score.json").read_text())["knowledge"] == asked.scores[5].numbers
+
+
+def test_mixed_precision_is_not_measured(tmp_path: Path) -> None:
+    """accelerate puts it into the forward pass of the model with its head, which next_token needs."""
+    measures = ("knowledge", "next_token")
+    callback = entropy(10, measures=measures)
+    run = trainer(tmp_path, rows(), [callback], max_steps=1, bf16=True)
+    run.train()
+    plain, prepared = model(), vars(run.model)["forward"]
+    plain.load_state_dict(run.model.state_dict())
+    wanted = knowledge_entropy.measure(plain, [row["input_ids"] for row in rows(5)], batch_size=2, measures=measures)
+    assert wanted.content["precision"] == "fp32" and prepared.__func__ is not type(plain).forward
+    for name in ("knowledge_entropy", "next_token_entropy"):
+        assert callback.results[1].content[name] == wanted.content[name]
+    assert vars(run.model)["forward"] is prepared
 
 
 def test_text_is_encoded_by_the_tokenizer_of_the_trainer(world: Path, tmp_path: Path) -> None:
