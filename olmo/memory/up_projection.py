@@ -52,7 +52,15 @@ def scaling_outputs(model: nn.Module, part: Memory | Experts) -> list[tuple[nn.M
         )
     block = model.get_submodule(part.name.rpartition(".")[0])
     plain = _coefficients(block, part, part.into[0], slice(0))
-    return [half for half in halves if torch.equal(_coefficients(block, part, *half), 2 * plain)]  # exact
+    return [half for half in halves if _are_twice(_coefficients(block, part, *half), plain)]
+
+
+def _are_twice(found: Tensor, plain: Tensor) -> bool:
+    """Whether coefficients are twice the others: exactly, but for the rounding of numbers so small that their type has
+    fewer digits for them, which many coefficients in float16 are."""
+    info = torch.finfo(plain.dtype)
+    smallest = info.smallest_normal * info.eps
+    return bool(((found.double() - 2 * plain.double()).abs() <= 2 * smallest).all())
 
 
 def parameters_of(

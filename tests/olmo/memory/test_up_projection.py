@@ -49,6 +49,14 @@ def test_coefficients_that_do_not_scale_are_refused(family: str) -> None:
         observe(model, "relu").__enter__()
 
 
+def test_coefficients_that_float16_rounds_tell_up_projection_and_gate_too() -> None:
+    model: Any = built("llama").half()
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.mlp.up_proj.weight, std=1e-3)  # many coefficients are below 6e-5
+        [part] = [found for found in find_layers(model) if found.module is layer][0].parts
+        assert up_projection(model, part) == (layer.mlp.up_proj, slice(None))
+
+
 def test_of_gates_with_relu_either_projection_scales_and_relu_changes_nothing() -> None:
     model: Any = built("llama")
     for layer in model.model.layers:
