@@ -68,6 +68,8 @@ def resuscitate(
         model = unwrapped(model)
         if not isinstance(result, Result):
             raise ValueError(f"result: {type(result).__name__}; expected a Result of measure, or Result.load(folder)")
+        if seed and select != "random":
+            warnings.warn(f"resuscitate: seed has no effect with select {select!r}", stacklevel=2)
         average = {number: torch.from_numpy(values).float() for number, values in result.coefficients.items()}
         chosen = algorithm(average, ratio, factor, select, seed, threshold, layers, cap)
         if count(chosen.selected) == count(chosen.dead):

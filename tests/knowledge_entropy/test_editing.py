@@ -129,6 +129,12 @@ def test_edits_are_undone_in_reverse_and_only_of_unchanged_weights(rows: np.ndar
     assert same(bits(model), before)
 
 
+def test_a_seed_without_effect_is_a_warning(rows: np.ndarray) -> None:
+    model = built("Llama")
+    with pytest.warns(UserWarning, match="seed has no effect with select 'lowest'"):
+        ke.resuscitate(model, ke.measure(model, rows), 0.5, 2.0, seed=3)
+
+
 def test_an_edit_that_fails_changes_nothing(rows: np.ndarray) -> None:
     model = made("Pythia")
     with torch.no_grad():  # of the last layer, after the first one has been edited
