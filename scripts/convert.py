@@ -120,10 +120,13 @@ def convert(origin: Origin, target: Path, to: str, force: bool = False, copy: bo
 
 
 def was_written(origin: Origin, target: Path) -> bool:
-    """Whether `target` is what the conversion of `origin` writes, by its card."""
+    """Whether `target` is what the conversion of `origin` writes: by its card, which names the weights, and by the
+    weights where it is a card of their own, which need not."""
     if not (target / CARD).is_file() or not (target / "config.json").is_file():
         return False
-    return (target / CARD).read_text(encoding="utf-8") == model_card(origin, target)
+    if (target / CARD).read_text(encoding="utf-8") != model_card(origin, target):
+        return False
+    return not origin.keeps_card() or checkpoint.identity_of(target) == checkpoint.identity_of(origin.folder)
 
 
 def is_transformers(folder: Path) -> bool:

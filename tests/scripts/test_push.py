@@ -144,9 +144,12 @@ def test_flags_that_do_not_fit(flags: list[str], said: str, tmp_path: Path, caps
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
+@pytest.mark.parametrize("card", [None, "---\nlicense: mit\n---\n# Mine\n"])
 def test_another_checkpoint_is_not_taken_for_the_folder_that_exists(
-    hub: UploadHub, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: UploadHub, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], card: str | None
 ) -> None:
+    if card is not None:  # which is kept, and names no weights
+        (source / "README.md").write_text(card)
     assert push(source, tmp_path / "hf") == 0
     shard = next(iter(sorted(source.glob("*.safetensors"))))
     save_file({name: tensor + 1 for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
