@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from analysis.locations import Location, step_of, training_of
 from analysis.results import RESULT, is_edited, results_of
 from olmo import checkpoint
-from olmo.checkpoint.saves import is_sharded
 from olmo.checkpoint.transformers_layout import has_original_keys
 from olmo.config.load import read_yaml
 from olmo.console import printable
@@ -103,7 +102,7 @@ def model_card(origin: Origin, folder: Path) -> str:
     if origin.keeps_card():
         return (origin.folder / NAME).read_text(encoding="utf-8")
     run = origin.run()
-    identity = None if is_sharded(origin.folder) else checkpoint.identity_of(origin.folder)
+    identity = checkpoint.identity_of(origin.folder)
     config = read_json(folder / "config.json")
     edits = list(_edits(origin))
     sections = [

@@ -14,12 +14,14 @@ from huggingface_hub import ModelCard
 from analysis.change_parameters import main as change_parameters
 from analysis.entropy import main as entropy
 from olmo import checkpoint
+from olmo.checkpoint.sharded import snapshot
 from olmo.config import DataConfig, InjectionConfig, TrainConfig
+from olmo.distributed import Ranks
 from olmo.exceptions import exit_status
 from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
-from scripts.convert import main
-from scripts.prepare.model_card import hub_name
+from scripts.convert import convert, main, was_written
+from scripts.prepare.model_card import Origin, hub_name
 from tests.architectures import built
 from tests.hub import Hub
 from tests.reference import tiny_config, tiny_tokenizer
@@ -43,6 +45,18 @@ def run_of(folder: Path, **changed: Any) -> Path:
     state = {"global_step": 25, "global_train_tokens_seen": 25 * 512}
     checkpoint.save(folder / "step25-unsharded", model, run, build_optimizer(run.optimizer, model), state)
     return folder / "step25-unsharded"
+
+
+def test_a_restart_checkpoint_is_known_by_its_weights(tmp_path: Path) -> None:
+    run = TrainConfig(model=tiny_config())
+    for number in (0, 1):
+        torch.manual_seed(number)
+        model = OLMo(run.model)
+        place, tensors = tmp_path / f"{number}/step1", snapshot(model, {}, Ranks())
+        checkpoint.save_sharded(place, tensors, model, run, {"global_step": 1}, None, False, Ranks())
+    first, other = (Origin(tmp_path / f"{number}/step1", tmp_path / f"{number}/step1") for number in (0, 1))
+    convert(first, tmp_path / "hf", "hf")
+    assert was_written(first, tmp_path / "hf") and not was_written(other, tmp_path / "hf")
 
 
 def converted(source: Path, target: Path, *flags: str) -> tuple[dict[str, Any], str]:
