@@ -77,7 +77,7 @@ class InjectedDataset(Dataset):
         return made
 
     def _begin(self, loader: Loader, plan: Plan | None, length: int, epoch: int = 0) -> None:
-        self._loader, self._plan, self._epoch, self.checked = loader, plan, epoch, False
+        self._loader, self._plan, self._epoch = loader, plan, epoch
         self.global_batch_size, self.steps_per_epoch = loader.global_batch_size, loader.batches_per_epoch
         if plan is not None:
             plan.check(self.global_batch_size, length)
@@ -98,7 +98,7 @@ class InjectedDataset(Dataset):
 
     def __getitems__(self, places: Sequence[int]) -> list[dict[str, Tensor]]:
         """The items of a batch; DataLoaders call it."""
-        if not self.checked:
+        if not all(isinstance(place, _Place) for place in places):
             raise RuntimeError(
                 "InjectedDataset: give the Trainer its callback, callbacks=[dataset.callback], which makes every row "
                 "enter its step; in a loop of your own, take dataset.batch(step)"
@@ -179,6 +179,10 @@ class _Rows:
         return Masked(torch.from_numpy(tokens), labels_of, attention)
 
 
+class _Place(int):
+    """The number of an item that `_PlacesInRun` has given: it is read for its step."""
+
+
 class _PlacesInRun(Sampler[int]):
     """The items of an epoch in order. `begins` is its first; the callback sets it before each epoch."""
 
@@ -189,7 +193,7 @@ class _PlacesInRun(Sampler[int]):
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.begins, self.begins + self.count))
+        return map(_Place, range(self.begins, self.begins + self.count))
 
 
 class InjectionCheck(TrainerCallback):
@@ -236,7 +240,6 @@ class InjectionCheck(TrainerCallback):
         # For the whole of training: torch.compile does not notice hooks that come later.
         receive = torch.compiler.disable(self._receive)
         self._hook = of_trainer["model"].register_forward_pre_hook(receive, with_kwargs=True)
-        self.dataset.checked = True
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
         self._places.begins = state.global_step // self.dataset.steps_per_epoch * len(self.dataset)
@@ -253,7 +256,7 @@ class InjectionCheck(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **of_trainer: Any) -> None:
         self._hook.remove()
-        self._hook, self.dataset.checked = None, False
+        self._hook = None
 
     def _receive(self, model: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         if self._received is not None and model.training:

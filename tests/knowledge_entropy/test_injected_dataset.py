@@ -68,7 +68,7 @@ def test_a_trainer_trains_on_the_rows_that_inspect_data_prints(
         trainer(tmp_path, data, [heard, data.callback], **more).train()
         assert {step: ids(rows) for step, rows in heard.rows.items()} == printed
         assert all(row["labels"] == row["input_ids"] for rows in heard.rows.values() for row in rows)
-        assert not data.checked and data.callback._hook is None
+        assert data.callback._hook is None
 
 
 def test_a_resumed_trainer_goes_on_with_the_same_rows(
@@ -180,6 +180,10 @@ def test_the_callback_cannot_be_forgotten(tmp_path: Path, given: InjectedDataset
         trainer(tmp_path, given, []).train()
     with pytest.raises(ValueError, match="the Trainer trains on other data"):
         trainer(tmp_path, [given[0]] * 24, [given.callback]).train()
+    with pytest.raises(ValueError, match="would train on other rows"):
+        trainer(tmp_path, given, [given.callback], Repeating).train()
+    with pytest.raises(RuntimeError, match=r"callbacks=\[dataset.callback\]"):  # nor after training that failed
+        trainer(tmp_path, given, []).train()
     assert given[3]["input_ids"].tolist() == given.batch(1)["input_ids"][3].tolist()  # looking at rows needs none
 
 
