@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from analysis.given import GivenTokenizer
 from analysis.job import Settings
 from analysis.module import measure_module
 from analysis.result import Result
@@ -115,26 +117,26 @@ class KnowledgeEntropyCallback(_Periodic):
         super().__init__(every)
         self.results: dict[int, Result] = {}
         self.output = None if output is None else Path(output)
-        self._arguments: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "data_size": data_size,
-            "sequence_length": sequence_length,
-            "pack": pack,
-            "batch_size": batch_size,
-            "coefficient": coefficient,
-            "measures": measures,
-            "tolerance": tolerance,
-        }
-        self._data = data
         with naming_arguments():
-            self._settings: Settings = settings_of(data, **self._arguments)
+            self._settings: Settings = settings_of(
+                data,
+                tokenizer=tokenizer,
+                data_size=data_size,
+                sequence_length=sequence_length,
+                pack=pack,
+                batch_size=batch_size,
+                coefficient=coefficient,
+                measures=measures,
+                tolerance=tolerance,
+            )
         self._with_own_tokenizer = tokenizer is not None
 
     def numbers(self, model: nn.Module, processing_class: Any, step: int) -> dict[str, float]:
         with naming_arguments():
             if not self._with_own_tokenizer and self._settings.instances.is_text and processing_class is not None:
-                self._settings = settings_of(self._data, **{**self._arguments, "tokenizer": processing_class})
-                self._with_own_tokenizer = True
+                # The data is not read again: it may be an iterator.
+                instances = replace(self._settings.instances, tokenizer=GivenTokenizer.of(processing_class))
+                self._settings, self._with_own_tokenizer = replace(self._settings, instances=instances), True
             # A pass of FSDP's is one of all processes, and with shares some would have one more than others.
             ranks = current_ranks()
             shared = Ranks() if is_sharded(unwrapped(model)) else ranks

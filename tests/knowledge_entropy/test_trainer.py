@@ -156,7 +156,7 @@ def test_text_is_encoded_by_the_tokenizer_of_the_trainer(world: Path, tmp_path: 
         tokenizer_file=str(world / "tokenizer.json"), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
     assert tokenizer.eos_token_id is not None and isinstance(tokenizer.backend_tokenizer, Tokenizer)
-    callback = KnowledgeEntropyCallback([text], 7, sequence_length=16)
+    callback = KnowledgeEntropyCallback(iter([text]), 7, sequence_length=16)
     trainer(tmp_path, rows(), [callback], processing_class=tokenizer, max_steps=1).train()
     assert callback.results[1].content["number_of_tokens"] % 16 == 0 and callback.results[1].standard_error > 0
     without = trainer(tmp_path, rows(), [KnowledgeEntropyCallback([text], 7)], max_steps=1)
