@@ -53,7 +53,7 @@ def test_coefficients_that_float16_rounds_tell_up_projection_and_gate_too() -> N
     model: Any = built("llama").half()
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.mlp.up_proj.weight, std=1e-3)  # many coefficients are below 6e-5
-        [part] = [found for found in find_layers(model) if found.module is layer][0].parts
+        [part] = next(found for found in find_layers(model) if found.module is layer).parts
         assert up_projection(model, part) == (layer.mlp.up_proj, slice(None))
 
 
