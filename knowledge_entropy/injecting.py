@@ -89,7 +89,10 @@ class KnowledgePlan:
             raise ValueError(f"{path}: has the steps of its rounds; leave interval out")
         if empty := [number for number, texts in enumerate(stored.rounds, 1) if not texts]:
             raise ValueError(f"{path}: round {empty[0]} holds no text")
-        boundary = _boundary(position, stored.rounds[0][0].input_ids[-1])
+        ends = {text.input_ids[-1] for texts in stored.rounds for text in texts}
+        boundary = _boundary(position, max(ends))
+        if boundary is not None and len(ends) > 1:
+            raise ValueError(f"{path}: its texts end with different tokens, none is the end of a document; use front")
         return cls(Plan(stored.rounds, interval, start_step, stored.steps_passed, boundary))
 
     @property

@@ -88,6 +88,12 @@ def test_plans_of_entries_of_files_and_of_maps_are_the_same(world: Path, tmp_pat
     ids = torch.full((6, 256), 5)
     from_map = KnowledgePlan.from_file(tmp_path / "map.pkl", interval=2)
     assert torch.equal(from_map.inject(ids, 4)["input_ids"], made.inject(ids, 4)["input_ids"])
+    behind = KnowledgePlan.from_file(tmp_path / "map.pkl", interval=2, position="document")
+    assert behind.plan.boundary == 0
+    tensors[1][0] = tensors[1][0][:-1]
+    (tmp_path / "map.pkl").write_bytes(pickle.dumps(dict(enumerate(tensors, 1))))
+    with pytest.raises(ValueError, match=r"map\.pkl: its texts end with different tokens"):
+        KnowledgePlan.from_file(tmp_path / "map.pkl", interval=2, position="document")
 
 
 IDS = torch.arange(12).reshape(2, 6)
