@@ -12,7 +12,7 @@ from torch import nn
 
 from analysis.context import context_length
 from analysis.estimates import ratio
-from analysis.module import own_precision, restored
+from analysis.module import own_forward, own_precision, restored
 from analysis.probes import Knowledge
 from analysis.published import Diluted
 from analysis.score_settings import probe_files
@@ -142,7 +142,7 @@ def score_probes_of(
         raise ValueError(f"{type(inner).__name__}: FSDP has sharded its weights; score a saved checkpoint instead")
     length, device = sequence_length or context_length(inner), next(inner.parameters()).device
     labels = {f"{probe.setting}_{probe.kind}" for probe in probes}
-    with restored(model), own_precision(device):
+    with restored(model), own_precision(device), own_forward(inner):
         inner.eval()  # before CausalLM computes with it
         adapted: Model = inner if isinstance(inner, OLMo) else CausalLM(inner, ModelConfig(), [])
         table = score_probes(adapted, probes, batch_size * length, device, ranks)
@@ -152,8 +152,11 @@ def score_probes_of(
 
 
 def _by_setting(entries: Entries | Mapping[str, Entries], setting: str) -> dict[str, list[Entry]]:
-    if isinstance(entries, (str, Path)) and Path(entries).is_dir():
-        named: Mapping[str, Entries] = probe_files(Path(entries))
+    folder = Path(entries) if isinstance(entries, (str, Path)) and Path(entries).is_dir() else None
+    if (folder is not None or isinstance(entries, Mapping)) and setting != "paraphrase":
+        raise ValueError(f"setting: {setting!r} has no effect on entries that name their settings; pass those of one")
+    if folder is not None:
+        named: Mapping[str, Entries] = probe_files(folder)
         if not named:
             raise ValueError(f"entries: no fictional knowledge in {entries}")
     else:

@@ -158,8 +158,8 @@ class ProbesCallback(_Periodic):
     """Logs how well the model that a Trainer trains knows fictional knowledge, to its trackers and its log history: the
     numbers of `score`, such as `K`, `K_paraphrase`, `K_once_memorization` and `K_published`, and `K_seconds`.
 
-    `scores` has the scores by step, with a row for each probe. The model computes as in the Trainer's own evaluation,
-    mixed precision included. FSDP and ZeRO 3 raise a ValueError.
+    `scores` has the scores by step, with a row for each probe. The model computes in the type of its weights, without
+    the Trainer's mixed precision. FSDP and ZeRO 3 raise a ValueError.
     """
 
     name = "K"

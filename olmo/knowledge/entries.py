@@ -97,7 +97,7 @@ def make_probes(
         (kind, number, index, prompt, f"{prompt} {target}")
         for number, entry in enumerate(entries)
         for kind in kinds
-        for index, (prompt, target) in enumerate(entry.probes[kind])
+        for index, (prompt, target) in enumerate(entry.probes.get(kind, ()))
     ]
     prompts = encode(tokenizer, [w[3] for w in wanted])
     sentences = encode(tokenizer, [w[4] for w in wanted])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,22 @@ def test_entries_are_given_in_several_ways(knowledge: Path) -> None:
         assert found.by_setting == {"once": pytest.approx(both.by_setting["once"], abs=1e-6)}
 
 
+def test_entries_may_have_probes_of_some_kinds(knowledge: Path) -> None:
+    path, tokenizer = knowledge / "fictional_knowledge_once.json", knowledge / "tokenizer.json"
+    first, second, *_ = load_entries(path)
+    kinds = [{kind: first.probes[kind]} for kind in ("memorization", "semantic")]
+    found = score(model(), [replace(first, probes=kinds[0]), replace(second, probes=kinds[1])], tokenizer=tokenizer)
+    assert set(found.by_kind) == {"paraphrase_memorization", "paraphrase_semantic"}
+    assert pytest.approx(sum(found.by_kind.values()) / 2) == found.K
+
+
 def test_what_cannot_be_scored_is_one_error(knowledge: Path, tmp_path: Path) -> None:
     path, tokenizer = knowledge / "fictional_knowledge_once.json", knowledge / "tokenizer.json"
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"tokenizer": None}, "names no tokenizer; give tokenizer"),
         ({"setting": "twice"}, "setting: 'twice' is none of paraphrase, once, duplicate"),
+        ({"entries": {"once": path}, "setting": "once"}, "setting: 'once' has no effect on entries that name their"),
+        ({"entries": knowledge, "setting": "once"}, "setting: 'once' has no effect on entries that name their"),
         ({"entries": tmp_path}, "no fictional knowledge in"),
         ({"sequence_length": 4}, "tokens exceeds sequence_length 4"),
         ({"batch_size": 0}, "batch_size: 0 must be at least 1"),

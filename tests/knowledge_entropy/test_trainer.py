@@ -135,11 +135,11 @@ def test_the_numbers_are_those_of_the_commands_for_the_saved_weights(world: Path
     assert json.loads((tmp_path / "scores/score.json").read_text())["knowledge"] == asked.scores[5].numbers
 
 
-def test_mixed_precision_is_not_measured(tmp_path: Path) -> None:
-    """accelerate puts it into the forward pass of the model with its head, which next_token needs."""
+def test_mixed_precision_is_not_measured(world: Path, tmp_path: Path) -> None:
+    """accelerate puts it into the forward pass of the model with its head, which next_token and probes need."""
     measures = ("knowledge", "next_token")
-    callback = entropy(10, measures=measures)
-    run = trainer(tmp_path, rows(), [callback], max_steps=1, bf16=True)
+    callback, asked = entropy(10, measures=measures), probes(world, 10)
+    run = trainer(tmp_path, rows(), [callback, asked], max_steps=1, bf16=True)
     run.train()
     plain, prepared = model(), vars(run.model)["forward"]
     plain.load_state_dict(run.model.state_dict())
@@ -147,6 +147,8 @@ def test_mixed_precision_is_not_measured(tmp_path: Path) -> None:
     assert wanted.content["precision"] == "fp32" and prepared.__func__ is not type(plain).forward
     for name in ("knowledge_entropy", "next_token_entropy"):
         assert callback.results[1].content[name] == wanted.content[name]
+    files = {setting: world / f"{setting}.json" for setting in ("paraphrase", "once")}
+    assert asked.scores[1].K == knowledge_entropy.score(plain, files, tokenizer=world / "tokenizer.json").K
     assert vars(run.model)["forward"] is prepared
 
 
