@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.results import EDITS
-from olmo.checkpoint.revisions import is_later_stage
+from olmo.files.revisions import is_later_stage
 from olmo.memory.locate import numbered
 
 _INSTANCES, _LENGTH, _PACKING, _DATA, _EDIT = "numbers of instances", "sequence lengths", "packings", "data", "edits"

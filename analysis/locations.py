@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from olmo.checkpoint import downloaded_refs, is_hub_id, known_refs, refs, revisions, size_of
-from olmo.checkpoint.formats import explain
 from olmo.exceptions import ConfigurationError
+from olmo.files import revisions
 from olmo.files.atomic import delete_files_of_dead_processes
-from olmo.files.tensors import read_training_state
+from olmo.files.paths import is_hub_id
+
+# `olmo.checkpoint` imports torch, which the runner of a study must not hold: it is imported where it is used.
 
 Location = Path | str
 
@@ -78,6 +79,8 @@ def checkpoint_locations(
         elif is_hub_id(name):
             locations.append(name)
         elif Path(name).is_file():
+            from olmo.checkpoint.formats import explain
+
             raise FileNotFoundError(f"{name}: {explain(Path(name))}")
         else:
             raise FileNotFoundError(f"{name}: no such checkpoint folder")
@@ -98,6 +101,8 @@ def expand(pattern: str, every: int | None = None) -> list[Location]:
     model, _, wanted = pattern.partition("@")
     if not wanted or not is_hub_id(model):
         raise ConfigurationError(f"{pattern}: no folder matches")
+    from olmo.checkpoint.hub import downloaded_refs, refs, size_of
+
     try:
         known, reached = [*refs(model)], True
     except FileNotFoundError as error:
@@ -211,6 +216,8 @@ def training_of(location: Location, folder: Path) -> dict[str, Any]:
     if isinstance(location, str):
         from huggingface_hub import constants
 
+        from olmo.checkpoint.hub import known_refs
+
         earlier = revisions.before(found, known_refs(location.partition("@")[0], constants.ENDPOINT))
     if earlier is None:
         return {**state, "tokens": None}
@@ -222,6 +229,8 @@ def training_of(location: Location, folder: Path) -> dict[str, Any]:
 def tokens_of(location: Location, folder: Path) -> int | None:
     """Tokens that a checkpoint was trained on: exact ones from the trainer's state beside its weights, or billions from
     its name (`step738020-tokens3095B`); None if neither has them."""
+    from olmo.files.tensors import read_training_state
+
     try:
         seen = read_training_state(folder, "train", "other").get("global_train_tokens_seen")
     except (OSError, ValueError, AttributeError):  # missing, or of another program

@@ -29,10 +29,10 @@ from analysis.pairs import (
     standard_error,
 )
 from analysis.results import COEFFICIENTS_FILE, EDITS, RESULT, read_coefficients
-from olmo.checkpoint.revisions import is_later_stage, parse
 from olmo.console import fixed
 from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
+from olmo.files.revisions import is_later_stage, parse
 
 SERIES = "knowledge_entropy_series.json"
 _KEPT = (

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.locations import expand
-from olmo.checkpoint.revisions import is_later_stage, parse
 from olmo.exceptions import ConfigurationError, did_you_mean
 from olmo.files.paths import is_hub_id
+from olmo.files.revisions import is_later_stage, parse
 from scripts.studies.schema import Combination, Study
 
 KINDS = ("prepare", "fetch", "entropy", "edit", "train", "score", "acquisition", "report")  # of stages

@@ -75,8 +75,10 @@ def test_weights_are_in_memory_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     peaks = json.loads(done.stdout)
-    # 40 MiB: the largest tensor in float32, and what threads keep. All stacked tensors of OLMo are 120 MiB.
-    assert peaks["identity"] < 40  # one tensor at a time
+    # One tensor at a time, and what the allocator keeps of freed ones: 20 to 61 MiB in ten runs; 140 if all stacked
+    # tensors of OLMo, 120 MiB, are made at once.
+    assert peaks["identity"] < 100
+    # 40 MiB: the largest tensor in float32, and what threads keep.
     assert peaks["olmo bf16"] < size + 40  # what is stacked has memory of its own
     assert peaks["llama bf16"] < 40  # mapped from the files
     assert peaks["olmo fp32"] < 2 * size + 40

@@ -65,7 +65,7 @@ def edited(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     factors = by_layer(1 + 4 * torch.rand(2, 48, generator=torch.Generator().manual_seed(4)).round())
     marked = {number: values != 1 for number, values in factors.items()}
     Multipliers(factors, marked, {"checkpoint_fingerprint": fingerprint(state)}).save(folder / "edit.safetensors")
-    edit = rescale(state, factors)
+    edit = dict(rescale(state, factors))
     torch.save(edit, folder / "edit.pt")
     return {"folder": folder / "step3", "state": state, "edit": edit}
 

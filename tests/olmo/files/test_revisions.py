@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from olmo.checkpoint.revisions import before, matching, order, parse, thinned
 from olmo.exceptions import ConfigurationError
+from olmo.files.revisions import before, matching, order, parse, thinned
 
 B = 10**9
 # Of each model some of its real names, in the order of its training.
