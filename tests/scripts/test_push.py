@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from scripts.prepare.upload import published_files
 from tests.architectures import built
 from tests.hub_uploads import UploadHub
 from tests.reference import tiny_tokenizer
-from tests.serving import hub_serving
+from tests.serving import File, hub_serving
 
 
 @pytest.fixture
@@ -93,6 +94,23 @@ def test_an_interrupted_upload_is_continued_by_the_same_command(
     assert len([path for method, path in hub.calls if method == "PUT"]) == shards - 1, "one has arrived already"
     assert (tmp_path / "hf/README.md").stat().st_mtime_ns == before, "the conversion is not repeated"
     assert set(head(hub)) == {path.name for path in (tmp_path / "hf").iterdir()} | {".gitattributes"}
+
+
+def test_what_others_commit_during_the_upload_is_kept(
+    hub: UploadHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("owner/model", {".gitattributes": b""})
+    answer = hub.answer
+
+    def answer_after_theirs(method: str, target: str, *rest: Any) -> File | None:
+        if method == "PUT" and "config.json" not in head(hub):
+            hub.add("owner/model", {"config.json": b"theirs"})
+        return answer(method, target, *rest)
+
+    monkeypatch.setattr(hub, "answer", answer_after_theirs)
+    assert push(source, tmp_path / "hf") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --push owner/model: 412")
+    assert head(hub) == {"config.json": b"theirs"}
 
 
 def test_files_of_others_are_kept_without_overwrite(
