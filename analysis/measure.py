@@ -121,6 +121,8 @@ def measure(
     """
     model, show = unwrapped(model), ranks.is_first
     ranks = Ranks() if is_sharded(model) else ranks
+    if len(rows) < ranks.world_size:  # on every rank, as none may wait for the others
+        raise ValueError(f"{len(rows)} instances, fewer than the {ranks.world_size} processes")
     others: dict[str, GroupedMeans] = {}
     next_check, tokens, estimate = _FIRST_CHECK, 0, ""
     vocabulary = next(module for module in model.modules() if isinstance(module, nn.Embedding)).num_embeddings
@@ -156,8 +158,6 @@ def measure(
                 if tolerance is not None and error < tolerance:
                     break
                 next_check = math.ceil(stop * 1.25)
-    if not knowledge.instances:
-        raise ValueError("fewer instances than processes")
     for average in (knowledge, *others.values()):
         average.reduce(ranks)
     _check_finite("knowledge", knowledge.layers.items(), description)

@@ -34,6 +34,7 @@ from analysis.locations import Location, add_every_flag, check_writable, checkpo
 from analysis.prefetch import Failures, prefetch, together
 from analysis.results import EDITS
 from analysis.score_settings import (
+    BATCH_SIZE,
     Settings,
     loss_evaluators,
     of_configuration,
@@ -49,7 +50,6 @@ from olmo.exceptions import ConfigurationError, Parser, exit_status, listed
 from olmo.files.atomic import write_text
 
 TABLE = "scores.csv"
-BATCH_SIZE = 16  # of the published configurations, on which K_published depends
 
 
 def main(argv: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from analysis.estimates import ratio
 from analysis.module import own_forward, own_precision, restored
 from analysis.probes import Knowledge
 from analysis.published import Diluted
-from analysis.score_settings import probe_files
+from analysis.score_settings import BATCH_SIZE, probe_files
 from knowledge_entropy.injecting import Entries, entries_of, tokenizer_of
 from olmo.config import ModelConfig
 from olmo.console import fixed
@@ -26,8 +26,6 @@ from olmo.memory.unwrap import is_sharded, unwrapped
 from olmo.model import OLMo
 from olmo.model.causal_lm import CausalLM, Model
 from olmo.tokenizer import tokenizer_of_folder
-
-BATCH_SIZE = 16  # of the published configurations, on which K_published depends
 
 
 @dataclass(frozen=True, eq=False, repr=False)

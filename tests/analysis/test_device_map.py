@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_one_device(
     where = written(tmp_path / "map.json", device_map)
     capsys.readouterr()
     run(*which, *flags, "--output", tmp_path / "two", "--device_map", where)
-    assert ": device map: " in (told := capsys.readouterr().err) and "meta device" not in told
+    assert ": device map: " in (error := capsys.readouterr().err) and "meta device" not in error
     same(tmp_path / "one", tmp_path / "two")
     places = set(result_in(tmp_path / "two")["device_map"].values())
     assert places == set(device_map.values())
@@ -151,8 +151,8 @@ def test_edits(folders: dict[str, Path], tokens: Path, tmp_path: Path, capsys: p
             continue
         capsys.readouterr()
         assert exit_status(entropy.main, argv) == 1
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1 and "cannot be edited" in told and "scripts.convert" in told
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "cannot be edited" in error and "scripts.convert" in error
     model = open_model(folders["Llama"], CPU, torch.float32, device_map={"": "cpu", "model.layers.1": "disk"})
     result = knowledge_entropy.measure(model, [list(range(2, 14))])
     before = model.model.layers[0].mlp.up_proj.weight.clone()
@@ -179,13 +179,13 @@ def refused(folders: dict[str, Path], tokens: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     which = ("--checkpoint", folders["OLMo"], "--data", tokens, "--data_size", 4, "--output", "nowhere")
     assert exit_status(entropy.main, [str(a) for a in (*which, *argv)]) in (1, 2)
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1
-    return told
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "error"),
     [
         ({"": "cpu", "transformer.blocks.9": "disk"}, "OLMo has no module 'transformer.blocks.9'"),
         ({"transformer.blocks.0": "cpu"}, "has no device for transformer.wte.weight; name it, or '' for the rest"),
@@ -203,9 +203,9 @@ def test_maps_that_do_not_fit(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     given: Any,
-    told: str,
+    error: str,
 ) -> None:
-    assert told in refused(folders, tokens, capsys, "--device_map", written(tmp_path / "map.json", given))
+    assert error in refused(folders, tokens, capsys, "--device_map", written(tmp_path / "map.json", given))
 
 
 def test_other_errors(
@@ -215,18 +215,18 @@ def test_other_errors(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def told(*argv: Any) -> str:
+    def error_of(*argv: Any) -> str:
         return refused(folders, tokens, capsys, *argv)
 
-    assert "--device: no effect with --device_map" in told("--device_map", "auto", "--device", "cpu")
-    assert "--eager: no effect with --device_map" in told("--device_map", "auto", "--eager")
-    assert "balanced: neither auto nor a JSON file" in told("--device_map", "balanced")
+    assert "--device: no effect with --device_map" in error_of("--device_map", "auto", "--device", "cpu")
+    assert "--eager: no effect with --device_map" in error_of("--device_map", "auto", "--eager")
+    assert "balanced: neither auto nor a JSON file" in error_of("--device_map", "balanced")
     (tmp_path / "broken.json").write_text("{")
-    assert "broken.json: not JSON" in told("--device_map", tmp_path / "broken.json")
+    assert "broken.json: not JSON" in error_of("--device_map", tmp_path / "broken.json")
     with monkeypatch.context() as patched:
         patched.setenv("WORLD_SIZE", "2")
         patched.setenv("RANK", "0")
-        assert "--device_map: one process only" in told("--device_map", "auto")
+        assert "--device_map: one process only" in error_of("--device_map", "auto")
     imported: Callable[..., Any] = builtins.__import__
 
     def without(name: str, *args: Any, **keywords: Any) -> Any:
@@ -241,7 +241,7 @@ def test_other_errors(
     with pytest.raises(ValueError, match=r"adapter is an adapter, .* merge it first"):
         open_model(adapter, CPU, torch.float32, device_map="auto")
     monkeypatch.setattr(builtins, "__import__", without)
-    assert "pip install 'knowledge-entropy[big]'" in told("--device_map", "auto")
+    assert "pip install 'knowledge-entropy[big]'" in error_of("--device_map", "auto")
 
 
 def test_a_full_disk_is_named_and_nothing_is_left(
@@ -292,8 +292,8 @@ def test_auto_is_the_type_of_the_files(
     model.save_pretrained(tmp_path / "mixed")
     argv = ["--checkpoint", str(tmp_path / "mixed"), *map(str, which), "--precision", "auto"]
     assert exit_status(entropy.main, argv) in (1, 2)
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert "bfloat16 (20 tensors) and float32 (1 tensors); name one type" in told
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "bfloat16 (20 tensors) and float32 (1 tensors); name one type" in error
 
 
 @pytest.mark.gpu

@@ -144,6 +144,13 @@ def test_ranks_share_odd_numbers_of_instances_out(shared: Path, tokens: Path, fa
     np.testing.assert_allclose(sum(part.sums for part in parts), alone.sums, rtol=1e-5, atol=1e-8)
 
 
+def test_fewer_instances_than_processes_are_an_error_on_all_of_them(shared: Path) -> None:
+    model, rows = open_model(shared, CPU, torch.float32), [np.arange(4), np.arange(4)]
+    for rank in range(3):
+        with pytest.raises(ValueError, match="2 instances, fewer than the 3 processes"):
+            measure(model, rows, 1, "abs", CPU, Ranks(rank, 3))
+
+
 def test_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens per second, and H with its standard error once there are enough instances."""
     model = OLMo(tiny_config()).eval()
