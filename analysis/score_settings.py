@@ -23,7 +23,7 @@ from olmo.config.load import make_model_config
 from olmo.config.setting import plain
 from olmo.distributed import Ranks
 from olmo.eval.evaluators import Evaluators
-from olmo.exceptions import ConfigurationError, did_you_mean, listed
+from olmo.exceptions import ConfigurationError, did_you_mean, listed, needs
 from olmo.files.adapters import base_folder
 from olmo.files.digests import file_digest
 from olmo.knowledge.entries import KINDS, load_entries
@@ -69,11 +69,7 @@ def task_evaluators(names: Sequence[str], batches: int) -> list[EvaluatorConfig]
 
     Raises ConfigurationError for unknown names.
     """
-    try:
-        import olmo_eval
-    except ImportError as error:
-        raise ConfigurationError("--tasks: needs the package ai2-olmo-eval") from error
-    known = olmo_eval.list_tasks()
+    known = needs("olmo_eval", "eval", "--tasks").list_tasks()
     chosen = dict.fromkeys(task for name in names for task in (TASKS if name == "paper" else (name,)))
     for name in chosen:
         if name not in known:

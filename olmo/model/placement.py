@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, needs
 from ..files.tensors import LazyTensors
 
 DeviceMap: TypeAlias = dict[str, Any]  # the name of a module -> an index of a GPU, a device, "cpu" or "disk"
@@ -22,14 +22,8 @@ _FREE = 0.9  # of each device's free memory is for weights; the rest is for acti
 
 
 def needs_accelerate() -> Any:
-    """accelerate. Raises ConfigurationError that names the extra where it is not installed."""
-    try:
-        import accelerate
-    except ImportError as error:
-        raise ConfigurationError(
-            "--device_map: needs accelerate, which is not installed: pip install 'knowledge-entropy[big]'"
-        ) from error
-    return accelerate
+    """accelerate. Raises MissingPackage where it is not installed."""
+    return needs("accelerate", "big", "--device_map")
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -8,18 +8,16 @@ from typing import Any
 
 from ..config.schema import TrainConfig
 from ..console import printable
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, needs
 
 
 def start_wandb(config: TrainConfig, id_file: Path, resumed: bool) -> Any:
     """Start a Weights & Biases run. A resumed run continues the one whose id is in `id_file`.
 
-    Raises ConfigurationError where wandb is not installed, has no key, or cannot reach its server.
+    Raises MissingPackage where wandb is not installed, ConfigurationError where it has no key or cannot reach its
+    server.
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigurationError("wandb: is configured but not installed: python -m pip install wandb") from error
+    wandb = needs("wandb", "wandb", "wandb")
     chosen = config.wandb
     assert chosen is not None
     known = id_file.read_text(encoding="utf-8") if resumed and id_file.is_file() else None
@@ -54,9 +52,8 @@ def _without_secrets(value: Any) -> Any:
 
 
 def summary_writer() -> Any:
-    """torch's class that writes events for TensorBoard. Raises ConfigurationError where tensorboard is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigurationError("tensorboard: is not installed: python -m pip install tensorboard") from error
+    """torch's class that writes events for TensorBoard. Raises MissingPackage where tensorboard is missing."""
+    needs("tensorboard", "tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, needs
 from .loss import Losses, LossFunction, linear_cross_entropy
 
 
@@ -57,10 +57,5 @@ def loss_function(fused: bool | None, device: torch.device) -> LossFunction:
         return linear_cross_entropy
     if device.type != "cuda":
         raise ConfigurationError(f"fused_loss: Liger Kernel needs a CUDA device, not {device.type}; leave it out")
-    try:
-        import liger_kernel.transformers.functional  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError(
-            f"fused_loss: needs Liger Kernel ({error}); leave it out, or: python -m pip install 'liger-kernel>=0.8'"
-        ) from error
+    needs("liger_kernel.transformers.functional", "liger", "fused_loss")
     return fused_linear_cross_entropy

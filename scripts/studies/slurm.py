@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from olmo.console import Progress, clock
-from olmo.exceptions import ConfigurationError, Interrupted
+from olmo.exceptions import ConfigurationError, Interrupted, needs
 from scripts.studies.job import CANCELLED, run_in_job
 from scripts.studies.local import ON_DEVICES
 from scripts.studies.plan import Stage
@@ -65,7 +65,8 @@ class Job:
 class Slurm:
     """Submits stages as jobs and waits for them; control-C leaves the jobs.
 
-    Raises ConfigurationError where settings of `cluster` have no effect or SLURM or submitit are missing.
+    Raises ConfigurationError where settings of `cluster` have no effect or SLURM is missing, MissingPackage without
+    submitit.
     """
 
     def __init__(self, records: Records, cluster: Cluster):
@@ -84,12 +85,7 @@ class Slurm:
             raise ConfigurationError(
                 "--cluster: sbatch is not installed here: run the command where jobs are submitted"
             )
-        try:
-            import submitit
-            import submitit.core.utils
-        except ImportError as error:
-            raise ConfigurationError("--cluster: submitit is missing: pip install -e '.[cluster]'") from error
-        self.submitit = submitit
+        self.submitit = needs("submitit", "cluster", "--cluster")
         self.folder = records.folder / "jobs"
         self.numbers: dict[str, str] = {}  # stage -> id of its job, alive or just ended
         self.over: dict[str, str] = {}  # stage -> how it ended

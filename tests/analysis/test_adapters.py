@@ -166,7 +166,7 @@ def test_without_peft(
 ) -> None:
     adapter = copied(made, tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert "pip install peft" in refused(adapter, tokens, capsys)
+    assert "pip install 'knowledge-entropy[peft]'" in refused(adapter, tokens, capsys)
 
 
 def test_an_edit_of_an_adapter_is_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -227,20 +226,13 @@ def test_other_errors(
         patched.setenv("WORLD_SIZE", "2")
         patched.setenv("RANK", "0")
         assert "--device_map: one process only" in error_of("--device_map", "auto")
-    imported: Callable[..., Any] = builtins.__import__
-
-    def without(name: str, *args: Any, **keywords: Any) -> Any:
-        if name == "accelerate":
-            raise ImportError(name)
-        return imported(name, *args, **keywords)
-
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folders["Llama"])}))
     (adapter / "adapter_model.safetensors").touch()
     with pytest.raises(ValueError, match=r"adapter is an adapter, .* merge it first"):
         open_model(adapter, CPU, torch.float32, device_map="auto")
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
     assert "pip install 'knowledge-entropy[big]'" in error_of("--device_map", "auto")
 
 

@@ -2,17 +2,20 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from olmo.console import log
-from olmo.exceptions import ConfigurationError, Interrupted, Parser, exit_status
+from olmo.exceptions import ConfigurationError, Interrupted, MissingPackage, Parser, exit_status, needs
 from tests.running import ROOT
+from tests.test_house import modules
 
 
 def failing(error: BaseException):
@@ -271,3 +274,33 @@ def test_secrets_of_the_environment_are_neither_printed_nor_logged(
 def test_a_name_of_several_lines_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     exit_status(failing(FileNotFoundError(errno.ENOENT, "No such file", "a\nerror: b\x1b[2J")), [])
     assert capsys.readouterr().err == "error: a\\nerror: b\\x1b[2J: No such file\n"
+
+
+def test_a_missing_package_is_one_line_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert exit_status(lambda _: needs("boto3.session", "s3", "--data s3://b/a.npy")) == 1
+    line = "error: --data s3://b/a.npy: boto3 is not installed: pip install 'knowledge-entropy[s3]'\n"
+    assert capsys.readouterr().err == line
+    (tmp_path / "half_there.py").write_text("import a_package_that_it_needs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackage, match=r"half_there cannot be imported \(No module named 'a_package_that_it_nee"):
+        needs("half_there", "s3", "--data")
+    assert needs("json.decoder", "s3", "--data").__name__ == "json.decoder"
+
+
+def test_packages_that_errors_name_are_installed_by_their_extra() -> None:
+    """Each `needs("package", "extra", ...)` of the source."""
+    tomllib = pytest.importorskip("tomllib", reason="part of Python 3.11")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    extras["demo"] = extras["eval"]  # which it includes
+    calls = [
+        call
+        for path in modules().values()
+        for call in re.findall(r'\b(?:needs|missing_package)\(\s*"([\w.]+)", "(\w+)"', path.read_text("utf-8"))
+    ]
+    assert len(calls) > 5
+    for module, extra in calls:
+        package = module.partition(".")[0].replace("_", "-")
+        assert any(re.search(rf"\b{package}>=", requirement) for requirement in extras[extra]), (module, extra)

