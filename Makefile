@@ -13,7 +13,7 @@ PEERS = .venv-peers
 INTEROP = .venv-interop
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help setup demo demo-contrast demo-real studies test test-gpu test-slurm checks interop bench bench-against crash crash-analysis golden
+.PHONY: help gpu gpu-carry setup demo demo-contrast demo-real studies test test-gpu test-slurm checks interop bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
@@ -25,6 +25,8 @@ help:
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
+	@echo "make gpu            what a GPU reaches, in eight minutes: installs nothing, uses PYTHON;  make gpu SMALL=1: tiny, on a CPU"
+	@echo "make gpu-carry      what make gpu needs beside torch and transformers, into build/gpu-site, for a machine without network"
 	@echo "make crash          training killed 60 times, compared with uninterrupted runs: five minutes, or thirty on a busy machine"
 	@echo "make crash-analysis commands of the analysis killed 100 times, compared with uninterrupted ones"
 	@echo "make golden         regenerate the numbers of ai2-olmo 0.6.0 that the tests compare with (tests/golden/README.md)"
@@ -89,6 +91,15 @@ bench: $(READY) $(GOLDEN)/.ready $(PEERS)/.ready
 bench-against: $(READY)
 	$(if $(BASE),,$(error name the other checkout: make bench-against BASE=DIR))
 	$(RUN) -m scripts.bench --against $(BASE)
+
+# Neither an environment nor a network: the Python at hand, and what build/gpu-site has of packages that it lacks.
+gpu:
+	$(PYTHON) -m scripts.gpu $(if $(SMALL),--small) $(if $(ONLY),--only $(ONLY))
+
+gpu-carry:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --only-binary :all: --platform any \
+		--implementation py --abi none --target build/gpu-site --constraint constraints.txt \
+		--requirement scripts/gpu/carried.txt
 
 crash: $(READY)
 	$(RUN) -m tests.crash runs/crash --kills 30

@@ -1,0 +1,78 @@
+"""Where a measurement runs, and how it is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from olmo.distributed import pick_device
+from olmo.exceptions import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a measurement is given: a folder of its own, deleted afterwards, and what was measured before it.
+
+    small: tiny sizes, which show on a CPU that the measurement works; its bars do not apply. peak: operations per
+    second of a bfloat16 product of matrices (`peak.py`), the denominator of every MFU; None before it is measured.
+    """
+
+    folder: Path
+    small: bool = False
+    peak: float | None = None
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The GPU; the CPU in a small run without one. Raises ConfigurationError where there is none."""
+        if not torch.cuda.is_available() and not self.small:
+            raise ConfigurationError("torch sees no CUDA device here; --small runs on a CPU")
+        return pick_device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def bar(self, value: float) -> float | None:
+        """A bar of the full size, for `at_least` or `at_most`."""
+        return None if self.small else value
+
+    def wait(self) -> None:
+        """Let the device finish all that it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, work: Callable[[], Any], repeats: int, warmups: int = 1) -> list[float]:
+        """Seconds of each repetition of `work`, by CUDA events on a GPU, after unmeasured ones."""
+        for _ in range(warmups):
+            work()
+        self.wait()
+        if self.device.type != "cuda":
+            return [_elapsed(work) for _ in range(repeats)]
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            work()
+            mark.record()
+        self.wait()
+        return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
+
+    def peak_gib(self, work: Callable[[], Any]) -> float | None:
+        """GiB that tensors on the GPU hold at most while `work` runs; None on a CPU, which does not count them."""
+        if self.device.type != "cuda":
+            work()
+            return None
+        self.wait()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        work()
+        self.wait()
+        return torch.cuda.max_memory_allocated(self.device) / 2**30
+
+
+def _elapsed(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
