@@ -1,4 +1,4 @@
-# make demo | test | checks | bench | crash | golden; each sets up what it needs and repeats no finished work.
+# make demo | test | checks | docs | bench | crash | golden; each sets up what it needs and repeats no finished work.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
@@ -11,9 +11,10 @@ CLUSTER = $(VENV)/.cluster
 GOLDEN = .venv-golden
 PEERS = .venv-peers
 INTEROP = .venv-interop
+DOCS = .venv-docs
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help gpu gpu-carry setup demo demo-contrast demo-real studies test test-gpu test-slurm checks interop bench bench-against crash crash-analysis golden
+.PHONY: help gpu gpu-carry setup demo demo-contrast demo-real studies test test-gpu test-slurm checks docs docs-serve interop bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
@@ -23,6 +24,7 @@ help:
 	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
 	@echo "make interop        models of nnsight and TransformerLens, and lm_eval, in an environment of its own"
 	@echo "make checks         formatter, linter, type checker"
+	@echo "make docs           the documentation as a site, in site/;  make docs-serve: at http://127.0.0.1:8000"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
 	@echo "make gpu            what a GPU reaches, in eight minutes: installs nothing, uses PYTHON;  make gpu SMALL=1: tiny, on a CPU"
@@ -85,6 +87,14 @@ checks: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+# The variable turns off an advertisement. ADDRESS is where docs-serve answers.
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
+ADDRESS ?= 127.0.0.1:8000
+docs-serve: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs serve --dev-addr $(ADDRESS) --watch README.md --watch CONTRIBUTING.md
+
 bench: $(READY) $(GOLDEN)/.ready $(PEERS)/.ready
 	$(RUN) -m scripts.bench
 
@@ -129,4 +139,11 @@ $(PEERS)/.ready: scripts/benchmarks/peers.txt constraints.txt
 $(INTEROP)/.ready: tests/interop/requirements.txt constraints.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $< --editable .
+	touch $@
+
+# The packages of the extra alone: the site is made from the sources, without the project and torch.
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	sed -n 's/^docs = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d '" ' | tr , '\n' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(DOCS)/requirements.txt
 	touch $@

@@ -1,11 +1,11 @@
 """Measure knowledge entropy of checkpoints (method section 1), with standard errors.
 
-    python -m analysis.entropy --checkpoint 'runs/demo/pretraining/seed0/step*-unsharded' \
+    python -m analysis.entropy --checkpoint 'runs/demo/pretraining/seed0/step*-unsharded' \\
         --data runs/demo/text/general_train.npy
     python -m analysis.entropy --step 738020 --data_size 2048 --batch_size 4
     python -m analysis.entropy --step all --data_size 2048 --batch_size 4
-    python -m analysis.entropy --checkpoint allenai/OLMo-1B@step20000-tokens84B allenai/OLMo-1B@step738020-tokens3095B \
-        --data_size 2048 --output results --keep none
+    python -m analysis.entropy --checkpoint allenai/OLMo-1B@step20000-tokens84B \\
+        allenai/OLMo-1B@step738020-tokens3095B --data_size 2048 --output results --keep none
 
 Without --data, the instances are the first ones of Dolma in the official run's own order; only their bytes are
 downloaded. Writes `knowledge_entropy.json` and `mlp_average_coefficients.safetensors` beside each checkpoint, or into

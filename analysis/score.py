@@ -1,10 +1,10 @@
 """Score checkpoints without training: probes and K, downstream accuracies and P, losses on held-out text.
 
-    python -m analysis.score 'runs/demo/pretraining/seed0/step*-unsharded' --knowledge runs/demo/knowledge \
+    python -m analysis.score 'runs/demo/pretraining/seed0/step*-unsharded' --knowledge runs/demo/knowledge \\
         --held_out general=runs/demo/text/general_heldout.npy --output runs/demo/scores
-    python -m analysis.score allenai/OLMo-1B@step738020-tokens3095B --knowledge data/fictional_knowledge \
+    python -m analysis.score allenai/OLMo-1B@step738020-tokens3095B --knowledge data/fictional_knowledge \\
         --tasks paper --sequence_length 1024 --output results/scores
-    python -m analysis.score checkpoints/pretrained_1B/738020-unsharded --output results/scores \
+    python -m analysis.score checkpoints/pretrained_1B/738020-unsharded --output results/scores \\
         --config configs/1B/1B_bs128_lr4e4_pubmed_1ep_738k.yaml
 
 A checkpoint is a folder, a hub id with @revision or a quoted pattern, of OLMo or any family that can be trained. The
