@@ -37,9 +37,10 @@ class _Help(Exception):
 
 
 def modules() -> list[str]:
-    """The modules of `PACKAGES` that a user runs with `python -m`, sorted: they have a `main` that takes arguments."""
+    """The modules of `PACKAGES` that a user runs with `python -m`, sorted: they have a `main` that takes arguments. In
+    folders, these are only `__main__`; others are processes that a command starts."""
     names = []
-    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+    for path in (path for name in PACKAGES for form in ("*.py", "*/__main__.py") for path in (ROOT / name).glob(form)):
         text = path.read_text("utf-8")
         if _GUARD in text and "\ndef main(argv" in text:
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
