@@ -30,6 +30,7 @@ from olmo.memory import CoefficientAverages, GroupedMeans, jackknife_error, laye
 from olmo.memory.unwrap import is_sharded, unwrapped
 
 _FIRST_CHECK = 64  # instances after which the standard error is first computed; then after every further quarter
+_PAUSE = 50  # times what an estimate took: until then none is made for the progress line alone, as a GPU waits for it
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def measure(
     """Measure a model on `rows`, token ids of each instance (ragged), shared out among `ranks`; a collective. One that
     FSDP has sharded, whose passes gather weights from all processes, is measured on all rows by each.
 
-    coefficient: "abs" or "relu", as in `observe`. compiled: our own model's layers go through torch.compile where only
-    `abs` coefficients are measured. tolerance: stop at the first check at which the standard error of H is below it;
+    coefficient: "abs" or "relu", as in `observe`. compiled: where most rows have the largest length and only `abs`
+    coefficients are measured, our own model's layers go through torch.compile for full batches of that length; every
+    other shape would be compiled anew. tolerance: stop at the first check at which the standard error of H is below it;
     checks are made after 64 instances, then whenever their number has grown by a quarter.
     Raises ValueError for tokens that the model does not know and for fewer instances than processes.
     """
@@ -124,7 +126,9 @@ def measure(
     if len(rows) < ranks.world_size:  # on every rank, as none may wait for the others
         raise ValueError(f"{len(rows)} instances, fewer than the {ranks.world_size} processes")
     others: dict[str, GroupedMeans] = {}
-    next_check, tokens, estimate = _FIRST_CHECK, 0, ""
+    next_check, rested, tokens, estimate = _FIRST_CHECK, 0.0, 0, ""
+    lengths = [len(row) for row in rows]
+    usual = (batch_size, max(lengths)) if 2 * lengths.count(max(lengths)) > len(rows) else None
     vocabulary = next(module for module in model.modules() if isinstance(module, nn.Embedding)).num_embeddings
     largest = max(int(row.max()) for row in rows)
     if largest >= vocabulary:
@@ -134,21 +138,24 @@ def measure(
         Progress(description, len(rows), "instances", show=show) as progress,
     ):
         knowledge = CoefficientAverages(observation.sizes)
-        observation.compiled = compiled and tuple(measures) == ("knowledge",)
+        may_compile = compiled and tuple(measures) == ("knowledge",)
         for start in range(0, len(rows), batch_size * ranks.world_size):
             stop = min(start + batch_size * ranks.world_size, len(rows))
             mine = np.arange(start + ranks.rank, stop, ranks.world_size)
             if len(mine):
                 chosen = [rows[i] for i in mine.tolist()]
                 ids, mask = padded(chosen, device)
+                observation.compiled = may_compile and ids.shape == usual
                 values_of = instance_entropies(model, observation, ids, mask, measures)
                 knowledge.add(values_of.pop("knowledge"), mine)
                 for name, values in values_of.items():
                     others.setdefault(name, GroupedMeans(*values.shape[1:])).add(values, mine)
-            tokens += sum(len(row) for row in rows[start:stop])
-            progress.note = f", {tokens / max(time.monotonic() - progress.started, 1e-9):,.0f} tokens/s{estimate}"
+            tokens += sum(lengths[start:stop])
+            now = time.monotonic()
+            progress.note = f", {tokens / max(now - progress.started, 1e-9):,.0f} tokens/s{estimate}"
             progress.advance(stop - start)
-            if stop >= next_check and knowledge.instances and (tolerance is not None or ranks.is_first):
+            wanted = tolerance is not None or (ranks.is_first and now >= rested)
+            if stop >= next_check and knowledge.instances and wanted:
                 _check_finite("knowledge", knowledge.layers.items(), description)
                 so_far = copy(knowledge)
                 if tolerance is not None:
@@ -158,6 +165,7 @@ def measure(
                 if tolerance is not None and error < tolerance:
                     break
                 next_check = math.ceil(stop * 1.25)
+                rested = time.monotonic() + _PAUSE * (time.monotonic() - now)
     for average in (knowledge, *others.values()):
         average.reduce(ranks)
     _check_finite("knowledge", knowledge.layers.items(), description)

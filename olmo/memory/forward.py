@@ -25,9 +25,13 @@ def token_means(coefficients: Tensor, mask: Tensor | None, lengths: Tensor | int
 
     lengths (B, 1): numbers of tokens to divide by, where the coefficients are only a part of them.
     On a CPU in pieces that fit into its cache, ten times faster than one sum over T. Smaller pieces are slower where
-    threads share processors with other work, because they wait for each other after every piece.
+    threads share processors with other work, because they wait for each other after every piece. On CUDA without a
+    mask in one pass over C, instead of three and a copy of C in float32.
     """
     instances, length, memories = coefficients.shape
+    if coefficients.is_cuda and mask is None:
+        total = torch.linalg.vector_norm(coefficients, 1, dim=1, dtype=torch.float32)
+        return total / (length if lengths is None else lengths)
     total = torch.zeros(instances, memories, device=coefficients.device)
     size = length if coefficients.device.type != "cpu" else max(SUMMED_AT_ONCE // (instances * memories), 1)
     for start in range(0, length, size):

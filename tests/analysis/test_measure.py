@@ -17,7 +17,7 @@ from analysis import measure as measure_module
 from analysis.measure import measure
 from analysis.models import open_model
 from olmo.distributed import Ranks
-from olmo.memory import GroupedMeans
+from olmo.memory import GroupedMeans, forward
 from olmo.model import OLMo
 from tests.analysis.measuring import (
     INSTANCES,
@@ -169,3 +169,37 @@ def test_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert notes[1] == ", 2,000 tokens/s"
     assert notes[2] == ", 1,500 tokens/s" and notes[6].startswith(", 1,167 tokens/s") and "H " not in notes[6]
     assert ", H " in notes[-1] and " +- " in notes[-1]
+
+
+def test_estimates_for_the_progress_line_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They keep a GPU waiting; a tolerance needs every one of them."""
+    model, estimates = OLMo(tiny_config()).eval(), []
+    rows = list(np.random.default_rng(0).integers(0, 100, (130, 4)))
+    error = measure_module.jackknife_error
+    monkeypatch.setattr(measure_module, "jackknife_error", lambda left: estimates.append(len(left)) or error(left))
+    for pause, tolerance, expected in ((0, None, 3), (1e6, None, 1), (1e6, 1e-9, 3)):  # after 70, 90 and 120
+        monkeypatch.setattr(measure_module, "_PAUSE", pause)
+        measure(model, rows, 10, "abs", CPU, Ranks(), tolerance)
+        assert len(estimates) == expected
+        estimates.clear()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batches"), [([9] * 11, 2), ([9] * 8 + [3] * 3, 2), ([9] * 5 + [3] * 6, 0), ([*range(1, 12)], 0)]
+)
+def test_full_batches_of_the_usual_length_are_compiled(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], batches: int
+) -> None:
+    """Every other shape would be compiled anew, for tens of seconds each; the result is the same."""
+    torch.manual_seed(0)
+    model, shapes = OLMo(tiny_config(n_layers=2)).eval(), []
+
+    def compiled(block: Any, stream: Tensor, *rest: Any) -> Any:
+        shapes.append(stream.shape[:2])
+        return forward._layer(block, stream, *rest)
+
+    monkeypatch.setattr(forward, "_compiled_layer", lambda: compiled)
+    rows = [np.arange(length) for length in lengths]
+    found = measure(model, rows, 4, "abs", CPU, Ranks(), compiled=True)
+    assert shapes == [(4, 9)] * (2 * batches)
+    np.testing.assert_allclose(found.layers, measure(model, rows, 4, "abs", CPU, Ranks()).layers, rtol=1e-6)
