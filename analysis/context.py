@@ -11,7 +11,7 @@ from torch import nn
 
 from olmo import checkpoint
 from olmo.checkpoint import empty_network
-from olmo.checkpoint.transformers_layout import from_transformers_config, is_known
+from olmo.checkpoint.config_json import from_transformers_config, is_known
 from olmo.exceptions import ConfigurationError
 from olmo.model import OLMo
 

@@ -29,8 +29,9 @@ import torch
 from analysis.edited_folder import copy_other_files, write_edited_folder
 from olmo import checkpoint
 from olmo.checkpoint import families
+from olmo.checkpoint.config_json import has_original_keys, to_transformers_config
 from olmo.checkpoint.saves import is_sharded
-from olmo.checkpoint.transformers_layout import has_original_keys, to_transformers_config, to_transformers_state
+from olmo.checkpoint.transformers_layout import to_transformers_state
 from olmo.config import ModelConfig, load_model_config, save_model_config
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.digests import file_digest

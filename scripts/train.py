@@ -26,10 +26,8 @@ from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.config.help import LEGEND, describe
 from olmo.console import StdoutHandler
-from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process, pick_device, process_group
+from olmo.distributed import adopt_launcher, disable_malloc_trim, exit_process
 from olmo.exceptions import ConfigurationError, FailedOnAllRanks, Interrupted, exit_status
-from olmo.train import Trainer
-from olmo.train.stopping import Signals
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,8 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if argv[0] == "--help-config":
         if len(argv) > 2:
             raise ConfigurationError(f"--help-config: expected one key, got {' '.join(argv[1:])}")
-        print(f"{describe(*argv[1:])}\n({LEGEND})")
-        return
+        return print(f"{describe(*argv[1:])}\n({LEGEND})")
     adopt_launcher()
     named = [flag for flag in argv[1:] if flag.partition("=")[0] == "--device"]
     try:
@@ -52,6 +49,9 @@ def main(argv: Sequence[str]) -> None:
     except (ValueError, OSError) as error:  # of the model's folder, which all processes read
         raise FailedOnAllRanks(str(error)) from error
     logging.basicConfig(format="%(message)s", handlers=[StdoutHandler()])
+    from olmo.distributed import pick_device, process_group  # torch, which no check so far needs
+    from olmo.train import Signals, Trainer
+
     disable_malloc_trim()
     device = pick_device(named[-1].partition("=")[2] if named else None)
     # Signals are handled only after all processes have joined: until then they end a process that waits for another.

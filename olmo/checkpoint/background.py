@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 
 
 class BackgroundTask:

@@ -16,8 +16,8 @@ from ..config.schema import TrainConfig
 from ..config.setting import setting_of
 from ..exceptions import ConfigurationError
 from ..tokenizer import document_end
-from . import hub, saves, weights
-from .families import NO_CODE, named_errors
+from . import hub, saves
+from .folder import is_olmo, read_config, transformers_config
 from .formats import explain
 
 
@@ -44,10 +44,10 @@ def complete(raw: DictConfig) -> None:
     folder = _folder(raw, name, key, required=not ours)
     if folder is None:
         return
-    found = weights.transformers_config(folder)
+    found = transformers_config(folder)
     if found is None and named:
         raise FileNotFoundError(f"{folder}: no config.json of a model of transformers' (model.transformers)")
-    if found is None or weights.is_olmo(folder):
+    if found is None or is_olmo(folder):
         if named:
             raise ConfigurationError(
                 f"model.transformers: {named} is an OLMo model, which this program has itself; for its weights give "
@@ -55,7 +55,7 @@ def complete(raw: DictConfig) -> None:
             )
         if ours:
             return
-        about = {**vars(weights.read_config(folder)), "resuscitation": None}
+        about = {**vars(read_config(folder)), "resuscitation": None}
         if about["transformers"]:  # the configuration of a run, without a model
             raise FileNotFoundError(f"{folder}: {explain(folder)} ({key})")
     else:
@@ -80,6 +80,8 @@ def described(folder: Path, found: Mapping[str, Any], given: Mapping[str, Any]) 
     ValueError for a folder that holds no causal language model.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    from .families import NO_CODE, named_errors  # torch, which OLMo's folders do not need
 
     kind = found.get("model_type")
     if not isinstance(kind, str):

@@ -15,6 +15,7 @@ from ..files.tensors import read_tensors
 from ..memory.locate import find_layers
 from ..memory.rescaling import multiply, row_factors
 from . import saves, weights
+from .folder import model_files
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def _held(folder: Path) -> dict[str, Tensor]:
         from . import sharded  # what it imports takes longer than most of what reads a checkpoint
 
         return sharded.Reader(folder).shapes(f"{sharded.WEIGHTS}network.")
-    files = weights.model_files(folder)
+    files = model_files(folder)
     return {name: tensor.to("meta") for path in files for name, tensor in read_tensors(path).items()}
 
 

@@ -26,6 +26,7 @@ from ..memory.unwrap import unwrapped
 from ..model.causal_lm import CausalLM, Model
 from ..model.trainable import refusal
 from . import edits, hub, saves, weights
+from .folder import is_olmo, model_files, resuscitation_file
 
 _MOST_LAYERS = 10_000  # an empty model of more takes minutes to build
 NO_CODE = {"trust_remote_code": False}  # without it, transformers asks on a terminal whether to run it
@@ -49,13 +50,13 @@ def load_model(folder: Path, device: torch.device, config: ModelConfig, mapped: 
         raise ConfigurationError(f"{folder}: an adapter of an OLMo model; merge it first: {MERGE}")
     if config.transformers is None:
         return weights.load_model(folder, device, config=config, mapped=mapped)
-    if weights.is_olmo(folder):
+    if is_olmo(folder):
         raise ConfigurationError(
             f"model.transformers: {config.transformers}, but {folder} is an OLMo checkpoint; choose another save_folder"
         )
     network = open_network(folder, torch.float32, complete_head=True)
     if config.resuscitation:
-        path = weights.resuscitation_file(config.resuscitation, folder, "model.resuscitation")
+        path = resuscitation_file(config.resuscitation, folder, "model.resuscitation")
         edits.resuscitate(network, folder, path, config.resuscitation_force)
     if not mapped and device.type == "cpu":  # transformers maps float32 weights from the file
         for tensor in (*network.parameters(), *network.buffers()):
@@ -182,7 +183,7 @@ def open_network(folder: Path, dtype: torch.dtype | str, complete_head: bool = F
 def _adapted(folder: Path, network: nn.Module) -> nn.Module:
     """The network of a base model with the adapter of a folder in its layers."""
     peft = needs("peft", "peft", f"{folder}, an adapter")
-    weights.model_files(folder)  # an error if there are none that can be read
+    model_files(folder)  # an error if there are none that can be read
     with named_errors(folder, "add the adapter to"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is missing, which is raised below
         adapted: Any = peft.PeftModel.from_pretrained(network, str(folder))

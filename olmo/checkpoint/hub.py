@@ -10,8 +10,8 @@ from pathlib import Path
 from ..exceptions import did_you_mean
 from ..files.adapters import base_name, is_adapter
 from ..files.paths import is_hub_id
+from .folder import model_files
 from .formats import explain
-from .weights import model_files
 
 
 def fetch_base(folder: Path, weights: bool = True) -> Path:

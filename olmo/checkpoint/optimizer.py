@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import shard_like
+from ..distributed.devices import shard_like
 from ..files.tensors import read_training_state
 from .saves import is_sharded
 from .transformers_layout import plain_names

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from ..config.schema import TrainConfig
 from ..console import log
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..memory.temperature import Temperatures
 from ..model.causal_lm import Model
 from . import saves, sharded, writing

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from ..distributed import Ranks, is_collective_error
+from ..distributed.ranks import Ranks, is_collective_error
 from ..exceptions import short_message
 from ..files.torch_files import check_torch_file
 from ..files.unpickling import PATHS, unpickle

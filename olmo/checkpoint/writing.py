@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..config.schema import TrainConfig
-from ..distributed import Ranks, full_tensor, is_collective_error
+from ..distributed.devices import full_tensor
+from ..distributed.ranks import Ranks, is_collective_error
 from ..exceptions import FailedOnAllRanks, short_message
 from ..files.tensors import write_olmo_safetensors
 from ..memory.temperature import Temperatures

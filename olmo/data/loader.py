@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config.schema import TrainConfig
-from ..distributed import ABANDONABLE
+from ..distributed.launcher import ABANDONABLE
 from ..exceptions import ConfigurationError
 from .masks import Masked, Masks, open_masks
 from .order import EpochOrder

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config.schema import DataConfig, InstanceFilterConfig
-from ..distributed import to_device
+from ..distributed.devices import to_device
 from ..exceptions import ConfigurationError
 from .filter import repeats_itself
 from .sources import PADDING, TokenDataset, TokenFiles, TokenSource

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import TrainConfig
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..exceptions import ConfigurationError, did_you_mean, needs
 from ..model.causal_lm import Model
 from ..tokenizer import tokenizer_file, tokenizer_of_run

@@ -12,7 +12,7 @@ from ..config.schema import EvaluatorConfig, TrainConfig
 from ..data.masks import open_masks, padded
 from ..data.order import instances_at
 from ..data.sources import check_tokens, open_source
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..memory.entropy import CoefficientAverages, jackknife_error, layer_entropy
 from ..memory.observation import instance_means, observe
 from ..model.causal_lm import Model

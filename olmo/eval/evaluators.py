@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ..config.schema import EvaluatorConfig, TrainConfig
 from ..console import Progress, log
 from ..data.sources import TokenFiles
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..exceptions import ConfigurationError
 from ..knowledge.entries import Probe
 from ..model.causal_lm import Model

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..data.sources import TokenSource, check_tokens
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..model.causal_lm import Model
 from .scoring import token_losses
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..config.schema import EvaluatorConfig, TrainConfig
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..exceptions import ConfigurationError
 from ..knowledge.entries import KINDS, SETTINGS, Probe, load_entries, make_probes
 from ..model.causal_lm import Model

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 
 GROUPS = 64  # of instances, for the jackknife
 
@@ -39,8 +39,7 @@ class GroupedMeans:
     """A mean over instances of numbers of any shape, in float64, by groups of instances for its standard error.
 
     Instance k belongs to group k mod 64. Leaving one group out at a time (delete-a-group jackknife) gives the sampling
-    error if instances are independent samples; neighbours that share a document, as in packed text, make it a little
-    too small.
+    error of independent samples; neighbours that share a document, as in packed text, make it a little too small.
     """
 
     def __init__(self, *shape: int):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config.model import ModelConfig
-from ..distributed import to_device
+from ..distributed.devices import to_device
 from ..exceptions import ConfigurationError
 from ..files.tensors import read_tensor
 from ..model.causal_lm import CausalLM, Model

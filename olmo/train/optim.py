@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.schema import OptimizerConfig
-from ..distributed import full_tensor
+from ..distributed.devices import full_tensor
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict]:

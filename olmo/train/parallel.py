@@ -34,7 +34,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config.schema import DDPConfig, FSDPConfig, FSDPWrapStrategy, TrainConfig
-from ..distributed import Ranks, full_tensor
+from ..distributed.devices import full_tensor
+from ..distributed.ranks import Ranks
 from ..exceptions import ConfigurationError
 from ..model.causal_lm import CausalLM, Model
 from ..model.olmo import OLMo

@@ -17,7 +17,7 @@ from ..checkpoint.optimizer import load_optimizer_state, read_optimizer_state
 from ..checkpoint.remote_saves import RemoteSaves
 from ..config.model import ModelConfig
 from ..config.schema import TrainConfig
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..exceptions import ConfigurationError
 from ..model.causal_lm import CausalLM, Model
 from ..model.olmo import OLMo

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..config.schema import TrainConfig
 from ..data.loader import Batch
-from ..distributed import Ranks, to_device
+from ..distributed.devices import to_device
+from ..distributed.ranks import Ranks
 from ..model.causal_lm import Model
 from .loss import predictions
 from .optim import clip_each_gradient, clip_gradients, weight_metrics

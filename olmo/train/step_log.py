@@ -11,7 +11,7 @@ import torch
 from ..config.schema import TrainConfig
 from ..console import clock, log
 from ..data.loader import Batch
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..knowledge.plan import Plan, Text
 from ..model.causal_lm import CausalLM, Model
 from ..report.reporter import Reporter, StepBar

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ..config.schema import TrainConfig
 from ..console import above_bars, log
-from ..distributed import ABANDONABLE, Ranks
+from ..distributed.launcher import ABANDONABLE
+from ..distributed.ranks import Ranks
 from ..exceptions import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

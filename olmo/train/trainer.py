@@ -17,7 +17,7 @@ from ..config.schema import EvaluatorConfig, TrainConfig
 from ..console import log
 from ..data.loader import run_loader
 from ..data.sources import TokenDataset
-from ..distributed import Ranks
+from ..distributed.ranks import Ranks
 from ..eval.evaluators import Evaluators
 from ..knowledge.build import needs_tokenizer, plan_from_config
 from ..knowledge.injection import inject

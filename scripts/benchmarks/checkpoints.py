@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from olmo.checkpoint.transformers_layout import to_transformers_config, to_transformers_state
+from olmo.checkpoint.config_json import to_transformers_config
+from olmo.checkpoint.transformers_layout import to_transformers_state
 from olmo.config import ModelConfig, save_model_config
 from olmo.files.tensors import write_olmo_safetensors, write_safetensors
 

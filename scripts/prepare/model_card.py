@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from analysis.locations import Location, step_of, training_of
 from analysis.results import RESULT, is_edited, results_of
 from olmo import checkpoint
-from olmo.checkpoint.transformers_layout import has_original_keys
+from olmo.checkpoint.config_json import has_original_keys
 from olmo.config.load import read_yaml
 from olmo.console import printable
 from olmo.exceptions import short_message

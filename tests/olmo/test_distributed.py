@@ -367,7 +367,7 @@ def test_leaving_skips_the_shutdown_of_one_of_several(
         raise KeyboardInterrupt(status)
 
     monkeypatch.setenv("WORLD_SIZE", processes)
-    monkeypatch.setattr("olmo.distributed.os._exit", ended)
+    monkeypatch.setattr("olmo.distributed.launcher.os._exit", ended)
     with pytest.raises(SystemExit if shut_down else KeyboardInterrupt) as caught:
         exit_process(3)
     assert caught.value.args == (3,)

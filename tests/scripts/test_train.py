@@ -387,13 +387,13 @@ def test_what_several_processes_cannot_do_is_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Both come to light before the processes speak to each other, so one alone can show it.
-    monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 4)))
+    monkeypatch.setattr("olmo.distributed.process_group", lambda *_: nullcontext(Ranks(0, 4)))
     arguments = [str(folder / "plain.yaml"), f"--save_folder={tmp_path / 'run'}"]
     assert exit_status(main, arguments) == 2
     assert "global_train_batch_size: 6 is not a multiple of the number of processes, 4" in one_line(
         capsys.readouterr().err
     )
-    monkeypatch.setattr("scripts.train.process_group", lambda *_: nullcontext(Ranks(0, 2)))
+    monkeypatch.setattr("olmo.distributed.process_group", lambda *_: nullcontext(Ranks(0, 2)))
     assert exit_status(main, [*arguments, "--distributed_strategy=null"]) == 2
     assert "null runs on one process; use ddp or fsdp" in one_line(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
