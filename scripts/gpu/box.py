@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,13 @@ def main(argv: Sequence[str]) -> None:
 def about(place: Any) -> dict[str, Any]:
     """The machine and its programs."""
     import torch
-    import transformers
 
     known: dict[str, Any] = {"device": platform.processor() or platform.machine(), "cuda": None, "driver": None}
     if place.device.type == "cuda":
         memory = torch.cuda.get_device_properties(place.device).total_memory / 2**30
         known = {"device": torch.cuda.get_device_name(place.device), "memory_gib": memory, "cuda": torch.version.cuda}
         known["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"torch": torch.__version__, "transformers": version("transformers")}
     git = {"commit": _output("git", "rev-parse", "HEAD"), "changed": bool(_output("git", "status", "--porcelain"))}
     return {**known, **versions, "python": platform.python_version(), **git}
 

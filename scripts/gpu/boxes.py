@@ -20,5 +20,13 @@ class Box:
 
 
 FIRST = Box("peak", "scripts.gpu.peak", 25, "the device, and the rate of a large bfloat16 product of matrices")
-BOXES = {box.name: box for box in (FIRST,)}
+BOXES = {
+    box.name: box
+    for box in (
+        FIRST,
+        Box("entropy", "scripts.gpu.entropy", 75, "knowledge entropy of OLMo-1B's shape, compiled"),
+        Box("entropy-ways", "scripts.gpu.entropy_ways", 40, "the same in other ways, and by the obvious script"),
+        Box("entropy-7b", "scripts.gpu.entropy_7b", 30, "memory of the entropy of OLMo-7B's shape"),
+    )
+}
 LIMIT = 480  # seconds of a whole run

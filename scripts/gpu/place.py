@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from olmo.distributed import pick_device
 from olmo.exceptions import ConfigurationError
+from olmo.train.throughput import peak_memory
+from scripts.benchmarks.processes import forget_peak
+from scripts.gpu.rows import Row
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,13 @@ class Place:
 
     small: tiny sizes, which show on a CPU that the measurement works; its bars do not apply. peak: operations per
     second of a bfloat16 product of matrices (`peak.py`), the denominator of every MFU; None before it is measured.
+    earlier: values of this run, by "BOX: NUMBER".
     """
 
     folder: Path
     small: bool = False
     peak: float | None = None
+    earlier: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def device(self) -> torch.device:
@@ -59,17 +65,24 @@ class Place:
         self.wait()
         return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
 
-    def peak_gib(self, work: Callable[[], Any]) -> float | None:
-        """GiB that tensors on the GPU hold at most while `work` runs; None on a CPU, which does not count them."""
-        if self.device.type != "cuda":
-            work()
-            return None
+    def peak_gib(self, work: Callable[[], Any]) -> float:
+        """GiB that tensors on the GPU, on a CPU the process, hold at most while `work` runs."""
         self.wait()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            forget_peak()
         work()
         self.wait()
-        return torch.cuda.max_memory_allocated(self.device) / 2**30
+        return peak_memory(self.device) / 2**30
+
+    def mfu(self, operations: float, seconds: Sequence[float], name: str, at_least: float | None, note: str) -> Row:
+        """The row of the share of `peak`, in percent, that so many operations in these seconds are."""
+        if self.peak is None:
+            raise ValueError(f"{name}: the rate of a product of matrices is not measured; run the box peak too")
+        shares = tuple(100 * operations / each / self.peak for each in seconds)
+        return Row(name, median(shares), "%", at_least=None if self.small else at_least, note=note, samples=shares)
 
 
 def _elapsed(work: Callable[[], Any]) -> float:

@@ -22,6 +22,7 @@ from scripts.gpu.boxes import Box
 from scripts.gpu.rows import ROWS, Row, entries, from_entry
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL_SCALE = 4  # small runs have so many times the seconds: their machine may have other work
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -47,16 +48,18 @@ def run_boxes(
     """
     outcomes: list[Outcome] = []
     started, planned = time.monotonic(), 0.0
+    scale = SMALL_SCALE if small else 1
     for box in boxes:
-        planned = min(planned + box.seconds, limit)
+        planned = min(planned + scale * box.seconds, scale * limit)
         allowed = planned - (time.monotonic() - started)
         if outcomes and outcomes[0].status != "done":
             outcome = Outcome(box, allowed, status="skipped", reason=f"{boxes[0].name} was not measured")
         elif allowed <= 0:
-            outcome = Outcome(box, 0.0, status="skipped", reason=f"no time left of {limit:g} s")
+            outcome = Outcome(box, 0.0, status="skipped", reason=f"no time left of {scale * limit:g} s")
         else:
             peak = outcomes[0].rows[0].value * 1e12 if outcomes else None
-            outcome = run_box(box, output, {"small": small, "peak": peak}, allowed)
+            earlier = {f"{one.box.name}: {row.name}": row.value for one in outcomes for row in one.rows}
+            outcome = run_box(box, output, {"small": small, "peak": peak, "earlier": earlier}, allowed)
         outcomes.append(outcome)
         ended(outcomes)
     return outcomes
