@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 class Difference:
     """The knowledge entropy of one result minus that of another, measured on the same instances.
 
-    value: in nats. standard_error: paired, of the same groups of instances left out of both; None of a single
-    instance. low, high: the 95 % interval, value -+ 1.96 standard errors; None without one.
+    Attributes:
+        value: in nats.
+        standard_error: paired, of the same groups of instances left out of both; None of a single instance.
+        low: of the 95 % interval, value - 1.96 standard errors; None without one.
+        high: of the 95 % interval, value + 1.96 standard errors; None without one.
     """
 
     value: float
@@ -46,9 +49,11 @@ class Difference:
 class Result:
     """The knowledge entropy of one model on given instances, with its parts and its standard error.
 
-    content: of `knowledge_entropy.json` (docs/entropy.md). coefficients: average coefficients Cbar^l,
-    (M_l,) by the number of the layer in the model: float64 where measured here, float32 where loaded. most_active: as
-    in `analysis.breadth.Breadth`.
+    Attributes:
+        content: of `knowledge_entropy.json` (docs/entropy.md).
+        coefficients: average coefficients Cbar^l, (M_l,) by the number of the layer in the model: float64 where
+            measured here, float32 where loaded.
+        most_active: as in `analysis.breadth.Breadth`.
     """
 
     content: Mapping[str, Any]
@@ -83,7 +88,9 @@ class Result:
     def load(cls, folder: str | Path) -> Result:
         """The result that `save` or analysis.entropy wrote to a folder.
 
-        Raises OSError where one of the two files cannot be read, ValueError where it is something else.
+        Raises:
+            OSError: where one of the two files cannot be read.
+            ValueError: where it is something else.
         """
         folder = Path(folder)
         content = read_json(folder / RESULT)
@@ -95,7 +102,11 @@ class Result:
         return cls(content, {n: values.numpy() for n, values in read.average.items()}, read.most_active)
 
     def save(self, folder: str | Path) -> None:
-        """Write the two files of analysis.entropy to a folder, each atomically. Raises OSError."""
+        """Write the two files of analysis.entropy to a folder, each atomically.
+
+        Raises:
+            OSError: where the folder cannot be written.
+        """
         save_result(Path(folder), dict(self.content), self.coefficients, self.most_active)
 
     @property
@@ -121,7 +132,8 @@ class Result:
     def compare(self, other: Result) -> Difference:
         """H of `other` minus H of this result, paired on the same groups of instances.
 
-        Raises ValueError, naming what differs, where the two were not measured on the same instances in the same way.
+        Raises:
+            ValueError: naming what differs, where the two were not measured on the same instances in the same way.
         """
         if not isinstance(other, Result):
             raise ValueError(f"compare: {type(other).__name__}; expected a Result, such as of Result.load(folder)")

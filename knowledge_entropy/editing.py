@@ -34,8 +34,13 @@ def observe(model: Any, coefficient: str = "abs") -> AbstractContextManager[Obse
             model(input_ids, attention_mask=attention_mask)
         observation.means  # of every layer that has memories, float32 (instances, memories)
 
-    model: a module, also wrapped. coefficient "abs": |act(gate) * up|, the absolute input of the down projection;
-    "relu": relu(gate) * up with negatives set to 0. Raises ValueError as `measure` does.
+    Args:
+        model: a module, also wrapped.
+        coefficient: "abs": |act(gate) * up|, the absolute input of the down projection; "relu": relu(gate) * up with
+            negatives set to 0.
+
+    Raises:
+        ValueError: as `measure` does.
     """
     return olmo.memory.observe(model, coefficient)
 
@@ -54,15 +59,23 @@ def resuscitate(
 ) -> Edit:
     """Multiply the up-projection rows of inactive memories of a model, in place and at once (paper, algorithm 1).
 
-    result: of `measure` on the model. ratio: the share p in (0, 1] of the memories of each layer that change, those of
-    the lowest average coefficients; factor: q > 0, after the edit each has q times the layer's mean coefficient.
-    select "random" (drawn with `seed`) and "highest" are controls; threshold "global" takes the quantile over all
-    layers together; layers: only these change; cap: the largest multiplier.
-
     Parameters stay the same objects, so an optimizer that has them continues to have them. `edit.undo()`, or the end of
     a `with` block, restores every bit. Warns where the result was measured on other weights than the model has.
-    Raises ValueError, with nothing changed, for a setting out of range, a result of other layers, a model whose up
-    projections cannot be rescaled, an edit that would change nothing, and weights that would overflow.
+
+    Args:
+        model: a module, also wrapped.
+        result: of `measure` on the model.
+        ratio: the share p in (0, 1] of the memories of each layer that change, those of the lowest coefficients.
+        factor: q > 0; after the edit, each of them has q times the layer's mean coefficient.
+        select: "lowest", or the controls "random" and "highest".
+        seed: of `select` "random".
+        threshold: "layer", or "global" for the quantile over all layers together.
+        layers: numbers of the layers that change; by default all.
+        cap: the largest multiplier; by default there is none.
+
+    Raises:
+        ValueError: with nothing changed, for a setting out of range, a result of other layers, a model whose up
+            projections cannot be rescaled, an edit that would change nothing, and weights that would overflow.
     """
     with naming_arguments():
         model = unwrapped(model)
@@ -94,9 +107,11 @@ def resuscitate(
 
 class Edit:
     """An edit of the weights of a model, which can be undone; also as a context manager, which undoes it at its end.
+    `resuscitate` makes it.
 
-    selected: which memories were selected, bool (M_l,) by the number of the layer. dead: those of them whose
-    coefficient is 0, whose rows did not change.
+    Attributes:
+        selected: which memories were selected, bool (M_l,) by the number of the layer.
+        dead: those of them whose coefficient is 0, whose rows did not change.
     """
 
     def __init__(self, model: nn.Module, factors: dict[str, Tensor], selected: ByLayer, dead: ByLayer):
@@ -119,8 +134,9 @@ class Edit:
     def undo(self) -> None:
         """Restore the weights as they were before the edit, every bit.
 
-        Raises ValueError, and restores nothing, where the edit is undone already, where a later edit of the model is
-        not, and where the edited weights have changed since, by training or loading.
+        Raises:
+            ValueError: and nothing is restored, where the edit is undone already, where a later edit of the model is
+                not, and where the edited weights have changed since, by training or loading.
         """
         marks = _edits.get(self._model, [])
         if self._mark not in marks:

@@ -38,20 +38,26 @@ class InjectedDataset(Dataset):
 
     Give the Trainer its callback, too: `Trainer(..., train_dataset=data, callbacks=[data.callback])`. Without it,
     reading batches raises a RuntimeError.
+
     An item is a dictionary of tensors (T,): `input_ids` and `labels`, int64, labels -100 where a token does not count,
     and `attention_mask` where the data has one. Item k of n is row k % B of step k // B + 1, B the global batch size;
     items from n on are those of the next epochs, which are shuffled anew.
+
+    Args:
+        data: a map-style dataset, such as datasets.Dataset, whose rows have `input_ids`, all of one length, and
+            optionally `labels` and `attention_mask`.
+        plan: None injects nothing, the control.
+        global_batch_size: rows of an optimizer step on all processes.
+        seed: of the order, as data.seed of a run.
+        shuffle: as data_shuffling of a run.
+
+    Raises:
+        ValueError: for data of another form, and for texts that exceed a row.
     """
 
     def __init__(
         self, data: Any, plan: KnowledgePlan | None, global_batch_size: int, *, seed: int = SEED, shuffle: bool = True
     ):
-        """data: a map-style dataset, such as datasets.Dataset, whose rows have `input_ids`, all of one length, and
-        optionally `labels` and `attention_mask`. plan: None injects nothing, the control. global_batch_size: rows of an
-        optimizer step on all processes. seed, shuffle: of the order, as data.seed and data_shuffling of a run.
-
-        Raises ValueError for data of another form, and for texts that exceed a row.
-        """
         rows: Any = _Rows(data)
         loader = Loader(rows, global_batch_size, seed, shuffle=shuffle, masks=rows)
         self._begin(loader, None if plan is None else plan.plan, rows.sequence_length)
@@ -60,7 +66,12 @@ class InjectedDataset(Dataset):
     def from_config(cls, path: str, overrides: Sequence[str] = ()) -> InjectedDataset:
         """The rows that `python -m scripts.inspect_data PATH OVERRIDES` prints, of a run that begins with step 1.
 
-        Raises ValueError (ConfigurationError) for a configuration that cannot be read, or continues another run.
+        Args:
+            path: of the configuration of a run.
+            overrides: as on the command line: `--key.sub=value`.
+
+        Raises:
+            ValueError: (ConfigurationError) for a configuration that cannot be read, or continues another run.
         """
         config = load(path, overrides, complete)
         if config.load_path and not config.reset_trainer_state:

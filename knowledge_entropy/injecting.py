@@ -28,7 +28,8 @@ IGNORED = -100  # the label of a token that does not count, as transformers has 
 
 @dataclass(frozen=True)
 class KnowledgePlan:
-    """Which texts are injected at which optimizer step (1-based), and how they enter a batch."""
+    """Which texts are injected at which optimizer step (1-based), and how they enter a batch. `from_entries` and
+    `from_file` make it."""
 
     plan: Plan
 
@@ -51,10 +52,22 @@ class KnowledgePlan:
         """A plan of entries: files of fictional knowledge, or lists of Entry; the arguments are those of `injection` in
         a configuration (docs/config.md).
 
-        tokenizer: a fast tokenizer of transformers, a tokenizers.Tokenizer, or a name or path of one. eos_token_id:
-        of the token at the end of each text; default: the tokenizer's. start_step: of the first round; default:
-        `interval`. repeat: the first round follows the last.
-        Raises ValueError for what cannot be injected, OSError for a file that cannot be read.
+        Args:
+            tokenizer: a fast tokenizer of transformers, a tokenizers.Tokenizer, or a name or path of one.
+            paraphrase: injected in another wording each round.
+            duplicate: injected in the same wording each round.
+            once: each injected in one of the rounds.
+            rounds: number of rounds.
+            interval: optimizer steps between rounds.
+            start_step: step of the first round; default: `interval`.
+            repeat: begin again with the first round after the last one.
+            once_rounds: rounds among which the entries of once are distributed, the first ones; default: all.
+            position: where a row receives its text: at its "front", or after its first "document".
+            eos_token_id: of the token at the end of each text; default: the tokenizer's.
+
+        Raises:
+            ValueError: for what cannot be injected.
+            OSError: for a file that cannot be read.
         """
         given = {"paraphrase": paraphrase, "duplicate": duplicate, "once": once}
         settings = {name: entries_of(entries) for name, entries in given.items() if entries is not None}
@@ -77,9 +90,17 @@ class KnowledgePlan:
         cls, path: str | Path, *, interval: int | None = None, start_step: int | None = None, position: str = "front"
     ) -> KnowledgePlan:
         """A plan of `scripts.injection_plan` (.json, .safetensors), or a published injection map, which is read without
-        running code. interval: steps between the rounds of a file that has no steps itself.
+        running code.
 
-        Raises OSError or ValueError that names the file.
+        Args:
+            path: of the file.
+            interval: optimizer steps between the rounds of a file that has no steps itself.
+            start_step: of the first round.
+            position: as of `from_entries`.
+
+        Raises:
+            ValueError: that names the file, where it is no plan.
+            OSError: where it cannot be read.
         """
         _check_numbers(interval=interval, start_step=start_step)
         stored = read_plan(path)
@@ -105,7 +126,7 @@ class KnowledgePlan:
         return self.plan.round_of(step) is not None
 
     def texts(self, step: int, global_batch_size: int) -> list[tuple[int, str]]:
-        """(row of the global batch, "setting/number" of the entry) of each text of a step, in the order of the rows."""
+        """(row of the global batch, `setting/number` of the entry) of each text of a step, in the order of the rows."""
         number = self.plan.round_of(step)
         found = [] if number is None else self.plan.texts_of_batch(number, global_batch_size)
         return [(row, text.entry) for row, text in found]
@@ -120,14 +141,21 @@ class KnowledgePlan:
         rows: Sequence[int] | None = None,
         global_batch_size: int | None = None,
     ) -> dict[str, Tensor]:
-        """The batch of an optimizer step with its texts: "input_ids", and "labels" and "attention_mask" if given.
+        """The batch of an optimizer step with its texts: `input_ids`, and `labels` and `attention_mask` if given.
 
-        input_ids: (B, T), the global batch; step: from 1. labels: (B, T), as transformers' models take them: the
-        token's own id, -100 where it does not count. attention_mask: (B, T), above 0 for tokens.
         Each text is inserted at its place in its row and counts in the loss; labels and mask move with the row's
         tokens, and its end is cut off. Nothing is changed in place; a batch without texts is returned as it is.
-        rows, global_batch_size: of a process that holds (n, T), only these rows of the global batch.
-        Raises ValueError for tensors of another form, and for texts that exceed a row.
+
+        Args:
+            input_ids: (B, T), the global batch.
+            step: from 1.
+            labels: (B, T), as transformers' models take them: the token's own id, -100 where it does not count.
+            attention_mask: (B, T), above 0 for tokens.
+            rows: of a process that holds (n, T): only these n rows of the global batch.
+            global_batch_size: B, with `rows`.
+
+        Raises:
+            ValueError: for tensors of another form, and for texts that exceed a row.
         """
         size = self._checked(input_ids, step, rows, global_batch_size)
         given = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}

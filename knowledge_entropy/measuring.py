@@ -51,22 +51,32 @@ def measure(
 ) -> Result:
     """The knowledge entropy of a model on instances of data (method section 1).
 
-    model: a module (one of transformers, or ours), or a checkpoint folder or hub id (`owner/name@revision`), which is
-    opened as analysis.entropy does, for which `precision` (fp32 by default, bf16, fp16, or auto, the type of its files)
-    and `device`, or instead `device_map` ("auto", or modules and their places: docs/entropy.md), apply.
-    data: strings; rows of token ids (lists, an array or a tensor), without padding; a `datasets` object with a column
-    `input_ids` (with an `attention_mask`, without its padding) or `text`; or the path of what `--data` takes.
-    tokenizer: of texts, an object, a path or a name; by default that of the folder that the model was loaded from.
-    data_size: instances; by default all that data has, up to 2048. sequence_length: tokens of an instance at most; by
-    default the model's context, at most 2048 for families other than OLMo's; of rows of token ids, the longest one.
-    pack: "eos" packs texts to full instances, an EOS token after each, as in training; "none" takes each by itself.
-    batch_size: instances of a forward pass. coefficient: "abs" or "relu". measures: of knowledge, attention and
-    next_token; knowledge is always measured. tolerance: stop once the standard error of H is below it.
-
     A module is measured in evaluation mode and in the type of its own weights. The training mode of every module,
     hooks, gradients and torch's random states are afterwards as before, also after an exception.
-    Raises ValueError in one line where an argument is wrong, where the memories of the model cannot be found, and where
-    the data cannot be read or has fewer than `data_size` instances; OSError where a file cannot be read.
+
+    Args:
+        model: a module (one of transformers, or ours), or a checkpoint folder or hub id (`owner/name@revision`), which
+            is opened as analysis.entropy does.
+        data: strings; rows of token ids (lists, an array or a tensor), without padding; a `datasets` object with a
+            column `input_ids` (with an `attention_mask`, without its padding) or `text`; or the path of what `--data`
+            takes.
+        tokenizer: of texts: an object, a path or a name; by default that of the folder that the model was loaded from.
+        data_size: instances; by default all that data has, up to 2048.
+        sequence_length: tokens of an instance at most; by default the model's context, at most 2048 for families other
+            than OLMo's; of rows of token ids, the longest one.
+        pack: "eos" packs texts to full instances, an EOS token after each, as in training; "none" takes each by itself.
+        batch_size: instances of a forward pass.
+        coefficient: "abs" or "relu".
+        measures: of knowledge, attention and next_token; knowledge is always measured.
+        tolerance: stop once the standard error of H is below it.
+        precision: of a checkpoint: fp32 (default), bf16, fp16, or auto, the type of its files.
+        device: of a checkpoint; by default a GPU if there is one.
+        device_map: of a checkpoint, instead of `device`: "auto", or modules and their places (docs/entropy.md).
+
+    Raises:
+        ValueError: in one line, where an argument is wrong, where the memories of the model cannot be found, and where
+            the data cannot be read or has fewer than `data_size` instances.
+        OSError: where a file cannot be read.
     """
     with naming_arguments():
         settings = settings_of(

@@ -32,11 +32,13 @@ from olmo.tokenizer import tokenizer_of_folder
 class Scores:
     """Log-probabilities of target spans, and K, their mean over entries of the mean over an entry's probes.
 
-    table: columns of one row for each probe, as of the tables of a run: setting, entry, kind, index, tokens, positions,
-    sum_log_prob, mean_log_prob, first_token_log_prob, first_token_rank, exact_match.
+    Attributes:
+        numbers: `K`, `K_{setting}`, `K_{setting}_{kind}`, and `K_published` alike.
+        table: columns of one row for each probe, as of the tables of a run: setting, entry, kind, index, tokens,
+            positions, sum_log_prob, mean_log_prob, first_token_log_prob, first_token_rank, exact_match.
     """
 
-    numbers: dict[str, float]  # K, K_{setting}, K_{setting}_{kind}, and K_published alike
+    numbers: dict[str, float]
     table: dict[str, Any]
 
     @classmethod
@@ -62,7 +64,7 @@ class Scores:
 
     @property
     def by_kind(self) -> dict[str, float]:
-        """K of each kind of probe of each setting, by "{setting}_{kind}"."""
+        """K of each kind of probe of each setting, by `{setting}_{kind}`."""
         names = (f"{setting}_{kind}" for setting in SETTINGS for kind in KINDS)
         return {name: self.numbers[f"K_{name}"] for name in names if f"K_{name}" in self.numbers}
 
@@ -81,13 +83,20 @@ def score(
     sequence_length: int | None = None,
 ) -> Scores:
     """The probes of entries, scored on a model as it is, in evaluation mode: what analysis.score writes for the saved
-    model (`knowledge` of score.json).
+    model (`knowledge` of score.json). Training mode and torch's random states are afterwards as before.
 
-    entries: a folder of fictional knowledge, with all its settings; a file or a list of Entry, of `setting`; or a
-    dictionary of such by setting. tokenizer: as of `measure`, by default that of the folder that the model was loaded
-    from. batch_size: on which K_published depends. sequence_length: tokens of a probe at most; by default the model's
-    context. Training mode and torch's random states are afterwards as before.
-    Raises ValueError in one line for what cannot be scored, OSError for a file that cannot be read.
+    Args:
+        model: a module, one of transformers or ours.
+        entries: a folder of fictional knowledge, with all its settings; a file or a list of Entry, of `setting`; or a
+            dictionary of such by setting.
+        tokenizer: as of `measure`; by default that of the folder that the model was loaded from.
+        setting: of entries that do not name theirs: paraphrase, duplicate or once.
+        batch_size: probes of a forward pass, by default 16; K_published depends on it.
+        sequence_length: tokens of a probe at most; by default the model's context.
+
+    Raises:
+        ValueError: in one line, for what cannot be scored.
+        OSError: for a file that cannot be read.
     """
     probes = probes_of(model, entries, tokenizer, setting, sequence_length)
     return score_probes_of(model, probes, batch_size, sequence_length)

@@ -87,8 +87,20 @@ class KnowledgeEntropyCallback(_Periodic):
     """Logs the knowledge entropy of the model that a Trainer trains, to its trackers and its log history:
     `knowledge_entropy`, `knowledge_entropy_standard_error`, `knowledge_entropy/layer_{l}`, `knowledge_entropy_seconds`.
 
-    `results` has the results by step. Under FSDP every process measures all instances, by passes through the model as
-    the Trainer has wrapped it, mixed precision included. ZeRO 3 raises a ValueError.
+    Under FSDP every process measures all instances, by passes through the model as the Trainer has wrapped it, mixed
+    precision included. ZeRO 3 raises a ValueError.
+
+    Args:
+        data: as of `measure`, and so are the other arguments that are not described here.
+        every: optimizer steps, or "epoch"; also measured are the start and the end of training.
+        tokenizer: of text; by default the Trainer's (processing_class).
+        output: a folder for the two files of every measurement, in `step{N}`: `analysis.entropy_series` draws them.
+
+    Attributes:
+        results: the results by step.
+
+    Raises:
+        ValueError: where an argument is wrong, or the data cannot be read.
     """
 
     name = "knowledge_entropy"
@@ -108,12 +120,6 @@ class KnowledgeEntropyCallback(_Periodic):
         tokenizer: Any = None,
         output: str | Path | None = None,
     ):
-        """every: optimizer steps, or "epoch"; also measured are the start and the end of training. output: a folder for
-        the two files of every measurement, in step{N}: `analysis.entropy_series` draws them. tokenizer: of text; by
-        default the Trainer's (processing_class). The others are arguments of `measure`.
-
-        Raises ValueError where an argument is wrong, or the data cannot be read.
-        """
         super().__init__(every)
         self.results: dict[int, Result] = {}
         self.output = None if output is None else Path(output)
@@ -158,8 +164,19 @@ class ProbesCallback(_Periodic):
     """Logs how well the model that a Trainer trains knows fictional knowledge, to its trackers and its log history: the
     numbers of `score`, such as `K`, `K_paraphrase`, `K_once_memorization` and `K_published`, and `K_seconds`.
 
-    `scores` has the scores by step, with a row for each probe. The model computes in the type of its weights, without
-    the Trainer's mixed precision. FSDP and ZeRO 3 raise a ValueError.
+    The model computes in the type of its weights, without the Trainer's mixed precision. FSDP and ZeRO 3 raise a
+    ValueError.
+
+    Args:
+        entries: as of `score`, and so are the other arguments that are not described here.
+        every: optimizer steps, or "epoch"; also scored are the start and the end of training.
+        tokenizer: by default the Trainer's (processing_class).
+
+    Attributes:
+        scores: the scores by step, with a row for each probe.
+
+    Raises:
+        ValueError: where `every` is something else.
     """
 
     name = "K"
@@ -174,8 +191,6 @@ class ProbesCallback(_Periodic):
         sequence_length: int | None = None,
         tokenizer: Any = None,
     ):
-        """every: optimizer steps, or "epoch"; also scored are the start and the end of training. tokenizer: by default
-        the Trainer's (processing_class). The others are arguments of `score`."""
         super().__init__(every)
         self.scores: dict[int, Scores] = {}
         self._entries, self._setting, self._tokenizer = entries, setting, tokenizer

@@ -105,10 +105,15 @@ def _described(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text with flags as code, and outside of code without what Markdown interprets."""
+    """Text with flags as code and pages as links, and outside of code without what Markdown interprets."""
     parts = re.split(r"(`[^`]*`)", text)
     outside = (re.sub(_FLAG, r"`\1`", re.sub(r"([*<[])", r"\\\1", part)) for part in parts[::2])
+    outside = (re.sub(r"\bdocs/(\w+\.md)", _link, part) for part in outside)
     return "".join(text for pair in zip_longest(outside, parts[1::2], fillvalue="") for text in pair)
+
+
+def _link(page: re.Match[str]) -> str:
+    return f"[{page[0]}]({page[1]})" if (ROOT / page[0]).exists() else page[0]
 
 
 def _arguments(parser: argparse.ArgumentParser, mode: str = "") -> Iterator[str]:

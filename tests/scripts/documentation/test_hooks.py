@@ -96,4 +96,8 @@ def test_the_api_has_every_public_name() -> None:
         tree = ast.parse((ROOT / f"{module}.py").read_text("utf-8"))
         (found,) = [node for node in tree.body if getattr(node, "name", "") == name]
         assert isinstance(found, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(found)
+        if isinstance(found, ast.FunctionDef) and module.startswith("knowledge_entropy"):
+            arguments = [argument.arg for argument in (*found.args.args, *found.args.kwonlyargs)]
+            described = (ast.get_docstring(found) or "").partition("Args:\n")[2].partition("\n\n")[0]
+            assert re.findall(r"^    (\w+): ", described, re.MULTILINE) == arguments, name
         assert f"\n::: {module.replace('/', '.')}.{name}\n" in shown("docs/api.md")
