@@ -217,7 +217,7 @@ def _experts(layer: nn.Module, owners: Sequence[str], where: str, width: int) ->
         if not hasattr(module, "_apply_gate") and _takes_each(module, width):
             return Experts(here, module, down.shape[0], down.shape[0] * down.shape[1], True, True, each=True)
         if hasattr(module, "_apply_gate"):
-            if module.has_post_expert_norm:
+            if getattr(module, "has_post_expert_norm", False):  # transformers 5.17 has no such norm
                 raise ValueError(f"{where}.{name}: each expert's output is normalized, so its memories add to no sum")
             count = down.shape[1 if module.is_transposed else 2]
             gated, transposed = bool(module.has_gate), bool(module.is_transposed)

@@ -91,6 +91,7 @@ def test_a_restart_checkpoint_is_read_by_all(name: str, tmp_path: Path) -> None:
     assert again.files == model.files
     assert {name for name, _ in again.named_parameters()} == {name for name, _ in model.named_parameters()}
     narrow = checkpoint.open_network(folder, torch.bfloat16)
+    model.network.generation_config = transformers.GenerationConfig()
     model.network.save_pretrained(tmp_path / "reference")
     direct = checkpoint.open_network(tmp_path / "reference", torch.bfloat16)
     assert same(dict(narrow.named_buffers()), dict(direct.named_buffers()))  # such as frequencies, float32

@@ -373,11 +373,14 @@ def test_a_shared_expert_that_is_not_just_added_is_refused(monkeypatch: pytest.M
 
 def test_experts_whose_outputs_are_normalized_are_refused() -> None:
     model = built("OLMoE")
-    model.model.layers[0].mlp.experts.has_post_expert_norm = True
+    experts = model.model.layers[0].mlp.experts
+    experts.has_post_expert_norm = True
     assert refusal(model) == (
         "OlmoeForCausalLM: model.layers.0.mlp.experts: each expert's output is normalized, so its memories "
         "add to no sum"
     )
+    del experts.has_post_expert_norm  # transformers 5.17
+    assert len(find_memories(model)) == len(model.model.layers)
 
 
 def test_our_own_model_is_found_by_name() -> None:
