@@ -113,31 +113,34 @@ class DownstreamTask:
 
         The metric looks up tokens (C choices of one, or else C = 1) in the log-softmax of logits (n, W, V). It gets
         logits (n, W, C + 1), the log-probabilities of these tokens and of all others together, whose log-softmax is
-        themselves; tokens are renumbered accordingly, and contexts are one token long.
+        themselves; tokens are renumbered accordingly, and contexts are one token long. Of the domain's logits
+        ai2-olmo-eval 0.9 takes the log-softmax too, 0.8 does not: these are the model's own, for both.
         """
         batch: dict[str, Any] = self.task.collate_fn(samples)
         targets = batch["choice_ids"][:, None] if self.task.fast_mc else batch["continuation"][..., None]  # (n, W, C)
         counted = torch.arange(targets.shape[1]) < batch["cont_len"][:, None]
         tokens = targets[counted].clamp(min=0).to(device)
 
-        def logits_of(ids: Tensor, context: Tensor, normalise: bool) -> Tensor:
+        def logits_of(ids: Tensor, context: Tensor, normalise: bool) -> Tensor:  # (n, W, C + 1)
             place = (context[:, None] - 1 + torch.arange(targets.shape[1]))[counted].to(device)
             row = counted.nonzero()[:, 0].to(device)
             hidden = model.hidden_states(ids.to(device))[row, place]
 
             def of_wanted(logits: Tensor, wanted: Tensor) -> Tensor:
-                return (logits.log_softmax(-1) if normalise else logits).gather(1, wanted)
+                logits = logits.log_softmax(-1) if normalise else logits
+                total = logits.new_zeros(len(logits), 1) if normalise else logits.logsumexp(-1, keepdim=True)
+                return torch.cat((logits.gather(1, wanted), total), dim=-1)
 
-            result = torch.zeros(targets.shape)
-            result[counted] = torch.cat(score_in_parts(model, hidden, of_wanted, tokens)).cpu()
-            return result
+            found = torch.zeros(*targets.shape[:2], targets.shape[2] + 1)
+            found[counted] = torch.cat(score_in_parts(model, hidden, of_wanted, tokens)).cpu()
+            of_tokens, total = found[..., :-1], found[..., -1:]
+            present = (of_tokens - total).exp().masked_fill(targets < 0, 0).sum(-1, keepdim=True)
+            return torch.cat((of_tokens, total + torch.log1p(-present.clamp(max=1))), dim=-1)
 
         longest = len(samples[0]["query"])
-        log_probs = logits_of(batch["input_ids"][:, :longest], batch["ctx_len"], normalise=True)
-        present = log_probs.exp().masked_fill(targets < 0, 0).sum(-1, keepdim=True)
-        logits = torch.cat((log_probs, torch.log1p(-present.clamp(max=1))), dim=-1)
+        logits = logits_of(batch["input_ids"][:, :longest], batch["ctx_len"], normalise=True)
         domain = None
-        if self.task.metric_type == "pmi_dc":  # the metric takes no log-softmax of these
+        if self.task.metric_type == "pmi_dc":
             domain = logits_of(batch["dc_input_ids"], batch["dc_len"], normalise=False)
             batch["dc_len"] = torch.ones_like(batch["dc_len"])
         batch["ctx_len"] = torch.ones_like(batch["ctx_len"])
