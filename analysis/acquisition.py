@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import dynamics, summaries
+from analysis.figures import can_draw
 from analysis.locations import check_writable
 from analysis.summary_table import as_csv, differences, notes, table
 from olmo.exceptions import ConfigurationError, Parser, exit_status
@@ -107,12 +108,13 @@ def main(argv: Sequence[str]) -> None:
     for text in (table(result), *notes(result), *differences(result)):
         print(text)
     if args.output is not None:
-        from analysis.figures.acquisition import save_acquisition
-
         args.output.mkdir(parents=True, exist_ok=True)
         write_text(args.output / RESULT, json.dumps(result) + "\n")
         write_text(args.output / "acquisition.csv", as_csv(result))
-        save_acquisition(result, args.output)
+        if can_draw():
+            from analysis.figures.acquisition import save_acquisition
+
+            save_acquisition(result, args.output)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.figures.lines import SCALES
+from analysis.figures import SCALES
 from analysis.kinds import positions
 from analysis.locations import check_writable
 from analysis.results import RESULT
 from analysis.series import SERIES, draw, read_result, table, write
-from olmo.exceptions import ConfigurationError, Parser, exit_status
+from olmo.exceptions import ConfigurationError, Parser, exit_status, needs
 
 
 def result_files(place: Path) -> list[Path]:
@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
         help="the x axis of the figures: the step (default), its share of the run's last one here, or the tokens",
     )
     args = parser.parse_args(argv)
+    needs("matplotlib", "plot", "figures")
     files = list(dict.fromkeys(file for place in args.results for file in result_files(place)))
     check_writable(args.output)
     read = [(read_result(file), file) for file in files]

@@ -17,6 +17,7 @@ from analysis.measure import Measurement
 from analysis.pairs import paired_difference
 from analysis.results import COEFFICIENTS_FILE, RESULT, read_coefficients, save_result
 from olmo.console import fixed
+from olmo.exceptions import needs
 from olmo.files.paths import read_json
 from olmo.memory import jackknife_error
 
@@ -149,6 +150,7 @@ class Result:
     def plot(self) -> Figure:
         """A matplotlib Figure: H^l of each layer with bars of two standard errors, and how each layer spreads its
         coefficients over its memories. Neither pyplot nor matplotlib's settings change."""
+        needs("matplotlib", "plot", "plot()")
         from analysis.figures.result import draw_result
 
         return draw_result(self.content, **sorted_shares([v.astype(float) for v in self.coefficients.values()]))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.breadth import sorted_shares
+from analysis.figures import can_draw
 from analysis.kinds import difference, kind_of, labels, positions, runs
 from analysis.locations import Location, check_writable
 from analysis.pairs import (
@@ -288,5 +289,7 @@ class Series:
         if self.folder is None:
             print("the checkpoints are in several folders: name one with --output to save this table and its figures")
         else:
-            draw(series, self.folder)
-            print(f"{self.folder / SERIES}: this table; its figures beside it")
+            drawn = can_draw()
+            if drawn:
+                draw(series, self.folder)
+            print(f"{self.folder / SERIES}: this table{'; its figures beside it' if drawn else ''}")

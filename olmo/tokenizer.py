@@ -1,4 +1,6 @@
-"""The tokenizer of a run: a `tokenizer.json` on disk, one that ships inside `olmo_eval`, or a hub id.
+"""The tokenizer of a run: a `tokenizer.json` on disk, one of OLMo's by its name, or a hub id.
+
+OLMo's are read from `olmo_eval`, of the extra `eval`, or without it from the hub.
 
 Text is encoded without special tokens; at the end of a document the caller appends the model's EOS id.
 """
@@ -18,6 +20,12 @@ from .config.schema import TokenizerConfig, TrainConfig
 from .exceptions import ConfigurationError
 from .files.adapters import base_folder
 from .files.paths import check_not_lfs, read_json
+
+# The files that OLMo's configurations name, and whose tokenizer.json on the hub they are.
+OLMO_TOKENIZERS = {
+    "allenai_eleuther-ai-gpt-neox-20b-pii-special.json": "allenai/eleuther-ai-gpt-neox-20b-pii-special",
+    "allenai_gpt-neox-olmo-dolma-v1_5.json": "allenai/gpt-neox-olmo-dolma-v1_5",
+}
 
 
 def packaged_tokenizer(identifier: str) -> Path | None:
@@ -91,11 +99,11 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_file(identifier: str) -> str:
-    """The path of an existing file, that of a folder's tokenizer, that of `owner/name@revision` on the hub, or the
-    identifier itself if it is another hub id.
+    """The path of an existing file, that of a folder's tokenizer, that of `owner/name@revision` or of one of OLMo's on
+    the hub, or the identifier itself if it is another hub id.
 
-    Raises FileNotFoundError for a missing .json file and for a folder without a tokenizer; ValueError for a revision
-    that the hub does not provide.
+    Raises FileNotFoundError for a missing .json file and for a folder without a tokenizer; ValueError for what the hub
+    does not provide.
     """
     if Path(identifier).is_file():
         return identifier
@@ -112,18 +120,26 @@ def tokenizer_file(identifier: str) -> str:
     packaged = packaged_tokenizer(identifier)
     if packaged is not None:
         return str(packaged)
+    if (of_olmo := OLMO_TOKENIZERS.get(Path(identifier).name)) is not None:
+        remedy = f"{identifier}: pip install 'knowledge-entropy[eval]' has it; not read from {of_olmo} on the hub"
+        return _of_hub(of_olmo, None, remedy)
     name, _, revision = identifier.partition("@")
     if identifier.endswith(".json") or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise FileNotFoundError(f"{identifier}: no such tokenizer file or folder (tokenizer.identifier)")
     if not revision:
         return identifier
+    return _of_hub(name, revision, f"{identifier}: cannot load this tokenizer")
+
+
+def _of_hub(name: str, revision: str | None, problem: str) -> str:
+    """The path of the tokenizer.json of `owner/name`, downloaded once. Raises ValueError that begins with `problem`."""
     from huggingface_hub import hf_hub_download
 
     try:
         with _quiet_hub():
             return hf_hub_download(name, "tokenizer.json", revision=revision)
     except Exception as error:  # the hub's client lets the errors of its HTTP library through
-        raise ValueError(f"{identifier}: cannot load this tokenizer: {error}") from error
+        raise ValueError(f"{problem}: {error}") from error
 
 
 def tokenizer_of_run(config: TrainConfig) -> str:

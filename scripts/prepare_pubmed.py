@@ -31,7 +31,7 @@ from pathlib import Path
 
 from analysis.hub_data import FORM, PREFIX, find
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.tokenizer import packaged_tokenizer
+from olmo.tokenizer import OLMO_TOKENIZERS
 from scripts.prepare import OLMO_TOKENIZER
 from scripts.prepare.baseline import BASELINE, download
 from scripts.prepare.documents import MB
@@ -106,9 +106,8 @@ def main(argv: Sequence[str]) -> None:
     eos = args.eos_token_id
     if eos is None:
         eos = eos_of(args.tokenizer, "give its id with --eos_token_id")
-    largest = max(
-        OLMO_EOS if packaged_tokenizer(args.tokenizer) else 0, *tokenizer_of(args.tokenizer).get_vocab().values()
-    )
+    of_olmo = Path(args.tokenizer).name in OLMO_TOKENIZERS
+    largest = max(OLMO_EOS if of_olmo else 0, *tokenizer_of(args.tokenizer).get_vocab().values())
     if eos > largest:
         raise ConfigurationError(f"--eos_token_id {eos}: the largest id of {args.tokenizer} is {largest}")
     settings = Settings(args.corpus, args.seed, args.tokenizer, eos, "<u2" if largest < 2**16 else "<u4")

@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from analysis.canvas import LINES, in_style, legend, lengths, name_axis, palette, panels, plain, step_axis
+from analysis.figures import SCALES
 
 Point = dict[str, Any]
-
-SCALES = {"step": "pretraining step", "share": "share of the last step", "tokens": "tokens of pretraining"}
 
 COLUMNS = 3  # of panels
 _STYLE: Any = {"marker": "o", "markersize": 4, "capsize": 3}

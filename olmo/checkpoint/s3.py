@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..exceptions import needs
 from ..net import ATTEMPTS, WORKERS, describe_failure, s3_client
 
 FILES = 4  # at a time, each in WORKERS / FILES parts at a time
@@ -30,6 +31,7 @@ class RemoteFolder:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
+        needs("boto3", "s3", self.url)
         self._bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._client = s3_client("s3", ATTEMPTS, writes=True)

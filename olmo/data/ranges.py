@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import net
 from ..console import Progress, log
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, needs
 from ..files.atomic import atomic_path
 from ..files.lock import Lock
 from ..net import HttpClient, Response, S3Client, TransferInterrupted, check_status, retry
@@ -199,6 +199,8 @@ class RemoteFiles:
         for url in urls:
             if not re.match(r"https?://[^/]+/.|(s3|r2)://[^/]+/.", url):
                 raise ConfigurationError(f"{url}: neither http(s)://HOST/PATH nor s3:// or r2://BUCKET/KEY")
+            if not url.startswith("http"):
+                needs("boto3", "s3", url)
         self.cache = cache_folder() if cache is None else cache
         self._clients: dict[str, HttpClient | S3Client] = {}
         self._making = threading.Lock()

@@ -80,7 +80,7 @@ def _taken_off(model: Any) -> Any:
 
 def _is_a(model: Any, library: str, *names: str) -> bool:
     """Whether an object is an instance of a class of a library that has been imported."""
-    module = vars(sys.modules[library]) if library in sys.modules else {}
+    module = vars(sys.modules[library]) if sys.modules.get(library) else {}
     return any(isinstance(kind := module.get(name), type) and isinstance(model, kind) for name in names)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from olmo.checkpoint import hub
 from olmo.exceptions import ConfigurationError
-from olmo.tokenizer import document_end, load_tokenizer, packaged_tokenizer, tokenizer_file
+from olmo.tokenizer import OLMO_TOKENIZERS, document_end, load_tokenizer, tokenizer_file
 
 OLMO_EOS = 50279  # in all their configurations, although this tokenizer calls it |||IP_ADDRESS|||
 
@@ -18,7 +18,7 @@ def eos_of(identifier: str, remedy: str = "name it as eos_token in its tokenizer
     Raises ConfigurationError, with the `remedy`, where neither is found, OSError or ValueError for an unreadable
     tokenizer.
     """
-    if packaged_tokenizer(identifier):
+    if Path(identifier).name in OLMO_TOKENIZERS:
         return OLMO_EOS
     file, folder = Path(tokenizer_file(identifier)), Path(identifier)
     if file.is_file() and not folder.is_dir():

