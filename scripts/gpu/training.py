@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from olmo.train.throughput import peak_memory, training_operations
+from olmo.train.throughput import training_operations
 from scripts.gpu.place import Place
 from scripts.gpu.rows import Row
 from scripts.gpu.runs import open_trainer, release
@@ -34,10 +34,10 @@ def measure(place: Place) -> Iterator[Row]:
     """Tokens per second, MFU and peak memory of every kind of run, the one that the docs recommend first."""
     rows, micro = (8, 4) if place.small else (64, 32)
     compiled = COMPILED_SMALL if place.small else COMPILED
-    rate, mfu, peak = place.bar(1.0), place.bar(0.5), place.bar(80.0)
+    rate, peak = place.bar(1.0), place.bar(80.0)
     seconds, held, length, operations = run(place, rows, micro, compiled)
     tokens, ours = rows * length, statistics.median(seconds)
-    yield from _rows("compiled", place, tokens, operations, seconds, held, mfu, peak)
+    yield from _rows("compiled", place, tokens, operations, seconds, held, mfu=50.0, peak=peak)
     seconds, held = plain_loop(place, rows, micro // 2, length)
     yield from _rows("plain torch loop", place, tokens, operations, seconds, held)
     faster = statistics.median(seconds) / ours
@@ -50,16 +50,16 @@ def measure(place: Place) -> Iterator[Row]:
     yield from _rows("compiled, whole_layer", place, tokens, operations, seconds, held)
 
 
-def run(place: Place, rows: int, micro: int, settings: dict[str, str]) -> tuple[list[float], int, int, float]:
+def run(place: Place, rows: int, micro: int, settings: dict[str, str]) -> tuple[list[float], float, int, float]:
     """Seconds of each measured step of a Trainer, from the end of one to the end of the next, loading, logging and
-    clipping included; peak bytes; the length of rows; operations a token."""
+    clipping included; peak GB; the length of rows; operations a token."""
     trainer = open_trainer(place, rows, micro, stop_at=WARM + STEPS, **settings)
     length = trainer.config.model.max_sequence_length
     return *timed_steps(place, trainer.fit), length, training_operations(trainer.model, length)
 
 
-def timed_steps(place: Place, train: Callable[[], Any]) -> tuple[list[float], int]:
-    """Seconds of each step that `train` does after the first WARM ones, and the most bytes held meanwhile.
+def timed_steps(place: Place, train: Callable[[], Any]) -> tuple[list[float], float]:
+    """Seconds of each step that `train` does after the first WARM ones, and the most memory held meanwhile, in GB.
 
     Between ends of optimizer steps, by CUDA events on a GPU, so that measuring makes no step wait.
     """
@@ -73,24 +73,19 @@ def timed_steps(place: Place, train: Callable[[], Any]) -> tuple[list[float], in
         else:
             ends.append(time.perf_counter())
 
-    if gpu:
-        torch.cuda.reset_peak_memory_stats(place.device)
     hook = register_optimizer_step_post_hook(step_ends)
     try:
-        train()
+        held = place.peak_gib(train) * 2**30 / 1e9
     finally:
         hook.remove()
-    place.wait()
-    counted = ends[WARM - 1 :]
+    counted = pairwise(ends[WARM - 1 :])
     if gpu:
-        seconds = [before.elapsed_time(after) / 1000 for before, after in pairwise(counted)]
-    else:
-        seconds = [after - before for before, after in pairwise(counted)]
-    return seconds, peak_memory(place.device)
+        return [before.elapsed_time(after) / 1000 for before, after in counted], held
+    return [after - before for before, after in counted], held
 
 
-def plain_loop(place: Place, rows: int, micro: int, length: int) -> tuple[list[float], int]:
-    """Seconds of each step of the usual loop over transformers' OLMo, and peak bytes: autocast, the mean loss of the
+def plain_loop(place: Place, rows: int, micro: int, length: int) -> tuple[list[float], float]:
+    """Seconds of each step of the usual loop over transformers' OLMo, and peak GB: autocast, the mean loss of the
     next tokens, the gradient clipped, fused AdamW, the loss read after every step."""
     from transformers import OlmoConfig, OlmoForCausalLM
 
@@ -132,15 +127,13 @@ def _rows(
     tokens: int,
     operations: float,
     seconds: list[float],
-    held: int,
+    held: float,
     mfu: float | None = None,
     peak: float | None = None,
 ) -> Iterator[Row]:
     """The rows of a run: `tokens` a step, of so many operations each."""
-    rates = [tokens / each for each in seconds]
-    yield Row(f"{name}: rate", statistics.median(rates), "tokens/s", samples=tuple(rates))
-    if place.peak is not None:
-        shares = tuple(rate * operations / place.peak for rate in rates)
-        note = f"{operations / 1e9:.2f} GFLOP a token, {len(shares)} steps of {tokens:,} tokens"
-        yield Row(f"{name}: MFU", statistics.median(shares), at_least=mfu, note=note, samples=shares)
-    yield Row(f"{name}: peak memory", held / 1e9, "GB", at_most=peak)
+    rates = tuple(tokens / each for each in seconds)
+    yield Row(f"{name}: rate", statistics.median(rates), "tokens/s", samples=rates)
+    note = f"{operations / 1e9:.2f} GFLOP a token, {len(rates)} steps of {tokens:,} tokens"
+    yield place.mfu(operations * tokens, seconds, f"{name}: MFU", mfu, note)
+    yield Row(f"{name}: peak memory", held, "GB", at_most=peak)
