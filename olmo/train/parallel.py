@@ -68,6 +68,7 @@ def distribute(objective: Objective, config: TrainConfig, ranks: Ranks, device: 
         objective,
         device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=bool(config.ddp and config.ddp.find_unused_params) or leaves_unused(objective),
+        gradient_as_bucket_view=True,  # else every gradient is in memory twice, and copied in every step
     )
 
 
