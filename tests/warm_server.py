@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -18,14 +19,15 @@ import socket
 import sys
 from contextlib import suppress
 
-MODULES = (  # not pyarrow and what imports it: it starts a thread
-    *("boto3", "fsspec", "huggingface_hub", "matplotlib", "omegaconf", "requests", "tokenizers"),
+MODULES = (  # not pyarrow and what imports it, which starts a thread; not huggingface_hub, which reads variables
+    *("boto3", "fsspec", "matplotlib", "omegaconf", "requests", "tokenizers"),
     *("safetensors.torch", "torch", "torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint"),
     *("torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "torch.distributed.launcher.api"),
 )
 # What is read when modules are imported: with another value of these, a command needs a process of its own.
-READ_EARLY = ("CUDA", "HF_", "LANG", "LC_", "MALLOC_", "MKL_", "MPL", "OMP_", "PYTHON", "TORCHINDUCTOR", "TORCH_ALLOW")
-NOT_READ = ("PYTHONPATH", "PYTHON_EXEC", "LC_CTYPE")  # python itself may set the last
+READ_EARLY = ("CUDA", "LANG", "LC_", "MALLOC_", "MKL_", "MPL", "OMP_", "PYTHON", "TORCHINDUCTOR", "TORCH_ALLOW")
+# Of these, what `begin` applies or what is read later; python itself may set LC_CTYPE.
+NOT_READ = ("PYTHONPATH", "PYTHON_EXEC", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "LC_CTYPE")
 
 
 def read_early(environment: dict[str, str]) -> dict[str, str]:
@@ -115,7 +117,9 @@ def begin(folder: str, environment: dict[str, str], streams: list[int]) -> None:
         os.dup2(stream, number)
         os.close(stream)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
+    binary = open(1, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+    sys.stdout = io.TextIOWrapper(binary, write_through=unbuffered)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()

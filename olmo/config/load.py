@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
@@ -131,7 +132,13 @@ def _typed(schema: type[Config], raw: Any, where: str, overridden: Collection[st
 def _merged(schema: type, raw: Any, where: str, overridden: Collection[str] = ()) -> Any:
     """The values of `raw`, of the types of a schema; interpolations remain."""
     with _naming(schema, raw, where, overridden):
-        return OmegaConf.merge(OmegaConf.structured(schema), raw)
+        return OmegaConf.merge(_structured(schema), raw)  # a copy: the sources of a merge are left as they are
+
+
+@functools.cache
+def _structured(schema: type) -> Any:
+    """The defaults of a schema; making them takes longer than reading a file."""
+    return OmegaConf.structured(schema)
 
 
 @contextmanager
@@ -153,7 +160,7 @@ def _wrong_value(schema: type, raw: Any) -> tuple[str, str] | None:
     hints = typing.get_type_hints(schema)
     for key in raw if OmegaConf.is_dict(raw) else ():
         try:
-            value = OmegaConf.merge(OmegaConf.structured(schema), {key: raw[key]})[key]
+            value = OmegaConf.merge(_structured(schema), {key: raw[key]})[key]
             if OmegaConf.is_config(value):
                 OmegaConf.to_object(value)
         except _OF_OMEGACONF:

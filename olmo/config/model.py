@@ -1,7 +1,5 @@
 """The settings of a model: the section `model` of a run, and what a checkpoint's config.yaml must hold."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ The keys are those of OLMo 0.6.0, those that the published Knowledge-Entropy tra
 as `base`, `injection` and `probing`). Each field states what the key means and what it may be; see `setting.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

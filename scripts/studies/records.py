@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class Records:
         self.kept: set[str] = set()  # and of these, those whose outputs other studies use as well: they are kept
         self.records = {stage.name: self._read(stage) for stage in plan.stages}
         self.environment = environment()
+
+    @cached_property
+    def _study(self) -> str:
+        """The text of study.yaml, which each change of a record writes again."""
+        return OmegaConf.to_yaml(OmegaConf.create(as_plain(self.plan.study)))
 
     def _key(self, stage: Stage) -> str:
         parts = [list(stage.command), [_content(file) for file in stage.configurations]]
@@ -137,7 +142,7 @@ class Records:
         stages = [dataclasses.asdict(self.records[stage.name]) for stage in self.plan.stages]
         content = {**self.plan.as_json(), "stages": stages, "environment": self.environment}
         write_text(folder / "plan.json", json.dumps(content, indent=1) + "\n")
-        write_text(folder / "study.yaml", OmegaConf.to_yaml(OmegaConf.create(as_plain(self.plan.study))))
+        write_text(folder / "study.yaml", self._study)
 
 
 def read_record(path: Path) -> Record:

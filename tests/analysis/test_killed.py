@@ -39,8 +39,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_command_leaves_nothing_under_a_final_name_and_runs_again(
-    name: str, world: Path, tmp_path: Path
+    name: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it has no tokenizer of this model
     main, line = COMMANDS[name]
     out = tmp_path / "out"
     out.mkdir()

@@ -95,10 +95,7 @@ def test_a_study_comes_to_its_report(name: str, world: Path, tmp_path: Path, in_
 def test_stages_of_a_study_are_processes(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    python = tmp_path / "python"  # forks of a process that has imported torch; they write without a buffer anyway
-    python.write_text(f'#!/bin/sh\nunset PYTHONUNBUFFERED\nexec {warm_python()} "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", warm_python())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     output = tmp_path / "smollm2"
     command = ["configs/studies/smollm2.yaml", "--output", str(output), "--only", "entropy"]
