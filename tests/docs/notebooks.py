@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 def run(path: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of a new kernel in its folder, without what differs from run to run."""
     notebook = nbformat.read(path, as_version=4)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     environment["PYTHONWARNINGS"] = (
         "ignore:IProgress not found"  # of tqdm, without ipywidgets, with paths of this machine
     )
