@@ -116,6 +116,7 @@ def _identity_of(evaluator: EvaluatorConfig, config: TrainConfig) -> dict[str, A
     named = [*(data.paths or []), *(p for paths in (data.datasets or {}).values() for p in paths)]
     named += [data.dataset_path] if data.dataset_path else []
     if evaluator.type == "downstream":
+        needs("olmo_eval", "eval", f"evaluators.{evaluator.label}")
         content = f"ai2-olmo-eval {metadata.version('ai2-olmo-eval')}"
     else:
         content = hashlib.sha256(" ".join([str(data.memmap_dtype), *map(_content, named)]).encode()).hexdigest()

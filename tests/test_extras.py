@@ -12,7 +12,9 @@ import pytest
 
 from analysis import acquisition, entropy_series, report
 from analysis.result import Result
+from analysis.score_settings import Settings
 from olmo.checkpoint import s3
+from olmo.config import EvaluatorConfig, TrainConfig
 from olmo.data import ranges
 from olmo.exceptions import MissingPackage, exit_status
 from tests.analysis.series_folders import SERIES, names, run, run_of_three, tokens_file
@@ -79,6 +81,11 @@ def test_acquisition_is_measured_without_them(core: None, tmp_path: Path, caplog
         (report.main, ["x", "--check"], "the report of a study: matplotlib is not installed: {}[plot]'"),
         (entropy_series.main, ["x", "--output", "y"], "figures: matplotlib is not installed: {}[plot]'"),
         (lambda _: ranges.RemoteFiles(["s3://b/a.npy"]), [], "s3://b/a.npy: boto3 is not installed: {}[s3]'"),
+        (
+            lambda _: Settings(TrainConfig(evaluators=[EvaluatorConfig("piqa", "downstream")])),
+            [],
+            "evaluators.piqa: olmo_eval is not installed: {}[eval]'",
+        ),
         (lambda _: s3.RemoteFolder("s3://b/run/"), [], "s3://b/run: boto3 is not installed: {}[s3]'"),
     ],
 )
