@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
@@ -28,7 +29,7 @@ from olmo.distributed import Ranks, exit_process, process_group
 from olmo.exceptions import ConfigurationError
 from olmo.model import Block, OLMo
 from olmo.train import Trainer
-from olmo.train.loss import Objective
+from olmo.train.loss import Objective, predictions
 from olmo.train.parallel import _groups, _mesh, distribute, gathered_dtype, gathered_model, gradient_sync
 from tests.crash import moments
 from tests.reference import tiny_config
@@ -297,6 +298,22 @@ def test_copies_that_do_not_divide_the_processes_are_refused() -> None:
     chosen = FSDPConfig(sharding_strategy="HYBRID_SHARD", hybrid_sharding_num_model_replicas=3)
     with pytest.raises(ConfigurationError, match="replicas: 3 copies do not divide 4 processes"):
         _mesh(chosen, 4, CPU)
+
+
+def test_ddp_has_every_gradient_once(tmp_path: Path) -> None:
+    """In its buckets, of which the gradients of the weights are views: this model's are in one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        objective = Objective(OLMo(tiny_config()))
+        module = distribute(objective, TrainConfig(distributed_strategy="ddp"), Ranks(0, 2), CPU)
+        ids = torch.arange(32).view(2, 16)
+        for _ in range(2):  # from the second pass on buckets are in the order of the gradients
+            objective.zero_grad(set_to_none=True)
+            module(ids, *predictions(ids))[0].backward()
+        places = {w.grad.untyped_storage().data_ptr() for w in objective.parameters() if w.grad is not None}
+        assert len(places) == 1 < len(list(objective.parameters()))
+    finally:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
