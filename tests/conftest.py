@@ -2,15 +2,31 @@
 
 import gc
 import os
+from pathlib import Path
 
 # Tests run in several processes side by side and their models are tiny: threads would only wait for each other.
 # Before anything imports torch, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
 settings.load_profile("project")
+
+# These take longest and are begun first: one that several processes come to at the end leaves the others idle.
+LONGEST = (
+    *("configs/test_studies.py", "docs/test_commands.py", "scripts/test_train_published.py"),
+    *("olmo/train/test_parallel_families.py", "olmo/eval/test_downstream.py", "scripts/test_prepare_pubmed.py"),
+    *("olmo/train/test_stopping.py", "olmo/memory/test_families.py", "scripts/benchmarks/test_against.py"),
+    *("analysis/test_downloads.py", "olmo/checkpoint/test_remote_runs.py", "olmo/train/test_crash.py"),
+)
+_PLACES = {Path(__file__).resolve().parent / name: place for place, name in enumerate(LONGEST)}
+assert all(path.is_file() for path in _PLACES)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _PLACES.get(item.path, len(LONGEST)))
 
 
 def pytest_collection_finish() -> None:

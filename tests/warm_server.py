@@ -122,9 +122,10 @@ def begin(folder: str, environment: dict[str, str], streams: list[int]) -> None:
     sys.stdout = io.TextIOWrapper(binary, write_through=unbuffered)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
+    before, now = (path.split(os.pathsep) for path in (os.environ["PYTHONPATH"], environment.get("PYTHONPATH", "")))
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[1 : 1 + len(before)] = filter(None, now)
     importlib.invalidate_caches()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -33,7 +34,7 @@ def environment() -> dict[str, Any]:
         "host": platform.node(),
         "processor_count": os.cpu_count(),
         "versions": versions,
-        "git": git_state(),
+        "git": _state_at_start(),
     }
 
 
@@ -48,6 +49,9 @@ def git_state() -> str:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+_state_at_start = functools.cache(git_state)  # the code of a process is what it has imported, whatever changes later
 
 
 def seed_effects(config: TrainConfig, drops: bool | None = None) -> list[str]:
