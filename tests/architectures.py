@@ -251,7 +251,7 @@ def reference(name: str, model: nn.Module, variant: str) -> Tensor:
     return torch.stack(means)
 
 
-def observed(model: nn.Module, variant: str, batch_size: int) -> Tensor:
+def observed(model: Any, variant: str, batch_size: int) -> Tensor:
     rows, means = ragged(), []
     with observe(model, variant) as observation:
         for start in range(0, len(rows), batch_size):
@@ -259,5 +259,6 @@ def observed(model: nn.Module, variant: str, batch_size: int) -> Tensor:
             lengths = torch.tensor([len(row) for row in batch])
             ids = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=1)
             mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-            means.append(torch.stack(instance_means(model, observation, ids, None if mask.all() else mask), 1))
+            ids, mask = ids.to(model.device), None if mask.all() else mask.to(model.device)
+            means.append(torch.stack(instance_means(model, observation, ids, mask), 1).cpu())
     return torch.cat(means)

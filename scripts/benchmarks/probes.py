@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,45 +61,75 @@ def small_model() -> ModelConfig:
     return ModelConfig(**{**vars(official), **SHAPE})
 
 
-def bench_probes(folder: Path, rounds: int) -> None:
-    """Seconds and ratio, and the padded tokens of both."""
-    entries, evaluators = make_entries(130, paraphrases=0), []
-    for setting, part in (("paraphrase", entries[:70]), ("once", entries[70:])):
+@dataclass(frozen=True)
+class Contest:
+    """Both ways to score the probes of one model; each returns seconds and the diluted loss of every label."""
+
+    works: Mapping[str, Callable[[], tuple[float, dict[str, float]]]]  # packed, padded
+    lengths: list[list[int]]  # tokens of the probes of each label
+
+    def apart(self, ours: Sequence[tuple[float, dict[str, float]]], theirs: Sequence[Any]) -> float:
+        """The largest difference of a diluted loss."""
+        pairs = ((of_ours, of_theirs) for (_, of_ours), (_, of_theirs) in zip(ours, theirs))
+        return max(abs(own[name] - value) for own, other in pairs for name, value in other.items())
+
+    @property
+    def padded_share(self) -> float:
+        """Tokens of the padded batches over all tokens."""
+        padded = sum(
+            max(of[i : i + BATCH]) * len(of[i : i + BATCH]) for of in self.lengths for i in range(0, len(of), BATCH)
+        )
+        return padded / sum(map(sum, self.lengths))
+
+
+def contest(
+    folder: Path, entries: list[dict[str, Any]], tokenizer: str, model: OLMo, precision: str, device: torch.device
+) -> Contest:
+    """Entries in the shares of the paper, 70 of 130 as paraphrases, for a model on the device."""
+    evaluators, most = [], len(entries) * 7 // 13
+    for setting, part in (("paraphrase", entries[:most]), ("once", entries[most:])):
         (folder / setting).write_text(json.dumps(part), encoding="utf-8")
         data = DataConfig(dataset_path=str(folder / setting))
         evaluators += [EvaluatorConfig(f"{setting}_{kind}", data=data) for kind in KINDS]
-    tokenizer = TokenizerConfig(OLMO_TOKENIZER)
     config = TrainConfig(
-        model=small_model(), tokenizer=tokenizer, evaluators=evaluators, device_eval_batch_size=BATCH, precision="fp32"
+        model=model.config,
+        tokenizer=TokenizerConfig(tokenizer),
+        evaluators=evaluators,
+        device_eval_batch_size=BATCH,
+        precision=precision,
     )
-    device = pick_device()
-    torch.manual_seed(0)
-    model = OLMo(config.model).to(device).eval()
     packed = Evaluators(config, run_tokenizer(config), device, Ranks())
     labels = {evaluator.label: probes for evaluator, probes in packed.probes}
 
+    def ours() -> dict[str, float]:
+        metrics = packed.run(model, evaluators).metrics
+        return {label: metrics[f"eval/{label}/CrossEntropyLoss"] for label in labels}
+
+    def theirs() -> dict[str, float]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "amp_bf16"):
+            return one_at_a_time(model, labels, device)
+
     def timed(work: Callable[[], dict[str, float]]) -> tuple[float, dict[str, float]]:
         started = time.perf_counter()
-        metrics = work()  # ends with numbers on the CPU
-        return time.perf_counter() - started, metrics
+        losses = work()  # ends with numbers on the CPU
+        return time.perf_counter() - started, losses
 
-    works = {
-        "packed": partial(timed, lambda: packed.run(model, evaluators).metrics),
-        "padded": partial(timed, lambda: one_at_a_time(model, labels, device)),
-    }
-    alternate(1, works)  # warm up
-    ours, theirs = alternate(rounds, works).values()
-    apart = max(
-        abs(of_ours[f"eval/{name}/CrossEntropyLoss"] - value)
-        for (_, of_ours), (_, of_theirs) in zip(ours, theirs)
-        for name, value in of_theirs.items()
-    )
+    works = {"packed": partial(timed, ours), "padded": partial(timed, theirs)}
+    return Contest(works, [[len(probe.input_ids) for probe in probes] for probes in labels.values()])
+
+
+def bench_probes(folder: Path, rounds: int) -> None:
+    """Seconds and ratio, and the padded tokens of both."""
+    device = pick_device()
+    torch.manual_seed(0)
+    model = OLMo(small_model()).to(device).eval()
+    both = contest(folder, make_entries(130, paraphrases=0), OLMO_TOKENIZER, model, "fp32", device)
+    alternate(1, both.works)  # warm up
+    ours, theirs = alternate(rounds, both.works).values()
     own, other = (np.array([seconds for seconds, _ in results]) for results in (ours, theirs))
-    lengths = [[len(probe.input_ids) for probe in probes] for probes in labels.values()]
-    padded = sum(max(of[i : i + BATCH]) * len(of[i : i + BATCH]) for of in lengths for i in range(0, len(of), BATCH))
     print(
-        f"probes, {sum(map(len, lengths)):,} in one pass / one padded evaluator at a time: {spread(other / own)} over "
-        f"{rounds} rounds ({np.median(own):.2f} s, {np.median(other):.2f} s); its padded tokens / all tokens: "
-        f"{padded / sum(map(sum, lengths)):.2f} x; diluted losses within {apart:.0e}",
+        f"probes, {sum(map(len, both.lengths)):,} in one pass / one padded evaluator at a time: {spread(other / own)} "
+        f"over {rounds} rounds ({np.median(own):.2f} s, {np.median(other):.2f} s); its padded tokens / all tokens: "
+        f"{both.padded_share:.2f} x; diluted losses within {both.apart(ours, theirs):.0e}",
         flush=True,
     )

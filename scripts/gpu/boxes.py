@@ -25,12 +25,12 @@ BOXES = {
     for box in (
         FIRST,
         Box("entropy", "scripts.gpu.entropy", 75, "knowledge entropy of OLMo-1B's shape, compiled"),
-        Box(
-            "training", "scripts.gpu.training", 125, "OLMo-1B's shape trains on rows of 1024 tokens: rate, MFU, memory"
-        ),
+        Box("training", "scripts.gpu.training", 125, "OLMo-1B's shape on rows of 1024 tokens: rate, MFU, memory"),
+        Box("tests", "scripts.gpu.tests", 80, "the tests that are marked gpu"),
         Box("entropy-ways", "scripts.gpu.entropy_ways", 40, "entropy in other ways, and by the obvious script"),
-        Box("entropy-7b", "scripts.gpu.entropy_7b", 30, "memory of the entropy of OLMo-7B's shape"),
         Box("saves", "scripts.gpu.saves", 45, "how long training waits for a checkpoint"),
+        Box("probes", "scripts.gpu.probes", 30, "1,950 probes packed, and one evaluator at a time"),
+        Box("entropy-7b", "scripts.gpu.entropy_7b", 30, "memory of the entropy of OLMo-7B's shape"),
         Box("loss", "scripts.gpu.loss", 30, "the loss of OLMo-1B's vocabulary, ours and others: time, memory, error"),
     )
 }

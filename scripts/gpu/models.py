@@ -21,10 +21,10 @@ SMALL: dict[str, Any] = {
 }
 
 
-def shape(place: Place, name: str) -> ModelConfig:
-    """The configuration of a model of configs/official, or a tiny one of its architecture."""
+def shape(place: Place, name: str, **small: Any) -> ModelConfig:
+    """The configuration of a model of configs/official, or of a tiny one of its kind, with the settings `small`."""
     config = load(f"configs/official/{name}.yaml").model
-    return replace(config, **SMALL) if place.small else config
+    return replace(config, **{**SMALL, **small}) if place.small else config
 
 
 @torch.no_grad()
