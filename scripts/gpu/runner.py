@@ -23,6 +23,7 @@ from scripts.gpu.rows import ROWS, Row, entries, from_entry
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_SCALE = 4  # small runs have so many times the seconds: their machine may have other work
+COMMAND = (sys.executable, "-m", "scripts.gpu.box")
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -71,7 +72,7 @@ def run_box(box: Box, output: Path, settings: dict[str, Any], allowed: float) ->
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     outcome, started = Outcome(box, allowed), time.monotonic()
-    command = [sys.executable, "-m", "scripts.gpu.box", box.name, str(folder), json.dumps(settings)]
+    command = [*COMMAND, box.name, str(folder), json.dumps(settings)]
     own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(

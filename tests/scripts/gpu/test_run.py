@@ -1,0 +1,161 @@
+"""The runner of `make gpu`: what measurements leave behind, however they end, and the table of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from olmo.exceptions import ConfigurationError, exit_status
+from scripts.gpu import __main__ as command
+from scripts.gpu import carried, report, runner
+from scripts.gpu.boxes import BOXES, FIRST, LIMIT, Box
+from scripts.gpu.rows import Row, to_entry
+from scripts.gpu.runner import Outcome, run_boxes
+
+run = functools.partial(exit_status, command.main)
+
+# A measurement of the tests: box k runs the k-th of the lines of Python in BODIES.
+BODY = """
+import json, os, subprocess, sys, time
+name, folder, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+def line(**entry):
+    with open(folder + "/rows.jsonl", "a") as file:
+        file.write(json.dumps(entry) + "\\n")
+def row(value):
+    line(row=dict(name="x", value=value, unit="", at_least=None, at_most=None, note="", samples=[value]))
+exec(BODIES[int(name[3:])])
+"""
+
+
+@pytest.fixture
+def boxed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs boxes that do what the given lines of Python do."""
+    script = tmp_path / "body.py"
+    monkeypatch.setattr(runner, "GRACE", 0.2)
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(script)))
+
+    def boxed(*bodies: str, seconds: int = 20, limit: float = LIMIT, small: bool = False) -> list[Outcome]:
+        boxes = [Box(f"box{number}", body, seconds, "") for number, body in enumerate(bodies)]
+        script.write_text(BODY.replace("BODIES", repr([box.module for box in boxes])))
+        return run_boxes(boxes, tmp_path / "out", small, limit, lambda outcomes: None)
+
+    return boxed
+
+
+def test_a_box_that_fails_or_overruns_keeps_its_rows_and_others_run(boxed: Any) -> None:
+    hangs = "row(5.0); import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    started = time.monotonic()
+    first, failed, skipped, hung, last = boxed(
+        "line(about={'device': 'd'}); row(2.0)",
+        "row(3.0); sys.exit('error: broken')",
+        "line(skipped='no such library')",
+        hangs,
+        "row(settings['peak'] + settings['earlier']['box1: x'])",
+        seconds=2,
+    )
+    assert time.monotonic() - started < 15
+    assert first.about == {"device": "d"} and first.status == "done"
+    assert failed.status == "failed" and failed.reason.startswith("status 1: error: broken; ")
+    assert (skipped.status, skipped.reason) == ("skipped", "no such library")
+    assert hung.status == "overran" and "killed after" in hung.reason
+    assert [outcome.rows[0].value for outcome in (first, failed, hung)] == [2.0, 3.0, 5.0]
+    assert last.rows[0].value == 2e12 + 3  # operations per second of the first box, and a number of the second
+
+
+def test_what_a_box_has_started_ends_with_it(boxed: Any, tmp_path: Path) -> None:
+    child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)']).pid"
+    (outcome,) = boxed(f"row(float({child}))")
+    time.sleep(0.1)
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(int(outcome.rows[0].value))], capture_output=True, text=True)
+    assert state.stdout.strip()[:1] in ("", "Z")
+
+
+def test_unused_seconds_are_the_next_ones_and_the_run_has_a_limit(boxed: Any) -> None:
+    first, second, third = boxed("row(1.0)", "row(1.0)", "row(1.0)", seconds=10, limit=15)
+    assert first.allowed == pytest.approx(10, abs=0.1)
+    assert 14 < second.allowed <= 15 and third.allowed < second.allowed
+    _, late = boxed("row(1.0); time.sleep(0.3)", "row(1.0)", seconds=10, limit=0.2)
+    assert (late.status, late.reason) == ("skipped", "no time left of 0.2 s")
+    assert boxed("row(1.0)", seconds=3, small=True)[0].allowed == pytest.approx(3 * runner.SMALL_SCALE, abs=0.1)
+
+
+def test_nothing_runs_after_a_first_box_that_failed(boxed: Any) -> None:
+    first, second = boxed("sys.exit(1)", "row(1.0)")
+    assert first.status == "failed" and second.status == "skipped" and not second.rows
+
+
+def outcome(name: str, *rows: Row, status: str = "done", reason: str = "") -> Outcome:
+    return Outcome(Box(name, "", 1, ""), 1.0, status=status, reason=reason, rows=list(rows))
+
+
+OUTCOMES = [
+    outcome("a", Row("rate", 12345.6, "tokens/s"), Row("MFU", 54.0, "%", at_least=60)),
+    outcome("b", Row("memory", 40.0, at_most=80), Row("share", 90.0, at_least=60), Row("failures", 0, at_most=0)),
+    outcome("c", status="skipped", reason="no such library"),
+    outcome("d", Row("memory", 160.0, "GiB", at_most=80, note="n"), status="overran", reason="killed"),
+    outcome("e", Row("wrong", 2, at_most=0), Row("nan", float("nan"), at_least=1), status="failed", reason="broken"),
+]
+
+
+def test_the_table_has_the_worst_first() -> None:
+    found = [(state, box, name) for state, box, name, *_ in report.lines_of(OUTCOMES)]
+    assert found[:2] == [("failed", "e", ""), ("overran", "d", "")]
+    assert {state for state, *_ in found[2:6]} == {"missed"}
+    assert {name for *_, name in found[2:6]} == {"wrong", "nan", "memory", "MFU"}
+    assert found.index(("missed", "d", "memory")) < found.index(("missed", "a", "MFU"))
+    assert found[6:] == [
+        ("skipped", "c", ""),
+        ("met", "b", "share"),
+        ("met", "b", "memory"),
+        ("met", "b", "failures"),
+        ("", "a", "rate"),
+    ]
+    text = report.table(OUTCOMES)
+    assert "missed   a    MFU       54 %             >= 60" in text and "12,346 tokens/s" in text
+    assert report.problems(OUTCOMES) == ["d overran", "e failed", "a: MFU", "d: memory", "e: wrong", "e: nan"]
+
+
+def test_gpu_json_has_all_samples(tmp_path: Path) -> None:
+    row = Row("MFU", 54.0, "%", at_least=60, samples=(53.0, 54.0, 55.0))
+    OUTCOMES[0].about = {"device": "NVIDIA H200", "torch": "2.11.0"}
+    report.write(tmp_path / "gpu.json", [*OUTCOMES, outcome("f", row)], False, "2026-01-01", 3.0)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["device"] == "NVIDIA H200"
+    assert [box["status"] for box in found["boxes"]] == ["done", "done", "skipped", "overran", "failed", "done"]
+    assert found["boxes"][-1]["rows"] == [to_entry(row)]
+
+
+def test_the_whole_run_has_eight_minutes() -> None:
+    assert sum(box.seconds for box in BOXES.values()) <= LIMIT == 480
+    assert next(iter(BOXES)) == FIRST.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "entropy,speed"], "--only speed: choose from peak, entropy, "),
+        (["--limit", "0"], "--limit 0: must be"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = carried._is_there
+    monkeypatch.setattr(carried, "_is_there", lambda name: name not in ("omegaconf", "urllib3") and there(name))
+    with pytest.raises(
+        ConfigurationError, match=r"^omegaconf, urllib3: not installed; .* make gpu-carry and copy build/"
+    ):
+        carried.use_carried()
