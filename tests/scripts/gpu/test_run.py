@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,13 +78,14 @@ def test_what_a_box_has_started_ends_with_it(boxed: Any, tmp_path: Path) -> None
     assert state.stdout.strip()[:1] in ("", "Z")
 
 
-def test_unused_seconds_are_the_next_ones_and_the_run_has_a_limit(boxed: Any) -> None:
-    first, second, third = boxed("row(1.0)", "row(1.0)", "row(1.0)", seconds=10, limit=15)
-    assert first.allowed == pytest.approx(10, abs=0.1)
-    assert 14 < second.allowed <= 15 and third.allowed < second.allowed
-    _, late = boxed("row(1.0); time.sleep(0.3)", "row(1.0)", seconds=10, limit=0.2)
-    assert (late.status, late.reason) == ("skipped", "no time left of 0.2 s")
-    assert boxed("row(1.0)", seconds=3, small=True)[0].allowed == pytest.approx(3 * runner.SMALL_SCALE, abs=0.1)
+def test_unused_seconds_are_the_next_ones_and_the_run_has_a_limit(boxed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(monotonic=iter([0.0, 1.0, 4.0, 16.0, 0.0, 0.0]).__next__)
+    monkeypatch.setattr(runner, "time", clock)
+    monkeypatch.setattr(runner, "run_box", lambda box, *_: outcome(box.name, Row("x", 1.0), allowed=_[-1]))
+    found = boxed("", "", "", seconds=10, limit=15)
+    assert [one.allowed for one in found] == [9.0, 11.0, 0.0]
+    assert (found[2].status, found[2].reason) == ("skipped", "no time left of 15 s")
+    assert boxed("", seconds=3, small=True)[0].allowed == 3 * runner.SMALL_SCALE
 
 
 def test_nothing_runs_after_a_first_box_that_failed(boxed: Any) -> None:
@@ -91,8 +93,8 @@ def test_nothing_runs_after_a_first_box_that_failed(boxed: Any) -> None:
     assert first.status == "failed" and second.status == "skipped" and not second.rows
 
 
-def outcome(name: str, *rows: Row, status: str = "done", reason: str = "") -> Outcome:
-    return Outcome(Box(name, "", 1, ""), 1.0, status=status, reason=reason, rows=list(rows))
+def outcome(name: str, *rows: Row, status: str = "done", reason: str = "", allowed: float = 1.0) -> Outcome:
+    return Outcome(Box(name, "", 1, ""), allowed, status=status, reason=reason, rows=list(rows))
 
 
 OUTCOMES = [
