@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from analysis.breadth import Breadth
+from analysis.finite import check_finite
 from analysis.other_entropies import MEASURES, instance_entropies
 from olmo.console import Progress
 from olmo.data.masks import padded
@@ -156,7 +157,7 @@ def measure(
             progress.advance(stop - start)
             wanted = tolerance is not None or (ranks.is_first and now >= rested)
             if stop >= next_check and knowledge.instances and wanted:
-                _check_finite("knowledge", knowledge.layers.items(), description)
+                check_finite("knowledge", knowledge.layers.items(), description)
                 so_far = copy(knowledge)
                 if tolerance is not None:
                     so_far.reduce(ranks)  # all ranks decide alike; for the progress line, what this one has is enough
@@ -168,19 +169,8 @@ def measure(
                 rested = time.monotonic() + _PAUSE * (time.monotonic() - now)
     for average in (knowledge, *others.values()):
         average.reduce(ranks)
-    _check_finite("knowledge", knowledge.layers.items(), description)
+    check_finite("knowledge", knowledge.layers.items(), description)
     for name, of_others in others.items():
         means = of_others.average
-        _check_finite(name, enumerate(means) if means.ndim else [(None, means)], description)
+        check_finite(name, enumerate(means) if means.ndim else [(None, means)], description)
     return Measurement(knowledge, others)
-
-
-def _check_finite(name: str, averages: Iterable[tuple[int | None, Any]], description: str) -> None:
-    """Raise ValueError that names the first layer whose average is NaN or infinite; None is no layer."""
-    for layer, average in averages:
-        if not np.isfinite(average).all():
-            place = "" if layer is None else f"layer {layer}: "
-            raise ValueError(
-                f"{description}: {place}the {name} average is NaN or infinite; the checkpoint has weights that are, or "
-                "its activations exceed the range of --precision"
-            )
