@@ -16,7 +16,6 @@ newest ones up to it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from analysis.locations import check_writable
 from analysis.summary_table import as_csv, differences, notes, table
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.atomic import write_text
+from olmo.files.paths import as_json
 
 RESULT = "acquisition.json"
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
         print(text)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-        write_text(args.output / RESULT, json.dumps(result) + "\n")
+        write_text(args.output / RESULT, as_json(result, args.output / RESULT))
         write_text(args.output / "acquisition.csv", as_csv(result))
         if can_draw():
             from analysis.figures.acquisition import save_acquisition

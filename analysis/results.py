@@ -20,7 +20,7 @@ from safetensors import safe_open
 from olmo.data.ranges import cache_folder
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path, write_text
-from olmo.files.paths import check_readable, read_json
+from olmo.files.paths import as_json, check_readable, read_json
 from olmo.files.tensors import read_tensor, write_safetensors
 from olmo.memory.by_layer import ByLayer, layers_of, tensors_of
 
@@ -53,7 +53,7 @@ def save_result(
     }
     average = {number: torch.from_numpy(values).float() for number, values in coefficients.items()}
     with atomic_path(folder / RESULT) as partial_result, atomic_path(folder / COEFFICIENTS_FILE) as partial:
-        partial_result.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial_result.write_text(as_json(content, folder / RESULT, 1), encoding="utf-8")
         bits = {} if most_active is None else {_MOST_ACTIVE: torch.from_numpy(most_active)}
         write_safetensors(partial, {**tensors_of(_KEY, average), **bits}, metadata)
         (folder / RESULT).unlink(missing_ok=True)  # it would stand beside coefficients of another measurement

@@ -6,7 +6,6 @@ The folder of the scores is that of a run with one evaluation, at the step of th
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from olmo.distributed import Ranks
 from olmo.eval.evaluators import Evaluation, Evaluators
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import write_text
-from olmo.files.paths import read_json
+from olmo.files.paths import as_json, read_json
 from olmo.knowledge.entries import SETTINGS
 from olmo.model.causal_lm import Model
 from olmo.report.reporter import Reporter
@@ -136,12 +135,12 @@ class Job:
 def _save(output: Path, prepared: Prepared, found: Evaluation) -> dict[str, Any]:
     """Write the results as a run does, and `score.json`, which has no metrics until they are complete."""
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / RESULT, json.dumps(prepared.identity, indent=1) + "\n")
+    write_text(output / RESULT, as_json(prepared.identity, output / RESULT, 1))
     with closing(Reporter(prepared.config, active=True, resume_step=None)) as reporter:
         reporter.evaluation(max(prepared.identity["checkpoint"]["step"], 0), found)
         reporter.on_disk()
     result = {**prepared.identity, "metrics": found.metrics, "knowledge": _knowledge(output)}
-    write_text(output / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(output / RESULT, as_json(result, output / RESULT, 1))
     return result
 
 

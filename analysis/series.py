@@ -6,7 +6,6 @@ A result is what `python -m analysis.entropy` wrote for one checkpoint: `knowled
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from analysis.pairs import (
 from analysis.results import COEFFICIENTS_FILE, EDITS, RESULT, read_coefficients
 from olmo.console import fixed
 from olmo.files.atomic import write_text
-from olmo.files.paths import read_json
+from olmo.files.paths import as_json, read_json
 from olmo.files.revisions import is_later_stage, parse
 
 SERIES = "knowledge_entropy_series.json"
@@ -248,7 +247,7 @@ def write(read: Sequence[tuple[dict[str, Any], Path]], folder: Path) -> dict[str
     """Write `knowledge_entropy_series.json` of results and their files atomically; returns its content."""
     series = gather(read)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / SERIES, json.dumps(series) + "\n")
+    write_text(folder / SERIES, as_json(series, folder / SERIES))
     return series
 
 

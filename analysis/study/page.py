@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from analysis.study.gather import gather
 from analysis.study.plan_file import read_plan
 from olmo.console import clock, printable
 from olmo.files.atomic import write_text
+from olmo.files.paths import as_json
 
 CLASSES = {SEEN: "seen", OPPOSITE: "opposite", NOISE: "noise"}  # of the style sheet; any other verdict is "none"
 DENSITY = 0.625  # pixels of the page for one of a figure, which is saved at 160 a printed inch
@@ -51,7 +51,7 @@ def make(folder: Path) -> dict[str, Any]:
     plan = read_plan(folder)
     study = gather(plan)
     study["figures"] = draw_all(study, plan.content["figures"], folder)
-    write_text(folder / "study.json", json.dumps(study, indent=1) + "\n")
+    write_text(folder / "study.json", as_json(study, folder / "study.json", 1))
     write_text(folder / "report.html", render(study, folder))
     return study
 

@@ -85,21 +85,23 @@ class DownstreamTask:
         progress: Callable[[int], None] = lambda _: None,
     ) -> dict[str, float]:
         """{metric name: value}, as the library's own metric computes it, the same for any number of ranks; accuracies
-        with that of guessing. NaN if a log-probability is.
+        with that of guessing. NaN if the score of a choice is not finite.
 
         Samples are sorted by length and distributed over the ranks in turn, each once. Only hidden states before
         continuation tokens are scored over the vocabulary, and only these tokens' log-probabilities leave the device.
         """
         samples = sorted(self.task.samples, key=lambda s: -len(s["query"]))[ranks.rank :: ranks.world_size]
-        metric, kind, undefined = self._make_metric(), self.task.metric_type, 0
+        metric, kind = self._make_metric(), self.task.metric_type
         if not samples:
             metric.update({}, None)  # the library's collective needs every rank
         for part in batched_by_length([len(s["query"]) for s in samples], tokens_per_batch):
             chosen = samples[part]
             batch, logits, domain = self._scored(chosen, model, device)
-            undefined += sum(int(scores.isnan().any()) for scores in (logits, domain) if scores is not None)
             metric.update(batch, logits, domain)
             progress(len(chosen))
+        undefined = sum(
+            not math.isfinite(score) for document, _, score in metric.loglikelihoods if document is not None
+        )
         value = _f1(metric) if kind == "f1" else float(metric.compute()[f"{kind}_v1"])
         if ranks.sum(np.array([float(undefined)]))[0]:  # choices without an order: their accuracy means nothing
             value = math.nan

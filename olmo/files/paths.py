@@ -4,8 +4,10 @@ checkpoint folder state."""
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,28 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+
+
+def as_json(content: Any, path: Path, indent: int | None = None) -> str:
+    """The text of a JSON file, with a newline. Raises ValueError that names `path` and the first NaN or infinity, which
+    JSON does not have: other programs cannot read them, and they are the number of nothing."""
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False) + "\n"
+    except ValueError:
+        if (found := next(_not_finite(content), None)) is None:
+            raise
+        raise ValueError(f"{path}: not written: {found[0]} is {found[1]}, not a finite number") from None
+
+
+def _not_finite(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """(keys with dots, value) of each number that is not finite."""
+    if isinstance(content, float) and not math.isfinite(content):
+        yield key, content
+    inner = (
+        content if isinstance(content, dict) else dict(enumerate(content if isinstance(content, (list, tuple)) else ()))
+    )
+    for name, value in inner.items():
+        yield from _not_finite(value, f"{key}.{name}" if key else str(name))
 
 
 def provided(path: Path) -> Path:

@@ -16,6 +16,7 @@ from ..checkpoint import saves
 from ..exceptions import ConfigurationError
 from ..files.atomic import atomic_path, fsync
 from ..files.lock import Lock, Locked
+from ..files.paths import as_json
 
 
 class RunFolder:
@@ -72,12 +73,12 @@ class RunFolder:
         self.begin()
         assert self._metrics is not None
         with naming(self.path / "metrics.jsonl"):
-            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            self._metrics.write(as_json({"step": step, **values}, self.path / "metrics.jsonl"))
 
     def add_injection(self, record: Mapping[str, Any]) -> None:
         """Append a line to injections.jsonl."""
         with naming(self.injections), self.injections.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(as_json(record, self.injections))
 
     def write_table(self, name: str, columns: Mapping[str, Any]) -> None:
         """Write a Parquet table atomically. A column that is one integer is repeated in every row."""

@@ -238,6 +238,19 @@ def test_choices_that_leave_nothing_to_other_tokens(
     same_collection(ours, obvious(task, model))
 
 
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+def test_scores_of_choices_that_are_not_finite_are_no_accuracy(
+    model: OLMo, few_documents: None, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """The library finds the largest of any of them."""
+    task = DownstreamTask("copycolors_10way_fast", config())
+    whole, impossible = model.logits, task.task.samples[0]["choices"][0]
+    place = torch.arange(model.config.embedding_size or 0) == impossible
+    monkeypatch.setattr(model, "logits", lambda hidden: torch.where(place, value, whole(hidden)))
+    found = task.evaluate(model, 500, CPU, Ranks())
+    assert math.isnan(found["eval/downstream/copycolors_10way_fast_acc"])
+
+
 @pytest.mark.parametrize("tokens_per_batch", [1, 60, 10**6])
 def test_the_packing_changes_nothing(
     model: OLMo, few_documents: None, monkeypatch: pytest.MonkeyPatch, tokens_per_batch: int
