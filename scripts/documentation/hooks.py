@@ -42,10 +42,9 @@ def with_links(text: str, path: str) -> str:
 
     def moved(match: re.Match[str]) -> str:
         name, target = match[1], _resolved(match[2], path)
-        if posixpath.basename(name) == posixpath.basename(target) and (
-            title := re.search("^# (.+)$", shown(target), re.MULTILINE)
-        ):
-            name = title[1]
+        if posixpath.basename(name) == posixpath.basename(target) and (ROOT / target).exists():
+            title = re.search("^# (.+)$", shown(target), re.MULTILINE)
+            name = title[1] if title else name
         return f"[{name}]({posixpath.relpath(page_of(target), here or '.')}"
 
     return _LINK.sub(moved, text)
@@ -92,9 +91,10 @@ def pages() -> list[str]:
         if path.endswith(".md"):
             known = {page_of(other) for other in found}
             for target in linked(shown(path), path):
-                if page_of(target) not in known and page_of(target).endswith(".md"):
+                named = page_of(target)
+                if named not in known and named.endswith(".md") and (ROOT / target).exists():  # else MkDocs warns
                     found.append(target)
-                    known.add(page_of(target))
+                    known.add(named)
     return found
 
 
