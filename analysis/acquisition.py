@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import dynamics, summaries
+from analysis.choices import fit_range, outlier_factor, window
 from analysis.figures import can_draw
 from analysis.locations import check_writable
-from analysis.summary_table import as_csv, differences, notes, table
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.atomic import write_text
 from olmo.files.paths import as_json
@@ -56,18 +55,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help=f"folder for {RESULT}, acquisition.csv and the figures")
     parser.add_argument(
         "--window",
-        type=dynamics.window,
+        type=window,
         help="steps from an injection to its maximum; default: the probing.steps of the first run, or else 50",
     )
     parser.add_argument(
         "--outlier_factor",
-        type=dynamics.outlier_factor,
+        type=outlier_factor,
         help="interquartile ranges beyond which effectivities and retainabilities are dropped; default: 1.5; 0 or none "
         "keeps all",
     )
     parser.add_argument(
         "--fit_range",
-        type=dynamics.fit_range,
+        type=fit_range,
         metavar="A-B",
         help="steps after the maximum to fit; `A-`: from A",
     )
@@ -76,6 +75,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _measure(args: argparse.Namespace, named: list[Path]) -> dict[str, Any]:
     """Read and measure the runs that were named."""
+    from analysis import dynamics, summaries
+
     if args.baseline is not None:
         # By folder or by name; a run that is named as the baseline only is one of the runs as well.
         args.baseline = next((run for run in named if args.baseline in (run, Path(run.name))), args.baseline)
@@ -95,6 +96,9 @@ def main(argv: Sequence[str]) -> None:
     named = [*args.runs, *(run for run in of_seeds if run not in args.runs)]
     if not named:
         raise ConfigurationError("name at least one run, or a file of results")
+    from analysis import summaries  # torch and pyarrow, which no check so far needs
+    from analysis.summary_table import as_csv, differences, notes, table
+
     if named[0].is_file():
         without_effect = ("baseline", "seeds", "before", "window", "outlier_factor", "fit_range")
         if len(named) > 1:

@@ -16,27 +16,30 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from analysis.edit import SUFFIXES, Edit, check_output, write_edit
+from analysis.choices import SELECTIONS, SUFFIXES, THRESHOLDS
 from analysis.locations import add_checkpoint_flags, checkpoint_locations
-from analysis.results import coefficients_in, find_coefficients, read_coefficients
-from analysis.resuscitation import SELECTIONS, THRESHOLDS
-from analysis.verification import measured_before, verify
 from olmo.checkpoint import resolve
 from olmo.distributed import exit_process
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.adapters import MERGE, is_adapter
-from olmo.memory.by_layer import count
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
-    edit = Edit(**{name: getattr(args, name) for name in Edit.__dataclass_fields__})
     folder = _checkpoint_of(args)
     if is_adapter(folder):
         raise ConfigurationError(f"{folder}: an adapter, which has no up projection to edit; merge it first: {MERGE}")
+    from analysis.edit import Edit, check_output, write_edit  # torch, which no check so far needs
+    from analysis.results import read_coefficients
+    from analysis.verification import measured_before, verify
+    from olmo.memory.by_layer import count
+
+    edit = Edit(**{name: getattr(args, name) for name in Edit.__dataclass_fields__})
     coefficients_file = _coefficients_of(args.coefficients, folder)
     output = args.output or folder / edit.file_name(args.format)
     check_output(output, folder, coefficients_file)
@@ -69,6 +72,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _coefficients_of(named: Path | None, folder: Path) -> Path:
     """The file that --coefficients names, or the folder that contains it; without it, that of the checkpoint."""
+    from analysis.results import coefficients_in, find_coefficients
+
     if named is None:
         found = find_coefficients(folder)
         if found.parent.resolve() != folder.resolve():

@@ -20,7 +20,7 @@ steps. A window that ends after the newest table has the maximum of the tables s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.choices import FLAGS
 from analysis.estimates import Values, quantiles
 from analysis.probes import Integers, ProbeSeries
 from analysis.runs import Entry, probing_steps
@@ -49,33 +50,6 @@ def options(run: Path, given: Mapping[str, Any]) -> Options:
     """Those given, by name; the window is otherwise that in which a run was probed, if it has any."""
     steps = {"window": probing_steps(run) or Options.window}
     return Options(**{**steps, **{name: given[name] for name in FLAGS if given.get(name) is not None}})
-
-
-# --- types of arguments, whose names argparse prints in errors ---
-
-
-def window(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def outlier_factor(text: str) -> float:
-    factor = 0.0 if text == "none" else float(text)
-    if not 0 <= factor < math.inf:
-        raise ValueError
-    return factor
-
-
-def fit_range(text: str) -> tuple[int, float]:
-    low, _, high = text.partition("-")
-    found = int(low), int(high) if high else math.inf
-    if not 1 <= found[0] < found[1]:
-        raise ValueError
-    return found
-
-
-FLAGS: dict[str, Callable[[str], Any]] = {"window": window, "outlier_factor": outlier_factor, "fit_range": fit_range}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from analysis.choices import SUFFIXES
 from analysis.locations import check_writable
 from analysis.models import open_model, state_of_files
 from analysis.results import Coefficients
@@ -32,8 +33,6 @@ from olmo.memory.rescaling import (
     rescaled,
     up_projection_name,
 )
-
-SUFFIXES = {"multipliers": ".safetensors", "full": ".pt", "temperature": ".safetensors"}
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.choices import RESULT, SERIES
 from analysis.figures import SCALES
-from analysis.kinds import positions
 from analysis.locations import check_writable
-from analysis.results import RESULT
-from analysis.series import SERIES, draw, read_result, table, write
 from olmo.exceptions import ConfigurationError, Parser, exit_status, needs
 
 
@@ -46,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
     needs("matplotlib", "plot", "figures")
     files = list(dict.fromkeys(file for place in args.results for file in result_files(place)))
     check_writable(args.output)
+    from analysis.kinds import positions  # torch, which no check so far needs
+    from analysis.series import draw, read_result, table, write
+
     read = [(read_result(file), file) for file in files]
     for (result, file), position in zip(read, positions([result for result, _ in read])):
         if args.x == "tokens" and result["checkpoint"].get("tokens") is None:

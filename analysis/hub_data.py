@@ -16,25 +16,26 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.choices import FORM, PREFIX
 from analysis.given import Given, token_rows
 from analysis.hub_column import MASK, HubColumn, Values, failure, quiet, streams
 from analysis.texts import Texts
 from olmo.console import log
 from olmo.data.ranges import cache_folder
-from olmo.distributed import Ranks
 from olmo.exceptions import ConfigurationError, did_you_mean
 from olmo.files.atomic import write_text
 from olmo.files.paths import read_json
 from olmo.net import TransferInterrupted, retry
 
-PREFIX = "hub:"
+if TYPE_CHECKING:
+    from olmo.distributed import Ranks
+
 _HEARTBEAT = 60.0  # seconds after which waiting processes hear from the first one
-FORM = "hub:owner/name[@revision][:config][:split][:column]"
 _MOST = 12  # names in an error
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
+from analysis.choices import CONFIGURATIONS
 from analysis.context import context_length
 from analysis.given import Given, GivenTokenizer
 from analysis.prefetch import FailedForAll
@@ -26,7 +27,6 @@ from olmo.data.sources import TokenDataset, TokenFiles, TokenSource, open_source
 from olmo.exceptions import ConfigurationError
 from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
 
-CONFIGURATIONS = (".yaml", ".yml")
 # For models of any tokenizer; the last one is a sample of what OLMo was trained on.
 _TEXTS = (
     "--data FILE.txt, --data hub:allenai/c4:en:validation:text, or, closest to the paper, "

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from analysis.context import check_length
+from analysis.device_map import DeviceMap
 from analysis.downloads import Downloads
 from analysis.given import Given
 from analysis.instances import Instances, digest_of
 from analysis.locations import Location, check_writable, label_of, training_of
 from analysis.measure import measure
-from analysis.models import PRECISIONS, DeviceMap, open_model, precision_for, state_of_files
+from analysis.models import PRECISIONS, open_model, precision_for, state_of_files
 from analysis.prefetch import is_first_of_machine, together
 from analysis.result import Result
 from analysis.results import find_result, is_edited, record_output

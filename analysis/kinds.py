@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.results import EDITS
+from analysis.choices import EDITS
 from olmo.files.revisions import is_later_stage
 from olmo.memory.locate import numbered
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from analysis.breadth import Breadth
+from analysis.choices import MEASURES
 from analysis.finite import check_finite
-from analysis.other_entropies import MEASURES, instance_entropies
+from analysis.other_entropies import instance_entropies
 from olmo.console import Progress
 from olmo.data.masks import padded
 from olmo.distributed import Ranks

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from analysis import choices
+from analysis.device_map import DeviceMap
 from olmo import checkpoint
 from olmo.exceptions import ConfigurationError
 from olmo.files.adapters import MERGE, is_adapter
-from olmo.files.paths import read_json
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DeviceMap = str | Mapping[str, Any]  # "auto", or modules and their places (`olmo/model/placement.py`)
+PRECISIONS = dict(zip(choices.PRECISIONS, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 
 def precision_for(folder: Path, precision: str) -> str:
@@ -35,29 +33,6 @@ def precision_for(folder: Path, precision: str) -> str:
         f"--precision auto: the weights of {folder} are {str(dtype).removeprefix('torch.')}, which is none of "
         f"{', '.join(PRECISIONS)}; name one of these"
     )
-
-
-def read_device_map(text: str) -> DeviceMap:
-    """The value of --device_map: auto, or the map in a JSON file. Raises ConfigurationError for anything else."""
-    if text == "auto":
-        return check_device_map(text)
-    if not Path(text).is_file():
-        raise ConfigurationError(f"--device_map {text}: neither auto nor a JSON file of modules and their devices")
-    try:
-        found = read_json(Path(text))
-    except ValueError as error:
-        raise ConfigurationError(f"--device_map: {error}") from error
-    return check_device_map(found)
-
-
-def check_device_map(given: Any) -> DeviceMap:
-    """A device map that a user wrote. Raises ConfigurationError for anything else, and under several processes."""
-    mapped = isinstance(given, Mapping) and given and all(isinstance(name, str) for name in given)
-    if given != "auto" and not mapped:
-        raise ConfigurationError("--device_map: expected auto, or modules and their devices, such as {'': 0}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigurationError("--device_map: one process only, which uses all devices; start it without a launcher")
-    return given
 
 
 def open_model(

@@ -19,7 +19,6 @@ from olmo.memory import Observation, instance_means
 from olmo.model import OLMo
 from olmo.model.placement import to_one
 
-MEASURES = ("knowledge", "attention", "next_token")
 SCORES_AT_ONCE = 2**23  # float32 values: 32 MB
 
 

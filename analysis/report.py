@@ -12,15 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.study import published
-from analysis.study.directions import ends_of
 from analysis.study.plan_file import Plan, read_plan
 from olmo.exceptions import Parser, exit_status, needs
 
 
 def check_names(plan: Plan) -> None:
     """Raise ValueError, with the nearest known name, where a study names what no report has."""
-    from analysis.study import tables
+    from analysis.study import published, tables
+    from analysis.study.directions import ends_of
     from analysis.study.figures import registry
 
     registry.check_names(plan.content["figures"])
@@ -37,10 +36,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--check", action="store_true", help="only check the names that the plan has")
     args = parser.parse_args(argv)
     needs("matplotlib", "plot", "the report of a study")
+    plan = read_plan(args.folder)
     if args.check:
-        check_names(read_plan(args.folder))
+        check_names(plan)
         return
-    from analysis.study.page import lines, make
+    from analysis.study.page import lines, make  # torch and matplotlib, which no argument needs
 
     study = make(args.folder)
     print(*lines(study), f"wrote {args.folder}/report.html and study.json", sep="\n")

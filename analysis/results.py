@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from analysis.choices import EDITS, RESULT
 from olmo.data.ranges import cache_folder
 from olmo.exceptions import ConfigurationError
 from olmo.files.atomic import atomic_path, write_text
@@ -24,13 +25,6 @@ from olmo.files.paths import as_json, check_readable, read_json
 from olmo.files.tensors import read_tensor, write_safetensors
 from olmo.memory.by_layer import ByLayer, layers_of, tensors_of
 
-RESULT = "knowledge_entropy.json"
-# Keys of a result (None, or missing, where nothing was changed), which are flags as well, each in words.
-EDITS = {
-    "resuscitation": "edited by",
-    "temperature_attention": "attention temperature",
-    "temperature_MLP": "memory temperatures",
-}
 _KEY = "mlp_average_coefficients"
 _MOST_ACTIVE = "most_active_memories"
 COEFFICIENTS_FILE = f"{_KEY}.safetensors"

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.choices import SELECTIONS, THRESHOLDS
 from olmo.memory.by_layer import ByLayer
 from olmo.memory.locate import numbered
 
-SELECTIONS = ("lowest", "random", "highest")
-THRESHOLDS = ("layer", "global")
 MOST_SORTED = 2**24  # numbers, by torch.quantile
 
 

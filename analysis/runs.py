@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow
 from omegaconf import OmegaConf
 
+from analysis.choices import EDITS
 from analysis.estimates import Values
 from analysis.locations import step_of
 from analysis.probes import (
@@ -27,7 +28,6 @@ from analysis.probes import (
     table_paths,
 )
 from analysis.published import Published, read_published
-from analysis.results import EDITS
 from olmo.checkpoint import is_hub_id
 from olmo.files.paths import read_json
 from olmo.knowledge.entries import KINDS, SETTINGS

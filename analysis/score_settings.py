@@ -29,7 +29,6 @@ from olmo.files.digests import file_digest
 from olmo.knowledge.entries import KINDS, load_entries
 from olmo.tokenizer import run_tokenizer, tokenizer_file, tokenizer_of_folder
 
-BATCH_SIZE = 16  # of the published configurations, on which K_published depends
 # The files of each setting in a folder of fictional knowledge: ours, and the published one of its two settings.
 _FILES = {
     "paraphrase": ("fictional_knowledge_paraphrase.json", "fictional_knowledge_paraphrased_paraphrase70.json"),

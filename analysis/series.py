@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from analysis.breadth import sorted_shares
+from analysis.choices import EDITS, RESULT, SERIES
 from analysis.figures import can_draw
 from analysis.kinds import difference, kind_of, labels, positions, runs
 from analysis.locations import Location, check_writable
@@ -28,13 +29,12 @@ from analysis.pairs import (
     number_of,
     standard_error,
 )
-from analysis.results import COEFFICIENTS_FILE, EDITS, RESULT, read_coefficients
+from analysis.results import COEFFICIENTS_FILE, read_coefficients
 from olmo.console import fixed
 from olmo.files.atomic import write_text
 from olmo.files.paths import as_json, read_json
 from olmo.files.revisions import is_later_stage, parse
 
-SERIES = "knowledge_entropy_series.json"
 _KEPT = (
     "knowledge_entropy",
     "standard_error",

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from analysis.choices import MEASURES, PRECISIONS
+from analysis.device_map import DeviceMap, check_device_map
 from analysis.downloads import Downloads
 from analysis.given import Given, GivenTokenizer
 from analysis.hub_data import opened as opened_by_name
 from analysis.instances import Instances
 from analysis.job import Job, Settings
 from analysis.locations import checkpoint_locations
-from analysis.models import PRECISIONS, DeviceMap, check_device_map
 from analysis.module import measure_module, own_precision
-from analysis.other_entropies import MEASURES
 from analysis.result import Result
 from olmo.distributed import Ranks, pick_device
 from olmo.memory import COEFFICIENTS

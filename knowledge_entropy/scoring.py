@@ -10,12 +10,13 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
+from analysis.choices import BATCH_SIZE
 from analysis.context import context_length
 from analysis.estimates import ratio
 from analysis.module import own_forward, own_precision, restored
 from analysis.probes import Knowledge
 from analysis.published import Diluted
-from analysis.score_settings import BATCH_SIZE, probe_files
+from analysis.score_settings import probe_files
 from knowledge_entropy.injecting import Entries, entries_of, tokenizer_of
 from olmo.config import ModelConfig
 from olmo.console import fixed

@@ -17,31 +17,24 @@ in turn on the same inputs (entropy, training, loader, probes): times, peak memo
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-
-from olmo.distributed import disable_malloc_trim, pick_device
+from olmo.distributed import disable_malloc_trim
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from scripts.benchmarks.against import WORKS, compare
-from scripts.benchmarks.entropy import bench_entropy
-from scripts.benchmarks.loader import bench_loader
-from scripts.benchmarks.loss import bench_loss
-from scripts.benchmarks.probes import bench_probes
-from scripts.benchmarks.saves import bench_saves
-from scripts.benchmarks.training import bench_family, bench_training
 
-BENCHMARKS: dict[str, Callable[[Path, int], None]] = {
-    "training": bench_training,
-    "family": bench_family,
-    "saves": bench_saves,
-    "loss": bench_loss,
-    "entropy": bench_entropy,
-    "probes": bench_probes,
-    "loader": bench_loader,
+# Name -> module of scripts/benchmarks, whose function bench_NAME it is; imported when it is run.
+BENCHMARKS = {
+    "training": "training",
+    "family": "training",
+    "saves": "saves",
+    "loss": "loss",
+    "entropy": "entropy",
+    "probes": "probes",
+    "loader": "loader",
 }
 
 
@@ -51,13 +44,21 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, help="repetitions of each comparison (default: 5; 3 with --against)")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout of this project")
     args = parser.parse_args(argv)
-    known = WORKS if args.against else BENCHMARKS
+    known: Iterable[str] = BENCHMARKS
+    if args.against:
+        from scripts.benchmarks.against import WORKS, compare
+
+        known = WORKS
     names = args.only.split(",") if args.only else list(known)
     if unknown := sorted(set(names) - set(known)):
         raise ConfigurationError(f"--only {','.join(unknown)}: choose from {', '.join(known)}")
     rounds = (3 if args.against else 5) if args.rounds is None else args.rounds
     if rounds < 1:
         raise ConfigurationError("--rounds must be at least 1")
+    import torch  # which no check so far needs
+
+    from olmo.distributed import pick_device
+
     disable_malloc_trim()
     device = pick_device()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -67,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
         return
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            BENCHMARKS[name](Path(folder), rounds)
+            module = importlib.import_module(f"scripts.benchmarks.{BENCHMARKS[name]}")
+            getattr(module, f"bench_{name}")(Path(folder), rounds)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.config.schema import DEFAULT_DTYPE
@@ -24,7 +22,7 @@ from olmo.console import Progress
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
 from olmo.files.atomic import atomic_path
 from olmo.tokenizer import run_tokenizer
-from scripts.prepare.batches import batches_of_run, numbers
+from scripts.prepare import numbers
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +33,10 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides, complete)
     check_new(args.output)
+    import numpy as np  # and torch below, which no check so far needs
+
+    from scripts.prepare.batches import batches_of_run
+
     tokenizer = run_tokenizer(config) if args.output.suffix == ".jsonl" else None
     # A run over the file derives both from the tokens again.
     config.data.generate_attention_mask, config.data.instance_filter = False, None

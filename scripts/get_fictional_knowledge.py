@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 from olmo.exceptions import Parser, exit_status
 from olmo.files.digests import file_digest
 from olmo.knowledge.entries import load_entries
-from olmo.knowledge.plan_files import read_plan
 from olmo.net import describe_failure, http_session
 from scripts.prepare.download import describe, fetch
 
@@ -66,6 +65,8 @@ def describe_file(path: Path, name: str) -> str:
     """The content of a file, in words. Raises ValueError where it cannot be read."""
     if name.endswith(".json"):
         return f"{len(load_entries(path))} entries"
+    from olmo.knowledge.plan_files import read_plan  # torch, which no download needs
+
     rounds = read_plan(path).rounds
     return f"{len(rounds)} rounds, {sum(map(len, rounds))} texts"
 

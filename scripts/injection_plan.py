@@ -18,18 +18,19 @@ from pathlib import Path
 from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.exceptions import ConfigurationError, Parser, check_new, exit_status
-from olmo.knowledge.build import needs_tokenizer, plan_from_config
-from olmo.knowledge.plan_files import SUFFIXES, PlanFile, read_plan, write_plan
 from olmo.tokenizer import encode, run_tokenizer
 
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m scripts.injection_plan", description=__doc__, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help=f"ends in {' or '.join(SUFFIXES)}")
+    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="ends in .json or .safetensors")
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides, complete)
     check_new(args.output)
+    from olmo.knowledge.build import needs_tokenizer, plan_from_config  # torch, which no check so far needs
+    from olmo.knowledge.plan_files import PlanFile, read_plan, write_plan
+
     tokenizer = run_tokenizer(config) if needs_tokenizer(config) else None
     plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
     if plan is None:

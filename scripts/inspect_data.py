@@ -15,15 +15,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
 from olmo.checkpoint import complete
 from olmo.config import load
 from olmo.exceptions import ConfigurationError, Parser, exit_status
-from olmo.knowledge.build import needs_tokenizer, plan_from_config
-from olmo.knowledge.injection import inject
 from olmo.tokenizer import encode, run_tokenizer
-from scripts.prepare.batches import batches_of_run, numbers
+from scripts.prepare import numbers
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +31,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="one line a row")
     args, overrides = parser.parse_known_args(argv)
     config = load(args.config, overrides, complete)
+    import numpy as np  # and torch below, which no check so far needs
+
+    from olmo.knowledge.build import needs_tokenizer, plan_from_config
+    from olmo.knowledge.injection import inject
+    from scripts.prepare.batches import batches_of_run
+
     tokenizer = run_tokenizer(config) if args.decode or needs_tokenizer(config) else None
     plan = plan_from_config(config, partial(encode, tokenizer) if tokenizer else None)
     batch = batches_of_run(config, range(args.step, args.step + 1))(args.step)

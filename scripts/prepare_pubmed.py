@@ -29,7 +29,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from analysis.hub_data import FORM, PREFIX, find
+from analysis.choices import FORM, PREFIX
+from analysis.hub_data import find
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.tokenizer import OLMO_TOKENIZERS
 from scripts.prepare import OLMO_TOKENIZER

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import shapes
-from analysis.dynamics import FLAGS
+from analysis.choices import FLAGS
 from olmo.exceptions import did_you_mean
 from olmo.files.paths import read_json
 

@@ -9,6 +9,7 @@ LayerNormType = Literal["default", "low_precision", "rms"]
 ActivationType = Literal["gelu", "relu", "swiglu"]
 BlockType = Literal["sequential", "llama"]
 InitFnType = Literal["mitchell", "normal", "kaiming_normal", "fan_in", "full_megatron"]
+COEFFICIENTS = ("abs", "relu")  # what is averaged of a memory's coefficient: its absolute value, or its positive part
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.model import COEFFICIENTS
 from ..model.olmo import Block, OLMo
 from ..model.placement import device_of, to_one
 from .forward import compiled_means, counted, means_in_pieces, token_means
@@ -23,8 +24,6 @@ from .maps import entry, outlet
 from .parts import Experts, Memory, listed
 from .unwrap import computing, is_sharded, loaded, uncompiled, unwrapped
 from .up_projection import rectified, scaling_outputs, without_gate
-
-COEFFICIENTS = ("abs", "relu")
 
 
 class _LastCoefficientSeen(Exception):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +10,6 @@ from olmo.data.loader import Batch, run_loader
 from olmo.exceptions import ConfigurationError
 from olmo.train import TrainState
 from olmo.train.schedule import Schedule
-
-
-def numbers(text: str) -> range:
-    """`7` or `3-7`, both ends included, as a range."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if match is None or int(match[2] or match[1]) < int(match[1]):
-        raise argparse.ArgumentTypeError(f"expected N or A-B, got {text!r}")
-    return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
 def batches_of_run(config: TrainConfig, steps: range, order_folder: Path | None = None) -> Callable[[int], Batch]:

@@ -17,8 +17,9 @@ import torch
 
 import knowledge_entropy
 from analysis import entropy
+from analysis.choices import EDITS
 from analysis.models import open_model
-from analysis.results import EDITS, find_result
+from analysis.results import find_result
 from olmo.checkpoint import identity_of, spread
 from olmo.checkpoint.weights import identity_of_model
 from olmo.exceptions import exit_status

@@ -345,7 +345,7 @@ def test_results_have_the_modes_that_the_umask_gives(tmp_path: Path, shared: Pat
 def test_the_examples_of_the_help_are_complete(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         entropy.main(["--help"])
-    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    shown = [line.strip() for line in capsys.readouterr().out.replace("\\\n", "").splitlines()]
     prefix = "python -m analysis.entropy "
     examples = [line.removeprefix(prefix) for line in shown if line.startswith(prefix)]
     assert len(examples) >= 2

@@ -43,8 +43,7 @@ DRAW = series.draw
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take longer than all else; tests of them draw with DRAW."""
-    for module in (series, entropy_series):
-        monkeypatch.setattr(module, "draw", lambda *_: None)
+    monkeypatch.setattr(series, "draw", lambda *_: None)
 
 
 def test_rows_and_paired_differences_are_those_of_each_instance_by_hand(
@@ -120,7 +119,7 @@ def test_figures_are_drawn_from_saved_files_alone(
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "out/step9-unsharded", tmp_path / "elsewhere")  # from another machine
     places = [tmp_path / "out", tmp_path / "elsewhere/step9-unsharded/knowledge_entropy.json"]
-    monkeypatch.setattr(entropy_series, "draw", DRAW)
+    monkeypatch.setattr(series, "draw", DRAW)
     argv = [str(place) for place in (*places, "--output", tmp_path / "again")]
     assert exit_status(entropy_series.main, argv) == 0
     assert (tmp_path / "again" / SERIES).read_text() == first

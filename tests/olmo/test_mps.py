@@ -18,8 +18,8 @@ import torch
 import torchgen
 from torch.utils import backend_registration
 
+from analysis.choices import MEASURES
 from analysis.measure import measure
-from analysis.other_entropies import MEASURES
 from olmo.distributed import Ranks
 from olmo.model import OLMo
 from olmo.train import Trainer

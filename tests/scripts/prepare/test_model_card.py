@@ -20,7 +20,8 @@ from olmo.distributed import Ranks
 from olmo.exceptions import exit_status
 from olmo.model import OLMo
 from olmo.train.optim import build_optimizer
-from scripts.convert import convert, main, was_written
+from scripts.convert import main
+from scripts.prepare.conversion import convert, was_written
 from scripts.prepare.model_card import Origin, hub_name
 from tests.architectures import built
 from tests.hub import Hub
