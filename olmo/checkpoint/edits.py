@@ -83,6 +83,11 @@ def stored_as(
     and the factors of each: under the names that it writes or under the model's own, with the prefix of the part below
     the head or without it. Raises ValueError where there are none."""
     written = as_saved(model, {name: factors})
+    single = [axis - factors.ndim for axis, size in enumerate(factors.shape) if size == 1]
+    if len(single) == 1:  # transformers 5.20 drops this dimension of each expert's factors
+        for key, own in written.items():
+            if key in held and own.ndim == held[key].ndim - 1:
+                written[key] = own.unsqueeze(single[0])
     prefix = f"{model.base_model_prefix}."
     for names in (written, {name: factors}):
         for candidate in (names, {key.removeprefix(prefix): own for key, own in names.items()}):
