@@ -60,6 +60,7 @@ def test_autocast_equals_that_of_the_cpu(device: torch.device) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
 def test_a_run_trains(device: torch.device, tmp_path: Path, precision: str) -> None:
+    pytest.importorskip("pyarrow", reason="needs pyarrow, which writes scores of probes")
     world = write_world(tmp_path / "world")
     config = configure(world / "config.yaml", tmp_path / "run", f"--precision={precision}")
     Trainer(config, device, Ranks()).fit()
