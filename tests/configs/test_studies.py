@@ -65,8 +65,6 @@ def in_this_process() -> Iterator[None]:
                 draw(figure, file, dpi=20)
 
         patch.setattr(Figure, "savefig", coarse)
-        # The layout takes as long as the drawing; tests/analysis/study draw figures with theirs.
-        patch.setattr(Figure, "draw_without_rendering", lambda figure: None)
         yield
 
 
