@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 # Tests run in several processes side by side and their models are tiny: threads would only wait for each other.
@@ -15,6 +16,7 @@ from tests.devices import cuda, device  # noqa: F401 (fixtures)
 
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
 settings.load_profile("project")
+gc.disable()  # until all is collected: what imports make is not garbage
 
 # These take longest and are begun first: one that several processes come to at the end leaves the others idle.
 LONGEST = (
@@ -27,11 +29,25 @@ _PLACES = {Path(__file__).resolve().parent / name: place for place, name in enum
 assert all(path.is_file() for path in _PLACES)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Each of several processes begins to collect elsewhere, and finds what the others have compiled by then."""
+    report = yield
+    if isinstance(collector, pytest.Dir) and "PYTEST_XDIST_WORKER" in os.environ:
+        place = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) / int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        first = int(len(report.result) * place)
+        report.result = report.result[first:] + report.result[:first]
+    return report
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _PLACES.get(item.path, len(LONGEST)))
+    items.sort(key=lambda item: (_PLACES.get(item.path, len(LONGEST)), item.path))
 
 
 def pytest_collection_finish() -> None:
     """What imports have left lives as long as the process: the garbage collector need not look through it again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
