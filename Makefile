@@ -1,4 +1,4 @@
-# make demo | test | checks | docs | wheel | bench | crash | golden; each sets up what it needs and repeats no finished work.
+# `make help` lists the targets. Each but gpu sets up what it needs; none repeats finished work.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python

@@ -7,7 +7,8 @@ from os import path
 def _import_olmo() -> None:
     """Raise ImportError of one line where the package olmo that Python finds is not ours, or not complete.
 
-    It has the name of this package: `python -m analysis.entropy` then prints the line alone.
+    It has the name of this package: `python -m analysis.entropy` then prints the line alone. The remedy is that of
+    olmo/files/neighbour.py, which may be missing or another project's.
     """
     spec = find_spec("olmo")
     folder = path.abspath(next(iter((spec and spec.submodule_search_locations) or ["olmo"])))

@@ -24,6 +24,7 @@ from olmo.checkpoint import resolve
 from olmo.distributed import exit_process
 from olmo.exceptions import ConfigurationError, Parser, exit_status
 from olmo.files.adapters import MERGE, is_adapter
+from olmo.files.paths import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_checkpoint_flags(parser, several=False)
     parser.add_argument(
         "--coefficients",
-        type=Path,
+        type=local_path,
         help="file of average coefficients, or its folder; default: the one beside the checkpoint, or where "
         "analysis.entropy wrote it with --output",
     )

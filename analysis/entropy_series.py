@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.choices import RESULT, SERIES
-from analysis.figures import SCALES
+from analysis.figures import SCALES, can_draw
 from analysis.locations import check_writable
-from olmo.exceptions import ConfigurationError, Parser, exit_status, needs
+from olmo.exceptions import ConfigurationError, Parser, exit_status
 
 
 def result_files(place: Path) -> list[Path]:
@@ -41,7 +41,6 @@ def main(argv: Sequence[str]) -> None:
         help="the x axis of the figures: the step (default), its share of the run's last one here, or the tokens",
     )
     args = parser.parse_args(argv)
-    needs("matplotlib", "plot", "figures")
     files = list(dict.fromkeys(file for place in args.results for file in result_files(place)))
     check_writable(args.output)
     from analysis.kinds import positions  # torch, which no check so far needs
@@ -58,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigurationError(f"--x share: {file} has no step, or not those before its stage; use another --x")
     series = write(read, args.output)
     print(table(series), flush=True)
-    draw(series, args.output, args.x)
+    if can_draw():
+        draw(series, args.output, args.x)
 
 
 if __name__ == "__main__":

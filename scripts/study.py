@@ -55,7 +55,9 @@ def main(argv: Sequence[str]) -> None:
         for name in ("file", "output", "only", "dry_run", "jobs", "cluster", "set"):
             if getattr(args, name) not in (None, False, []):
                 raise ConfigurationError(f"--report: makes the report from results alone; leave out {name}")
-        subprocess.run([sys.executable, "-m", "analysis.report", str(args.report)], check=True)
+        done = subprocess.run([sys.executable, "-m", "analysis.report", str(args.report)])
+        if done.returncode:  # the report has printed its error
+            sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
         return
     if args.file is None:
         raise ConfigurationError("name a study file, such as configs/studies/demo.yaml, or --report DIR")

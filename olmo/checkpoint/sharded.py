@@ -203,8 +203,8 @@ def snapshot(model: nn.Module, moments: Mapping[str, Mapping[str, Tensor]], rank
     """Copies in main memory of what this process writes: its shards of tensors that FSDP has sharded, and an equal
     share of those that all processes have. Training may continue while they are written.
 
-    What is on a GPU is copied into page-locked memory, several times as fast as into other memory; torch keeps that
-    memory for the next copies. All are complete on return.
+    What is on a GPU is copied into page-locked memory, which torch keeps for the next copies. All are complete on
+    return.
     """
     tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in distinct_state(model).items()} | _flat(moments)
     load = [0] * ranks.world_size

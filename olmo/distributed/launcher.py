@@ -77,7 +77,7 @@ def _first_host(nodes: str) -> str:
 
 
 def disable_malloc_trim() -> None:
-    """Tell glibc to keep freed blocks of any size instead of returning them to the system (CPU training).
+    """Set glibc to keep freed blocks of any size instead of returning them to the system (CPU training).
 
     Without it every activation is mapped and zeroed anew in every step (method section 6).
     """

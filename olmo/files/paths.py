@@ -7,6 +7,7 @@ import json
 import math
 import re
 import stat
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -67,6 +68,18 @@ def _not_finite(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
     )
     for name, value in inner.items():
         yield from _not_finite(value, f"{key}.{name}" if key else str(name))
+
+
+def local_path(text: str) -> Path:
+    """An argument that names a file or folder of this machine. Raises ArgumentTypeError for a URL, of which Path would
+    lose a slash."""
+    if is_url(text):
+        raise ArgumentTypeError(f"{text}: URLs are not read here; download the file first, and give its path")
+    return Path(text)
+
+
+def is_url(text: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
 def provided(path: Path) -> Path:

@@ -141,6 +141,12 @@ def test_one_checkpoint_at_a_time(folder: Path, tmp_path: Path, capsys: pytest.C
     assert len(list(tmp_path.rglob("resuscitation*"))) == 1
 
 
+def test_coefficients_are_no_url(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--checkpoint", folder, "--resuscitation_ratio", 0.5, "--amplifying_factor", 2]
+    status, error = failing(capsys, *argv, "--coefficients", "https://h/c.safetensors")
+    assert status == 2 and "--coefficients: https://h/c.safetensors: URLs are not read here; download the" in error
+
+
 @pytest.mark.parametrize("more", [[], ["--coefficients", "c.safetensors"]])
 def test_nothing_is_written_into_the_hubs_cache(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--checkpoint", "owner/name", "--resuscitation_ratio", 0.5, "--amplifying_factor", 2, *more]

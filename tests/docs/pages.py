@@ -49,7 +49,7 @@ def outside_blocks(page: Path) -> str:
 def commands(page: Path) -> Iterator[Command]:
     """The commands of a page. Of a loop, those of its last pass.
 
-    Those of docs/commands.md are examples and synopses of docstrings, with names in capitals that stand for files;
+    Those of docs/commands.md are examples and synopses of docstrings, with names in capitals in place of files;
     tests/scripts/documentation checks their flags.
     """
     if page.name == "commands.md":

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from olmo.config import TokenizerConfig
+from olmo.exceptions import ConfigurationError
 from olmo.tokenizer import document_end, encode, load_tokenizer, packaged_tokenizer, tokenizer_file, truncate
 from tests.reference import END_OF_TEXT, tiny_tokenizer
 
@@ -45,6 +46,8 @@ def test_missing_file_is_named() -> None:
         FileNotFoundError, match=r"^no/such\.json: no such tokenizer file or folder \(tokenizer\.identifier\)$"
     ):
         load_tokenizer("no/such.json")
+    with pytest.raises(ConfigurationError, match=r"^https://h/tokenizer\.json: URLs are not read here; download"):
+        load_tokenizer("https://h/tokenizer.json")
 
 
 def test_other_names_are_left_to_the_hub() -> None:

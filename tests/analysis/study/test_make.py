@@ -12,6 +12,7 @@ import pytest
 from analysis import estimates, report
 from analysis.study.page import lines, make
 from olmo.exceptions import exit_status
+from scripts.study import main as run_study
 from tests.study import ALIKE, OTHERWISE, PAPER, make_plan
 from tests.study_json import Page
 
@@ -38,6 +39,14 @@ def test_the_report_is_made_anew_from_results_alone(planted, tmp_path, capsys):
     assert command([str(folder)]) == 0
     assert ((folder / "report.html").read_bytes(), (folder / "study.json").read_bytes()) == first
     assert not [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+def test_an_error_of_the_report_is_that_of_the_study(tmp_path, capfd):
+    with pytest.raises(SystemExit) as end:
+        run_study(["--report", str(tmp_path / "none")])
+    assert end.value.code == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/none") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

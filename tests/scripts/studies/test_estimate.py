@@ -164,6 +164,13 @@ def test_a_study_for_which_there_is_no_room_does_not_begin(
     assert exit_status(command.main, [*argv, "--dry_run"]) == 0
     shown = capsys.readouterr().out
     assert f"are free in {tmp_path}" in shown and "time: about" in shown
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib", None)
+        assert exit_status(command.main, [*argv, "--dry_run"]) == 0
+        line = "the report of a study: matplotlib is not installed: pip install 'knowledge-entropy[plot]'"
+        assert capsys.readouterr().err == f"warning: {line}; names of figures and tables are not checked\n"
+        assert exit_status(command.main, argv) == 1
+        assert capsys.readouterr().err == f"error: {line}\n"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 100_000))
     assert exit_status(command.main, argv) == 1
     shown = capsys.readouterr().err
