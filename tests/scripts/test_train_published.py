@@ -20,8 +20,11 @@ from analysis.outcomes import as_json, k_and_a
 from analysis.runs import TASKS, read_run
 from olmo.checkpoint import load_model
 from olmo.config import TrainConfig, load
+from olmo.distributed import exit_process
+from olmo.exceptions import exit_status
 from olmo.knowledge.entries import KINDS
-from tests.published import ONCE, PARAPHRASE, fictional_knowledge, olmo_tokenizer
+from scripts.train import main
+from tests.published import ONCE, PARAPHRASE, fictional_knowledge, first_documents, olmo_tokenizer
 from tests.reference import to_transformers
 from tests.running import CPU, ROOT, command, metrics
 
@@ -71,7 +74,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
             overrides.append(f"{key}.data.dataset_path={files[evaluator.label.partition('_')[0]]}")
             if evaluator.label.endswith("_paragraph"):  # they have many more tokens than all probes
                 overrides += [f"{key}.subset_num_batches=1", f"{key}.device_eval_batch_size={PARAGRAPHS}"]
-    done = command(["-m", "scripts.train", str(folder / "config.yaml"), *overrides], ROOT, processes=2)
+    done = command([__file__, str(folder / "config.yaml"), *overrides], ROOT, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return load(folder / "config.yaml", overrides)
 
@@ -210,3 +213,9 @@ def test_acquisition_prints_its_table(config: TrainConfig) -> None:
     assert [float(row["P before"]), float(row["P after"])] == pytest.approx(p, abs=1e-4)
     assert float(row["F %"].split()[0]) == pytest.approx(-100 * (p[1] - p[0]) / p[0], abs=0.01)
     assert row.keys() >= {"effectivity"}, "the run's windows"
+
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patch:
+        first_documents(patch, 64)  # of each task, one batch of which is evaluated
+        exit_process(exit_status(main))

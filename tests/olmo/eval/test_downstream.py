@@ -5,7 +5,6 @@ The suite takes one task of each class and metric; DOWNSTREAM_TASKS=all takes al
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import logging
@@ -29,7 +28,7 @@ from olmo.exceptions import ConfigurationError
 from olmo.model import OLMo
 from olmo.model.causal_lm import CausalLM, Model
 from tests.architectures import built
-from tests.published import OLMO_EOS, OLMO_TOKENIZER
+from tests.published import OLMO_EOS, OLMO_TOKENIZER, first_documents
 from tests.reference import tiny_config
 from tests.running import CPU, command
 
@@ -91,25 +90,6 @@ def model() -> OLMo:
     return made_model()
 
 
-def first_documents(patch: pytest.MonkeyPatch, count: int) -> None:
-    """Let the library read the first `count` documents of each of its files: whole ones take half an hour."""
-    whole = library.load_hf_dataset
-
-    def of_dataset(*place: Any) -> Any:
-        dataset = whole(*place)
-        return dataset.select(range(min(len(dataset), count)))
-
-    def of_requests(path: str, name: str | None = None, split: str | None = None) -> tuple[Any, list[Any]]:
-        folder = Path(library.__file__).parent / "oe_eval_tasks" / path / (name or "")
-        packed, settings = folder / "requests.jsonl.gz", folder / "config.json"
-        with gzip.open(packed) if packed.is_file() else (folder / "requests.jsonl").open("rb") as file:
-            requests = list(itertools.takewhile(lambda request: request["doc_id"] < count, map(json.loads, file)))
-        return json.loads(settings.read_text()) if settings.is_file() else None, requests
-
-    patch.setattr(library, "load_hf_dataset", of_dataset)
-    patch.setattr(library, "load_oe_eval_requests", of_requests)
-
-
 @pytest.fixture
 def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     first_documents(monkeypatch, 2)
@@ -168,8 +148,8 @@ def test_every_task_is_as_the_librarys_own_loop_finds_it(
 ) -> None:
     longest = 1024 if "_gold_" in label else 128  # whole solutions of programming and mathematics
     task = DownstreamTask(label, config(max_sequence_length=longest))
-    task.limit(24)  # of MMLU, two documents of each of many subjects
-    assert 0 < len(task) <= 24 and task.task.samples
+    task.limit(12)  # of MMLU, two documents of each of many subjects
+    assert 0 < len(task) <= 12 and task.task.samples
     found, ours = evaluated(task, model, 500, monkeypatch)
     theirs, kind = obvious(task, model), task.task.metric_type
     same_collection(ours, theirs)
