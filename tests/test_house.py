@@ -45,7 +45,7 @@ ALLOWED = {
 }
 # Modules of the method that know little: what of ours each may import, a module or a package with all that is in it.
 PURE = {
-    "olmo.model.olmo": ("olmo.config",),
+    "olmo.model.olmo": ("olmo.config", "olmo.model.initialization"),
     "olmo.knowledge.injection": ("olmo.data.loader", "olmo.knowledge.plan"),  # of the loader its Batch
 }
 FILE_LINES = 450

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.model import ActivationType, ModelConfig
+from .initialization import truncated_normal_
 
 Table: TypeAlias = tuple[Tensor, Tensor] | None  # sine and cosine of the rotary angles, (T, C) each; None without RoPE
 Tap: TypeAlias = Callable[[Tensor, Tensor], None]  # gets the output of ff_proj (B, T, P), memory coefficients (B, T, M)
@@ -318,7 +319,7 @@ class OLMo(nn.Module):
             if cutoff is None:
                 nn.init.normal_(weight, std=deviation)
             else:
-                nn.init.trunc_normal_(weight, std=deviation, a=-cutoff * deviation, b=cutoff * deviation)
+                truncated_normal_(weight, deviation, cutoff)
             if bias is not None:
                 nn.init.zeros_(bias)
 

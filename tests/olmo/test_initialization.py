@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from olmo.config import ModelConfig
 from olmo.model import OLMo
+from olmo.model.initialization import truncated_normal_
 from tests.reference import tiny_config
 
 
@@ -105,3 +107,23 @@ def test_initialisation_follows_the_seed() -> None:
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
+
+
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="draws other numbers for a seed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cutoff", [3.0, 1.5, 0.5, 0.3])
+def test_truncated_normals_are_those_of_torch(cutoff: float, dtype: torch.dtype) -> None:
+    ours, theirs = torch.empty(50, 101, dtype=dtype), torch.empty(50, 101, dtype=dtype)
+    torch.manual_seed(7)
+    truncated_normal_(ours, 0.02, cutoff)
+    torch.manual_seed(7)
+    torch.nn.init.trunc_normal_(theirs, std=0.02, a=-cutoff * 0.02, b=cutoff * 0.02)
+    assert torch.equal(ours, theirs)
+
+
+def test_truncated_normals_of_a_seed_are_those_of_every_release() -> None:
+    """The sum that PyTorch 2.13 and 2.15 give; 2.11 gives another."""
+    weight = torch.empty(1000)
+    torch.manual_seed(0)
+    truncated_normal_(weight, 0.02, 3.0)
+    assert weight.double().sum().item() == pytest.approx(0.2559131, abs=1e-6)

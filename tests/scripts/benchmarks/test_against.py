@@ -48,6 +48,7 @@ def test_a_checkout_agrees_with_itself(tiny: None, forks: None, capsys: pytest.C
 def test_time_and_memory_are_those_of_the_command(tmp_path: Path) -> None:
     code = "import sys\nheld = b'x' * 2**28\nopen(sys.argv[sys.argv.index('--output') + 1], 'wb').write(held[:9])"
     (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "__init__.py").touch()  # without it, an installed package would be found first
     (tmp_path / "scripts" / "extract_data.py").write_text(code)
     found = against.run("loader", tmp_path, tmp_path)
     assert 256 < found.peak < 320 and found.seconds > 0 and found.numbers == [float(zlib.crc32(b"x" * 9))]
@@ -68,6 +69,7 @@ def test_a_command_that_fails_is_one_line(
     tiny: None, forks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "__init__.py").touch()
     (tmp_path / "scripts" / "train.py").write_text("raise SystemExit('error: broken')")
     assert run(["--against", str(tmp_path), "--rounds", "1", "--only", "training"]) == 1
     error = capsys.readouterr().err
