@@ -149,7 +149,7 @@ bench-against: $(READY)
 
 # Neither an environment nor a network: the Python at hand, and what build/gpu-site has of packages that it lacks.
 gpu:
-	$(PYTHON) -m scripts.gpu $(if $(SMALL),--small) $(if $(ONLY),--only $(ONLY))
+	$(PYTHON) -m scripts.gpu $(if $(SMALL),--small) $(if $(ONLY),--only '$(ONLY)')
 
 gpu-carry:
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --only-binary :all: --platform any \

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from tests.devices import cuda, device  # noqa: F401 (fixtures)
+from tests.devices import compiler, cuda, device  # noqa: F401 (fixtures)
 
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
 settings.load_profile("project")

@@ -27,6 +27,15 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def compiler(device: torch.device) -> None:
+    """What torch.compile needs on a GPU."""
+    from scripts.gpu.place import cannot_compile
+
+    if device.type == "cuda" and (reason := cannot_compile()):
+        pytest.skip(reason)
+
+
+@pytest.fixture
 def cuda(device: torch.device) -> torch.device:
     """The device of tests that only a GPU can run."""
     if device.type != "cuda":

@@ -132,5 +132,6 @@ def _layer(block: Block, stream: Tensor, table: Table, mask: Tensor, last: bool)
 @cache
 def _compiled_layer() -> Callable[..., tuple[Tensor, Tensor]]:
     """`_layer` compiled, once for all layers and checkpoints of a shape: between the projection and the means there is
-    then no other tensor of the coefficients' size than the coefficients."""
-    return torch.compile(_layer)
+    then no other tensor of the coefficients' size than the coefficients. Without a GPU, for tests alone, the graph is
+    made but no code, which would need a compiler of C++."""
+    return torch.compile(_layer, backend="inductor" if torch.cuda.is_available() else "aot_eager")

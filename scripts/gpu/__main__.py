@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from olmo.exceptions import ConfigurationError, Parser, exit_status, listed
-from scripts.gpu.boxes import BOXES, FIRST, LIMIT
+from scripts.gpu.boxes import BOXES, FIRST, LIMIT, SMALL_SCALE
 from scripts.gpu.carried import use_carried
 from scripts.gpu.report import problems, table, write
 from scripts.gpu.runner import Outcome, run_boxes
@@ -29,6 +29,10 @@ from scripts.gpu.runner import Outcome, run_boxes
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
     use_carried()
+    if not args.small:
+        from scripts.gpu.place import check_device  # imports torch
+
+        check_device()
     args.output.mkdir(parents=True, exist_ok=True)
     names = [FIRST.name, *(name for name in BOXES if name in args.only and name != FIRST.name)]
     started, begun = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
@@ -48,15 +52,18 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     boxes = "; ".join(f"{box.name}: {box.what}" for box in BOXES.values())
+    small = SMALL_SCALE * LIMIT
+    limit = f"of the run (default {LIMIT}, with --small {small})"
     parser = Parser(prog="python -m scripts.gpu", description=__doc__)
     parser.add_argument("--small", action="store_true", help="tiny sizes, on a CPU where there is no GPU")
     parser.add_argument("--only", default=",".join(BOXES), metavar="NAMES", help=f"separated by commas; {boxes}")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of gpu.json and the logs")
-    parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help=f"of the run (default {LIMIT})")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help=limit)
     args = parser.parse_args(argv)
-    args.only = args.only.split(",")
+    args.only = [name.strip() for name in args.only.split(",")]
     if unknown := sorted(set(args.only) - set(BOXES)):
         raise ConfigurationError(f"--only {','.join(unknown)}: choose from {', '.join(BOXES)}")
+    args.limit = (small if args.small else LIMIT) if args.limit is None else args.limit
     if not args.limit > 0:
         raise ConfigurationError(f"--limit {args.limit:g}: must be above 0")
     return args

@@ -1,4 +1,4 @@
-"""One measurement, in the process that `runner.py` starts for it: `python -m scripts.gpu.box NAME FOLDER [SETTINGS]`.
+"""One measurement, in the process that `runner.py` starts for it: `python -m scripts.gpu.box NAME FOLDER SETTINGS`.
 
 Writes to FOLDER/rows.jsonl: first what the machine is, then every row as soon as it is measured, and the reason where
 the machine cannot make the measurement.
@@ -16,13 +16,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from olmo.exceptions import exit_status
+from olmo.exceptions import ConfigurationError, exit_status
 from scripts.gpu.boxes import BOXES
 from scripts.gpu.carried import use_carried
 from scripts.gpu.rows import ROWS, Skipped, append, to_entry
 
 
 def main(argv: Sequence[str]) -> None:
+    if len(argv) != 3:
+        raise ConfigurationError("scripts.gpu.box: python -m scripts.gpu starts this with NAME FOLDER SETTINGS")
     name, folder, settings = argv[0], Path(argv[1]), json.loads(argv[2])
     use_carried()
     from scripts.gpu.place import Place
@@ -47,7 +49,8 @@ def about(place: Any) -> dict[str, Any]:
         known = {"device": torch.cuda.get_device_name(place.device), "memory_gib": memory, "cuda": torch.version.cuda}
         known["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     versions = {"torch": torch.__version__, "transformers": version("transformers")}
-    git = {"commit": _output("git", "rev-parse", "HEAD"), "changed": bool(_output("git", "status", "--porcelain"))}
+    changed = _output("git", "status", "--porcelain")
+    git = {"commit": _output("git", "rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
     return {**known, **versions, "python": platform.python_version(), **git}
 
 

@@ -35,3 +35,4 @@ BOXES = {
     )
 }
 LIMIT = 480  # seconds of a whole run
+SMALL_SCALE = 4  # small runs have so many times the seconds: their machine may have other work

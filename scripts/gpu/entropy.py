@@ -11,8 +11,8 @@ from analysis.measure import measure as measure_entropy
 from olmo.distributed import Ranks, to_device
 from olmo.memory import instance_means, observe
 from scripts.gpu.models import entropy_operations, random_model, random_rows, shape
-from scripts.gpu.place import Place
-from scripts.gpu.rows import Row
+from scripts.gpu.place import Place, cannot_compile
+from scripts.gpu.rows import Row, Skipped
 
 BATCH = 4  # instances, the default of analysis.entropy
 RATE = "tokens/s, compiled"
@@ -20,6 +20,8 @@ RATE = "tokens/s, compiled"
 
 def measure(place: Place) -> Iterator[Row]:
     """Tokens per second of a whole measurement, its share of the peak, that of the forward pass alone, memory."""
+    if place.device.type == "cuda" and (reason := cannot_compile()):
+        raise Skipped(reason)
     config = shape(place, "OLMo-1B")
     model = random_model(place, config, torch.bfloat16)
     rows = random_rows(config, 16 if place.small else 2048)

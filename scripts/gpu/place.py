@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +39,8 @@ class Place:
     @cached_property
     def device(self) -> torch.device:
         """The GPU; the CPU in a small run without one. Raises ConfigurationError where there is none."""
-        if not torch.cuda.is_available() and not self.small:
-            raise ConfigurationError("torch sees no CUDA device here; --small runs on a CPU")
+        if not self.small:
+            check_device()
         return pick_device("cuda" if torch.cuda.is_available() else "cpu")
 
     def bar(self, value: float) -> float | None:
@@ -83,6 +85,20 @@ class Place:
             raise ValueError(f"{name}: the rate of a product of matrices is not measured; run the box peak too")
         shares = tuple(100 * operations / each / self.peak for each in seconds)
         return Row(name, median(shares), "%", at_least=None if self.small else at_least, note=note, samples=shares)
+
+
+def check_device() -> None:
+    """Raise ConfigurationError where there is no GPU. This process is no user of the GPU then, which may allow one."""
+    if not torch.cuda.is_available():
+        raise ConfigurationError("torch sees no CUDA device here; --small runs on a CPU")
+
+
+def cannot_compile() -> str:
+    """Why torch.compile has no C compiler for a GPU, which Triton finds in this way; "" where it has one."""
+    named = os.environ.get("CC")
+    if any(map(shutil.which, (named,) if named else ("gcc", "clang"))):
+        return ""
+    return f"CC={named}: no such program" if named else "no gcc or clang here, which torch.compile needs: set CC"
 
 
 def _elapsed(work: Callable[[], Any]) -> float:

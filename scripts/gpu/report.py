@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from olmo.files.atomic import atomic_path
-from scripts.gpu.rows import Row, to_entry
+from olmo.files.paths import as_json
+from scripts.gpu.rows import Row, to_json
 from scripts.gpu.runner import Outcome
 
 FAILED = ("failed", "overran")
@@ -24,9 +24,10 @@ def lines_of(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
         if outcome.status != "done":
             found.append((_ORDER.index(outcome.status), 0.0, (outcome.status, name, "", "", "", outcome.reason)))
         for row in outcome.rows:
-            state = "" if row.margin is None else "met" if row.met else "missed"
+            state = "failed" if not row.finite else "missed" if not row.met else "" if row.margin is None else "met"
+            margin = (row.margin or 0.0) if row.finite else 0.0
             value = f"{figures(row.value)} {row.unit}".rstrip()
-            found.append((_ORDER.index(state), row.margin or 0.0, (state, name, row.name, value, _bar(row), row.note)))
+            found.append((_ORDER.index(state), margin, (state, name, row.name, value, _bar(row), row.note)))
     return [line for *_, line in sorted(found, key=lambda entry: entry[:2])]
 
 
@@ -51,9 +52,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def problems(outcomes: Sequence[Outcome]) -> list[str]:
-    """Boxes that failed or overran, and rows below their bar."""
-    ended = [f"{outcome.box.name} {outcome.status}" for outcome in outcomes if outcome.status in FAILED]
-    missed = [f"{outcome.box.name}: {row.name}" for outcome in outcomes for row in outcome.rows if not row.met]
+    """Boxes that failed or overran and why, and rows that miss their bar or are not finite numbers."""
+    ended = [f"{one.box.name} {one.status}: {one.reason}" for one in outcomes if one.status in FAILED]
+    missed = [
+        f"{one.box.name}: {row.name}: {figures(row.value)} {row.unit}".rstrip() + f", bar {_bar(row) or 'none'}"
+        for one in outcomes
+        for row in one.rows
+        if not row.met
+    ]
     return ended + missed
 
 
@@ -66,11 +72,11 @@ def write(path: Path, outcomes: Sequence[Outcome], small: bool, started: str, se
             "reason": outcome.reason,
             "seconds": round(outcome.seconds, 3),
             "allowed": round(outcome.allowed, 3),
-            "rows": [to_entry(row) for row in outcome.rows],
+            "rows": [to_json(row) for row in outcome.rows],
         }
         for outcome in outcomes
     ]
     about = outcomes[0].about if outcomes else {}
     content = {**about, "small": small, "started": started, "seconds": round(seconds, 3), "boxes": boxes}
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n", encoding="utf-8")
+        partial.write_text(as_json(content, path, indent=1), encoding="utf-8")

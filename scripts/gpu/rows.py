@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +38,12 @@ class Row:
 
     @property
     def met(self) -> bool:
-        return self.margin is None or self.margin >= 1  # nan is not
+        return self.finite and (self.margin is None or self.margin >= 1)
+
+    @property
+    def finite(self) -> bool:
+        """Otherwise the measurement has failed."""
+        return all(map(math.isfinite, (self.value, *self.samples)))
 
 
 class Skipped(Exception):
@@ -55,6 +61,13 @@ def entries(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text("utf-8").splitlines(keepends=True) if path.exists() else ():
         if line.endswith("\n"):
             yield json.loads(line)
+
+
+def to_json(row: Row) -> dict[str, Any]:
+    """`to_entry` with null for numbers that are not finite, which JSON does not have; the note states it."""
+    value, *samples = (number if math.isfinite(number) else None for number in (row.value, *row.samples))
+    note = row.note if row.finite else "; ".join(filter(None, (f"failed: not finite ({row.value})", row.note)))
+    return {**to_entry(row), "value": value, "samples": samples, "note": note}
 
 
 def to_entry(row: Row) -> dict[str, Any]:

@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu.boxes import Box
+from scripts.gpu.boxes import SMALL_SCALE, Box
 from scripts.gpu.rows import ROWS, Row, entries, from_entry
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL_SCALE = 4  # small runs have so many times the seconds: their machine may have other work
 COMMAND = (sys.executable, "-m", "scripts.gpu.box")
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
@@ -51,12 +50,12 @@ def run_boxes(
     started, planned = time.monotonic(), 0.0
     scale = SMALL_SCALE if small else 1
     for box in boxes:
-        planned = min(planned + scale * box.seconds, scale * limit)
+        planned = min(planned + scale * box.seconds, limit)
         allowed = planned - (time.monotonic() - started)
         if outcomes and outcomes[0].status != "done":
             outcome = Outcome(box, allowed, status="skipped", reason=f"{boxes[0].name} was not measured")
         elif allowed <= 0:
-            outcome = Outcome(box, 0.0, status="skipped", reason=f"no time left of {scale * limit:g} s")
+            outcome = Outcome(box, 0.0, status="skipped", reason=f"no time left of {limit:g} s")
         else:
             peak = outcomes[0].rows[0].value * 1e12 if outcomes else None
             earlier = {f"{one.box.name}: {row.name}": row.value for one in outcomes for row in one.rows}
@@ -73,7 +72,8 @@ def run_box(box: Box, output: Path, settings: dict[str, Any], allowed: float) ->
     folder.mkdir(parents=True)
     outcome, started = Outcome(box, allowed), time.monotonic()
     command = [*COMMAND, box.name, str(folder), json.dumps(settings)]
-    own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             command,

@@ -44,6 +44,7 @@ def test_entropy_equals_that_of_the_cpu(device: torch.device, coefficient: str, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("compiler")
 def test_compiled_layers_have_the_same_entropy(cuda: torch.device, dtype: torch.dtype) -> None:
     """Two full batches of the usual length, of which one has a shorter row, and a last one of another shape."""
     rows, model = random_rows((64, 64, 64, 64, 64, 64, 30, 64, 64)), model_of(dtype).to(cuda)

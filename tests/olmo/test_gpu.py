@@ -153,6 +153,7 @@ def test_a_run_trains_with_the_fused_loss(cuda: torch.device, tmp_path: Path) ->
     assert series(tmp_path / "b") == pytest.approx(series(tmp_path / "a"), rel=1e-3)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_compiled_and_recomputed_layers_train_as_plain_ones(cuda: torch.device, tmp_path: Path) -> None:
     plain = write_world(tmp_path / "world") / "plain.yaml"
     for name, settings in {"a": [], "b": ["--compile.mode=default", "--activation_checkpointing=one_in_two"]}.items():

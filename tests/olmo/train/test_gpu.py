@@ -58,6 +58,7 @@ def test_a_step_is_that_of_the_cpu(plain: Path, tmp_path: Path, device: torch.de
     assert_near(found, wanted, 1e-4 if precision == "fp32" else 1e-2)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_step_is_the_eager_one(plain: Path, tmp_path: Path, device: torch.device) -> None:
     """In bfloat16, half of the layers recomputed; tests/olmo/test_gpu.py has a run in float32."""
     settings = ("--precision=amp_bf16", "--model.init_device=cpu", "--activation_checkpointing=one_in_two")

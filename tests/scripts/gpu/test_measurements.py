@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from olmo.memory import forward
 from scripts.gpu import __main__ as command
 from scripts.gpu import entropy, entropy_7b, entropy_ways, peak, probes
 from scripts.gpu.models import entropy_operations, random_model, shape
-from scripts.gpu.place import Place
+from scripts.gpu.place import Place, cannot_compile
+from scripts.gpu.rows import Skipped
 
 
 @pytest.fixture
@@ -41,6 +44,34 @@ def test_ways_to_entropy_agree_and_have_ratios(place: Place) -> None:
     assert rows["H of a layer, largest difference"].met and rows["H of a layer, largest difference"].at_most == 1e-3
     for name in ("obvious script", "transformers with hooks"):
         assert rows[f"compiled / {name}"].value == pytest.approx(1e6 / rows[f"tokens/s, {name}"].value)
+
+
+def test_only_compiled_layers_have_bars_of_ratios(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Place, "bar", lambda self, value: value)
+    for earlier, bars in (({}, {"eager": [None, None]}), ({f"entropy: {entropy.RATE}": 1e6}, {"compiled": [10, 1]})):
+        rows = list(entropy_ways.measure(Place(place.folder, True, 1e12, earlier)))
+        assert {name: [row.at_least for row in rows if row.name.startswith(f"{name} / ")] for name in bars} == bars
+
+
+def test_on_a_cpu_no_compiler_is_needed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(place.folder / "inductor"))
+    forward._compiled_layer.cache_clear()
+    assert next(entropy.measure(place)).value > 0
+    forward._compiled_layer.cache_clear()
+
+
+def test_without_a_compiler_on_a_gpu_the_reason_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", {"clang": "/usr/bin/clang"}.get)
+    assert cannot_compile() == ""
+    monkeypatch.setenv("CC", "gcc")
+    assert cannot_compile() == "CC=gcc: no such program"
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert cannot_compile().startswith("no gcc or clang here")
+    with pytest.raises(Skipped, match=r"^no gcc or clang here"):
+        next(entropy.measure(SimpleNamespace(device=torch.device("cuda"))))
 
 
 def test_memory_of_7b(place: Place) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from scripts.gpu import loss, saves, training
 from scripts.gpu.place import Place
-from scripts.gpu.rows import Row
+from scripts.gpu.rows import Row, Skipped
 from scripts.gpu.runs import open_trainer, release
 
 
@@ -41,12 +41,28 @@ def test_training_has_a_rate_an_mfu_and_memory(place: Place) -> None:
 
 
 def test_all_rows_of_full_size_have_their_bars(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "cannot_compile", lambda: "")
     monkeypatch.setattr(training, "run", lambda *_: ([1.0], 9.0, 1024, 1e9))
     monkeypatch.setattr(training, "plain_loop", lambda *_: ([1.0], 9.0))
     rows = by_name(training.measure(Place(place.folder, peak=1e15)))
     bars = {name: row.at_least or row.at_most for name, row in rows.items() if row.margin is not None}
     peaks = {"compiled: peak memory": 80, "eager, fine_grained: peak memory": 80}
     assert bars == {"compiled: MFU": 50, "compiled / plain torch loop": 1, **peaks}
+
+
+def test_eager_rows_are_measured_without_a_compiler(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[dict[str, str]] = []
+    monkeypatch.setattr(training, "cannot_compile", lambda: "no gcc")
+    monkeypatch.setattr(training, "run", lambda *given: settings.append(given[-1]) or ([1.0], 9.0, 1024, 1e9))
+    monkeypatch.setattr(training, "plain_loop", lambda *_: ([1.0], 9.0))
+    found: list[Row] = []
+    with pytest.raises(Skipped, match=r"^compiled: no gcc$"):
+        for row in training.measure(Place(place.folder, peak=1e15)):
+            found.append(row)
+    assert settings == [{}, training.RECOMPUTED]
+    kinds = {row.name.partition(":")[0] for row in found}
+    assert kinds == {"eager", "plain torch loop", "eager / plain torch loop", "eager, fine_grained"}
+    assert [row.name for row in found if row.margin is not None] == ["eager, fine_grained: peak memory"]
 
 
 def test_nothing_of_a_run_is_left_when_the_next_one_begins(place: Place) -> None:
