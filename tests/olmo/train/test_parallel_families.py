@@ -20,7 +20,7 @@ from olmo.train.loss import Objective, predictions
 from olmo.train.parallel import distribute, gathered_dtype, gathered_model
 from tests.architectures import built
 from tests.families import built as any_family
-from tests.plain_loop import STEPS, batches, plain_loop, write_run
+from tests.plain_loop import batches, plain_loop, write_run
 from tests.running import CPU, command, configure, same, series
 
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -32,6 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 FSDP = ("--distributed_strategy=fsdp", "--fsdp.wrapping_strategy=by_block")
 DDP = ("--distributed_strategy=ddp",)
+STEPS = 12  # of two epochs
 SAVES = (f"--save_interval={STEPS}", f"--save_interval_unsharded={STEPS}", "--try_load_latest_save")
 # The first word of a run is a key of FAMILIES, without its spaces.
 RUNS: dict[str, tuple[str, ...]] = {
@@ -58,7 +59,9 @@ def processes(folder: Path) -> None:
     with process_group(CPU) as ranks:
         for name, settings in RUNS.items():
             world = folder / name.split()[0]
-            trainer = Trainer(configure(world / "family.yaml", folder / name, *settings), CPU, ranks)
+            trainer = Trainer(
+                configure(world / "family.yaml", folder / name, f"--stop_at={STEPS}", *settings), CPU, ranks
+            )
             trainer.fit()
             trained = gathered_model(trainer.model)
             # A weight that is shared is shared in what evaluates, too.
