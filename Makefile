@@ -26,7 +26,7 @@ help:
 	@echo "make studies        every file of configs/studies to its report, with tiny checkpoints and data in their place"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
 	@echo "make test-lowest    all tests with the oldest releases that pyproject.toml permits;  make test-highest: the newest"
-	@echo "make test-smoke     some of the tests, of every room, in two minutes"
+	@echo "make test-smoke     some of the tests, of every folder of olmo, in a few minutes"
 	@echo "make interop        models of nnsight and TransformerLens, and lm_eval, in an environment of its own"
 	@echo "make checks         formatter, linter, type checker"
 	@echo "make docs           the documentation as a site, in site/;  make docs-serve: at http://127.0.0.1:8000"
@@ -87,6 +87,10 @@ test: $(READY)
 
 # What differs first on another system: files, locks, processes, kernels.
 SMOKE = tests/olmo/files tests/olmo/test_distributed.py tests/olmo/test_model.py tests/olmo/memory tests/analysis/test_entropy.py tests/scripts/test_train.py
+# And of every other folder of olmo a file of a few seconds.
+SMOKE += tests/olmo/test_tokenizer.py tests/olmo/config/test_check.py tests/olmo/data/test_masks.py \
+	tests/olmo/knowledge/test_plan.py tests/olmo/eval/test_scoring.py tests/olmo/checkpoint/test_manifest.py \
+	tests/olmo/report/test_run_folder.py tests/olmo/train/test_loss.py tests/scripts/test_inspect_data.py
 
 test-smoke: $(READY)
 	$(RUN) -m pytest $(SMOKE)

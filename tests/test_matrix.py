@@ -39,6 +39,14 @@ def test_every_target_of_the_workflow_is_in_the_makefile() -> None:
         assert {"run": "make ${{ matrix.make }} PYTHON=python"} in job["steps"]
 
 
+def test_the_smoke_test_has_files_of_every_folder_of_olmo() -> None:
+    listed = re.findall(r"^SMOKE \+?= ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    paths = " ".join(listed).replace("\\\n", " ").split()
+    assert all((ROOT / path).exists() for path in paths)
+    folders = {path for path in (ROOT / "tests/olmo").iterdir() if path.is_dir() and list(path.glob("test_*"))}
+    assert folders <= {parent for path in paths for parent in ((ROOT / path), (ROOT / path).parent)}
+
+
 def test_the_workflow_has_the_pythons_of_the_classifiers() -> None:
     wanted = {"test": PYTHONS, "test-lowest": PYTHONS[:1], "test-highest": PYTHONS[-1:]}
     assert {make: [entry["python"] for entry in ENTRIES if entry["make"] == make] for make in wanted} == wanted
