@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from tests.devices import compiler, cuda, device  # noqa: F401 (fixtures)
+from tests.warm import share
 
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
 settings.load_profile("project")
@@ -27,6 +28,12 @@ LONGEST = (
 )
 _PLACES = {Path(__file__).resolve().parent / name: place for place, name in enumerate(LONGEST)}
 assert all(path.is_file() for path in _PLACES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes of pytest have one process that forks commands."""
+    if config.getoption("numprocesses", None):
+        share()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,10 +14,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_SHARED = "WARM_PYTHON"  # the folder of a server that another process has started
 _CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 
@@ -57,27 +59,38 @@ def environment() -> dict[str, str]:
 
 @cache
 def warm_python() -> str:
-    """The path of the executable; its folder has it as `python` and `python3`. It serves until this process ends."""
+    """The path of the executable; its folder has it as `python` and `python3`. It serves until this process ends, or
+    that which has shared it."""
     if sys.platform != "linux":
         return sys.executable
-    folder = tempfile.TemporaryDirectory(prefix="warm")
-    address = f"{folder.name}/address"
+    folder, server = (Path(os.environ[_SHARED]), None) if _SHARED in os.environ else _begin()
+    while not (folder / "address").exists():
+        assert server is None or server.poll() is None, "the process that forks has ended"
+        assert folder.exists(), "the process that shares its server has ended"
+        time.sleep(0.02)
+    return str(folder / "python")
+
+
+def share() -> None:
+    """Let processes that this one starts use its server, which may still be importing."""
+    if sys.platform == "linux":
+        os.environ[_SHARED] = str(_begin()[0])
+
+
+def _begin() -> tuple[Path, subprocess.Popen[bytes]]:
+    """Start a server and write its clients; returns their folder, in which `address` appears once it can be asked."""
+    made = tempfile.TemporaryDirectory(prefix="warm")
+    folder = Path(made.name)
     for name in ("python", "python3"):
-        client = Path(folder.name) / name
-        client.write_text(_CLIENT.format(python=sys.executable, address=address))
+        client = folder / name
+        client.write_text(_CLIENT.format(python=sys.executable, address=str(folder / "address")))
         client.chmod(0o755)
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("warm_server.py")), address],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None and server.stdout.readline() == "ready\n"
+    command = [sys.executable, str(Path(__file__).with_name("warm_server.py")), str(folder / "address")]
+    server = subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE)
 
     def end() -> None:
         server.communicate()
-        folder.cleanup()
+        made.cleanup()
 
     atexit.register(end)
-    return f"{folder.name}/python"
+    return folder, server

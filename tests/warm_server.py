@@ -57,7 +57,7 @@ def receive(link: socket.socket) -> tuple[list[str], str, dict[str, str], list[i
 def serve(path: str) -> list[str]:
     """Fork for each command; returns its arguments in the forked process."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(64)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -67,7 +67,7 @@ def serve(path: str) -> list[str]:
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot fork safely"
     gc.collect()
     gc.freeze()
-    print("ready", flush=True)
+    os.rename(f"{path}.new", path)
     while True:
         ready, _, _ = select.select([0, woken, listener, *children.values()], [], [])
         if 0 in ready:
