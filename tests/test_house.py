@@ -49,7 +49,7 @@ PURE = {
     "olmo.knowledge.injection": ("olmo.data.loader", "olmo.knowledge.plan"),  # of the loader its Batch
 }
 FILE_LINES = 450
-SOURCE_LINES = 35_600
+SOURCE_LINES = 38_000
 READING_PATH_LINES = 2_200
 TOP_LEVEL_ENTRIES = 16
 
