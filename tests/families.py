@@ -69,7 +69,8 @@ OWN: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {"intermediate_size": 48, "num_kv_shared_layers": 0},
     "gemma4": {"text_config": NO_PER_LAYER_INPUT},
-    "gemma4_assistant": {"text_config": NO_PER_LAYER_INPUT},
+    # Its default is refused by its own checks, so the class of its text has to be named.
+    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", **NO_PER_LAYER_INPUT}},
     "gemma4_text": NO_PER_LAYER_INPUT,
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
@@ -119,8 +120,21 @@ def shrunk(cls: type[transformers.PretrainedConfig], own: dict[str, Any]) -> tra
             settings[name] = SMALL[name]
         elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= VOCABULARY:
             settings[name] = 3
-    settings |= {name: value for name, value in own.items() if not isinstance(value, dict) or name not in settings}
+    for name, value in own.items():
+        if isinstance(value, dict) and "model_type" in value:
+            rest = {key: setting for key, setting in value.items() if key != "model_type"}
+            settings[name] = shrunk(CONFIG_MAPPING[value["model_type"]], rest)
+        elif not isinstance(value, dict) or name not in settings:
+            settings[name] = value
     return cls(**settings)
+
+
+def unshrunk(settings: dict[str, Any]) -> dict[str, int]:
+    """Sizes of a configuration that are those of a real model, of which one alone can fill a machine's memory."""
+    inner = [found for value in settings.values() if isinstance(value, dict) for found in unshrunk(value).items()]
+    sizes = ("hidden_size", "vocab_size", "intermediate_size")
+    own = {name: value for name, value in settings.items() if isinstance(value, int) and str(name).endswith(sizes)}
+    return dict(inner) | {name: value for name, value in own.items() if value > 4096}
 
 
 def names() -> list[str]:
@@ -131,6 +145,8 @@ def built(family: str) -> transformers.PreTrainedModel:
     """A tiny model of a family in evaluation mode, whose weights, biases and norms included, are all random."""
     torch.manual_seed(0)
     config = shrunk(CONFIG_MAPPING[family], OWN.get(family, {}))
+    if sizes := unshrunk(config.to_dict()):
+        raise ValueError(f"{family}: sizes of a real model: {sizes}")
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
