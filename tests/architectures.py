@@ -253,12 +253,14 @@ def reference(name: str, model: nn.Module, variant: str) -> Tensor:
 
 def observed(model: Any, variant: str, batch_size: int) -> Tensor:
     rows, means = ragged(), []
+    # Wrappers of one's own have no `device`, and weights that accelerate offloads are on none.
+    device = next((weight.device for weight in model.parameters() if not weight.is_meta), torch.device("cpu"))
     with observe(model, variant) as observation:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             lengths = torch.tensor([len(row) for row in batch])
             ids = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=1)
             mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-            ids, mask = ids.to(model.device), None if mask.all() else mask.to(model.device)
+            ids, mask = ids.to(device), None if mask.all() else mask.to(device)
             means.append(torch.stack(instance_means(model, observation, ids, mask), 1).cpu())
     return torch.cat(means)
