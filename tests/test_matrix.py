@@ -43,7 +43,7 @@ def test_the_smoke_test_has_files_of_every_folder_of_olmo() -> None:
     listed = re.findall(r"^SMOKE \+?= ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     paths = " ".join(listed).replace("\\\n", " ").split()
     assert all((ROOT / path).exists() for path in paths)
-    folders = {path for path in (ROOT / "tests/olmo").iterdir() if path.is_dir() and list(path.glob("test_*"))}
+    folders = {path for path in (ROOT / "tests/olmo").iterdir() if path.is_dir() and list(path.glob("test_*.py"))}
     assert folders <= {parent for path in paths for parent in ((ROOT / path), (ROOT / path).parent)}
 
 

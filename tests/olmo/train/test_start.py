@@ -13,7 +13,7 @@ import torch
 from olmo import checkpoint
 from olmo.checkpoint import saves
 from olmo.distributed import Ranks
-from olmo.exceptions import ConfigurationError
+from olmo.exceptions import ConfigurationError, MissingPackage
 from olmo.train import Trainer
 from tests.running import (
     BATCH,
@@ -249,7 +249,7 @@ def test_a_start_that_fails_does_not_stand_in_the_way_of_the_next(
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setitem(__import__("sys").modules, "wandb", None)
-        with pytest.raises(ConfigurationError, match="not installed"):
+        with pytest.raises(MissingPackage, match="not installed"):
             train(plain, run, "--wandb.project=demo")
     with pytest.raises(ValueError, match="holds token"):  # in the first batch
         train(plain, run, "--model.vocab_size=2", "--model.embedding_size=2", "--stop_at=1")
@@ -258,6 +258,6 @@ def test_a_start_that_fails_does_not_stand_in_the_way_of_the_next(
     # Nor is an older run gone before the new one has begun.
     before = metrics(run)
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ConfigurationError, match="not installed"):
+    with pytest.raises(MissingPackage, match="not installed"):
         train(plain, run, "--wandb.project=demo", "--save_overwrite")
     assert metrics(run) == before

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from olmo.distributed import Ranks
-from olmo.exceptions import ConfigurationError
+from olmo.exceptions import ConfigurationError, MissingPackage
 from olmo.train import Trainer
 from tests.running import (
     BATCH,
@@ -144,7 +144,7 @@ def test_wandb_that_cannot_start_says_what_helps(plain: Path, tmp_path: Path, mo
 
 def test_wandb_that_is_not_installed_is_named(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ConfigurationError, match="wandb: is configured but not installed: python -m pip"):
+    with pytest.raises(MissingPackage, match=r"^wandb: wandb is not installed: pip install '.*\[wandb\]'$"):
         Trainer(configure(plain, tmp_path, "--wandb.project=demo"), CPU, Ranks())
 
 
