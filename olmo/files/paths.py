@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 
 def as_json(content: Any, path: Path, indent: int | None = None) -> str:
     """The text of a JSON file, with a newline. Raises ValueError that names `path` and the first NaN or infinity, which
-    JSON does not have: other programs cannot read them, and they are the number of nothing."""
+    JSON does not have and other programs cannot read."""
     try:
         return json.dumps(content, indent=indent, allow_nan=False) + "\n"
     except ValueError:
@@ -63,10 +63,8 @@ def _not_finite(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
     """(keys with dots, value) of each number that is not finite."""
     if isinstance(content, float) and not math.isfinite(content):
         yield key, content
-    inner = (
-        content if isinstance(content, dict) else dict(enumerate(content if isinstance(content, (list, tuple)) else ()))
-    )
-    for name, value in inner.items():
+    inner = enumerate(content) if isinstance(content, (list, tuple)) else ()
+    for name, value in content.items() if isinstance(content, dict) else inner:
         yield from _not_finite(value, f"{key}.{name}" if key else str(name))
 
 
