@@ -26,8 +26,9 @@ MODULES = (  # not pyarrow and what imports it, which starts a thread; not huggi
 )
 # What is read when modules are imported: with another value of these, a command needs a process of its own.
 READ_EARLY = ("CUDA", "LANG", "LC_", "MALLOC_", "MKL_", "MPL", "OMP_", "PYTHON", "TORCHINDUCTOR", "TORCH_ALLOW")
-# Of these, what `begin` applies or what is read later; python itself may set LC_CTYPE.
-NOT_READ = ("PYTHONPATH", "PYTHON_EXEC", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "LC_CTYPE")
+# Of these, what `begin` applies or what is read later. Python itself may set LC_CTYPE, and torch inductor's folder.
+NOT_READ = ("LC_CTYPE", "PYTHON_EXEC", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED")
+NOT_READ += ("TORCHINDUCTOR_CACHE_DIR",)
 
 
 def read_early(environment: dict[str, str]) -> dict[str, str]:
@@ -119,7 +120,7 @@ def begin(folder: str, environment: dict[str, str], streams: list[int]) -> None:
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
     binary = open(1, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115
-    sys.stdout = io.TextIOWrapper(binary, write_through=unbuffered)
+    sys.stdout = io.TextIOWrapper(binary, line_buffering=os.isatty(1), write_through=unbuffered)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
     before, now = (path.split(os.pathsep) for path in (os.environ["PYTHONPATH"], environment.get("PYTHONPATH", "")))
@@ -130,8 +131,10 @@ def begin(folder: str, environment: dict[str, str], streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["triton"] = None  # type: ignore[assignment]  # at the end it tells of leaks, and is for GPUs
     for name in MODULES:
         importlib.import_module(name)
+    del sys.modules["triton"]
     arguments = serve(sys.argv[1])
     sys.orig_argv = [sys.executable, *arguments]
     if arguments[0] == "-m":
