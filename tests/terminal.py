@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import pty
 import re
 import select
 import struct
-import sys
 import termios
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.running import ROOT
+from tests.warm import warm_python
 
 
 @dataclass
@@ -59,16 +58,17 @@ def screen(output: str, width: int) -> list[str]:
 
 
 def on_terminal(
-    program: Sequence[str] | Callable[[], int],
+    arguments: Sequence[str],
     width: int = 100,
     environment: Mapping[str, str] | None = None,
     control_c_at: str | None = None,
     directory: os.PathLike[str] | str = ".",
 ) -> Session:
-    """Run `python ARGUMENTS`, or a call in a fork, on a terminal of its own.
+    """Run `python ARGUMENTS` on a terminal of its own.
 
     Control-C is typed when the output so far matches `control_c_at`.
     """
+    python = warm_python()
     process, terminal = pty.fork()
     if process == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
@@ -78,15 +78,8 @@ def on_terminal(
             os.environ.pop(name, None)
         own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm-256color"}
         os.environ.update({**own, **(environment or {})})
-        if callable(program):
-            logging.getLogger().handlers.clear()  # pytest's
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-            try:
-                os._exit(program())
-            finally:
-                os._exit(1)
         # Not execv: readline has set COLUMNS behind Python's back.
-        os.execve(sys.executable, [sys.executable, *program], dict(os.environ))
+        os.execve(python, [python, *arguments], dict(os.environ))
     output = b""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -74,7 +74,7 @@ def seed_effects(config: TrainConfig, drops: bool | None = None) -> list[str]:
 def record_start(path: Path, config: TrainConfig, resume_step: int | None, drops: bool | None = None) -> None:
     """Write environment.json on rank 0: what config.yaml does not record of this start of the run, and under `earlier`
     the starts that it continues, oldest first. drops: as in `seed_effects`."""
-    import torch  # `environment` alone, as scripts.demo uses it, does not need torch
+    import torch  # `environment` alone, as studies use it, does not need torch
     import torch.distributed as dist
 
     start = {

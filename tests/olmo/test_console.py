@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from olmo.console import Progress, clock, fixed, printable
-from olmo.exceptions import exit_status
-from scripts.train import main
 from tests.running import command, write_world
 from tests.terminal import on_terminal, screen
 
@@ -194,11 +191,8 @@ def arguments(folder: Path, seconds: int = 2) -> list[str]:
         "--canceled_check_interval=1",
         "--extra_steps_after_cancel=0",
     ]
-    return [str(folder.parent / "plain.yaml"), f"--save_folder={folder}", *settings, "--console_log_interval=5"]
-
-
-def run_in_fork(folder: Path, *settings: str, seconds: int = 30) -> Callable[[], int]:
-    return lambda: exit_status(main, [*arguments(folder, seconds), *settings])
+    config = str(folder.parent / "plain.yaml")
+    return ["-m", "scripts.train", config, f"--save_folder={folder}", *settings, "--console_log_interval=5"]
 
 
 def logged(folder: Path) -> list[str]:
@@ -213,7 +207,7 @@ STEP = r"step \d+/100000: loss \d\.\d{4}, [\d,]+ tokens/s, \d+:[\d:]+ left"
 
 def test_a_run_on_a_terminal_has_a_bar_below_its_log_lines(world: Path) -> None:
     # The limit counts from before the data are opened, and the first bar is drawn after a second of training.
-    session = on_terminal(["-m", "scripts.train", *arguments(world / "wide", seconds=6)], width=200)
+    session = on_terminal(arguments(world / "wide", seconds=6), width=200)
     assert session.status == 75
     assert session.lines == logged(world / "wide") and len(session.lines) > 4
     assert session.lines[-1].startswith("interrupted: time_limit of 6 seconds")
@@ -223,7 +217,7 @@ def test_a_run_on_a_terminal_has_a_bar_below_its_log_lines(world: Path) -> None:
 
 
 def test_control_c_in_a_narrow_terminal_without_colours(world: Path) -> None:
-    run = run_in_fork(world / "narrow", "--run_name=" + "n" * 70)
+    run = [*arguments(world / "narrow", seconds=30), "--run_name=" + "n" * 70]
     bar_with_loss = r"step [^\r\n]*: loss [^\r\n]*left\r\x1b"  # followed by its next drawing; no log line is
     session = on_terminal(run, 60, {"NO_COLOR": "1"}, control_c_at=bar_with_loss)
     assert session.status == 75 and not re.search(r"\x1b\[[\d;]*m", session.output)
@@ -238,7 +232,7 @@ def test_control_c_in_a_narrow_terminal_without_colours(world: Path) -> None:
 
 
 def test_a_run_on_a_terminal_that_cannot_rewrite_lines_is_plain(world: Path) -> None:
-    session = on_terminal(run_in_fork(world / "dumb", seconds=2), 200, {"TERM": "dumb"})
+    session = on_terminal(arguments(world / "dumb"), 200, {"TERM": "dumb"})
     assert session.status == 75
     assert "\x1b" not in session.output and "\r" not in session.output.replace("\r\n", "")
     assert session.lines == logged(world / "dumb")
@@ -247,7 +241,7 @@ def test_a_run_on_a_terminal_that_cannot_rewrite_lines_is_plain(world: Path) -> 
 def test_a_run_without_a_terminal_is_plain_and_does_without_rich(world: Path) -> None:
     script = "import sys; from scripts.train import main; main(sys.argv[1:]); "
     script += "print('rich' in sys.modules, file=sys.stderr)"
-    done = command(["-c", script, *arguments(world / "piped"), "--stop_at=5"], world)
+    done = command(["-c", script, *arguments(world / "piped")[2:], "--stop_at=5"], world)
     assert done.stdout.splitlines() == logged(world / "piped") and done.stderr == "False\n"
 
 
