@@ -248,6 +248,8 @@ class TokenDataset:
                 loaded.data.column(name).validate(full=True)
             except ValueError as error:
                 raise ValueError(f"{path}: column '{name}' is damaged: {error}") from error
+        # Rows without a list, which some releases of datasets cannot make arrays of.
+        self._missing = {name: np.flatnonzero(loaded.data.column(name).is_null()) for name in self.columns}
         self._rows = loaded.select_columns(self.columns).with_format("numpy")
         self._lengths = self._row_lengths(loaded, pad_rows, key, length_key)
 
@@ -300,12 +302,15 @@ class TokenDataset:
         """
         wanted = np.asarray(indices, dtype=np.int64)
         check_range(wanted, len(self), self.path)
+        for column in (name, "input_ids"):
+            if len(missing := np.intersect1d(wanted, self._missing[column])):
+                raise ValueError(f"{self.path}: instance {missing[0]}, column '{column}': a value is missing")
         batch = self._rows[wanted]
         padded = np.full((len(wanted), self.sequence_length), PADDING, dtype=np.int64)
         for place, number, row, ids in zip(padded, wanted, batch[name], batch["input_ids"]):
             where = f"{self.path}: instance {number}, column '{name}'"
             # numpy has no missing integers: if one row has one, all rows of the batch are floats, and it is NaN.
-            if row is None or ids is None or np.asarray(row).dtype.kind not in "iubf" or np.isnan(row).any():
+            if np.asarray(row).dtype.kind not in "iubf" or np.isnan(row).any():
                 raise ValueError(f"{where}: a value is missing")
             if len(row) != len(ids):
                 raise ValueError(f"{where}: a mask of {len(row)} numbers for {len(ids)} tokens")

@@ -27,11 +27,11 @@ DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
-_multiarray = getattr(np, "_core", None) or np.core  # moved in numpy 2
+_core: Any = np._core  # type: ignore[attr-defined]
 # Beside torch's own list: what train.pt of OLMo's trainer holds, the state of numpy's generator and paths of
 # checkpoints. All of it is data: arrays, dtypes and names.
 _SAFE: list[Any] = [
-    *((_multiarray.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *(np.ndarray, np.dtype, type(np.dtype(np.uint32))),
     *((make, name) for name, make in PATHS.items()),
 ]

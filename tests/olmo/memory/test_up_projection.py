@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from olmo.memory import instance_means, observe
 from olmo.memory.locate import find_layers
@@ -42,6 +43,8 @@ def test_coefficients_scale_with_their_rows(family: str) -> None:
 @pytest.mark.parametrize("family", ["minimax_m3_vl_text", "bitnet", "inkling2_text"])
 def test_coefficients_that_do_not_scale_are_refused(family: str) -> None:
     """Those of an up projection to which 1 is added or that is clamped, and those that are normalized."""
+    if family not in CONFIG_MAPPING:
+        pytest.skip("not in this release of transformers")
     model = built(family)
     with pytest.raises(ValueError, match=r"^model\.layers\.\d\.mlp\.\S+: cannot tell the up projection of th.* from"):
         up_projection(model, find_layers(model)[-1].parts[0])
