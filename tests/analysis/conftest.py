@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import estimates, results
+from tests.analysis.drawing import coarse_figures
 from tests.analysis.measuring import INSTANCES, LENGTH, made_model, write
 
 
@@ -18,6 +19,13 @@ def _records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         place = tmp_path_factory.mktemp("cache")
         patch.setattr(results, "cache_folder", lambda: place)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _figures() -> Iterator[None]:
+    """Drawing takes a tenth of all tests' time; test_canvas.py saves figures as they are."""
+    with coarse_figures():
         yield
 
 

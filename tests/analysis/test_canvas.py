@@ -23,6 +23,11 @@ LONG = "OLMo-1B_bs128_lr4e4_pubmed_1ep_738k_resuscitation_with_everything_else_t
 HOSTILE = ("_hidden", r"$\frac{$", "a$b$c", "tab\tand\nnewline", "<b>", LONG)
 
 
+@pytest.fixture(autouse=True)
+def _figures() -> None:
+    """Here they are saved as for readers."""
+
+
 def check(figure: Figure) -> None:
     """Render it and look at where everything is."""
     with warnings.catch_warnings():

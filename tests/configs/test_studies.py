@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from analysis import estimates
@@ -19,6 +18,7 @@ from olmo.exceptions import exit_status
 from scripts import study
 from scripts.studies.read import read_study
 from tests import studies
+from tests.analysis.drawing import coarse_figures
 from tests.warm import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,20 +51,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_this_process() -> Iterator[None]:
-    with studies.in_this_process() as patch:
+    with studies.in_this_process() as patch, coarse_figures():
         patch.setattr(estimates, "RESAMPLES", 50)
-        # The commands' own figures are no part of the report, and the PDF of one is drawn as its PNG is.
+        # The commands' own figures are no part of the report.
         patch.setattr("analysis.figures.acquisition.save_acquisition", lambda result, folder: None)
         patch.setattr("analysis.figures.entropy.save_series", lambda series, folder, *more: None)
-        draw = Figure.savefig
-
-        def coarse(figure: Figure, file: Path, dpi: int = 0) -> None:
-            if ".pdf" in file.name:
-                file.write_bytes(b"%PDF")
-            else:
-                draw(figure, file, dpi=20)
-
-        patch.setattr(Figure, "savefig", coarse)
         yield
 
 
