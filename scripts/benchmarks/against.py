@@ -14,6 +14,7 @@ probes: `scripts.train` with `eval_on_load` that stops before the first step; th
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -62,27 +63,29 @@ class Outcome:
 
     seconds: float
     peak: float  # MiB
-    numbers: list[float]
+    numbers: dict[str, float]
 
 
-def _entropies(output: Path) -> list[float]:
+def _entropies(output: Path) -> dict[str, float]:
     (path,) = output.rglob("knowledge_entropy.json")
     found = json.loads(path.read_text("utf-8"))
-    return [found["knowledge_entropy"], *found["layers"]]
+    return {"model": found["knowledge_entropy"], **{f"layer {n}": value for n, value in enumerate(found["layers"])}}
 
 
-def _metrics(prefix: str, output: Path) -> list[float]:
-    """The values of all metrics with this prefix, in order of steps and names."""
+def _metrics(prefix: str, output: Path) -> dict[str, float]:
+    """The values of all metrics with this prefix, by step and name."""
     lines = map(json.loads, (output / "metrics.jsonl").read_text("utf-8").splitlines())
-    return [value for line in lines for name, value in sorted(line.items()) if name.startswith(prefix)]
+    return {
+        f"{line['step']} {name}": value for line in lines for name, value in line.items() if name.startswith(prefix)
+    }
 
 
-def _checksum(output: Path) -> list[float]:
-    return [float(zlib.crc32((output / "tokens").read_bytes()))]
+def _checksum(output: Path) -> dict[str, float]:
+    return {"checksum": float(zlib.crc32((output / "tokens").read_bytes()))}
 
 
 # Name -> the command, with {folder} of the inputs and {output} for it, and how to read the numbers.
-WORKS: dict[str, tuple[str, Callable[[Path], list[float]]]] = {
+WORKS: dict[str, tuple[str, Callable[[Path], dict[str, float]]]] = {
     "entropy": (
         "analysis.entropy --checkpoint {folder}/checkpoint --data {folder}/tokens.npy --data_size {instances} "
         "--batch_size 4 --sequence_length {length} --output {output}",
@@ -149,8 +152,22 @@ def run(name: str, checkout: Path, folder: Path) -> Outcome:
         seconds, peak = map(float, done.stdout.split())
         if name == "training":
             rates = _metrics("throughput/device/tokens_per_second", Path(output))  # means over the steps so far
-            seconds = ROWS * LENGTH / rates[-1]
+            seconds = ROWS * LENGTH / list(rates.values())[-1]
         return Outcome(seconds, peak / 1024, numbers(Path(output)))
+
+
+def _agreement(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """How far the numbers that both found are apart, and how many only one of them has."""
+    both = ours.keys() & theirs.keys()
+    apart = max((abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-30) for name in both), default=math.nan)
+    found = f"{len(both)} numbers " + (f"differ by {apart:.1e} at most" if apart else "equal")
+    if alone := [
+        f"{len(own) - len(both)} only {place}"
+        for own, place in ((ours, "here"), (theirs, "there"))
+        if own.keys() - both
+    ]:
+        found = f"{found if both else 'no number in both'} ({', '.join(alone)})"
+    return found
 
 
 def compare(other: Path, names: Sequence[str], rounds: int) -> None:
@@ -166,12 +183,7 @@ def compare(other: Path, names: Sequence[str], rounds: int) -> None:
             here, there = alternate(rounds, works).values()
             seconds = np.array([[outcome.seconds for outcome in outcomes] for outcomes in (here, there)])
             peaks = [statistics.median(outcome.peak for outcome in outcomes) for outcomes in (here, there)]
-            ours, theirs = np.array(here[0].numbers), np.array(there[0].numbers)
-            if ours.shape != theirs.shape or not len(ours):
-                agreement = f"{len(ours)} numbers, {len(theirs)} there: not comparable"
-            else:
-                apart = np.max(np.abs(ours - theirs) / np.maximum(np.abs(theirs), 1e-30))
-                agreement = f"{len(ours)} numbers " + (f"differ by {apart:.1e} at most" if apart else "equal")
+            agreement = _agreement(here[0].numbers, there[0].numbers)
             print(
                 f"{name}, here / {other}: time {spread(seconds[0] / seconds[1])} over {rounds} rounds "
                 f"({np.median(seconds[0]):.2f} s, {np.median(seconds[1]):.2f} s), peak memory "

@@ -51,18 +51,31 @@ def test_time_and_memory_are_those_of_the_command(tmp_path: Path) -> None:
     (tmp_path / "scripts" / "__init__.py").touch()  # without it, an installed package would be found first
     (tmp_path / "scripts" / "extract_data.py").write_text(code)
     found = against.run("loader", tmp_path, tmp_path)
-    assert 256 < found.peak < 320 and found.seconds > 0 and found.numbers == [float(zlib.crc32(b"x" * 9))]
+    assert 256 < found.peak < 320 and found.seconds > 0 and found.numbers == {"checksum": float(zlib.crc32(b"x" * 9))}
 
 
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        ({"a": 1.0, "b": 2.5}, "2 numbers differ by 2.0e-01 at most"),
+        ({"a": 1.0, "c": 2.5}, "1 numbers equal (1 only here, 1 only there)"),
+        ({"a": 1.0}, "1 numbers equal (1 only here)"),
+        ({"c": 1.0}, "no number in both (2 only here, 1 only there)"),
+    ],
+)
 def test_numbers_that_differ_are_reported(
-    tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    theirs: dict[str, float],
+    told: str,
 ) -> None:
-    outcomes = iter([against.Outcome(2.0, 100.0, [1.0, 2.0]), against.Outcome(1.0, 50.0, [1.0, 2.5])])
+    outcomes = iter([against.Outcome(2.0, 100.0, {"a": 1.0, "b": 2.0}), against.Outcome(1.0, 50.0, theirs)])
     monkeypatch.setattr(against, "run", lambda *_: next(outcomes))
     assert run(["--against", str(ROOT), "--rounds", "1", "--only", "loader"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert "time 2.00 x (2.00 to 2.00) over 1 rounds (2.00 s, 1.00 s), peak memory 2.00 x (100 MiB, 50 MiB)" in line
-    assert line.endswith("2 numbers differ by 2.0e-01 at most")
+    assert line.endswith(f"; {told}")
 
 
 def test_a_command_that_fails_is_one_line(
