@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,11 @@ remote.wait()
 """
 
 
-def kill_at(relay: Relay, where: str, remote: RemoteSaves, folder: Path, action: str) -> None:
-    """Kill a process doing this when it asks for what `where` begins with; the relay never passes that on."""
+def kill_at(relay: Relay, where: str, remote: RemoteSaves, folder: Path, action: str, after: str = "") -> None:
+    """Kill a process doing this when it asks for what `where` begins with; the relay never passes that on.
+
+    after: but not before a request that begins with this has been passed on.
+    """
     reached, killed = threading.Event(), threading.Event()
 
     def before(method: str, path: str) -> int | None:
@@ -52,6 +56,10 @@ def kill_at(relay: Relay, where: str, remote: RemoteSaves, folder: Path, action:
     with subprocess.Popen(command, env=environment, cwd=folder.parent.parent) as process:
         try:
             assert reached.wait(60), "it never got there"
+            deadline = time.monotonic() + 30
+            while not any(f"{method} {key(path)}".startswith(after) for method, path in map(str.split, relay.paths)):
+                assert time.monotonic() < deadline, f"no {after}"
+                time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             assert process.wait(30) == -signal.SIGKILL
         finally:
@@ -64,7 +72,7 @@ def kill_at(relay: Relay, where: str, remote: RemoteSaves, folder: Path, action:
 def test_a_killed_upload_is_no_checkpoint(remote: RemoteSaves, relay: Relay, server: int, where: str) -> None:
     save(remote, make(remote.folder / "step1"))
     folder = make(remote.folder / "step2", large=LARGE)
-    kill_at(relay, where, remote, folder, "saved")
+    kill_at(relay, where, remote, folder, "saved", after="PUT step2/")
     other = elsewhere(remote)
     assert remote.steps() == other.steps() == [(1, "")] and other.latest() == other.folder / "step1"
     assert remote.place.sizes("step2/")  # something had come
