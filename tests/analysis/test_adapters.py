@@ -23,6 +23,12 @@ from tests.serving import hub_serving
 CONFIG = {"r": 3, "target_modules": ["up_proj", "down_proj", "q_proj"], "init_lora_weights": False}
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder in which `../base` is not a folder that happens to be beside the project."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model with a tokenizer, an adapter that names it as seen from its own folder, and both merged."""
