@@ -1,4 +1,4 @@
-# `make help` lists the targets. Each but gpu sets up what it needs; none repeats finished work.
+# `make help` lists the targets. Each but gpu makes the environment that it needs, unless it is there.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
@@ -22,7 +22,7 @@ GOLDEN_RUN = $(GOLDEN)/bin/python -I tests/golden/make_reference.py
 help:
 	@echo "make demo           the complete study, small: about a quarter of an hour on two processor cores"
 	@echo "make demo SEED=7000 the same with other seeds, SEEDS=5 of them;  make demo-contrast: a setting in which entropy rises"
-	@echo "make demo-real      the study on a real model, SmolLM2-135M: ten minutes and 4.2 GiB on two quiet cores"
+	@echo "make demo-real      the study on a real model, SmolLM2-135M: its stages took ten minutes and 4.2 GiB on two quiet cores"
 	@echo "make studies        every file of configs/studies to its report, with tiny checkpoints and data in their place"
 	@echo "make test           all tests;  make test-gpu: those that need a GPU;  make test-slurm: on a SLURM of one node"
 	@echo "make test-lowest    all tests with the oldest releases that pyproject.toml permits;  make test-highest: the newest"
@@ -147,7 +147,7 @@ wheel: $(BUILD)/.ready
 bench: $(READY) $(GOLDEN)/.ready $(PEERS)/.ready
 	$(RUN) -m scripts.bench
 
-bench-against: $(READY)
+bench-against: $(if $(BASE),$(READY))
 	$(if $(BASE),,$(error name the other checkout: make bench-against BASE=DIR))
 	$(RUN) -m scripts.bench --against $(BASE)
 

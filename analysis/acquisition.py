@@ -1,4 +1,4 @@
-"""What runs acquired and forgot (method section 4; paper, B.2, equations 4 and 5), from what they wrote.
+"""What runs acquired and forgot (paper, B.2, equations 4 and 5), from what they wrote.
 
     python -m analysis.acquisition RUN [RUN ...] [--baseline RUN] [--seeds RUN RUN ...] [--before SCORES] [--output DIR]
     python -m analysis.acquisition DIR/acquisition.json [--output DIR]      table and figures anew

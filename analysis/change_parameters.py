@@ -1,4 +1,4 @@
-"""Resuscitate inactive memories of a checkpoint (paper, algorithm 1; method section 2).
+"""Resuscitate inactive memories of a checkpoint (paper, algorithm 1).
 
     python -m analysis.change_parameters --step 738020 --resuscitation_ratio 0.5 --amplifying_factor 2
 

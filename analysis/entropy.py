@@ -1,4 +1,4 @@
-"""Measure knowledge entropy of checkpoints (method section 1), with standard errors.
+"""Measure knowledge entropy of checkpoints (paper, section 3.1), with standard errors.
 
     python -m analysis.entropy --checkpoint 'runs/demo/pretraining/seed0/step*-unsharded' \\
         --data runs/demo/text/general_train.npy

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     files = list(dict.fromkeys(file for place in args.results for file in result_files(place)))
     check_writable(args.output)
     from analysis.kinds import positions  # torch, which no check so far needs
-    from analysis.series import draw, read_result, table, write
+    from analysis.series import draw, read_result, table, write, written
 
     read = [(read_result(file), file) for file in files]
     for (result, file), position in zip(read, positions([result for result, _ in read])):
@@ -57,8 +57,10 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigurationError(f"--x share: {file} has no step, or not those before its stage; use another --x")
     series = write(read, args.output)
     print(table(series), flush=True)
-    if can_draw():
+    drawn = can_draw()
+    if drawn:
         draw(series, args.output, args.x)
+    print(written(args.output, drawn))
 
 
 if __name__ == "__main__":

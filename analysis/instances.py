@@ -25,6 +25,7 @@ from olmo.data.masks import open_masks
 from olmo.data.order import OrderFile, check_places, instances_at
 from olmo.data.sources import TokenDataset, TokenFiles, TokenSource, open_source
 from olmo.exceptions import ConfigurationError
+from olmo.files.paths import provided
 from olmo.tokenizer import load_tokenizer, tokenizer_of_folder
 
 # For models of any tokenizer; the last one is a sample of what OLMo was trained on.
@@ -70,12 +71,8 @@ class Instances:
 
     @classmethod
     def official(cls, model_size: str, count: int, order: str | None = None, **more: Any) -> Instances:
-        """The first instances of the official run. Raises ConfigurationError where one of its files is missing."""
-        data = f"configs/official/OLMo-{model_size}.yaml"
-        if not Path(data).is_file():
-            raise ConfigurationError(
-                f"--data is missing, and the default, {data}, is not in this folder; give text: {_TEXTS}"
-            )
+        """The first instances of the official run. Raises ConfigurationError where its order is missing."""
+        data = str(provided(Path(f"configs/official/OLMo-{model_size}.yaml")))
         if order is None:
             order = f"data/global_indices/{model_size}/global_indices.npy"
             if not Path(order).is_file():

@@ -1,4 +1,4 @@
-"""Measure the knowledge entropy of a model on given instances (method section 1; paper, section 3.1, equation 2).
+"""Measure the knowledge entropy of a model on given instances (paper, section 3.1, equation 2).
 
     rows -> padded batches -> memory coefficients of each instance -> their averages -> H and its standard error
 

@@ -1,4 +1,4 @@
-"""K on the paper's scale: from the published evaluator's loss, which prompt and padding dilute (method section 4).
+"""K on the paper's scale: from the published evaluator's loss, which prompt and padding dilute.
 
 That evaluator divides the log-probability of a probe's target span by all its `positions`, the T - 1 predictions of a
 padded batch of T tokens (olmo/eval/probes.py), and weights every probe alike, also in a smaller last batch:

@@ -1,4 +1,4 @@
-"""Resuscitation of inactive memories (paper, algorithm 1; method section 2) as a function of tensors.
+"""Resuscitation of inactive memories (paper, algorithm 1) as a function of tensors.
 
 M_l memories of layer l.
 """

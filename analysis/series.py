@@ -196,6 +196,11 @@ def _distributions(files: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
     return curves
 
 
+def written(folder: Path, drawn: bool) -> str:
+    """Where the table is that was printed, and its figures."""
+    return f"{folder / SERIES}: this table{'; its figures beside it' if drawn else ''}"
+
+
 def table(series: dict[str, Any]) -> str:
     """The rows of a series as text: H, below it the other entropies that were measured, and what could not be paired or
     is left out."""
@@ -291,4 +296,4 @@ class Series:
             drawn = can_draw()
             if drawn:
                 draw(series, self.folder)
-            print(f"{self.folder / SERIES}: this table{'; its figures beside it' if drawn else ''}")
+            print(written(self.folder, drawn))

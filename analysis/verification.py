@@ -79,7 +79,7 @@ def verify(
     batch_size: int,
     device: str | None,
 ) -> Iterator[str]:
-    """Lines about the entropy before and after, and how exactly the law of algorithm 1 holds (method section 2).
+    """Lines about the entropy before and after, and how exactly the law of algorithm 1 holds.
 
     The law: in an edited layer whose inputs no other edit changes, the mean coefficient of a selected row becomes
     q * mean(Cbar). This holds for the first edited layer, but not in a layer without a gate, where rows change before

@@ -1,6 +1,6 @@
 """Fictional knowledge in a Trainer of transformers: its data, in its order, with the texts of a plan.
 
-The texts of a round are spread over the rows of a *global* batch (method section 3), so a row is right only at its
+The texts of a round are spread over the rows of a *global* batch, so a row is right only at its
 step. A Trainer, though, decides by itself which rows a step has: it shuffles, accumulates, shares out, skips, drops.
 `InjectedDataset` therefore numbers rows by their place in the run, and its callback gives the Trainer the order, and
 compares what the model receives with what the step has, before the optimizer's step.

@@ -1,4 +1,4 @@
-"""Injection of fictional knowledge into a training loop of one's own (method section 3)."""
+"""Injection of fictional knowledge into a training loop of one's own."""
 
 from __future__ import annotations
 

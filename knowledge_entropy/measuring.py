@@ -49,7 +49,7 @@ def measure(
     device: str | torch.device | None = None,
     device_map: DeviceMap | None = None,
 ) -> Result:
-    """The knowledge entropy of a model on instances of data (method section 1).
+    """The knowledge entropy of a model on instances of data (paper, section 3.1).
 
     A module is measured in evaluation mode and in the type of its own weights. The training mode of every module,
     hooks, gradients and torch's random states are afterwards as before, also after an exception.

@@ -1,4 +1,4 @@
-"""Score the probes of fictional knowledge on a model in memory (method section 4)."""
+"""Score the probes of fictional knowledge on a model in memory."""
 
 from __future__ import annotations
 

@@ -1,13 +1,21 @@
 """How all tests run: seeded, without deadlines (machines differ), leaving nothing behind."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
 # Tests run in several processes side by side and their models are tiny: threads would only wait for each other.
 # Before anything imports torch, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The user's cache is neither read nor written, but for matplotlib's list of fonts, which takes seconds to make.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 import pytest
 from hypothesis import settings

@@ -22,8 +22,12 @@ def use_carried() -> None:
     """
     if str(FOLDER) not in sys.path:
         sys.path.insert(0, str(FOLDER))
+    if wrong := [problem for problem in map(_problem, IMAGE) if problem]:
+        raise ConfigurationError(
+            f"{listed(wrong, len(wrong))}, in {sys.executable}: name the Python that has them: make gpu PYTHON=..."
+        )
     lines = [line for line in NAMES.read_text("utf-8").splitlines() if not line.startswith("#")]
-    if wrong := [problem for problem in map(_problem, (*IMAGE, *lines)) if problem]:
+    if wrong := [problem for problem in map(_problem, lines) if problem]:
         raise ConfigurationError(
             f"{listed(wrong, len(wrong))}: on a machine with a network, run make gpu-carry and copy "
             f"{FOLDER.relative_to(ROOT)} here, or install them"

@@ -35,6 +35,7 @@ from tests.analysis.measuring import (
     write,
 )
 from tests.reference import tiny_tokenizer, to_transformers
+from tests.running import ROOT
 from tests.serving import Server, serving
 
 
@@ -192,6 +193,14 @@ def test_the_first_batch_of_the_official_run_by_default(
     assert command(*argv, cwd=tmp_path).returncode == 0
     assert result_in(folder)["knowledge_entropy"] == first["knowledge_entropy"]
     assert len(dolma.heads) == 2 and len(dolma.asked) == before
+
+
+def test_the_default_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigurationError, match=rf"no such data order, .* rebuild {ROOT}/configs/official/OLMo-7B.yaml "
+    ):
+        Instances.official("7B", 20)
 
 
 def test_a_configuration_as_data(

@@ -110,7 +110,11 @@ def test_shares_are_sorted_coefficients_of_the_first_the_middle_and_the_last(
 
 
 def test_figures_are_drawn_from_saved_files_alone(
-    tmp_path: Path, run_folder: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    run_folder: Path,
+    tokens: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     argv = ["--checkpoint", run_folder / "step*", "--data", tokens, "--data_size", 5]
     assert run(*argv, "--output", tmp_path / "out") == 0
@@ -124,8 +128,10 @@ def test_figures_are_drawn_from_saved_files_alone(
     assert exit_status(entropy_series.main, argv) == 0
     assert (tmp_path / "again" / SERIES).read_text() == first
     assert names(tmp_path / "again") == {SERIES, *FIGURES}
+    capsys.readouterr()
     (tmp_path / "elsewhere/step9-unsharded/mlp_average_coefficients.safetensors").unlink()
     assert exit_status(entropy_series.main, argv) == 0
+    assert capsys.readouterr().out.endswith(f"{tmp_path / 'again' / SERIES}: this table; its figures beside it\n")
     assert read(tmp_path / "again" / SERIES)["distributions"] == []
 
 
@@ -155,7 +161,7 @@ def test_results_of_different_kinds_are_neither_paired_nor_joined_in_one_line(
     assert run(*argv, run_folder / "step100-unsharded", *changed) == 0
     capsys.readouterr()
     assert exit_status(entropy_series.main, [str(run_folder), "--output", str(tmp_path / "out")]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, _ = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[3].startswith("step100-unsharded") and "+-" in lines[2] and "+-" not in lines[3]
     assert lines[4].startswith(f"not paired with step9-unsharded: step100-unsharded: {said}")
     rows = read(tmp_path / "out" / SERIES)["rows"]

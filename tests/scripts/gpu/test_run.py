@@ -209,6 +209,11 @@ def test_packages_that_are_missing_or_too_old_are_named(monkeypatch: pytest.Monk
         match=r"^omegaconf 2.3.0 is older than 2.4; urllib3 is not installed: .* make gpu-carry and copy build/",
     ):
         carried.use_carried()
+    there["torch"] = None
+    with pytest.raises(
+        ConfigurationError, match=r"^torch is not installed, in .*: name the Python .* make gpu PYTHON="
+    ):
+        carried.use_carried()
 
 
 def test_what_is_carried_is_imported_before_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
