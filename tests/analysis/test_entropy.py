@@ -247,7 +247,7 @@ def test_a_result_without_its_coefficients_is_measured_again(tmp_path: Path, tok
         (["--checkpoint", "{shared}", "--tolerance", "nan"], "--tolerance nan must be above 0"),
         (["--checkpoint", "{shared}", "--device", "nonsense"], "no such device: nonsense"),
         (["--checkpoint", "{shared}", "--unheard_of"], "unrecognized arguments: --unheard_of"),
-        (["--checkpoint", "{shared}"], "--data is missing"),
+        (["--checkpoint", "{shared}"], "no such data order, whose first instances are the default of --data"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(
@@ -260,7 +260,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = [] if said == "--data is missing" else ["--data", str(tokens)]
+    data = [] if "default of --data" in said else ["--data", str(tokens)]
     assert exit_status(entropy.main, [*data, *(a.format(shared=shared, tmp=tmp_path) for a in argv)]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ") and shown.err.count("\n") == 1 and said in shown.err and not shown.out

@@ -91,7 +91,8 @@ def test_paired_differences_and_overlaps_are_those_by_hand(measured: Path, token
 def test_the_table_has_the_other_entropies_below(measured: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(series, "draw", lambda *_: None)
     assert exit_status(entropy_series.main, [str(measured), "--output", str(tmp_path)]) == 0
-    blocks = [block.splitlines() for block in capsys.readouterr().out.rstrip().split("\n\n")]
+    printed, _, _ = capsys.readouterr().out.rstrip().rpartition("\n")  # the last line is where they are
+    blocks = [block.splitlines() for block in printed.split("\n\n")]
     assert [block[0].split("  ")[0] for block in blocks] == ["checkpoint"] * 3 and [*map(len, blocks)] == [4] * 3
     assert "attention entropy" in blocks[1][0] and "next-token entropy" in blocks[2][0]
     for block, measure in zip(blocks[1:], ("attention", "next_token")):
