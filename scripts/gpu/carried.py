@@ -12,7 +12,7 @@ from olmo.exceptions import ConfigurationError, listed
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu-site"
 NAMES = Path(__file__).with_name("carried.txt")
-IMAGE = ("torch>=2.11", "transformers", "numpy", "safetensors")  # what the image itself must have
+IMAGE = ("torch>=2.11", "transformers", "numpy>=2.0", "safetensors")  # what the image itself must have
 
 
 def use_carried() -> None:

@@ -228,7 +228,7 @@ def test_what_is_carried_is_imported_before_what_is_installed(tmp_path: Path, mo
 def test_releases_are_those_of_the_project() -> None:
     project = (carried.ROOT / "pyproject.toml").read_text("utf-8")
     stated = [line for line in (*carried.IMAGE, *carried.NAMES.read_text("utf-8").splitlines()) if ">=" in line]
-    assert len(stated) == 4 and all(f'"{line}"' in project for line in stated)
+    assert len(stated) == 5 and all(f'"{line}"' in project for line in stated)
 
 
 def test_a_box_started_by_hand_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
