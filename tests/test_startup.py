@@ -76,3 +76,7 @@ def test_packages_have_the_names_that_they_import_on_use() -> None:
         assert names and all(getattr(module, name) is not None for name in names)
         # A function with the name of a file would be replaced by that module once it is imported.
         assert not any(callable(getattr(module, name)) for name in set(dir(module)) & files)
+
+
+def test_save_is_found_before_the_method_that_nnsight_gives_every_object() -> None:
+    assert "save" in vars(importlib.import_module("olmo.checkpoint"))

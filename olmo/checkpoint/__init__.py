@@ -1,7 +1,7 @@
 """Checkpoints: read, write and restart from them."""
 
 # ruff: noqa: F401 (what is imported here is what the package exports)
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import on_use
 
@@ -42,5 +42,12 @@ else:
         spread="spread_model spread_network",
         weights="MODEL Fingerprint StateOnDisk check_behaviour check_fit check_layers file_dtype fingerprint "
         "identity_of identity_of_model load_model multipliers_for read_state resuscitated",
-        writing="save save_sharded",
+        writing="save_sharded",
     )
+
+    def save(*arguments: Any, **settings: Any) -> None:
+        """`writing.save`. Defined here, as nnsight gives every object, this module too, a method of this name, which
+        would be found before a name that is imported on use."""
+        from .writing import save
+
+        save(*arguments, **settings)
