@@ -78,5 +78,5 @@ def test_packages_have_the_names_that_they_import_on_use() -> None:
         assert not any(callable(getattr(module, name)) for name in set(dir(module)) & files)
 
 
-def test_save_is_found_before_the_method_that_nnsight_gives_every_object() -> None:
+def test_save_is_found_before_the_method_that_nnsight_adds_to_every_object() -> None:
     assert "save" in vars(importlib.import_module("olmo.checkpoint"))

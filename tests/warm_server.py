@@ -131,7 +131,7 @@ def begin(folder: str, environment: dict[str, str], streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.modules["triton"] = None  # type: ignore[assignment]  # at the end it tells of leaks, and is for GPUs
+    sys.modules["triton"] = None  # type: ignore[assignment]  # for GPUs only, and prints leaks at exit
     for name in MODULES:
         importlib.import_module(name)
     del sys.modules["triton"]

@@ -42,12 +42,12 @@ else:
         spread="spread_model spread_network",
         weights="MODEL Fingerprint StateOnDisk check_behaviour check_fit check_layers file_dtype fingerprint "
         "identity_of identity_of_model load_model multipliers_for read_state resuscitated",
-        writing="save_sharded",
+        writing="save save_sharded",
     )
 
     def save(*arguments: Any, **settings: Any) -> None:
-        """`writing.save`. Defined here, as nnsight gives every object, this module too, a method of this name, which
-        would be found before a name that is imported on use."""
+        """`writing.save`. Defined here because nnsight adds a method of this name to every object, this module
+        included, and Python finds that before a name which is imported on use."""
         from .writing import save
 
         save(*arguments, **settings)

@@ -192,8 +192,8 @@ def test_a_hostile_file_is_one_line_that_names_it_at_once(tmp_path: Path, name: 
     if name == "model.pt" and any(word in kind for word in tensor_kinds):
         # torch makes no nested tensors of a file since 2.15: it refuses the type before the tensor has a name.
         refused = "refused to make torch._utils._rebuild_nested_tensor" if kind == "a nested tensor" else NAME
-        told = str(caught.value).removeprefix(f"{path}: damaged or not a file of tensors: ")
-        assert told.startswith((f"{NAME}: ", refused)), "names the tensor"
+        reason = str(caught.value).removeprefix(f"{path}: damaged or not a file of tensors: ")
+        assert reason.startswith((f"{NAME}: ", refused)), "names the tensor"
 
 
 @pytest.mark.parametrize("legacy", [False, True])

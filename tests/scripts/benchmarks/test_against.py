@@ -55,7 +55,7 @@ def test_time_and_memory_are_those_of_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "told"),
+    ("theirs", "agreement"),
     [
         ({"a": 1.0, "b": 2.5}, "2 numbers differ by 2.0e-01 at most"),
         ({"a": 1.0, "c": 2.5}, "1 numbers equal (1 only here, 1 only there)"),
@@ -68,14 +68,14 @@ def test_numbers_that_differ_are_reported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     theirs: dict[str, float],
-    told: str,
+    agreement: str,
 ) -> None:
     outcomes = iter([against.Outcome(2.0, 100.0, {"a": 1.0, "b": 2.0}), against.Outcome(1.0, 50.0, theirs)])
     monkeypatch.setattr(against, "run", lambda *_: next(outcomes))
     assert run(["--against", str(ROOT), "--rounds", "1", "--only", "loader"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert "time 2.00 x (2.00 to 2.00) over 1 rounds (2.00 s, 1.00 s), peak memory 2.00 x (100 MiB, 50 MiB)" in line
-    assert line.endswith(f"; {told}")
+    assert line.endswith(f"; {agreement}")
 
 
 def test_a_command_that_fails_is_one_line(
