@@ -45,6 +45,7 @@ def measure(place: Place) -> Iterator[Row]:
         raise Skipped("tests/ is not here: run in a checkout of the repository")
     if place.device.type == "cpu":
         os.environ["GPU_TESTS_ON_CPU"] = "1"  # tests/devices.py
+    os.environ["XDG_CACHE_HOME"] = str(place.folder / "cache")  # commands record results in the user's otherwise
     for file in files:
         reports, name = Reports(), str(file.relative_to(ROOT))
         # Without tests/conftest.py, which needs hypothesis.
